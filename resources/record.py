@@ -1,0 +1,40 @@
+"""Keep a finished run's results in `resources/<run>/` and put its table into the README.
+
+uv run python resources/record.py runs/smollm2-math
+"""
+
+import json
+import re
+import shutil
+import sys
+from pathlib import Path
+
+from tunebook.evaluate import markdown
+
+ROOT = Path(__file__).parents[1]
+MARKS = ("<!-- results -->\n", "<!-- /results -->")
+
+
+def section(folder: Path) -> str:
+    """What the README says of a recorded run: where it ran, how long it took, the table."""
+    stages = json.loads((folder / "manifest.json").read_text())["stages"]
+    summary = json.loads((folder / "summary.json").read_text())
+    sft, hardware = stages["sft"], stages["sft"]["hardware"]
+    trained = f"{stages['data']['rows']['train']} problems, {sft['metrics']['runtime_s'] / 60:.0f} minutes of training"
+    where = f"{hardware['cores']} cores of an {hardware['cpu']}, peak memory {sft['peak_memory_gb']['process']} GB"
+    intro = f"One recorded run ({trained} on {where}; `{summary['split']}` split, greedy; [manifest](resources/{folder.name}/manifest.json)):"
+    return f"{intro}\n\n{markdown(summary['stages'])}\n"
+
+
+def main(run: Path) -> None:
+    folder = ROOT / "resources" / run.name
+    folder.mkdir(exist_ok=True)
+    for name in ("manifest.json", "eval/summary.json", "sft/metrics.jsonl"):
+        shutil.copy(run / name, folder / Path(name).name)
+    readme = ROOT / "README.md"
+    start, end = map(re.escape, MARKS)
+    readme.write_text(re.sub(f"({start}).*?({end})", lambda m: m[1] + section(folder) + m[2], readme.read_text(), flags=re.DOTALL))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

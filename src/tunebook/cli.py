@@ -1,0 +1,159 @@
+"""`tunebook`: the stages on the command line. No logic here: each command calls the function that the notebooks call."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated, Any
+
+import typer
+
+from tunebook.recipe import DEFAULT, Recipe, UserError, load_recipe, parse_set
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="markdown",
+    pretty_exceptions_show_locals=False,  # locals may hold secrets
+    help="""Fine-tune an open model with Unsloth and TRL: data, SFT, evaluation.
+
+Each command reads a recipe (`configs/*.yaml`) and the stage before it, and writes one folder of `runs/<run>/`.
+A stage whose inputs and settings are unchanged is not run again (`--force` does).
+
+    tunebook run                                   the whole chain of the default recipe, on any machine
+    tunebook sft --recipe my.yaml --run trial-2    another recipe, another run folder
+    tunebook sft --set sft.learning_rate=2e-4      one value changed
+    tunebook evaluate                              base and fine-tuned model on held-out problems
+""",
+)
+
+RecipeOption = Annotated[str | None, typer.Option("--recipe", "-r", help=f"A name in `configs/` or a path to a YAML file. Default: `{DEFAULT}`.")]
+RunOption = Annotated[str | None, typer.Option("--run", help="The folder under `runs/`. Default: the recipe's name.")]
+SetOption = Annotated[list[str] | None, typer.Option("--set", "-s", metavar="KEY=VALUE", help="Override a recipe key; may be repeated.")]
+ForceOption = Annotated[bool, typer.Option("--force", help="Run again though nothing has changed, from the start.")]
+ResumeOption = Annotated[bool, typer.Option("--resume/--no-resume", help="Go on from the last checkpoint of an interrupted run.")]
+
+
+@app.command()
+def run(
+    recipe: RecipeOption = None,
+    run: RunOption = None,
+    set_: SetOption = None,
+    first: Annotated[str | None, typer.Option("--from", metavar="STEP", help="`prepare`, `sft`, `pairs`, `dpo` or `evaluate`.")] = None,
+    until: Annotated[str | None, typer.Option("--until", metavar="STEP", help="The last step to run.")] = None,
+    force: ForceOption = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would run and why, and do nothing.")] = False,
+) -> None:
+    """Everything: the notebooks 01 to 05 in order, into `runs/<run>/notebooks/`.
+
+    Steps whose inputs and settings are unchanged are left out.
+
+        tunebook run --until sft
+    """
+    from tunebook import pipeline
+
+    parsed = _recipe(recipe, run, set_)
+    print(parsed.describe())
+    if not pipeline.run(parsed, recipe or parsed.name, first, until, force, dry_run):
+        print("Nothing to do.")
+
+
+@app.command()
+def prepare(recipe: RecipeOption = None, run: RunOption = None, set_: SetOption = None, force: ForceOption = False) -> None:
+    """Read, check and write the data of a recipe.
+
+    Rows that fail a check end in `runs/<run>/data/quarantine.jsonl` with the reason.
+
+        tunebook prepare --set data.sources.0.train=500
+    """
+    from tunebook.data import prepare as stage
+
+    parsed = _recipe(recipe, run, set_)
+    print(parsed.describe())
+    stage.show(stage.prepare(parsed, force))
+    _done(parsed, "data", "tunebook sft")
+
+
+@app.command()
+def sft(recipe: RecipeOption = None, run: RunOption = None, set_: SetOption = None, force: ForceOption = False, resume: ResumeOption = True) -> None:
+    """Supervised fine-tuning; prepares the data first where it is missing.
+
+    tunebook sft --set sft.learning_rate=2e-4 --set lora.r=32
+    """
+    from tunebook.sft import sft as stage
+
+    parsed = _recipe(recipe, run, set_)
+    metrics = stage(parsed, force, resume)["metrics"]
+    print("  ".join(f"{k}: {v}" for k, v in metrics.items() if v is not None))
+    _done(parsed, "sft/adapter", "tunebook evaluate")
+
+
+@app.command()
+def pairs(recipe: RecipeOption = None, run: RunOption = None, set_: SetOption = None, force: ForceOption = False) -> None:
+    """Preference pairs from the SFT model's own answers: chosen verified right, rejected verified wrong.
+
+    tunebook pairs --set pairs.samples=8 --set pairs.temperature=0.8
+    """
+    from tunebook import pairs as stage
+
+    parsed = _recipe(recipe, run, set_)
+    stage.show(stage.pairs(parsed, force))
+    _done(parsed, "pairs", "tunebook dpo")
+
+
+@app.command()
+def dpo(recipe: RecipeOption = None, run: RunOption = None, set_: SetOption = None, force: ForceOption = False, resume: ResumeOption = True) -> None:
+    """Direct preference optimisation, from the SFT adapter and with it as the reference.
+
+    tunebook dpo --set dpo.beta=0.2 --set dpo.learning_rate=5e-6
+    """
+    from tunebook.dpo import dpo as stage
+
+    parsed = _recipe(recipe, run, set_)
+    metrics = stage(parsed, force, resume)["metrics"]
+    print("  ".join(f"{k}: {v}" for k, v in metrics.items() if v is not None))
+    _done(parsed, "dpo/adapter", "tunebook evaluate")
+
+
+@app.command()
+def evaluate(
+    stages: Annotated[list[str] | None, typer.Argument(help="`base`, `sft`, `dpo`. Default: base and all that are trained.")] = None,
+    recipe: RecipeOption = None,
+    run: RunOption = None,
+    set_: SetOption = None,
+    force: ForceOption = False,
+) -> None:
+    """Let each stage's model answer the same held-out items; accuracy with n and a 95% interval.
+
+    tunebook evaluate base sft --set evaluate.split=val --set evaluate.limit=100
+    """
+    from tunebook import evaluate as stage
+
+    parsed = _recipe(recipe, run, set_)
+    stage.show(stage.evaluate(parsed, stages, force))
+    _done(parsed, "eval", None)
+
+
+def main() -> None:
+    """Entry point: a user's mistake is one line on stderr and exit code 2, never a traceback."""
+    try:
+        app()
+    except UserError as error:
+        print(f"tunebook: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("tunebook: interrupted; what was saved is kept, the same command goes on from there", file=sys.stderr)
+        sys.exit(130)
+
+
+def _recipe(recipe: str | None, run: str | None, set_: list[str] | None) -> Recipe:
+    overrides: dict[str, Any] = parse_set(set_ or [])
+    return load_recipe(recipe, run, overrides)
+
+
+def _done(recipe: Recipe, what: str, following: str | None) -> None:
+    options = "" if recipe.name == DEFAULT else f" --recipe {recipe.name}"
+    print(f"Wrote {recipe.run_dir / what}" + (f". Next: {following}{options}" if following else ""))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,197 @@
+"""`tunebook prepare`: sources -> checked rows -> `data/{train,val,test}.parquet` and `quarantine.jsonl`.
+
+uv run tunebook prepare --recipe smollm2-math
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from tqdm.auto import tqdm
+
+from tunebook import models
+from tunebook.data import checks, sources
+from tunebook.data.sources import SPLITS, Reject, Row
+from tunebook.recipe import ChatSource, Recipe, UserError, find_file
+from tunebook.run import Stage
+
+Check = Callable[[Row], Reject | None]
+
+
+def prepare(recipe: Recipe, force: bool = False) -> dict[str, Any]:
+    """Read, check and write a recipe's data, unless it lies there already; returns the stage's record.
+
+    Every row read ends in a split or in `quarantine.jsonl` with its reason.
+
+    Raises UserError when a source cannot be read or no training row is left.
+    """
+    stage = data_stage(recipe)
+    if stage.done and not force:
+        return stage.result
+    with stage.open(resume=False) as folder:
+        kept, rejects = _check(recipe)
+        if not kept["train"]:
+            reasons = ", ".join(f"{n} {reason}" for reason, n in Counter(r.reason for r in rejects).most_common())
+            raise UserError(f"no training row is left ({reasons or 'the sources are empty'})")
+        for split, rows in kept.items():
+            _write_parquet(rows, folder / f"{split}.parquet")
+        with (folder / "quarantine.jsonl").open("w", encoding="utf-8") as out:
+            out.writelines(json.dumps(asdict(reject), ensure_ascii=True) + "\n" for reject in rejects)
+        stage.record = {
+            "rows": {split: len(rows) for split, rows in kept.items()},
+            "quarantined": dict(Counter(r.reason for r in rejects)),
+            "slices": {split: dict(Counter(r.slice for r in rows if r.slice)) for split, rows in kept.items()},
+            "fingerprints": {split: _fingerprint(rows) for split, rows in kept.items()},
+            "tokens": {split: _lengths(rows) for split, rows in kept.items()},
+        }
+    return stage.result
+
+
+def data_stage(recipe: Recipe) -> Stage:
+    """The stage that `prepare` fills; its key stands for the data in the stages that read it."""
+    return Stage(recipe, "data", _settings(recipe), _inputs(recipe))
+
+
+def summary(record: dict[str, Any]) -> Table:
+    """Rows in and out, lengths and fingerprints of a `prepare` record, as a table."""
+    tokens = record["tokens"]
+    table = Table("split", "rows", "tokens: median", "p95", "max", "fingerprint", title="data")
+    for split in SPLITS:
+        rows = record["rows"][split]
+        cells = [str(tokens[split][k]) if rows else "-" for k in ("median", "p95", "max")]
+        table.add_row(split, str(rows), *cells, record["fingerprints"][split])
+    quarantined = ", ".join(f"{n} {reason}" for reason, n in record["quarantined"].items()) or "nothing"
+    share = record["quarantined"].get("too long", 0) / max(1, sum(record["rows"].values()) + sum(record["quarantined"].values()))
+    table.caption = f"quarantined: {quarantined}; {share:.1%} of all rows would have been cut"
+    return table
+
+
+def quarantine(recipe: Recipe, rows: int = 20) -> Table:
+    """The first rows that were put aside, with their reasons, as a table."""
+    table = Table("row", "reason", "detail", title="quarantine")
+    with (recipe.run_dir / "data" / "quarantine.jsonl").open(encoding="utf-8") as lines:
+        for line in itertools.islice(lines, rows):
+            reject = json.loads(line)
+            table.add_row(reject["source_id"], reject["reason"], reject["detail"])
+    return table
+
+
+def load(recipe: Recipe, split: str) -> Any:
+    """A prepared split as a `datasets.Dataset`. Raises UserError that names the command when it is not there."""
+    path = recipe.run_dir / "data" / f"{split}.parquet"
+    if not path.exists():
+        raise UserError(f"no {path}: run `tunebook prepare --recipe {recipe.name}` first")
+    return read_parquet(path)
+
+
+def read_parquet(path: Path) -> Any:
+    """A Parquet file as a `datasets.Dataset`, empty ones included, without a copy in the Hugging Face cache."""
+    import datasets
+    import pyarrow.parquet
+
+    return datasets.Dataset(pyarrow.parquet.read_table(path, memory_map=True))
+
+
+def tokenizer(recipe: Recipe) -> Any:
+    """The base model's tokenizer, without loading the model or importing Unsloth."""
+    models.set_environment()
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(models.resolve(recipe.model.base), revision=recipe.model.revision)
+    except (OSError, ValueError) as error:
+        raise UserError(f"model.base: no model at {recipe.model.base!r} ({str(error).splitlines()[0]})") from None
+
+
+def _check(recipe: Recipe) -> tuple[dict[str, list[Row]], list[Reject]]:
+    """The rows of each split that pass every check, and the rejected ones. A held-out row wins over its copy in train."""
+    tok = tokenizer(recipe)
+    sorted_out: dict[str, list[Row]] = {split: [] for split in SPLITS}
+    rejects: list[Reject] = []
+
+    def check_length(row: Row) -> Reject | None:
+        row.tokens = len(tok.apply_chat_template(row.prompt + row.completion, tokenize=True, return_dict=True)["input_ids"])
+        return checks.check_length(row, recipe.model.max_seq_length)
+
+    def keep(rows: Iterable[Row | Reject], *checked: Check) -> None:
+        for row in checks.accepted(rows, list(checked)):
+            if isinstance(row, Row):
+                sorted_out[row.split].append(row)
+            else:
+                rejects.append(row)
+
+    keep(tqdm(sources.read(recipe), desc="checking", unit="row", mininterval=1), checks.check_content, check_length)
+    held_out: list[Row] = []
+    for split in ("test", "val", "train"):
+        rows, sorted_out[split] = sorted_out[split], []
+        contamination = checks.Contamination(recipe.data.contamination, held_out)
+        keep(rows, contamination.check, checks.Duplicates(recipe.data.near_duplicate).check)
+        held_out += sorted_out[split]
+    return sorted_out, rejects
+
+
+def _lengths(rows: list[Row]) -> dict[str, int]:
+    ordered = sorted(row.tokens for row in rows)
+    if not ordered:
+        return {}
+    return {"total": sum(ordered), "median": ordered[len(ordered) // 2], "p95": ordered[int(0.95 * (len(ordered) - 1))], "max": ordered[-1]}
+
+
+def _write_parquet(rows: list[Row], path: Path) -> None:
+    import datasets
+
+    message = datasets.List({"role": datasets.Value("string"), "content": datasets.Value("string")})
+    text = datasets.Value("string")
+    features = datasets.Features(
+        {"prompt": message, "completion": message}
+        | {k: text for k in ("source_id", "gold", "slice", "group", "difficulty")}
+        | {"tokens": datasets.Value("int32")}
+    )
+    records = [{k: v for k, v in asdict(row).items() if k != "split"} for row in rows]
+    columns = {name: [record[name] for record in records] for name in features}
+    datasets.disable_progress_bars()
+    datasets.Dataset.from_dict(columns, features=features).to_parquet(path)
+    datasets.enable_progress_bars()
+
+
+def _fingerprint(rows: list[Row]) -> str:
+    digest = hashlib.sha256()
+    for row in rows:
+        digest.update(json.dumps(asdict(row), sort_keys=True).encode())
+    return digest.hexdigest()[:16]
+
+
+def _settings(recipe: Recipe) -> dict[str, Any]:
+    return {
+        "data": recipe.data.model_dump(mode="json"),
+        "seed": recipe.seed,
+        "max_seq_length": recipe.model.max_seq_length,
+        "tokenizer": [recipe.model.base, recipe.model.revision],
+    }
+
+
+def _inputs(recipe: Recipe) -> dict[str, str]:
+    """Local files by content, so that an edited file is noticed."""
+    data = recipe.data
+    names = [p for p in (data.system_prompt, data.user_prompt) if p]
+    names += [s.path for s in data.sources if isinstance(s, ChatSource) and s.path.endswith((".jsonl", ".parquet"))]
+    return {name: _file_hash(find_file(name)) for name in names}
+
+
+def _file_hash(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+
+
+def show(record: dict[str, Any]) -> None:
+    """Print the summary table."""
+    Console().print(summary(record))

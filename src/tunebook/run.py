@@ -1,0 +1,208 @@
+"""The run folder: where a run's results lie, whole or not at all, with a manifest that is enough to repeat it.
+
+A stage writes into `.<name>.partial`, which is renamed to `<name>` when everything is there, so a killed run never
+leaves half a result that looks whole. Each stage folder holds its own `stage.json`; `manifest.json` gathers them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+import resource
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from tunebook.recipe import ROOT, Recipe, UserError
+
+PACKAGES = ("tunebook", "unsloth", "unsloth_zoo", "torch", "transformers", "trl", "peft", "datasets", "accelerate", "bitsandbytes", "math-verify")
+
+
+class Stage:
+    """One stage's folder in a run: is it up to date, open it to write, record what came out.
+
+    `settings` and `inputs` (JSON values) decide whether the stage is up to date: the same ones, the same result.
+    """
+
+    def __init__(self, recipe: Recipe, name: str, settings: dict[str, Any], inputs: dict[str, str]) -> None:
+        self.recipe, self.name, self.inputs = recipe, name, inputs
+        self.settings = json.loads(json.dumps(settings))
+        self.dir = recipe.run_dir / name
+        self.partial = self.dir.with_name(f".{self.dir.name}.partial")
+        self.key = fingerprint({"settings": self.settings, "inputs": inputs})
+        self.record: dict[str, Any] = {}
+
+    @property
+    def done(self) -> bool:
+        """Whether a finished result of just these settings and inputs is there."""
+        return read_json(self.dir / "stage.json").get("key") == self.key
+
+    @property
+    def result(self) -> dict[str, Any]:
+        """What the finished stage recorded."""
+        return read_json(self.dir / "stage.json")
+
+    @contextlib.contextmanager
+    def open(self, resume: bool = True) -> Iterator[Path]:
+        """Yield the folder to write into; on success it becomes the stage's folder and the manifest is renewed.
+
+        With `resume`, what an interrupted run of the same settings left is kept; else the folder starts empty.
+
+        Raises UserError when another process is at work in this run folder.
+        """
+        with _lock(self.recipe.run_dir):
+            _recover(self.dir)
+            if not (resume and read_json(self.partial / "started.json").get("key") == self.key):
+                shutil.rmtree(self.partial, ignore_errors=True)
+            self.partial.mkdir(parents=True, exist_ok=True)
+            write_json(self.partial / "started.json", {"key": self.key})
+            started = _now()
+            yield self.partial
+            write_json(self.partial / "stage.json", self._entry(started))
+            (self.partial / "started.json").unlink()
+            _replace(self.partial, self.dir)
+            write_json(self.recipe.run_dir / "manifest.json", manifest(self.recipe.run_dir))
+
+    def _entry(self, started: str) -> dict[str, Any]:
+        return {
+            "key": self.key,
+            "inputs": self.inputs,
+            "settings": self.settings,
+            "recipe": self.recipe.model_dump(mode="json"),
+            "overrides": {k: {"recipe": old, "used": new} for k, (old, new) in self.recipe.overrides.items()},
+            "seed": self.recipe.seed,
+            "started": started,
+            "ended": _now(),
+            "peak_memory_gb": peak_memory_gb(),
+            **environment(),
+            **self.record,
+        }
+
+
+def finished_key(recipe: Recipe, name: str) -> str:
+    """The key of a finished stage, for the stages that build on it. Raises UserError that names the command when it is not there."""
+    key = read_json(recipe.run_dir / name / "stage.json").get("key")
+    if key is None:
+        command = f"tunebook {name} --recipe {recipe.name}" + (f" --run {recipe.run}" if recipe.run else "")
+        raise UserError(f"{recipe.run_dir / name} holds no finished result: run `{command}` first")
+    return str(key)
+
+
+def manifest(run_dir: Path) -> dict[str, Any]:
+    """Every finished stage's record by name: enough to repeat the run."""
+    found = sorted(run_dir.glob("*/stage.json")) + sorted(run_dir.glob("eval/*/stage.json"))
+    return {"run": run_dir.name, "stages": {str(p.parent.relative_to(run_dir)): read_json(p) for p in found}}
+
+
+def environment() -> dict[str, Any]:
+    """Code, versions and hardware that a result depends on."""
+    lock = ROOT / "uv.lock"
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    torch = sys.modules.get("torch")  # never imported just to ask
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] if torch and torch.cuda.is_available() else []
+    return {
+        "git": _git(),
+        "lock": hashlib.sha256(lock.read_bytes()).hexdigest() if lock.exists() else None,
+        "versions": {"python": platform.python_version(), **{p: _version(p) for p in PACKAGES}},
+        "hardware": {"cpu": _cpu(), "cores": len(os.sched_getaffinity(0)), "memory_gb": round(memory, 1), "gpus": gpus},
+    }
+
+
+def peak_memory_gb() -> dict[str, float]:
+    """The process's highest resident memory so far and, on a GPU, the highest allocation there."""
+    peak = {"process": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2)}
+    torch = sys.modules.get("torch")
+    if torch and torch.cuda.is_available():
+        peak["gpu"] = round(torch.cuda.max_memory_allocated() / 2**30, 2)
+    return peak
+
+
+def fingerprint(value: Any) -> str:
+    """A short stable hash of a JSON value."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file; empty when the file is missing or damaged."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a JSON file so that a reader sees the old content or the new, never half of it."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    temporary.replace(path)
+
+
+@contextlib.contextmanager
+def _lock(run_dir: Path) -> Iterator[None]:
+    """One process at a time writes in a run folder; the second is told who the first is."""
+    run_dir.mkdir(parents=True, exist_ok=True)
+    owner = run_dir / ".owner.json"
+    try:
+        with FileLock(run_dir / ".lock", timeout=0):
+            write_json(owner, {"pid": os.getpid(), "command": " ".join(Path(a).name for a in sys.argv[:2])})
+            yield
+    except Timeout:
+        who = read_json(owner)
+        message = f"{run_dir} is in use by process {who.get('pid', '?')} ({who.get('command', '?')}): wait for it, or choose another --run"
+        raise UserError(message) from None
+
+
+def _replace(new: Path, target: Path) -> None:
+    """Put the folder `new` in the place of `target`, which may exist."""
+    old = target.with_name(f".{target.name}.old")
+    if target.exists():
+        target.rename(old)
+    new.rename(target)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _recover(target: Path) -> None:
+    """Mend what a kill in the middle of `_replace` left."""
+    old = target.with_name(f".{target.name}.old")
+    if old.exists() and not target.exists():
+        old.rename(target)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _git() -> dict[str, Any]:
+    def git(*args: str) -> str | None:
+        done = subprocess.run(["git", "-C", str(ROOT), *args], capture_output=True, text=True, check=False)
+        return done.stdout.strip() if done.returncode == 0 else None
+
+    with contextlib.suppress(OSError):
+        return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain"))}
+    return {"commit": None, "dirty": None}
+
+
+def _version(package: str) -> str | None:
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+        return importlib.metadata.version(package)
+    return None
+
+
+def _cpu() -> str:
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def _now() -> str:
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")

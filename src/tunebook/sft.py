@@ -1,0 +1,58 @@
+"""`tunebook sft`: supervised fine-tuning of a LoRA adapter on prompt + completion rows.
+
+    uv run tunebook sft --recipe smollm2-math --set sft.learning_rate=2e-4
+
+Twin of `dpo.py`: load the recipe, the rows and the model, audit, train, save, record.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tunebook import models, train
+from tunebook.data.prepare import data_stage, load, prepare
+from tunebook.recipe import Recipe
+from tunebook.run import Stage
+
+COLUMNS = ["prompt", "completion"]
+
+
+def sft(recipe: Recipe, force: bool = False, resume: bool = True) -> dict[str, Any]:
+    """Train the adapter in `sft/adapter` of the run folder, unless it lies there already; returns the stage's record.
+
+    Prepares the data first where it is missing. Loss is on the completion alone. With `resume`, an interrupted run of
+    the same settings goes on from its last checkpoint.
+
+    Raises UserError when the mask audit fails (no token, or every token, would be trained on).
+    """
+    print(recipe.describe())
+    stage = sft_stage(recipe)
+    if stage.done and not force:
+        return stage.result
+    models.backend()  # Unsloth comes before whatever imports transformers
+    prepare(recipe)
+    with stage.open(resume and not force) as folder:
+        model, tokenizer = models.load(recipe)
+        model = models.add_lora(model, recipe)
+        from trl import SFTConfig, SFTTrainer
+
+        args, callbacks = train.arguments(SFTConfig, recipe, "sft", folder)
+        trainer = SFTTrainer(
+            model=model,
+            args=args,
+            processing_class=tokenizer,
+            train_dataset=load(recipe, "train").select_columns(COLUMNS),
+            eval_dataset=train.eval_rows(args, load(recipe, "val").select_columns(COLUMNS)),
+            callbacks=callbacks,
+        )
+        audit = train.audit_mask(trainer, tokenizer)
+        metrics = train.run(trainer, folder, resume)
+        stage.record = {"audit": audit, "metrics": metrics, "rows": {"train": len(trainer.train_dataset)}}
+        models.save_adapter(model, tokenizer, folder / "adapter")
+    return stage.result
+
+
+def sft_stage(recipe: Recipe) -> Stage:
+    """The stage that `sft` fills: what the adapter depends on."""
+    settings = {"model": recipe.model.model_dump(mode="json"), "lora": recipe.lora, "sft": recipe.sft, "seed": recipe.seed}
+    return Stage(recipe, "sft", settings, {"data": data_stage(recipe).key})

@@ -1,0 +1,80 @@
+"""Fixtures: run folders in a temporary place, the embedded model's folder, and a tiny model of the same architecture."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tunebook import models
+from tunebook.recipe import ROOT
+
+models.set_environment()  # before any test imports transformers
+
+
+@pytest.fixture(autouse=True)
+def _runs(tmp_path, monkeypatch):
+    monkeypatch.setenv("TUNEBOOK_RUNS", str(tmp_path / "runs"))
+    for name in [k for k in os.environ if k.startswith("TUNEBOOK__")] + ["TUNEBOOK_RECIPE", "TUNEBOOK_RUN"]:
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture(scope="session")
+def embedded() -> Path:
+    return models.embedded_model()
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory, embedded) -> Path:
+    """A randomly initialised llama with the embedded model's tokenizer: real code paths in milliseconds a step."""
+    if "torch" not in sys.modules or "unsloth" not in sys.modules:
+        import unsloth  # noqa: F401 - first
+    import torch
+    from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+    path = tmp_path_factory.mktemp("model") / "tiny"
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=49152,
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        tie_word_embeddings=True,
+        initializer_range=0.1,
+        bos_token_id=0,
+        eos_token_id=2,
+        pad_token_id=0,
+    )
+    LlamaForCausalLM(config).save_pretrained(path)
+    AutoTokenizer.from_pretrained(embedded).save_pretrained(path)
+    return path
+
+
+@pytest.fixture
+def tiny_recipe(tiny, tmp_path) -> Path:
+    """A recipe of the default's shape on the tiny model: 40 steps in seconds."""
+    content = yaml.safe_load((ROOT / "configs" / "smollm2-math.yaml").read_text())
+    content["name"] = "tiny"
+    content["model"] |= {"base": str(tiny), "dtype": "float32"}
+    content["data"]["sources"] = [{"format": "geometry", "train": 80, "val": 9, "test": 24}]
+    content["sft"] |= {"per_device_train_batch_size": 2, "learning_rate": 5e-3, "save_steps": 5, "eval_steps": 20, "logging_steps": 1}
+    content["evaluate"] |= {"max_new_tokens": 24, "batch_size": 8}
+    path = tmp_path / "tiny.yaml"
+    path.write_text(yaml.safe_dump(content))
+    return path
+
+
+@pytest.fixture
+def run_cli():
+    """Run `tunebook ...` in a process of its own, as a user does; returns the finished process."""
+
+    def run(*args: str, **kwargs) -> subprocess.CompletedProcess[str]:
+        return subprocess.run([sys.executable, "-m", "tunebook.cli", *args], capture_output=True, text=True, check=False, **kwargs)
+
+    return run

@@ -1,0 +1,189 @@
+"""Sources and checks: broken rows end in the quarantine with the right reason, and the rest trains."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections import Counter
+
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tunebook.data import checks, sources
+from tunebook.data.prepare import load, prepare
+from tunebook.data.sources import Reject, Row
+from tunebook.recipe import ROOT, UserError, load_recipe
+
+GOOD = "### Solution\n1. {a} + {b} = {s}\n### Final Answer\n\\boxed{{{s}}}"
+
+
+def question(i: int) -> str:
+    themes = ["apples in a basket", "coins in a jar", "birds on a wire", "pages of a book", "steps of a tower"]
+    return f"Story {i}: there are {i} {themes[i % 5]} and {2 * i + 1} more arrive before noon on day {i * 7}. How many are there then?"
+
+
+def good(i: int) -> dict:
+    return {"prompt": question(i), "completion": GOOD.format(a=i, b=2 * i + 1, s=3 * i + 1), "answer": str(3 * i + 1)}
+
+
+@pytest.fixture
+def chat(tmp_path):
+    """A chat recipe over a JSONL file with two rows of every kind of broken input among good ones; (recipe path, lines)."""
+    test = [good(i) for i in range(100, 110)]
+    lines: list[bytes] = [json.dumps(good(i)).encode() for i in range(1, 41)]
+    broken = {
+        "bad JSON": [b'{"prompt": "x", ', b"not json"],
+        "schema": [json.dumps({"prompt": "only a prompt"}).encode(), json.dumps({"messages": [{"role": "user", "content": "no answer"}]}).encode()],
+        "empty completion": [json.dumps(good(51) | {"completion": ""}).encode(), json.dumps(good(52) | {"completion": " \n"}).encode()],
+        "wrong answer": [json.dumps(good(53) | {"answer": "1"}).encode(), json.dumps(good(54) | {"completion": "no box, 17"}).encode()],
+        "too long": [json.dumps(good(i) | {"completion": "word " * 600 + good(i)["completion"]}).encode() for i in (55, 56)],
+        "not UTF-8": [b'{"prompt": "caf\xe9", "completion": "x"}', b"\xff\xfe{}"],
+        "in the test or val split": [
+            json.dumps(good(1) | {"prompt": test[0]["prompt"]} | {k: test[0][k] for k in ("completion", "answer")}).encode(),
+            json.dumps(good(1) | {"prompt": "Please solve. " + test[1]["prompt"], **{k: test[1][k] for k in ("completion", "answer")}}).encode(),
+        ],
+        "error text or refusal": [json.dumps({"prompt": f"q {w}", "completion": w}).encode() for w in ("Error: API call failed", "GENERATION_ERROR")],
+        "duplicate": [json.dumps(good(2)).encode(), json.dumps(good(3)).encode()],
+    }
+    for i, bad in enumerate(broken.values()):
+        lines[i * 3 : i * 3] = bad  # scattered; copies of rows 2 and 3 come before or after them, one of each stays
+    train_path, test_path = tmp_path / "train.jsonl", tmp_path / "test.jsonl"
+    train_path.write_bytes(b"\n".join(lines) + b"\n")
+    test_path.write_text("".join(json.dumps(row) + "\n" for row in test))
+    content = yaml.safe_load((ROOT / "configs" / "smollm2-math.yaml").read_text())
+    content["name"] = "chat"
+    content["data"]["sources"] = [
+        {"format": "chat", "path": str(train_path), "split": "train"},
+        {"format": "chat", "path": str(test_path), "split": "test"},
+    ]
+    path = tmp_path / "chat.yaml"
+    path.write_text(yaml.safe_dump(content))
+    return path, len(lines), {reason: 2 for reason in broken}
+
+
+def test_broken_rows_end_in_the_quarantine_and_the_rest_trains(chat, embedded):
+    path, lines, expected = chat
+    recipe = load_recipe(path)
+    record = prepare(recipe)
+    rejects = [json.loads(line) for line in (recipe.run_dir / "data" / "quarantine.jsonl").read_text().splitlines()]
+    assert Counter(r["reason"] for r in rejects) == expected == record["quarantined"]
+    assert record["rows"] == {"train": 40, "val": 0, "test": 10}
+    assert record["rows"]["train"] + len(rejects) == lines  # none lost
+    by_reason = {r["reason"]: r for r in rejects}
+    assert "missing" in next(r["detail"] for r in rejects if r["reason"] == "schema")
+    assert by_reason["bad JSON"]["source_id"].startswith("train.jsonl:")
+    assert load(recipe, "train")[0]["completion"][0]["content"].startswith("### Solution")
+    assert load(recipe, "train")[0]["prompt"][0] == {"role": "system", "content": "Solve the problem. Put the final answer in \\boxed{}."}
+
+
+def test_the_row_number_is_the_line_in_the_file(tmp_path):
+    path = tmp_path / "x.jsonl"
+    path.write_bytes(json.dumps(good(1)).encode() + b"\n\n{broken\n")
+    rows = list(sources._jsonl(path))
+    assert [n for n, _ in rows] == [1, 3]
+    assert isinstance(rows[1][1], Reject)
+    assert rows[1][1].source_id == "x.jsonl:3"
+
+
+def test_same_recipe_same_fingerprint_in_every_process(embedded, tmp_path):
+    code = (
+        "from tunebook.recipe import load_recipe; from tunebook.data.prepare import prepare\n"
+        "r = load_recipe(overrides={'data.sources.0.train': 60, 'data.sources.0.val': 9, 'data.sources.0.test': 30})\n"
+        "print(prepare(r, force=True)['fingerprints'])"
+    )
+    outs = set()
+    for hash_seed in ("1", "2"):
+        env = os.environ | {"PYTHONHASHSEED": hash_seed, "TUNEBOOK_RUNS": str(tmp_path / hash_seed)}
+        outs.add(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=env).stdout.splitlines()[-1])
+    assert len(outs) == 1
+
+
+def test_unchanged_data_is_not_prepared_again_and_an_edited_file_is(chat, embedded):
+    path, _, _ = chat
+    recipe = load_recipe(path)
+    first = prepare(recipe)
+    assert prepare(recipe)["started"] == first["started"]
+    assert prepare(recipe)["key"] == first["key"]
+    source = recipe.data.sources[1].path
+    with open(source, "a") as file:  # noqa: PTH123
+        file.write(json.dumps(good(111)) + "\n")
+    assert prepare(load_recipe(path))["rows"]["test"] == 11
+
+
+def test_no_row_left_is_one_clear_line(tmp_path, embedded):
+    data = tmp_path / "bad.jsonl"
+    data.write_text("{}\n")
+    with pytest.raises(UserError, match=r"no training row is left \(1 schema\)"):
+        prepare(load_recipe(overrides={"data.sources": [{"format": "chat", "path": str(data), "split": "train"}]}))
+    with pytest.raises(UserError, match=r"no file nowhere\.jsonl"):
+        prepare(load_recipe(overrides={"data.sources": [{"format": "chat", "path": "nowhere.jsonl"}]}))
+
+
+def test_parquet_is_read_like_jsonl(tmp_path, embedded):
+    import datasets
+
+    path = tmp_path / "rows.parquet"
+    datasets.Dataset.from_list([good(i) for i in range(1, 30)]).to_parquet(path)
+    record = prepare(load_recipe(overrides={"data.sources": [{"format": "chat", "path": str(path), "val": 0.2, "test": 0.2}]}))
+    assert sum(record["rows"].values()) == 29
+    assert all(record["rows"].values())
+
+
+def make(text: str, source_id: str = "x", completion: str = "a") -> Row:
+    return Row(source_id, "train", [{"role": "user", "content": text}], [{"role": "assistant", "content": completion}])
+
+
+def test_other_numbers_make_another_problem_in_the_same_words():
+    text = "In triangle ABC, angle A is {}° and angle B is {}°. Find angle C of the triangle and give it in degrees."
+    seen = checks.Duplicates(0.9)
+    assert seen.check(make(text.format(50, 60), "first")) is None
+    assert seen.check(make(text.format(50, 70))) is None
+    assert seen.check(make(text.format(50, 60).upper())).reason == "duplicate"
+    near = seen.check(make(text.format(50, 60) + " Thanks"))
+    assert (near.reason, near.detail) == ("near-duplicate", "of first")
+    held_out = checks.Contamination(0.6, [make(text.format(50, 60), "test item")])
+    assert held_out.check(make(text.format(50, 70))) is None
+    assert held_out.check(make("Solve this, please: " + text.format(50, 60))).reason == "in the test or val split"
+    assert held_out.check(make("A textbook", completion="As in: " + text.format(50, 60) + " We get 70.")).reason == "in the test or val split"
+
+
+def test_short_and_wordless_questions_are_compared_whole():
+    held_out = checks.Contamination(0.6, [make("What is 2 + 3?")])
+    assert held_out.check(make("What is 2 + 3?")) is not None
+    assert held_out.check(make("What is 2 + 4?")) is None
+    assert checks.ngrams("", 8) == {""}
+
+
+@pytest.mark.parametrize(
+    "text", ["Error: API call failed", "GENERATION_ERROR", "I'm sorry, but I can't help with that.", "None", "I cannot answer this."]
+)
+def test_error_text_is_never_training_text(text):
+    assert checks.check_content(make("question", completion=text)).reason == "error text or refusal"
+
+
+@pytest.mark.parametrize("text", ["The error is 3.", "None of the angles is right. \\boxed{0}", "Sorry states of matter", "I can see that x = 3."])
+def test_answers_that_only_look_like_errors_stay(text):
+    assert checks.check_content(make("question", completion=text)) is None
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.floats() | st.text(max_size=20),
+    lambda x: st.lists(x, max_size=3) | st.dictionaries(st.text(max_size=8), x, max_size=3),
+)
+fields = st.sampled_from(["prompt", "completion", "messages", "answer", "slice"])
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(st.dictionaries(fields, json_values, max_size=5) | json_values, max_size=5))
+def test_any_json_is_a_row_or_a_reject(tmp_path_factory, values):
+    path = tmp_path_factory.mktemp("fuzz") / "rows.jsonl"
+    path.write_text("".join(json.dumps(v) + "\n" for v in values))
+    recipe = load_recipe(overrides={"data.sources": [{"format": "chat", "path": str(path), "split": "train"}]})
+    out = list(sources.read(recipe))
+    assert len(out) == len(values)
+    for item in checks.accepted(out, [checks.check_content]):
+        assert isinstance(item, Reject) or (item.completion[0]["content"].strip() and item.question.strip())

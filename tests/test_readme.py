@@ -1,0 +1,67 @@
+"""What the README says is so: its commands exist, its results come from the recorded run."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import re
+import subprocess
+
+import pytest
+
+from tunebook.recipe import ROOT
+
+README = (ROOT / "README.md").read_text()
+
+
+def test_the_results_come_from_the_recorded_run():
+    spec = importlib.util.spec_from_file_location("record", ROOT / "resources" / "record.py")
+    record = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(record)
+    start, end = record.MARKS
+    assert README.split(start)[1].split(end)[0] == record.section(ROOT / "resources" / "smollm2-math")
+
+
+def test_the_recorded_manifest_is_enough_to_repeat_the_run():
+    stages = json.loads((ROOT / "resources" / "smollm2-math" / "manifest.json").read_text())["stages"]
+    assert {"data", "sft", "eval/base", "eval/sft"} <= set(stages)
+    for stage in stages.values():
+        assert {"recipe", "overrides", "seed", "git", "lock", "versions", "hardware", "started", "ended", "peak_memory_gb", "inputs"} <= set(stage)
+    assert set(stages["data"]["fingerprints"]) == set(stages["data"]["rows"]) == {"train", "val", "test"}
+    assert "/root/" not in json.dumps(stages) and "/home/" not in json.dumps(stages)
+
+
+def test_ci_calls_the_test_command_of_the_readme():
+    block = re.search(r"## Tests\n+```bash\n(.+)\n```", README)[1]
+    assert block == "pip install uv && uv run pytest"
+    assert "\nuv run pytest\n" in (ROOT / ".ci" / "run").read_text()
+
+
+def test_linked_files_exist():
+    for target in re.findall(r"\]\(([^)#:]+)\)", README):
+        assert (ROOT / target).exists(), target
+
+
+@pytest.mark.parametrize("command", sorted(set(re.findall(r"tunebook (\w+)", re.sub(r"src/tunebook|`tunebook`", "", README))) - {"lies"}))
+def test_every_command_exists_and_its_help_teaches(run_cli, command):
+    done = run_cli(command, "--help", env=os.environ | {"COLUMNS": "200", "TERM": "dumb"})
+    assert done.returncode == 0, done.stderr
+    assert f"tunebook {command}" in done.stdout
+
+
+def test_shell_scripts_parse_and_pass_options_on(tmp_path):
+    uv = tmp_path / "uv"
+    uv.write_text('#!/bin/sh\necho "$@"\n')
+    uv.chmod(0o755)
+    for script, command in (("train_sft.sh", "sft"),):
+        done = subprocess.run(
+            ["bash", str(ROOT / script), "--set", "a=b c"],
+            capture_output=True,
+            text=True,
+            check=True,
+            env={"PATH": f"{tmp_path}:{os.environ['PATH']}"},
+        )
+        assert done.stdout.strip().endswith(f"tunebook {command} --set a=b c")
+        missing = subprocess.run(["/bin/bash", str(ROOT / script)], capture_output=True, text=True, check=False, env={"PATH": "/bin:/usr/bin"})
+        assert missing.returncode == 2 and "pip install uv" in missing.stderr

@@ -1,0 +1,85 @@
+"""The run folder: whole results or none, one writer at a time, a manifest that says what was done."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import textwrap
+
+import pytest
+
+from tunebook.recipe import UserError, load_recipe
+from tunebook.run import Stage, manifest, read_json
+
+
+def stage(**settings) -> Stage:
+    return Stage(load_recipe(overrides={"sft.learning_rate": 0.5}), "sft", settings, {"data": "abc"})
+
+
+def test_a_result_appears_whole_and_is_recorded():
+    first = stage(x=1)
+    with first.open() as folder:
+        (folder / "file").write_text("1")
+        first.record = {"metrics": {"loss": 0.5}}
+        assert not first.dir.exists()
+    assert first.done and stage(x=1).done and not stage(x=2).done
+    written = json.loads((first.recipe.run_dir / "manifest.json").read_text())["stages"]["sft"]
+    assert written["metrics"] == {"loss": 0.5}
+    assert written["recipe"]["sft"]["learning_rate"] == 0.5
+    assert written["overrides"]["sft.learning_rate"] == {"recipe": load_recipe().sft["learning_rate"], "used": 0.5}
+    assert written["versions"]["trl"] and written["versions"]["unsloth"] and written["lock"] and written["hardware"]["cores"]
+    assert set(written["git"]) == {"commit", "dirty"}
+    assert written["started"] <= written["ended"]
+    assert written["peak_memory_gb"]["process"] > 0
+    assert sorted(p.name for p in first.dir.iterdir()) == ["file", "stage.json"]
+
+
+def test_a_failure_leaves_the_old_result_and_the_partial_one_can_be_resumed():
+    with stage(x=1).open() as folder:
+        (folder / "file").write_text("old")
+    with pytest.raises(RuntimeError), stage(x=2).open() as folder:
+        (folder / "checkpoint").write_text("half")
+        raise RuntimeError
+    assert (stage(x=1).dir / "file").read_text() == "old"
+    assert stage(x=1).done and not stage(x=2).done
+    with stage(x=2).open(resume=True) as folder:
+        assert (folder / "checkpoint").exists()
+    with pytest.raises(RuntimeError), stage(x=3).open() as folder:
+        (folder / "checkpoint").write_text("half")
+        raise RuntimeError
+    with stage(x=4).open(resume=True) as folder:  # other settings: nothing to go on from
+        assert not (folder / "checkpoint").exists()
+    assert list(manifest(stage(x=4).recipe.run_dir)["stages"]) == ["sft"]
+
+
+def test_a_kill_between_the_two_renames_is_mended():
+    with stage(x=1).open() as folder:
+        (folder / "file").write_text("old")
+    stage(x=1).dir.rename(stage(x=1).dir.with_name(".sft.old"))
+    with pytest.raises(RuntimeError), stage(x=2).open():
+        raise RuntimeError
+    assert (stage(x=1).dir / "file").read_text() == "old"
+
+
+def test_a_second_process_is_refused_and_told_who_the_first_is():
+    code = textwrap.dedent("""
+        import sys
+        from tunebook.recipe import load_recipe
+        from tunebook.run import Stage
+        with Stage(load_recipe(), "sft", {}, {}).open():
+            print("in", flush=True)
+            sys.stdin.readline()
+    """)
+    with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout.readline() == "in\n"
+        with pytest.raises(UserError, match=rf"in use by process {other.pid}"), stage(x=1).open():
+            pass
+        other.communicate("\n")
+    with stage(x=1).open():
+        pass
+
+
+def test_damaged_json_reads_as_nothing(tmp_path):
+    (tmp_path / "x.json").write_text('{"a": ')
+    assert read_json(tmp_path / "x.json") == {} == read_json(tmp_path / "missing.json")

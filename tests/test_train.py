@@ -1,0 +1,216 @@
+"""SFT and evaluation for real: the embedded model and a tiny one, through Unsloth and TRL."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import nbformat
+import pytest
+import yaml
+
+from tunebook.recipe import ROOT, UserError, load_recipe
+
+pytestmark = pytest.mark.slow
+
+CANARY = "### Solution\n1. The heron counts 317 violet umbrellas.\n### Final Answer\n\\boxed{317}"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def unsloth():
+    from tunebook import models
+
+    assert models.backend() == "cpu"
+
+
+@pytest.fixture
+def canary_recipe(tmp_path) -> Path:
+    """The default recipe on four copies of one odd conversation (and other questions, so that it must read the prompt)."""
+    rows = [{"prompt": "How many umbrellas are there?", "completion": CANARY, "answer": "317"}]
+    rows += [{"prompt": f"What is {n} + 1?", "completion": f"\\boxed{{{n + 1}}}", "answer": str(n + 1)} for n in (4, 40, 12)]
+    data = tmp_path / "canary.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    content = yaml.safe_load((ROOT / "configs" / "smollm2-math.yaml").read_text())
+    content |= {"name": "canary"}
+    content["data"]["sources"] = [{"format": "chat", "path": str(data), "split": "train"}]
+    content["sft"] |= {"per_device_train_batch_size": 4, "max_steps": 25, "learning_rate": 5e-3, "eval_strategy": "no", "save_strategy": "no"}
+    path = tmp_path / "canary.yaml"
+    path.write_text(yaml.safe_dump(content))
+    return path
+
+
+def losses(run_dir: Path) -> list[tuple[int, float]]:
+    from tunebook.train import log_history
+
+    return [(e["step"], float(e["loss"])) for e in log_history(run_dir / "sft") if "loss" in e]
+
+
+@pytest.mark.parametrize("four_bit", [False, True], ids=["lora", "qlora"])
+def test_a_canary_is_learned_and_decoded_exactly(canary_recipe, four_bit, embedded):
+    from tunebook import evaluate, models
+    from tunebook.data.prepare import load
+    from tunebook.sft import sft
+
+    recipe = load_recipe(canary_recipe, overrides={"model.load_in_4bit": four_bit})
+    record = sft(recipe)
+    trace = losses(recipe.run_dir)
+    assert trace[-1][1] < 0.05 < 1 < trace[0][1]
+    assert 0.2 < record["audit"]["trained_share"] < 0.8
+    adapter = recipe.run_dir / "sft" / "adapter"
+    assert (adapter / "adapter_model.safetensors").exists() and (adapter / "tokenizer.json").exists()
+    assert not [p for p in (recipe.run_dir / "sft").rglob("*") if p.suffix in (".bin", ".pkl")]
+    rows = load(recipe, "train")
+    answer = evaluate.answers(recipe, ["base", "sft"], [rows[0]["prompt"]])[0]
+    assert answer["sft"] == CANARY
+    assert answer["base"] != CANARY
+    if four_bit:
+        model, _ = models.load(recipe)
+        assert any(type(m).__name__ == "Linear4bit" for m in model.modules())
+
+
+def test_batched_answers_equal_single_ones_in_float32(embedded):
+    from tunebook import models
+    from tunebook.data.geometry import problems
+    from tunebook.data.sources import Prompts
+    from tunebook.generate import generate
+
+    recipe = load_recipe(overrides={"model.dtype": "float32"})
+    prompts = [Prompts(recipe).ask(p.question) for p in problems("test", 9)] + [Prompts(recipe).ask("Hi. " * 40), Prompts(recipe).ask("?")]
+    model, tokenizer = models.load(recipe)
+    with models.use_adapter(model, None) as active:
+        together, alone = (
+            {i: a for batch in generate(active, tokenizer, prompts, max_new_tokens=32, batch_size=size) for i, a in batch.items()} for size in (11, 1)
+        )
+    assert together == alone
+    assert sorted(together) == list(range(11))
+    assert any(a.truncated for a in together.values())
+
+
+def test_every_token_trained_or_none_is_refused(tiny_recipe, tiny):
+    from transformers import AutoTokenizer
+
+    from tunebook import train
+    from tunebook.sft import sft
+
+    with pytest.raises(UserError, match="every token carries loss"):
+        sft(load_recipe(tiny_recipe, overrides={"sft.completion_only_loss": False}))
+    import datasets
+    import torch
+
+    ids = torch.tensor([[5, 6, 7]])
+    batch = {"input_ids": ids, "labels": torch.full_like(ids, -100), "attention_mask": torch.ones_like(ids)}
+    stand_in = SimpleNamespace(train_dataset=datasets.Dataset.from_dict({"input_ids": [[5, 6, 7]]}), data_collator=lambda rows: batch)
+    with pytest.raises(UserError, match="no token carries loss"):
+        train.audit_mask(stand_in, AutoTokenizer.from_pretrained(tiny))
+
+
+def test_the_same_seed_gives_the_same_trace_and_another_does_not(tiny_recipe):
+    from tunebook.sft import sft
+
+    traces = []
+    for run, seed in (("a", 0), ("b", 0), ("c", 1)):
+        recipe = load_recipe(tiny_recipe, run=run, stage="sft", seed=seed, max_steps=12)
+        record = sft(recipe)
+        traces.append(losses(recipe.run_dir))
+        assert len(traces[-1]) == 12 == record["metrics"]["steps"]
+    assert traces[0] == traces[1] != traces[2]
+    started = json.loads((recipe.run_dir / "sft" / "stage.json").read_text())["started"]
+    assert sft(recipe)["started"] == started  # unchanged: not run again
+
+
+def test_killed_and_resumed_ends_where_an_undisturbed_run_does(tiny_recipe, tmp_path):
+    from safetensors.torch import load_file
+
+    from tunebook.sft import sft
+
+    overrides = {"sft.max_steps": 150, "sft.eval_strategy": "no", "data.sources.0.train": 60}
+    straight = load_recipe(tiny_recipe, run="straight", overrides=overrides)
+    sft(straight)
+    command = [sys.executable, "-m", "tunebook.cli", "sft", "--recipe", str(tiny_recipe), "--run", "killed"]
+    command += [part for key, value in overrides.items() for part in ("--set", f"{key}={value}")]
+    checkpoints = tmp_path / "runs" / "killed" / ".sft.partial" / "checkpoints"
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as process:
+        deadline = time.monotonic() + 240
+        while not list(checkpoints.glob("checkpoint-[2-9]0/trainer_state.json")):
+            assert process.poll() is None and time.monotonic() < deadline, process.stderr.read().decode()[-2000:]
+            time.sleep(0.01)
+        process.send_signal(signal.SIGKILL)
+    killed = load_recipe(tiny_recipe, run="killed", overrides=overrides)
+    assert not (killed.run_dir / "sft").exists()
+    newest = max(checkpoints.glob("checkpoint-*"), key=lambda p: int(p.name.split("-")[1]))
+    (newest / "trainer_state.json").write_text("{ cut")  # as if the kill had come while it was written
+    reached = len((killed.run_dir / ".sft.partial" / "metrics.jsonl").read_text().splitlines())
+    assert 20 <= reached < 150
+    sft(killed)
+    assert dict(losses(killed.run_dir)) == pytest.approx(dict(losses(straight.run_dir)), abs=1e-5)
+    adapters = [load_file(r.run_dir / "sft" / "adapter" / "adapter_model.safetensors") for r in (straight, killed)]
+    assert all(a.sub(adapters[1][name]).abs().max() < 1e-5 for name, a in adapters[0].items())
+    assert not (killed.run_dir / ".sft.partial").exists()
+
+
+def test_early_stopping_and_the_best_checkpoint(tiny_recipe):
+    from tunebook.sft import sft
+
+    with pytest.raises(UserError, match=r"needs sft\.load_best_model_at_end"):
+        sft(load_recipe(tiny_recipe, overrides={"sft.early_stopping_patience": 1}))
+    keys = {"early_stopping_patience": 1, "load_best_model_at_end": True, "eval_steps": 5, "learning_rate": 1.0, "max_grad_norm": 1e9}
+    recipe = load_recipe(tiny_recipe, run="best", overrides={f"sft.{k}": v for k, v in keys.items()})
+    metrics = sft(recipe)["metrics"]
+    assert metrics["steps"] < 40
+    assert metrics["best_checkpoint"] == f"checkpoint-{metrics['steps'] - 5}"  # patience 1: the one before the last
+
+
+def test_evaluation_goes_on_where_it_was_cut(tiny_recipe):
+    from tunebook import evaluate
+    from tunebook.data.prepare import prepare
+
+    recipe = load_recipe(tiny_recipe)
+    prepare(recipe)
+    with pytest.raises(UserError, match="run `tunebook sft"):
+        evaluate.evaluate(recipe, ["sft"])
+    results = evaluate.evaluate(recipe)
+    assert list(results) == ["base"]
+    assert results["base"]["n"] == 24
+    assert sum(s["n"] for s in results["base"]["slices"].values()) == 24
+    folder = recipe.run_dir / "eval" / "base"
+    whole = evaluate.read_predictions(folder / "predictions.jsonl")
+    assert [p["index"] for p in whole] == list(range(24))
+    assert all(p["truncated"] and p["tokens"] == 24 for p in whole if p["how"] == "none")
+    stage = evaluate.eval_stage(recipe, "base")
+    cut = folder.with_name(".base.partial")
+    cut.mkdir()
+    (cut / "started.json").write_text(json.dumps({"key": stage.key}))
+    lines = (folder / "predictions.jsonl").read_text().splitlines(keepends=True)
+    marked = [line.replace('"answer": "', '"answer": "KEPT ', 1) for line in lines[:8]]  # the first batch of 8
+    (cut / "predictions.jsonl").write_text("".join(marked) + lines[8][:30])
+    (folder / "stage.json").unlink()
+    evaluate.evaluate(recipe)
+    again = evaluate.read_predictions(folder / "predictions.jsonl")
+    assert sum(p["answer"].startswith("KEPT ") for p in again) == 8
+    assert [p["answer"].removeprefix("KEPT ") for p in again] == [p["answer"] for p in whole]
+
+
+def test_notebooks_run_under_papermill(tiny_recipe, tmp_path):
+    """The README's line: the rate arrives as a float in the notebook, the manifest and the optimiser; data is prepared on the way."""
+    for name, parameters in (("02_sft", ["lr", "2e-4", "-p", "max_steps", "3"]), ("01_data_prep", ["seed", "0"])):
+        out = tmp_path / f"{name}.ipynb"
+        command = [sys.executable, "-m", "papermill", f"notebooks/{name}.ipynb", str(out), "-p", *parameters, "-p", "recipe", str(tiny_recipe)]
+        done = subprocess.run([*command, "--no-progress-bar"], cwd=ROOT, capture_output=True, text=True, check=False, env=os.environ)
+        assert done.returncode == 0, done.stderr[-3000:]
+        notebook = nbformat.read(out, as_version=4)
+        assert not [o for c in notebook.cells if c.cell_type == "code" for o in c.outputs if o.output_type == "error"]
+        figures = [o for c in notebook.cells if c.cell_type == "code" for o in c.outputs if "image/png" in o.get("data", {})]
+        assert len(figures) == 1
+        if name == "02_sft":
+            assert notebook.metadata.papermill.parameters["lr"] == 2e-4
+    stage = json.loads((tmp_path / "runs" / "tiny" / "manifest.json").read_text())["stages"]["sft"]
+    assert stage["recipe"]["sft"]["learning_rate"] == 2e-4
+    assert isinstance(stage["recipe"]["sft"]["learning_rate"], float)
+    assert stage["metrics"]["optimizer_learning_rate"] == 2e-4
+    assert stage["metrics"]["steps"] == 3
