@@ -13,6 +13,8 @@ import yaml
 from tunebook import models
 from tunebook.recipe import ROOT
 
+os.environ.setdefault("UNSLOTH_FORCE_CPU", "1")  # the same tests on a machine with a GPU
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing is fetched
 models.set_environment()  # before any test imports transformers
 
 
@@ -31,8 +33,7 @@ def embedded() -> Path:
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory, embedded) -> Path:
     """A randomly initialised llama with the embedded model's tokenizer: real code paths in milliseconds a step."""
-    if "torch" not in sys.modules or "unsloth" not in sys.modules:
-        import unsloth  # noqa: F401 - first
+    models.backend()
     import torch
     from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 

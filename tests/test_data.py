@@ -119,6 +119,14 @@ def test_no_row_left_is_one_clear_line(tmp_path, embedded):
     data.write_text("{}\n")
     with pytest.raises(UserError, match=r"no training row is left \(1 schema\)"):
         prepare(load_recipe(overrides={"data.sources": [{"format": "chat", "path": str(data), "split": "train"}]}))
+    (tmp_path / "bad.parquet").write_text("PAR1 not")
+    for path, message in (
+        (tmp_path / "bad.parquet", "cannot read"),
+        ("rows.csv", "is .jsonl, .parquet or a hub id"),
+        ("no-such/hub-id", "cannot read"),
+    ):
+        with pytest.raises(UserError, match=message):
+            prepare(load_recipe(overrides={"data.sources": [{"format": "chat", "path": str(path)}]}))
     with pytest.raises(UserError, match=r"no file nowhere\.jsonl"):
         prepare(load_recipe(overrides={"data.sources": [{"format": "chat", "path": "nowhere.jsonl"}]}))
 

@@ -70,6 +70,7 @@ def test_outside_the_main_thread():
     assert results == [True] * 6
 
 
+@settings(deadline=None)
 @given(st.integers(-(10**6), 10**6), st.integers(1, 50))
 def test_numbers_agree_with_arithmetic(n, d):
     assert equal(str(n), f"{n}.0")

@@ -28,7 +28,7 @@ def dpo(recipe: Recipe, force: bool = False, resume: bool = True) -> dict[str, A
     """
     print(recipe.describe())
     stage = dpo_stage(recipe)
-    if stage.done and not force:
+    if stage.skip(force):
         return stage.result
     if not pairs_stage(recipe).done:
         raise UserError(f"the pairs in {recipe.run_dir / 'pairs'} are of other settings or another SFT model: run `tunebook pairs` again")

@@ -11,6 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -66,7 +67,7 @@ def answers(recipe: Recipe, stages: Iterable[str], prompts: list[Messages], max_
     return out
 
 
-COLUMNS = ("stage", "slice", "n", "accuracy", "95% interval", "boxed", "cut off", "no answer", "mean tokens")
+COLUMNS = ("stage", "slice", "n", "accuracy (95% interval)", "boxed", "cut off", "no answer", "tokens")
 
 
 def cells(results: dict[str, dict[str, Any]]) -> list[tuple[str, ...]]:
@@ -74,9 +75,9 @@ def cells(results: dict[str, dict[str, Any]]) -> list[tuple[str, ...]]:
     rows = []
     for stage, summary in results.items():
         for name, s in {"all": summary, **summary["slices"]}.items():
-            interval = f"{s['interval'][0]:.1%} to {s['interval'][1]:.1%}"
+            accuracy = f"{s['accuracy']:.1%} ({100 * s['interval'][0]:.1f} to {100 * s['interval'][1]:.1f})"
             shares = [f"{s[k]:.0%}" for k in ("boxed", "truncated", "no_answer")]
-            rows.append((stage if name == "all" else "", name, str(s["n"]), f"{s['accuracy']:.1%}", interval, *shares, f"{s['mean_tokens']:.0f}"))
+            rows.append((stage if name == "all" else "", name, str(s["n"]), accuracy, *shares, f"{s['mean_tokens']:.0f}"))
     return rows
 
 
@@ -109,7 +110,7 @@ def read_predictions(path: Path) -> list[dict[str, Any]]:
 
 def show(results: dict[str, dict[str, Any]]) -> None:
     """Print the table."""
-    table = Table(*COLUMNS, title="held-out accuracy")
+    table = Table(*COLUMNS, title="held-out accuracy", box=box.SIMPLE)
     for row in cells(results):
         table.add_row(*row)
     Console().print(table)
@@ -138,7 +139,8 @@ def _items(recipe: Recipe) -> list[dict[str, Any]]:
     rows = [r for r in load(recipe, recipe.evaluate.split) if r["gold"] is not None]
     if not rows:
         raise UserError(f"the {recipe.evaluate.split} split has no row with an answer to check against")
-    return rows[: recipe.evaluate.limit]
+    limit = min(recipe.evaluate.limit or len(rows), len(rows))
+    return [rows[i * len(rows) // limit] for i in range(limit)]  # evenly from all of them: rows may be sorted by slice
 
 
 def _answer(recipe: Recipe, name: str, model: Any, tokenizer: Any, items: list[dict[str, Any]], path: Path) -> None:

@@ -42,7 +42,7 @@ def pairs(recipe: Recipe, force: bool = False) -> dict[str, Any]:
     Raises UserError when the SFT model is missing or no prompt gives a pair.
     """
     stage = pairs_stage(recipe)
-    if stage.done and not force:
+    if stage.skip(force):
         return stage.result
     models.backend()
     rows = [row for row in load(recipe, "train") if row["gold"] is not None][: recipe.pairs.prompts]

@@ -120,7 +120,7 @@ class EvaluateConfig(Section):
     split: Literal["val", "test"] = "test"
     """Tune on val; look at test once."""
     limit: int | None = Field(None, ge=1)
-    """Only the first so many items. None: all."""
+    """Only so many items, taken evenly from all. None: all."""
     max_new_tokens: int = Field(256, ge=1)
     batch_size: int = Field(64, ge=1)
     """Recorded with the results: in bfloat16 a different batch shape can change a greedy answer."""

@@ -47,6 +47,12 @@ class Stage:
         """Whether a finished result of just these settings and inputs is there."""
         return read_json(self.dir / "stage.json").get("key") == self.key
 
+    def skip(self, force: bool) -> bool:
+        """Whether there is nothing to do; says so."""
+        if self.done and not force:
+            print(f"{self.name} is up to date ({self.dir}); force runs it again")
+        return self.done and not force
+
     @property
     def result(self) -> dict[str, Any]:
         """What the finished stage recorded."""

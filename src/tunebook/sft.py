@@ -27,7 +27,7 @@ def sft(recipe: Recipe, force: bool = False, resume: bool = True) -> dict[str, A
     """
     print(recipe.describe())
     stage = sft_stage(recipe)
-    if stage.done and not force:
+    if stage.skip(force):
         return stage.result
     models.backend()  # Unsloth comes before whatever imports transformers
     prepare(recipe)

@@ -35,7 +35,7 @@ def prepare(recipe: Recipe, force: bool = False) -> dict[str, Any]:
     Raises UserError when a source cannot be read or no training row is left.
     """
     stage = data_stage(recipe)
-    if stage.done and not force:
+    if stage.skip(force):
         return stage.result
     with stage.open(resume=False) as folder:
         kept, rejects = _check(recipe)

@@ -132,12 +132,15 @@ def _records(source: ChatSource, recipe: Recipe) -> Iterator[tuple[int, dict[str
     import datasets
 
     if source.path.endswith(".parquet"):
-        rows = datasets.load_dataset("parquet", data_files=str(find_file(source.path)), split="train", streaming=True)
+        found = {"path": "parquet", "data_files": str(find_file(source.path)), "split": "train"}
     elif Path(source.path).suffix:
         raise UserError(f"data.sources: cannot read {source.path}; a chat source is .jsonl, .parquet or a hub id")
     else:
-        rows = datasets.load_dataset(source.path, split=source.hub_split, streaming=True)
-    yield from enumerate(rows, 1)
+        found = {"path": source.path, "split": source.hub_split}
+    try:
+        yield from enumerate(datasets.load_dataset(**found, streaming=True), 1)
+    except (OSError, ValueError) as error:  # not found, no network, a damaged file
+        raise UserError(f"data.sources: cannot read {source.path} ({str(error).splitlines()[0]})") from None
 
 
 def _jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any] | Reject]]:
