@@ -81,10 +81,9 @@ def _generate_batch(model: Any, tokenizer: Any, ids: list[list[int]], max_new_to
 
 
 def _seeded_sampler(temperature: float, seeds: list[int]) -> Any:
-    """Turns greedy decoding into sampling with a generator for each row, by the Gumbel-max trick.
+    """Turns greedy decoding into sampling with a generator for each row, by inverting the distribution function.
 
-    The largest of logits / temperature + Gumbel noise is a sample of the softmax (Gumbel 1954; Maddison et al. 2014), and
-    noise from a row's own generator does not depend on what else is in the batch.
+    A row draws one number a step from its own generator, so what it says does not depend on what else is in the batch.
     """
     import torch
     from transformers import LogitsProcessor
@@ -93,8 +92,11 @@ def _seeded_sampler(temperature: float, seeds: list[int]) -> Any:
 
     class SeededSampler(LogitsProcessor):  # type: ignore[misc]
         def __call__(self, input_ids: Any, scores: Any) -> Any:
-            noise = torch.stack([torch.empty(scores.shape[-1]).exponential_(generator=g) for g in generators])
-            return scores.float() / temperature - noise.log().to(scores.device)
+            draws = torch.cat([torch.rand(1, generator=g) for g in generators]).to(scores.device)
+            cumulative = (scores.float() / temperature).softmax(-1).cumsum(-1)
+            tokens = torch.searchsorted(cumulative, (draws * cumulative[:, -1]).unsqueeze(1), right=True)
+            only = torch.full_like(scores, float("-inf"))
+            return only.scatter(1, tokens.clamp(max=scores.shape[-1] - 1), 0.0)
 
     return SeededSampler()
 
