@@ -9,7 +9,7 @@ import shutil
 import sys
 from pathlib import Path
 
-from tunebook.evaluate import markdown
+from tunebook import evaluate
 
 ROOT = Path(__file__).parents[1]
 MARKS = ("<!-- results -->\n", "<!-- /results -->")
@@ -23,7 +23,9 @@ def section(folder: Path) -> str:
     trained = f"{stages['data']['rows']['train']} problems, {sft['metrics']['runtime_s'] / 60:.0f} minutes of training"
     where = f"{hardware['cores']} cores of an {hardware['cpu']}, peak memory {sft['peak_memory_gb']['process']} GB"
     intro = f"One recorded run ({trained} on {where}; `{summary['split']}` split, greedy; [manifest](resources/{folder.name}/manifest.json)):"
-    return f"{intro}\n\n{markdown(summary['stages'])}\n"
+    accuracy = evaluate.markdown(evaluate.COLUMNS, evaluate.cells(summary["stages"]))
+    paired = evaluate.markdown(evaluate.COMPARED, evaluate.compared_cells(summary["comparisons"]))
+    return f"{intro}\n\n{accuracy}\n\nThe same items, pair by pair (differences in points):\n\n{paired}\n"
 
 
 def main(run: Path) -> None:

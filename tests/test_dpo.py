@@ -1,81 +1,56 @@
-"""Preference pairs are right on both sides; DPO starts from its own reference, resumes, and leaves no `ref` behind."""
+"""DPO starts from its own reference, resumes, warns, and leaves no `ref` behind."""
 
 from __future__ import annotations
 
 import json
 import math
+import signal
+import subprocess
+import sys
+import time
 
-import datasets
 import pytest
 
-from tunebook.data.geometry import problems
-from tunebook.pairs import build, check_sample, pairs_stage
-from tunebook.recipe import PairsConfig, UserError, load_recipe
-from tunebook.verify import verify
-
-RIGHT = "### Solution\n1. 2 + 3 = 5\n### Final Answer\n\\boxed{5}"
-WRONG = RIGHT.replace("5", "6")
-POISON = {
-    "": False,
-    "Error: API call failed": False,
-    "GENERATION_ERROR": False,
-    "### Solution\n1. 2 + 3 = 6\n### Final Answer\n6": False,  # no box
-    "### Solution\n1. 2 + 3 = 6\n### Final Answer\n\\boxed{}": False,
-    "the answer is \\boxed{6}": False,  # not the format of chosen
-    WRONG: True,  # cut off
-}
+from tunebook.data.preferences import check_sample
+from tunebook.dpo import WINDOW, first_steps, unhealthy
+from tunebook.pairs import pairs_stage
+from tunebook.recipe import UserError, load_recipe
 
 
-def sample(text: str, truncated: bool = False, tokens: int = 20, gold: str = "5") -> dict:
-    return {"text": text, "tokens": tokens, "truncated": truncated, **check_sample(text, gold, truncated)}
+def log(step: int, **kwargs: float) -> dict:
+    return {"step": step, "loss": 0.7, "rewards/chosen": 0.0, "rewards/accuracies": 0.6} | {k.replace("__", "/"): v for k, v in kwargs.items()}
 
 
-ROW = {
-    "source_id": "row/1",
-    "gold": "5",
-    "prompt": [{"role": "user", "content": "2 + 3?"}],
-    "completion": [{"role": "assistant", "content": RIGHT}],
-}
+def test_what_goes_wrong_is_named_with_its_mend():
+    healthy = [log(i) for i in range(4 * WINDOW)]
+    assert unhealthy(healthy, 0.1) == []
+    assert unhealthy([log(i, rewards__chosen=-9.0) for i in range(WINDOW - 1)], 0.1) == []  # too early to tell
+    (falls,) = unhealthy([*healthy, *(log(i, rewards__chosen=-0.3) for i in range(WINDOW))], 0.1)
+    assert falls.startswith("logps/chosen falls") and "dpo.learning_rate" in falls and "dpo.loss_weights" in falls
+    assert unhealthy([*healthy, *(log(i, rewards__chosen=-0.3) for i in range(WINDOW))], 1.0) == []  # a third of a nat
+    (rises,) = unhealthy([*healthy, *(log(i, loss=0.9) for i in range(WINDOW))], 0.1)
+    assert rises.startswith("the loss rises")
+    (idle,) = unhealthy([log(i, rewards__accuracies=0.4) for i in range(4 * WINDOW)], 0.1)
+    assert idle.startswith("rewards/accuracies stay")
 
 
-@pytest.mark.parametrize(("text", "truncated"), POISON.items())
-def test_a_poisoned_sample_is_on_neither_side(text, truncated):
-    config = PairsConfig(samples=2)
-    assert build(config, [ROW], [sample(RIGHT), sample(text, truncated)], 0) == []
-    assert build(config, [ROW], [sample(text, truncated), sample(WRONG)], 0) == []
-    if truncated:
-        assert build(config, [ROW], [sample(RIGHT, True), sample(WRONG)], 0) == []
+def test_only_the_line_in_which_the_sides_part_is_compared(embedded):
+    """On tokenised rows as TRL's trainer holds them; what is shared joins the prompt."""
+    from types import SimpleNamespace
 
+    import datasets
+    from transformers import AutoTokenizer
 
-def test_always_right_or_always_wrong_gives_no_pair():
-    config = PairsConfig(samples=2)
-    assert build(config, [ROW], [sample(RIGHT), sample(RIGHT.replace("2 + 3", "3 + 2"))], 0) == []
-    assert build(config, [ROW], [sample(WRONG), sample(RIGHT.replace("5", "7"))], 0) == []
-    (pair,) = build(PairsConfig(samples=2, reference_chosen=True), [ROW], [sample(WRONG), sample(WRONG)], 0)
-    assert (pair["strategy"], pair["chosen"][0]["content"]) == ("reference", RIGHT)
-
-
-def test_length_ratio_and_pairs_a_prompt():
-    own = [sample(RIGHT), sample(RIGHT.replace("1. ", "1. So ")), sample(WRONG), sample(RIGHT.replace("5", "7"), tokens=90)]
-    config = PairsConfig(samples=4, max_length_ratio=2.0)
-    (pair,) = build(config, [ROW], own, 0)
-    assert pair["rejected"][0]["content"] == WRONG
-    assert len(build(config.model_copy(update={"max_length_ratio": 9.0}), [ROW], own, 0)) == 1
-    two = build(config.model_copy(update={"max_length_ratio": 9.0, "per_prompt": 2}), [ROW], own, 0)
-    assert len({p["chosen"][0]["content"] for p in two}) == len({p["rejected"][0]["content"] for p in two}) == len(two) == 2
-
-
-def test_every_pair_verifies_again_from_its_own_columns():
-    rows, samples = [], []
-    for p in problems("train", 200):
-        rows.append(ROW | {"source_id": p.id, "gold": p.answer, "completion": [{"role": "assistant", "content": p.solution}]})
-        wrong = p.solution.replace(f"boxed{{{p.answer}}}", "boxed{1234}")
-        samples += [sample(t, gold=p.answer) for t in (p.solution, wrong)]
-    found = build(PairsConfig(samples=2), rows, samples, 0)
-    assert len(found) == 200
-    for pair in found:
-        assert verify(pair["chosen"][0]["content"], pair["gold"], boxed_only=True).correct is pair["chosen_correct"] is True
-        assert verify(pair["rejected"][0]["content"], pair["gold"], boxed_only=True).correct is pair["rejected_correct"] is False
+    tok = AutoTokenizer.from_pretrained(embedded)
+    head, tail = "### Solution\n1. 8 * 8 = 64\n2. 64 + 36 = 90 + ", "### Final Answer\n\\boxed{{{}}}"
+    texts = {"prompt": "Find the area.", "chosen": f"{head}10 = 100\n{tail.format(100)}", "rejected": f"{head}8 = 98\n{tail.format(98)}"}
+    rows = [texts, texts | {"chosen": "1\n2", "rejected": "1\n3 or so"}]
+    ids = datasets.Dataset.from_list([{f"{k}_ids": tok(v)["input_ids"] for k, v in row.items()} for row in rows])
+    trainer = SimpleNamespace(train_dataset=ids, eval_dataset=None)
+    first_steps(trainer, tok)
+    seen = [{k: tok.decode(v) for k, v in row.items()} for row in trainer.train_dataset]
+    assert seen[0] == {"prompt_ids": f"Find the area.{head}", "chosen_ids": "10 = 100\n", "rejected_ids": "8 = 98\n"}
+    assert seen[1] == {"prompt_ids": "Find the area.1\n", "chosen_ids": "2", "rejected_ids": "3 or so"}
 
 
 @pytest.fixture
@@ -94,6 +69,7 @@ def paired(tiny_recipe):
             "pairs.samples": 2,
             "dpo.learning_rate": 5e-3,
             "dpo.save_steps": 5,
+            "dpo.max_steps": 40,
             "dpo.logging_steps": 1,
         }
         recipe = load_recipe(tiny_recipe, run=run, overrides=keys)
@@ -105,7 +81,16 @@ def paired(tiny_recipe):
         for row in load(recipe, "train"):
             right = row["completion"][0]["content"]
             for text in (right, right.replace(f"boxed{{{row['gold']}}}", "boxed{1234}")):
-                lines.append({"index": len(lines), "text": text, "tokens": 30, "truncated": False, **check_sample(text, row["gold"], False)})
+                lines.append(
+                    {
+                        "index": len(lines),
+                        "text": text,
+                        "tokens": 30,
+                        "truncated": False,
+                        "seed": 0,
+                        "verdict": check_sample(text, row["gold"], False, right),
+                    }
+                )
         (stage.partial / "samples.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
         record = pairs(recipe)
         assert sum(record["rows"].values()) == len(lines) // 2
@@ -116,11 +101,10 @@ def paired(tiny_recipe):
 
 
 @pytest.mark.slow
-def test_dpo_learns_from_its_own_reference_and_resumes(paired, monkeypatch):
+def test_dpo_learns_from_its_own_reference_and_resumes_after_a_kill(paired, tiny_recipe):
     from safetensors.torch import load_file
-    from transformers import TrainerCallback
 
-    from tunebook import evaluate, train
+    from tunebook import evaluate
     from tunebook.dpo import dpo
     from tunebook.train import log_history
 
@@ -135,17 +119,16 @@ def test_dpo_learns_from_its_own_reference_and_resumes(paired, monkeypatch):
     assert any(not before[k].equal(after[k]) for k in before)
 
     stopped = paired("stopped")
-    arguments = train.arguments
-
-    class Stop(TrainerCallback):
-        def on_step_end(self, args, state, control, **kwargs):
-            if state.global_step == 7:
-                raise KeyboardInterrupt
-
-    monkeypatch.setattr(train, "arguments", lambda *a: (lambda r: (r[0], [*r[1], Stop()]))(arguments(*a)))
-    with pytest.raises(KeyboardInterrupt):
-        dpo(stopped)
-    monkeypatch.setattr(train, "arguments", arguments)
+    keys = [part for key, (_, value) in stopped.overrides.items() if key != "run" for part in ("--set", f"{key}={value}")]
+    command = [sys.executable, "-m", "tunebook.cli", "dpo", "--recipe", str(tiny_recipe), "--run", "stopped", *keys]
+    checkpoints = stopped.run_dir / ".dpo.partial" / "checkpoints"
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as process:
+        deadline = time.monotonic() + 240
+        while not (checkpoints / "checkpoint-10" / "trainer_state.json").exists():
+            assert process.poll() is None and time.monotonic() < deadline, process.stderr.read().decode()[-2000:]
+            time.sleep(0.01)
+        process.send_signal(signal.SIGKILL)
+    assert not (stopped.run_dir / "dpo").exists()
     dpo(stopped)
     again = load_file(stopped.run_dir / "dpo" / "adapter" / "adapter_model.safetensors")
     assert all(after[k].sub(again[k]).abs().max() < 1e-5 for k in after)
@@ -172,44 +155,25 @@ def test_a_wrong_reference_is_noticed_before_the_first_step(paired, monkeypatch)
 
 
 @pytest.mark.slow
+def test_steps_instead_of_answers_are_trained_on_too(paired, tiny_recipe):
+    from tunebook.dpo import dpo, dpo_stage
+
+    recipe = paired("steps")
+    keys = {key: used for key, (_, used) in recipe.overrides.items() if key != "run"} | {"pairs.compare": "step", "dpo.eval_strategy": "epoch"}
+    steps = load_recipe(tiny_recipe, run="steps", overrides=keys)
+    assert pairs_stage(steps).done  # the same pairs, read in another way
+    assert dpo_stage(steps).key != dpo_stage(recipe).key
+    record = dpo(steps)
+    assert record["audit"]["loss"] == pytest.approx(math.log(2), abs=0.01)
+    assert record["metrics"]["steps"] == 40 and record["metrics"]["eval_loss"] is not None
+
+
+@pytest.mark.slow
 def test_a_missing_stage_names_its_command(tiny_recipe):
     from tunebook.dpo import dpo
 
     with pytest.raises(UserError, match="run `tunebook pairs"):
         dpo(load_recipe(tiny_recipe))
-
-
-@pytest.mark.slow
-def test_a_seeded_sample_does_not_depend_on_its_batch(tiny_recipe):
-    from tunebook import models
-    from tunebook.generate import generate
-
-    recipe = load_recipe(tiny_recipe)
-    model, tokenizer = models.load(recipe)
-    prompts = [[{"role": "user", "content": "word " * n}] for n in (1, 4, 9, 2, 9)]
-    with models.use_adapter(model, None) as active:
-        runs = [
-            {
-                i: a.text
-                for b in generate(active, tokenizer, prompts, max_new_tokens=12, batch_size=n, temperature=1.0, seeds=seeds)
-                for i, a in b.items()
-            }
-            for n, seeds in ((5, [1, 2, 3, 4, 5]), (1, [1, 2, 3, 4, 5]), (5, [1, 2, 3, 4, 6]))
-        ]
-    assert runs[0] == runs[1]
-    assert {k: v for k, v in runs[0].items() if k != 4} == {k: v for k, v in runs[2].items() if k != 4}
-    assert runs[0][4] != runs[2][4]
-    assert runs[0][2] != runs[0][4]  # the same prompt, another seed
-
-
-def test_written_pairs_are_what_trl_wants(tmp_path):
-    from tunebook.pairs import _write
-
-    (pair,) = build(PairsConfig(samples=2), [ROW], [sample(RIGHT), sample(WRONG)], 0)
-    _write([pair], tmp_path / "p.parquet")
-    (row,) = datasets.Dataset.from_parquet(str(tmp_path / "p.parquet"))
-    assert row["prompt"] == ROW["prompt"] and row["chosen"][0]["role"] == "assistant"
-    assert {"source_id", "strategy", "gold", "chosen_correct", "rejected_correct", "chosen_tokens", "rejected_tokens"} <= set(row)
 
 
 @pytest.mark.slow

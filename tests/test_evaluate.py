@@ -7,7 +7,7 @@ import json
 import pytest
 
 from tunebook import evaluate
-from tunebook.generate import Answer, batches
+from tunebook.generate import Answer, read_records
 from tunebook.recipe import UserError, load_recipe
 
 
@@ -22,13 +22,14 @@ def test_shares_and_the_wilson_interval():
     assert summary["interval"] == pytest.approx([0.4721, 0.6627], abs=1e-4)  # Wilson, 57 of 100
     assert (summary["boxed"], summary["truncated"], summary["no_answer"], summary["mean_tokens"]) == (0.99, 0.01, 0.01, 11)
     assert summary["slices"]["b"]["n"] == 1
-    assert "| base | all | 100 | 57.0% (47.2 to 66.3) | 99% | 1% | 1% | 11 |" in evaluate.markdown({"base": summary})
+    table = evaluate.markdown(evaluate.COLUMNS, evaluate.cells({"base": summary}))
+    assert "| base | all | 100 | 57.0% (47.2 to 66.3) | 99% | 1% | 1% | 11 |" in table
 
 
 def test_a_number_in_a_cut_off_answer_is_not_its_answer():
     item = {"source_id": "x", "slice": "", "group": "", "difficulty": "", "gold": "15", "prompt": [{"role": "user", "content": "q"}]}
-    assert evaluate._record(0, item, Answer("12 + 3 = 15", 9, truncated=False))["correct"]
-    cut = evaluate._record(0, item, Answer("12 + 3 = 15", 9, truncated=True))
+    assert evaluate._record(item, Answer("12 + 3 = 15", 9, truncated=False))["correct"]
+    cut = evaluate._record(item, Answer("12 + 3 = 15", 9, truncated=True))
     assert (cut["correct"], cut["how"], cut["truncated"]) == (False, "none", True)
 
 
@@ -42,16 +43,11 @@ def test_a_limit_takes_items_evenly(monkeypatch):
         evaluate._items(load_recipe())
 
 
-def test_batches_are_of_similar_length_and_the_same_every_time():
-    lengths = [5, 9, 9, 1, 7]
-    assert batches(lengths, 2) == [[1, 2], [4, 0], [3]]
-
-
 def test_a_line_cut_short_is_left_out(tmp_path):
     path = tmp_path / "predictions.jsonl"
     path.write_text(json.dumps(prediction(1, True)) + "\n" + json.dumps(prediction(0, True)) + '\n{"index": 2, "sl')
-    assert [p["index"] for p in evaluate.read_predictions(path)] == [0, 1]
-    assert evaluate.read_predictions(tmp_path / "none.jsonl") == []
+    assert [p["index"] for p in read_records(path)] == [0, 1]
+    assert read_records(tmp_path / "none.jsonl") == []
 
 
 def test_an_unknown_stage_is_one_line():

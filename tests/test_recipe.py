@@ -130,7 +130,7 @@ def test_every_recipe_loads_and_opens_with_its_command(path):
 @pytest.mark.parametrize("path", sorted((ROOT / "notebooks").glob("*.ipynb")), ids=lambda p: p.stem)
 def test_notebook_parameters_fit_the_recipe(path):
     names = set(papermill.inspect_notebook(str(path)))
-    stage_functions = {"force", "resume"}
+    stage_functions = {"force", "resume", "round"}
     assert {"recipe", "run", "overrides"} <= names
     assert names - {"recipe", "run", "overrides", "seed", *SHORT, *stage_functions} == set()
     assert set(SHORT) & names <= set(SHORT)

@@ -74,24 +74,6 @@ def test_a_canary_is_learned_and_decoded_exactly(canary_recipe, four_bit, embedd
         assert any(type(m).__name__ == "Linear4bit" for m in model.modules())
 
 
-def test_batched_answers_equal_single_ones_in_float32(embedded):
-    from tunebook import models
-    from tunebook.data.geometry import problems
-    from tunebook.data.sources import Prompts
-    from tunebook.generate import generate
-
-    recipe = load_recipe(overrides={"model.dtype": "float32"})
-    prompts = [Prompts(recipe).ask(p.question) for p in problems("test", 9)] + [Prompts(recipe).ask("Hi. " * 40), Prompts(recipe).ask("?")]
-    model, tokenizer = models.load(recipe)
-    with models.use_adapter(model, None) as active:
-        together, alone = (
-            {i: a for batch in generate(active, tokenizer, prompts, max_new_tokens=32, batch_size=size) for i, a in batch.items()} for size in (11, 1)
-        )
-    assert together == alone
-    assert sorted(together) == list(range(11))
-    assert any(a.truncated for a in together.values())
-
-
 def test_every_token_trained_or_none_is_refused(tiny_recipe, tiny):
     from transformers import AutoTokenizer
 
@@ -169,6 +151,7 @@ def test_early_stopping_and_the_best_checkpoint(tiny_recipe):
 def test_evaluation_goes_on_where_it_was_cut(tiny_recipe):
     from tunebook import evaluate
     from tunebook.data.prepare import prepare
+    from tunebook.generate import read_records
 
     recipe = load_recipe(tiny_recipe)
     prepare(recipe)
@@ -179,7 +162,7 @@ def test_evaluation_goes_on_where_it_was_cut(tiny_recipe):
     assert results["base"]["n"] == 24
     assert sum(s["n"] for s in results["base"]["slices"].values()) == 24
     folder = recipe.run_dir / "eval" / "base"
-    whole = evaluate.read_predictions(folder / "predictions.jsonl")
+    whole = read_records(folder / "predictions.jsonl")
     assert [p["index"] for p in whole] == list(range(24))
     assert all(p["truncated"] and p["tokens"] == 24 for p in whole if p["how"] == "none")
     stage = evaluate.eval_stage(recipe, "base")
@@ -191,7 +174,7 @@ def test_evaluation_goes_on_where_it_was_cut(tiny_recipe):
     (cut / "predictions.jsonl").write_text("".join(marked) + lines[8][:30])
     (folder / "stage.json").unlink()
     evaluate.evaluate(recipe)
-    again = evaluate.read_predictions(folder / "predictions.jsonl")
+    again = read_records(folder / "predictions.jsonl")
     assert sum(p["answer"].startswith("KEPT ") for p in again) == 8
     assert [p["answer"].removeprefix("KEPT ") for p in again] == [p["answer"] for p in whole]
 

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from tunebook.recipe import DEFAULT, Recipe, UserError, load_recipe, parse_set
+from tunebook.run import round_name
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -31,6 +32,7 @@ RunOption = Annotated[str | None, typer.Option("--run", help="The folder under `
 SetOption = Annotated[list[str] | None, typer.Option("--set", "-s", metavar="KEY=VALUE", help="Override a recipe key; may be repeated.")]
 ForceOption = Annotated[bool, typer.Option("--force", help="Run again though nothing has changed, from the start.")]
 ResumeOption = Annotated[bool, typer.Option("--resume/--no-resume", help="Go on from the last checkpoint of an interrupted run.")]
+RoundOption = Annotated[int, typer.Option("--round", min=1, help="Iterated DPO: round 2 starts from round 1's model, with the next prompts.")]
 
 
 @app.command()
@@ -88,20 +90,30 @@ def sft(recipe: RecipeOption = None, run: RunOption = None, set_: SetOption = No
 
 
 @app.command()
-def pairs(recipe: RecipeOption = None, run: RunOption = None, set_: SetOption = None, force: ForceOption = False) -> None:
-    """Preference pairs from the SFT model's own answers: chosen verified right, rejected verified wrong.
+def pairs(recipe: RecipeOption = None, run: RunOption = None, set_: SetOption = None, force: ForceOption = False, number: RoundOption = 1) -> None:
+    """Preference pairs: chosen verified right, rejected verified wrong.
 
-    tunebook pairs --set pairs.samples=8 --set pairs.temperature=0.8
+    By default from the SFT model's own answers; `pairs.methods` also takes `injected_error` and `dataset`, and
+    `pairs.server` lets an OpenAI-compatible server answer.
+
+        tunebook pairs --set pairs.samples=8 --set 'pairs.methods=[on_policy, injected_error]'
     """
     from tunebook import pairs as stage
 
     parsed = _recipe(recipe, run, set_)
-    stage.show(stage.pairs(parsed, force))
-    _done(parsed, "pairs", "tunebook dpo")
+    stage.show(stage.pairs(parsed, number, force))
+    _done(parsed, round_name("pairs", number), "tunebook dpo" + (f" --round {number}" if number > 1 else ""))
 
 
 @app.command()
-def dpo(recipe: RecipeOption = None, run: RunOption = None, set_: SetOption = None, force: ForceOption = False, resume: ResumeOption = True) -> None:
+def dpo(
+    recipe: RecipeOption = None,
+    run: RunOption = None,
+    set_: SetOption = None,
+    force: ForceOption = False,
+    resume: ResumeOption = True,
+    number: RoundOption = 1,
+) -> None:
     """Direct preference optimisation, from the SFT adapter and with it as the reference.
 
     tunebook dpo --set dpo.beta=0.2 --set dpo.learning_rate=5e-6
@@ -109,14 +121,14 @@ def dpo(recipe: RecipeOption = None, run: RunOption = None, set_: SetOption = No
     from tunebook.dpo import dpo as stage
 
     parsed = _recipe(recipe, run, set_)
-    metrics = stage(parsed, force, resume)["metrics"]
+    metrics = stage(parsed, number, force, resume)["metrics"]
     print("  ".join(f"{k}: {v}" for k, v in metrics.items() if v is not None))
-    _done(parsed, "dpo/adapter", "tunebook evaluate")
+    _done(parsed, f"{round_name('dpo', number)}/adapter", "tunebook evaluate")
 
 
 @app.command()
 def evaluate(
-    stages: Annotated[list[str] | None, typer.Argument(help="`base`, `sft`, `dpo`. Default: base and all that are trained.")] = None,
+    stages: Annotated[list[str] | None, typer.Argument(help="`base`, `sft`, `dpo`, `dpo-2`, ... Default: base and all that are trained.")] = None,
     recipe: RecipeOption = None,
     run: RunOption = None,
     set_: SetOption = None,
@@ -129,7 +141,7 @@ def evaluate(
     from tunebook import evaluate as stage
 
     parsed = _recipe(recipe, run, set_)
-    stage.show(stage.evaluate(parsed, stages, force))
+    stage.show(parsed, stage.evaluate(parsed, stages, force))
     _done(parsed, "eval", None)
 
 

@@ -13,55 +13,93 @@ import shutil
 from typing import Any
 
 from tunebook import models, train
+from tunebook.data.preferences import shared
 from tunebook.data.prepare import read_parquet
 from tunebook.pairs import pairs_stage
 from tunebook.recipe import Recipe, UserError
-from tunebook.run import Stage, finished_key
+from tunebook.run import Stage, finished_key, policy_name, round_name
 
 COLUMNS = ["prompt", "chosen", "rejected"]
 
 
-def dpo(recipe: Recipe, force: bool = False, resume: bool = True) -> dict[str, Any]:
-    """Train the adapter in `dpo/adapter` of the run folder, unless it lies there already; returns the stage's record.
+def dpo(recipe: Recipe, number: int = 1, force: bool = False, resume: bool = True) -> dict[str, Any]:
+    """Train the adapter in `dpo/adapter` of the run folder (`dpo-2/`, ... in a later round), unless it lies there already;
+    returns the stage's record.
+
+    A later round starts from the round before, which is then its reference.
 
     Raises UserError when pairs or the SFT adapter are missing, or when policy and reference differ before the first step.
     """
     print(recipe.describe())
-    stage = dpo_stage(recipe)
+    stage = dpo_stage(recipe, number)
     if stage.skip(force):
         return stage.result
-    if not pairs_stage(recipe).done:
-        raise UserError(f"the pairs in {recipe.run_dir / 'pairs'} are of other settings or another SFT model: run `tunebook pairs` again")
+    folder, start = recipe.run_dir / round_name("pairs", number), policy_name(number)
+    if not pairs_stage(recipe, number).done:
+        raise UserError(f"the pairs in {folder} are of other settings or another {start} model: run `tunebook pairs` again")
     models.backend()
+    rows = {split: read_parquet(folder / f"{split}.parquet").select_columns(COLUMNS) for split in ("train", "val")}
     with stage.open(resume and not force) as folder:
         model, tokenizer = models.load(recipe)
-        model = models.restore_lora(models.add_lora(model, recipe), recipe.run_dir / "sft" / "adapter")
+        model = models.restore_lora(models.add_lora(model, recipe), recipe.run_dir / start / "adapter")
         from trl import DPOConfig, DPOTrainer
 
         args, callbacks = train.arguments(DPOConfig, recipe, "dpo", folder)
+        health = watch(args.beta)
         trainer = DPOTrainer(
             model=model,
             ref_model=None,
             args=args,
             processing_class=tokenizer,
-            train_dataset=_rows(recipe, "train"),
-            eval_dataset=train.eval_rows(args, _rows(recipe, "val")),
-            callbacks=callbacks,
+            train_dataset=rows["train"],
+            eval_dataset=train.eval_rows(args, rows["val"]),
+            callbacks=[*callbacks, health],
         )
+        if recipe.pairs.compare == "step":
+            first_steps(trainer, tokenizer)
         audit = audit_step_0(trainer)
         for checkpoint in (folder / "checkpoints").glob("checkpoint-*/ref"):
             # With a `ref` folder beside it, transformers' resume would leave the trained adapter at its start.
             shutil.rmtree(checkpoint)
         metrics = train.run(trainer, folder, resume)
-        stage.record = {"audit": audit, "metrics": metrics, "rows": {"train": len(trainer.train_dataset)}}
+        stage.record = {"audit": audit, "metrics": metrics, "warnings": health.warnings, "rows": {"train": len(trainer.train_dataset)}}
         models.save_adapter(model, tokenizer, folder / "adapter")
     return stage.result
 
 
-def dpo_stage(recipe: Recipe) -> Stage:
-    """The stage that `dpo` fills. Raises UserError when pairs or the SFT adapter are missing."""
-    settings = {"model": recipe.model.model_dump(mode="json"), "lora": recipe.lora, "dpo": recipe.dpo, "seed": recipe.seed}
-    return Stage(recipe, "dpo", settings, {"pairs": finished_key(recipe, "pairs"), "sft": finished_key(recipe, "sft")})
+def dpo_stage(recipe: Recipe, number: int = 1) -> Stage:
+    """The stage that `dpo` fills in a round. Raises UserError when the pairs or the adapter to start from are missing."""
+    settings = {
+        "model": recipe.model.model_dump(mode="json"),
+        "lora": recipe.lora,
+        "dpo": recipe.dpo,
+        "seed": recipe.seed,
+        "compare": recipe.pairs.compare,
+    }
+    inputs = {name: finished_key(recipe, name) for name in (round_name("pairs", number), policy_name(number))}
+    return Stage(recipe, round_name("dpo", number), settings, inputs)
+
+
+def first_steps(trainer: Any, tokenizer: Any) -> None:
+    """Leave of each pair the line in which chosen and rejected part; what they share before it joins the prompt.
+
+    Step-DPO (Lai et al. 2024, arXiv 2406.18629), with the line as the step: the loss then blames the first error and nothing
+    that follows from it. Acts on the trainer's tokenised rows.
+    """
+    breaks = {i for i in range(len(tokenizer)) if "\n" in tokenizer.decode([i])}
+
+    def cut(row: dict[str, list[int]]) -> dict[str, list[int]]:
+        chosen, rejected = row["chosen_ids"], row["rejected_ids"]
+        start = shared(chosen, rejected)
+
+        def line(ids: list[int]) -> list[int]:
+            return ids[start : next((i + 1 for i in range(start, len(ids)) if ids[i] in breaks), len(ids))]
+
+        return {"prompt_ids": row["prompt_ids"] + chosen[:start], "chosen_ids": line(chosen), "rejected_ids": line(rejected)}
+
+    trainer.train_dataset = trainer.train_dataset.map(cut)
+    if trainer.eval_dataset is not None:
+        trainer.eval_dataset = trainer.eval_dataset.map(cut)
 
 
 def audit_step_0(trainer: Any) -> dict[str, float]:
@@ -92,5 +130,48 @@ def audit_step_0(trainer: Any) -> dict[str, float]:
     return audit
 
 
-def _rows(recipe: Recipe, split: str) -> Any:
-    return read_parquet(recipe.run_dir / "pairs" / f"{split}.parquet").select_columns(COLUMNS)
+WINDOW = 5
+"""Logs that a judgement of the run's health is averaged over: one batch says little."""
+FALL = 2.0
+"""Nats that chosen may lose: then it is exp(2), seven times, less likely than it was."""
+
+
+def watch(beta: float) -> Any:
+    """A callback that says once, while there is time to stop, what goes wrong in a run and how to mend it.
+
+    `rewards/chosen` is beta times the log-probability that chosen has gained over the reference on the very same rows, so it
+    shows falling `logps/chosen` without the noise of which rows were in the batch.
+    """
+    from transformers import TrainerCallback
+
+    class Watch(TrainerCallback):  # type: ignore[misc]
+        def __init__(self) -> None:
+            self.warnings: list[str] = []
+
+        def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            logs = [e for e in state.log_history if "rewards/chosen" in e]
+            for warning in unhealthy(logs, beta):
+                if warning not in self.warnings:
+                    self.warnings.append(warning)
+                    print(f"Warning: {warning}")
+
+    return Watch()
+
+
+def unhealthy(logs: list[dict[str, Any]], beta: float) -> list[str]:
+    """What the last `WINDOW` logs of a run show to be wrong, each with its mend; nothing before there are so many."""
+    if len(logs) < WINDOW:
+        return []
+    first, last = (
+        {k: sum(float(e[k]) for e in part) / WINDOW for k in ("loss", "rewards/chosen", "rewards/accuracies")}
+        for part in (logs[:WINDOW], logs[-WINDOW:])
+    )
+    found = {
+        "logps/chosen falls: chosen answers became less likely than under the reference. "
+        "Lower dpo.learning_rate, raise the weight of the `sft` loss (dpo.loss_weights) or dpo.beta": last["rewards/chosen"] < -FALL * beta,
+        "the loss rises: lower dpo.learning_rate": last["loss"] > 1.1 * first["loss"],
+        "rewards/accuracies stay below one half: the pairs are not learnt. Raise dpo.learning_rate or look at the pairs": (
+            len(logs) >= 4 * WINDOW and last["rewards/accuracies"] < 0.5
+        ),
+    }
+    return [warning for warning, is_so in found.items() if is_so]

@@ -5,8 +5,9 @@ uv run tunebook evaluate --recipe smollm2-math --set evaluate.split=val
 
 from __future__ import annotations
 
-import json
+import itertools
 from collections.abc import Iterable
+from contextlib import AbstractContextManager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -18,24 +19,29 @@ from rich.table import Table
 from tunebook import models
 from tunebook.data.prepare import data_stage, load, prepare
 from tunebook.data.sources import Messages
-from tunebook.generate import Answer, ask, generate
+from tunebook.generate import Answer, Local, Sampling, answer_file, ask, local, read_records
+from tunebook.paired import compare
 from tunebook.recipe import Recipe, UserError
-from tunebook.run import Stage, finished_key, write_json
+from tunebook.run import Stage, finished_key, read_json, round_name, write_json
 from tunebook.verify import verifier, verify
 
-STAGES = ("base", "sft", "dpo")
+
+def stages(recipe: Recipe) -> list[str]:
+    """What can be evaluated: `base`, `sft`, `dpo` and the later rounds of the recipe or the run folder."""
+    rounds = max(recipe.pairs.rounds, len(list(recipe.run_dir.glob("dpo*/adapter"))))
+    return ["base", "sft", *(round_name("dpo", number) for number in range(1, rounds + 1))]
 
 
-def evaluate(recipe: Recipe, stages: Iterable[str] | None = None, force: bool = False) -> dict[str, dict[str, Any]]:
+def evaluate(recipe: Recipe, only: Iterable[str] | None = None, force: bool = False) -> dict[str, dict[str, Any]]:
     """Answer the held-out items with each stage's model; returns {stage: summary}.
 
-    `stages` defaults to `base` and those that are trained. Items and batches are the same for every stage; answers are
+    `only` defaults to `base` and the stages that are trained. Items and batches are the same for every stage; answers are
     kept in `eval/<stage>/predictions.jsonl` as they come, so an interrupted evaluation goes on. The base model is
     loaded once.
 
     Raises UserError for a stage that is not trained, naming the command that trains it.
     """
-    wanted = list(stages or ["base", *(s for s in STAGES[1:] if (recipe.run_dir / s / "adapter").exists())])
+    wanted = list(only or [s for s in stages(recipe) if s == "base" or (recipe.run_dir / s / "adapter").exists()])
     todo = {name: eval_stage(recipe, name) for name in wanted}
     missing = {name: stage for name, stage in todo.items() if force or not stage.done}
     if missing:
@@ -44,17 +50,25 @@ def evaluate(recipe: Recipe, stages: Iterable[str] | None = None, force: bool = 
         items = _items(recipe)
         model, tokenizer = _load(recipe, missing)
         for name, stage in missing.items():
-            with stage.open(resume=not force) as folder, models.use_adapter(model, None if name == "base" else name) as active:
-                _answer(recipe, name, active, tokenizer, items, folder / "predictions.jsonl")
-                stage.record = {"summary": summarise(read_predictions(folder / "predictions.jsonl")), "verifier": verifier()}
+            with stage.open(resume=not force) as folder:
+                source = local(model, tokenizer, None if name == "base" else name)
+                stage.record = {"summary": summarise(_answer(recipe, name, source, items, folder)), "verifier": verifier()}
     results = {name: stage.result["summary"] for name, stage in todo.items()}
-    write_json(recipe.run_dir / "eval" / "summary.json", {"split": recipe.evaluate.split, "stages": results})
+    write_json(recipe.run_dir / "eval" / "summary.json", {"split": recipe.evaluate.split, "stages": results, "comparisons": comparisons(todo)})
     return results
 
 
-def answers(recipe: Recipe, stages: Iterable[str], prompts: list[Messages], max_new_tokens: int | None = None) -> list[dict[str, str]]:
+def comparisons(done: dict[str, Stage]) -> list[dict[str, Any]]:
+    """Each stage against the one before it and the last against the first, item by item: `paired.compare` of each."""
+    right = {name: [p["correct"] for p in read_records(stage.dir / "predictions.jsonl")] for name, stage in done.items()}
+    names = list(done)
+    steps = [*itertools.pairwise(names), *([(names[0], names[-1])] if len(names) > 2 else [])]
+    return [{"first": a, "second": b, **compare(right[a], right[b])} for a, b in steps]
+
+
+def answers(recipe: Recipe, only: Iterable[str], prompts: list[Messages], max_new_tokens: int | None = None) -> list[dict[str, str]]:
     """The same prompts answered by each stage's model, one by one and greedily: a {stage: answer} for each."""
-    wanted = list(stages)
+    wanted = list(only)
     for name in wanted:
         eval_stage(recipe, name)  # refuses what is not trained
     models.backend()
@@ -81,9 +95,23 @@ def cells(results: dict[str, dict[str, Any]]) -> list[tuple[str, ...]]:
     return rows
 
 
-def markdown(results: dict[str, dict[str, Any]]) -> str:
-    """The table for README and report."""
-    return "\n".join("| " + " | ".join(row) + " |" for row in [COLUMNS, ("---",) * len(COLUMNS), *cells(results)])
+COMPARED = ("step", "n", "difference (95% interval)", "won", "lost", "p (exact McNemar)", "detectable")
+
+
+def compared_cells(found: list[dict[str, Any]]) -> list[tuple[str, ...]]:
+    """Comparisons as rows; differences in points. `detectable`: what so many items would show four times out of five."""
+    rows: list[tuple[str, ...]] = []
+    for c in found:
+        low, high = (100 * bound for bound in c["interval"])
+        p = f"{c['p']:.2g}" if c["p"] >= 1e-4 else "< 0.0001"
+        numbers = (f"{100 * c['difference']:+.1f} ({low:+.1f} to {high:+.1f})", str(c["won"]), str(c["lost"]), p, f"{100 * c['detectable']:.1f}")
+        rows.append((f"{c['first']} → {c['second']}", str(c["n"]), *numbers))
+    return rows
+
+
+def markdown(columns: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+    """A table for README, notebook and report."""
+    return "\n".join("| " + " | ".join(row) + " |" for row in [columns, ("---",) * len(columns), *rows])
 
 
 def summarise(predictions: list[dict[str, Any]]) -> dict[str, Any]:
@@ -96,30 +124,23 @@ def summarise(predictions: list[dict[str, Any]]) -> dict[str, Any]:
     return overall | {"slices": {name: _shares([p for p in predictions if p["slice"] == name]) for name in names}}
 
 
-def read_predictions(path: Path) -> list[dict[str, Any]]:
-    """The records of a file of answers, in the order of the items. A line cut short by a kill is left out."""
-    records = {}
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
-        try:
-            record = json.loads(line)
-        except ValueError:
-            continue
-        records[record["index"]] = record
-    return [records[i] for i in sorted(records)]
-
-
-def show(results: dict[str, dict[str, Any]]) -> None:
-    """Print the table."""
-    table = Table(*COLUMNS, title="held-out accuracy", box=box.SIMPLE)
-    for row in cells(results):
-        table.add_row(*row)
-    Console().print(table)
+def show(recipe: Recipe, results: dict[str, dict[str, Any]]) -> None:
+    """Print accuracies and comparisons."""
+    for title, columns, rows in (
+        ("held-out accuracy", COLUMNS, cells(results)),
+        ("the same items, pair by pair", COMPARED, compared_cells(read_json(recipe.run_dir / "eval" / "summary.json")["comparisons"])),
+    ):
+        table = Table(*columns, title=title, box=box.SIMPLE)
+        for row in rows:
+            table.add_row(*row)
+        if rows:
+            Console().print(table)
 
 
 def eval_stage(recipe: Recipe, name: str) -> Stage:
     """The folder of one model's answers. Raises UserError when that model is not trained."""
-    if name not in STAGES:
-        raise UserError(f"no stage {name!r}: choose from {', '.join(STAGES)}")
+    if name not in stages(recipe):
+        raise UserError(f"no stage {name!r}: choose from {', '.join(stages(recipe))}")
     key = "" if name == "base" else finished_key(recipe, name)
     settings = {
         "evaluate": recipe.evaluate.model_dump(mode="json"),
@@ -129,10 +150,10 @@ def eval_stage(recipe: Recipe, name: str) -> Stage:
     return Stage(recipe, f"eval/{name}", settings, {"data": data_stage(recipe).key, "adapter": key})
 
 
-def _load(recipe: Recipe, stages: Iterable[str]) -> tuple[Any, Any]:
+def _load(recipe: Recipe, names: Iterable[str]) -> tuple[Any, Any]:
     """The base model, once, with the adapters of the stages on it."""
     model, tokenizer = models.load(recipe)
-    return models.load_adapters(model, {name: recipe.run_dir / name / "adapter" for name in stages if name != "base"}), tokenizer
+    return models.load_adapters(model, {name: recipe.run_dir / name / "adapter" for name in names if name != "base"}), tokenizer
 
 
 def _items(recipe: Recipe) -> list[dict[str, Any]]:
@@ -143,27 +164,17 @@ def _items(recipe: Recipe) -> list[dict[str, Any]]:
     return [rows[i * len(rows) // limit] for i in range(limit)]  # evenly from all of them: rows may be sorted by slice
 
 
-def _answer(recipe: Recipe, name: str, model: Any, tokenizer: Any, items: list[dict[str, Any]], path: Path) -> None:
-    """Append a record per item, a batch at a time; batches that are there already are not asked again."""
-    settings = recipe.evaluate
-    done = {record["index"] for record in read_predictions(path)}
+def _answer(recipe: Recipe, name: str, source: AbstractContextManager[Local], items: list[dict[str, Any]], folder: Path) -> list[dict[str, Any]]:
     prompts: list[Messages] = [item["prompt"] for item in items]
-    answers = generate(
-        model, tokenizer, prompts, max_new_tokens=settings.max_new_tokens, batch_size=settings.batch_size, skip=done, label=f"{name} answers"
-    )
-    with path.open("a", encoding="utf-8") as out:
-        if done:
-            out.write("\n")  # a kill may have cut the last line short
-        for batch in answers:
-            out.writelines(json.dumps(_record(i, items[i], answer)) + "\n" for i, answer in batch.items())
-            out.flush()
+    sampling = Sampling(recipe.evaluate.max_new_tokens, recipe.evaluate.batch_size)
+    return answer_file(folder / "predictions.jsonl", source, prompts, sampling, lambda i, answer: _record(items[i], answer), f"{name} answers")
 
 
-def _record(index: int, item: dict[str, Any], answer: Answer) -> dict[str, Any]:
+def _record(item: dict[str, Any], answer: Answer) -> dict[str, Any]:
     # A number in an answer that was cut off is not its final answer.
     verdict = verify(answer.text, item["gold"], boxed_only=answer.truncated)
     kept = {k: item[k] for k in ("source_id", "slice", "group", "difficulty", "gold")}
-    return {"index": index, **kept, "prompt": item["prompt"][-1]["content"], "answer": answer.text, **asdict(verdict)} | {
+    return {**kept, "prompt": item["prompt"][-1]["content"], "answer": answer.text, **asdict(verdict)} | {
         "tokens": answer.tokens,
         "truncated": answer.truncated,
     }

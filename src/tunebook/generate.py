@@ -1,14 +1,22 @@
-"""Batched answers from a local model."""
+"""Batched answers, from a local model or from any OpenAI-compatible server, kept on disk as they come."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import contextlib
+import json
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from tqdm.auto import tqdm
 
+from tunebook import models
 from tunebook.data.sources import Messages
+from tunebook.recipe import ROOT, ServerConfig, UserError
 
 
 @dataclass(frozen=True)
@@ -18,6 +26,92 @@ class Answer:
     text: str
     tokens: int
     truncated: bool
+
+
+@dataclass(frozen=True)
+class Local:
+    """A model in this process, ready for generation. Comes from `local`."""
+
+    model: Any
+    tokenizer: Any
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How to answer. At temperature 0 greedily; else each prompt is sampled with a seed of its own."""
+
+    max_new_tokens: int
+    batch_size: int = 64
+    """Prompts that a local model answers at once; a server has its own `concurrency`."""
+    temperature: float = 0.0
+    seeds: list[int] | None = None
+
+
+@contextlib.contextmanager
+def local(model: Any, tokenizer: Any, adapter: str | None) -> Iterator[Local]:
+    """The model with one of its adapters (`None`: as its base) as something to ask."""
+    with models.use_adapter(model, adapter) as active:
+        yield Local(active, tokenizer)
+
+
+def answer_file(
+    path: Path,
+    source: AbstractContextManager[Local | ServerConfig],
+    prompts: list[Messages],
+    sampling: Sampling,
+    record: Callable[[int, Answer], dict[str, Any]],
+    label: str,
+) -> list[dict[str, Any]]:
+    """Append `record(index, answer)` for each prompt to a JSON-lines file as the answers come; returns all, in order.
+
+    What an interrupted run has written is not asked again, and `source` (which may take long to load) not even opened when
+    all is there.
+    """
+    done = {r["index"] for r in read_records(path)}
+    if len(done) < len(prompts):
+        with source as asked, path.open("a", encoding="utf-8") as out:
+            out.write("\n" if done else "")  # a kill may have cut the last line short
+            for answers in generate(asked, prompts, sampling, skip=done, label=label):
+                out.write("".join(json.dumps({"index": i} | record(i, answer)) + "\n" for i, answer in answers.items()))
+                out.flush()
+    return read_records(path)
+
+
+def read_records(path: Path) -> list[dict[str, Any]]:
+    """The records of an answer file in the order of the prompts. A line cut short by a kill is left out."""
+    records = {}
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
+        with contextlib.suppress(ValueError):
+            record = json.loads(line)
+            records[record["index"]] = record
+    return [records[i] for i in sorted(records)]
+
+
+def generate(
+    source: Local | ServerConfig, prompts: list[Messages], sampling: Sampling, *, skip: set[int] | None = None, label: str = "answering"
+) -> Iterator[dict[int, Answer]]:
+    """Answers to `prompts` as {index: answer}, some at a time; those in `skip` are left out (a local batch when all of it is).
+
+    A sample depends on its prompt and seed, not on what else is asked: a resumed run writes the same text (a server may
+    keep this less strictly).
+
+    Raises UserError when a server does not answer in spite of retries; what was yielded before is not lost.
+    """
+    skip = skip or set()
+    given = prompts, sampling, skip
+    coming = _from_server(source, *given) if isinstance(source, ServerConfig) else _from_model(source, *given)
+    with tqdm(total=len(prompts), initial=len(skip), desc=label, unit="answer", mininterval=1) as bar:
+        tokens = 0
+        for answers in coming:
+            tokens += sum(a.tokens for a in answers.values())
+            bar.update(len(answers.keys() - skip))
+            bar.set_postfix_str(f"{tokens / max(bar.format_dict['elapsed'], 1e-9):.0f} tokens/s")
+            yield answers
+
+
+def ask(model: Any, tokenizer: Any, prompt: Messages, max_new_tokens: int = 256) -> str:
+    """One greedy answer."""
+    return next(iter(_from_model(Local(model, tokenizer), [prompt], Sampling(max_new_tokens), set())))[0].text
 
 
 def batches(lengths: list[int], batch_size: int) -> list[list[int]]:
@@ -30,65 +124,122 @@ def batches(lengths: list[int], batch_size: int) -> list[list[int]]:
     return [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
 
 
-def generate(
-    model: Any,
-    tokenizer: Any,
-    prompts: list[Messages],
-    *,
-    max_new_tokens: int,
-    batch_size: int,
-    temperature: float = 0.0,
-    seeds: list[int] | None = None,
-    skip: set[int] | None = None,
-    label: str = "answering",
-) -> Iterator[dict[int, Answer]]:
-    """Answers to `prompts`, a batch at a time, as {index: answer}. Batches wholly in `skip` are left out.
+def secret(name: str) -> str | None:
+    """A key from the environment or from `.env` in the working folder or the project."""
+    from dotenv import dotenv_values
 
-    Greedy, or with a `temperature` sampled with a seed of its own for each prompt, so that a resumed run writes the same
-    text. The model comes from `models.use_adapter`. Prompts are padded on the left; padding is masked and does not
-    shift positions, so that in float32 a batched answer equals the answer given alone.
+    files = [dotenv_values(folder / ".env").get(name) for folder in (Path.cwd(), ROOT)]
+    return next((value for value in (os.environ.get(name), *files) if value), None)
+
+
+def _from_server(server: ServerConfig, prompts: list[Messages], sampling: Sampling, skip: set[int]) -> Iterator[dict[int, Answer]]:
+    """`server.concurrency` requests under way at a time, each answer yielded as it comes.
+
+    In threads rather than on an event loop: a notebook's own loop is already running. The client retries with
+    exponential back-off and heeds `Retry-After`.
     """
-    texts = [tokenizer.apply_chat_template(p, tokenize=False, add_generation_prompt=True) for p in prompts]
-    ids = tokenizer(texts, add_special_tokens=False)["input_ids"]
-    todo = [b for b in batches([len(i) for i in ids], batch_size) if not skip or not skip.issuperset(b)]
-    with tqdm(total=sum(map(len, todo)), desc=label, unit="answer", mininterval=1) as bar:
-        tokens = 0
-        for batch in todo:
-            sampler = [_seeded_sampler(temperature, [(seeds or range(len(prompts)))[i] for i in batch])] if temperature else []
-            answers = _generate_batch(model, tokenizer, [ids[i] for i in batch], max_new_tokens, sampler)
-            tokens += sum(a.tokens for a in answers)
-            bar.update(len(batch))
-            bar.set_postfix_str(f"{tokens / max(bar.format_dict['elapsed'], 1e-9):.0f} tokens/s")
-            yield dict(zip(batch, answers, strict=True))
+    import openai
+
+    key = secret(server.api_key_env) or "none"  # a server on this machine asks for none
+    client = openai.OpenAI(base_url=server.url, api_key=key, max_retries=server.retries, timeout=server.timeout)
+
+    def request(i: int) -> Answer:
+        seed = {"seed": sampling.seeds[i]} if sampling.seeds else {}
+        settings = {"max_tokens": sampling.max_new_tokens, "temperature": sampling.temperature, **seed, **server.extra}
+        reply = client.chat.completions.create(model=server.model, messages=prompts[i], extra_body=settings)  # type: ignore[arg-type]
+        if not reply.choices:
+            return Answer("", 0, truncated=True)
+        choice = reply.choices[0]
+        return Answer(choice.message.content or "", reply.usage.completion_tokens if reply.usage else 0, choice.finish_reason != "stop")
+
+    pool = ThreadPoolExecutor(server.concurrency)
+    try:
+        waiting = {pool.submit(request, i): i for i in range(len(prompts)) if i not in skip}
+        for future in as_completed(waiting):
+            yield {waiting[future]: future.result()}
+    except openai.APIStatusError as error:
+        why = f"set {server.api_key_env} in the environment or in .env" if error.status_code in (401, 403) else " ".join(str(error).split())[:200]
+        raise UserError(f"{server.url} refused a request (HTTP {error.status_code}): {why}") from None
+    except openai.APIConnectionError:
+        raise UserError(f"{server.url} does not answer: start it and run the same command again, answers so far are kept") from None
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+        client.close()
 
 
-def ask(model: Any, tokenizer: Any, prompt: Messages, max_new_tokens: int = 256) -> str:
-    """One greedy answer."""
-    ids = tokenizer.apply_chat_template(prompt, tokenize=True, add_generation_prompt=True, return_dict=True)["input_ids"]
-    return _generate_batch(model, tokenizer, [list(ids)], max_new_tokens)[0].text
-
-
-def _generate_batch(model: Any, tokenizer: Any, ids: list[list[int]], max_new_tokens: int, processors: list[Any] | None = None) -> list[Answer]:
+def _from_model(source: Local, prompts: list[Messages], sampling: Sampling, skip: set[int]) -> Iterator[dict[int, Answer]]:
+    """Batch by batch. Prompts are padded on the left; padding is masked and does not shift positions, so that in float32 a
+    batched answer equals the answer given alone."""
     import torch
 
-    padded = tokenizer.pad({"input_ids": ids}, padding_side="left", return_tensors="pt").to(model.device)
-    settings = {"max_new_tokens": max_new_tokens, "do_sample": False, "pad_token_id": tokenizer.pad_token_id}
-    with torch.inference_mode():
-        out = model.generate(**padded, **settings, logits_processor=processors or [])
-    new = out[:, padded["input_ids"].shape[1] :].tolist()
-    ends = _end_ids(model, tokenizer)
-    return [_answer(tokenizer, row, ends) for row in new]
+    texts = [source.tokenizer.apply_chat_template(p, tokenize=False, add_generation_prompt=True) for p in prompts]
+    ids = source.tokenizer(texts, add_special_tokens=False)["input_ids"]
+    seeds = sampling.seeds or list(range(len(prompts)))
+    for batch in batches([len(i) for i in ids], sampling.batch_size):
+        if not skip.issuperset(batch):
+            generators = [torch.Generator().manual_seed(seeds[i]) for i in batch]
+            with torch.inference_mode():
+                rows = _decode(source, [ids[i] for i in batch], sampling, generators)
+            yield {i: _answer(source, row) for i, row in zip(batch, rows, strict=True)}
 
 
-def _seeded_sampler(temperature: float, seeds: list[int]) -> Any:
+def _decode(source: Local, ids: list[list[int]], sampling: Sampling, generators: list[Any]) -> list[list[int]]:
+    """New token ids of each row, up to and with the end of turn.
+
+    On a CPU, where a step costs by the row, rows that have ended are dropped from batch and cache when half have; a GPU
+    would gain little.
+    """
+    import torch
+
+    model, ends = source.model, _end_ids(source)
+    given = dict(source.tokenizer.pad({"input_ids": ids}, padding_side="left", return_tensors="pt").to(model.device))
+    rows: list[list[int]] = [[] for _ in ids]
+    alive = list(range(len(ids)))
+    while alive:
+        out = model.generate(
+            **given,
+            max_new_tokens=sampling.max_new_tokens - len(rows[alive[0]]),
+            do_sample=False,
+            pad_token_id=source.tokenizer.pad_token_id,
+            logits_processor=[_seeded_sampler(sampling.temperature, [generators[i] for i in alive])] if sampling.temperature else [],
+            stopping_criteria=[_half_done(ends)] if model.device.type == "cpu" else [],
+            return_dict_in_generate=True,
+        )
+        for row, new in zip(alive, out.sequences[:, given["input_ids"].shape[1] :].tolist(), strict=True):
+            stop = next((i for i, token in enumerate(new) if token in ends), len(new))
+            rows[row] += new[: stop + 1]
+        kept = [k for k, row in enumerate(alive) if rows[row][-1] not in ends and len(rows[row]) < sampling.max_new_tokens]
+        alive = [alive[k] for k in kept]
+        if alive:
+            made = out.sequences.shape[1] - given["input_ids"].shape[1]
+            mask = torch.nn.functional.pad(given["attention_mask"], (0, made), value=1)
+            out.past_key_values.batch_select_indices(torch.tensor(kept, device=model.device))
+            given = {"input_ids": out.sequences[kept], "attention_mask": mask[kept], "past_key_values": out.past_key_values}
+    return rows
+
+
+def _half_done(ends: set[int]) -> Any:
+    """Stops generation when half of the rows have ended."""
+    import torch
+    from transformers import StoppingCriteria
+
+    class HalfDone(StoppingCriteria):  # type: ignore[misc]
+        done: Any = False
+
+        def __call__(self, input_ids: Any, scores: Any, **kwargs: Any) -> Any:
+            self.done = torch.isin(input_ids[:, -1], torch.tensor(sorted(ends), device=input_ids.device)) | self.done
+            return torch.full_like(self.done, bool(2 * self.done.sum() >= len(self.done)))
+
+    return HalfDone()
+
+
+def _seeded_sampler(temperature: float, generators: list[Any]) -> Any:
     """Turns greedy decoding into sampling with a generator for each row, by inverting the distribution function.
 
     A row draws one number a step from its own generator, so what it says does not depend on what else is in the batch.
     """
     import torch
     from transformers import LogitsProcessor
-
-    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
 
     class SeededSampler(LogitsProcessor):  # type: ignore[misc]
         def __call__(self, input_ids: Any, scores: Any) -> Any:
@@ -101,12 +252,11 @@ def _seeded_sampler(temperature: float, seeds: list[int]) -> Any:
     return SeededSampler()
 
 
-def _answer(tokenizer: Any, row: list[int], ends: set[int]) -> Answer:
-    stop = next((i for i, token in enumerate(row) if token in ends), None)
-    text = tokenizer.decode(row[:stop], skip_special_tokens=True)
-    return Answer(text, len(row) if stop is None else stop + 1, stop is None)
+def _answer(source: Local, row: list[int]) -> Answer:
+    whole = row[-1] in _end_ids(source)
+    return Answer(source.tokenizer.decode(row[:-1] if whole else row, skip_special_tokens=True), len(row), not whole)
 
 
-def _end_ids(model: Any, tokenizer: Any) -> set[int]:
-    ends = model.generation_config.eos_token_id
-    return {tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])} - {None}
+def _end_ids(source: Local) -> set[int]:
+    ends = source.model.generation_config.eos_token_id
+    return {source.tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])} - {None}

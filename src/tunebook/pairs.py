@@ -1,19 +1,23 @@
-"""`tunebook pairs`: preference pairs from the SFT model's own answers, each side checked.
+"""`tunebook pairs`: preference pairs, each side checked.
 
     uv run tunebook pairs --recipe smollm2-math --set pairs.samples=8
 
-Several answers are sampled for each training prompt; chosen is one that is verified right, rejected one that is
-verified wrong, both of the same prompt, boxed, whole and in the house format.
+`on_policy`: several answers are sampled for each training prompt; chosen is one that is verified right, rejected one
+that is verified wrong. `injected_error`: the model is asked for a flawed solution, chosen is the reference.
+`dataset`: an existing preference set. Whatever the method, one output format.
 """
 
 from __future__ import annotations
 
-import difflib
+import contextlib
 import hashlib
-import html
 import json
 import random
+import re
 from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,114 +25,161 @@ from rich.console import Console
 from rich.table import Table
 
 from tunebook import models
-from tunebook.data.checks import NOT_AN_ANSWER
-from tunebook.data.prepare import data_stage, load
-from tunebook.evaluate import read_predictions
-from tunebook.generate import generate
-from tunebook.recipe import PairsConfig, Recipe, UserError
-from tunebook.run import Stage, finished_key
-from tunebook.verify import verifier, verify
+from tunebook.data import preferences
+from tunebook.data.checks import words
+from tunebook.data.preferences import COLUMNS, Pair, Sample, build, check_sample, format_only, length_ratio, make_pair, reference, told_apart
+from tunebook.data.prepare import data_stage, file_hash, load, prepare, tokenizer, write_parquet, write_quarantine
+from tunebook.data.sources import Reject
+from tunebook.generate import Answer, Local, Sampling, answer_file, local
+from tunebook.recipe import PairsConfig, Recipe, ServerConfig, UserError, find_file
+from tunebook.run import Stage, finished_key, policy_name, round_name
+from tunebook.verify import verifier
 
-Sample = dict[str, Any]
-Pair = dict[str, Any]
+
+@dataclass
+class Work:
+    """What a method has to work with, and what it leaves beside its pairs."""
+
+    recipe: Recipe
+    rows: list[dict[str, Any]]
+    folder: Path
+    source: Callable[[], AbstractContextManager[Local | ServerConfig]]
+    count_tokens: Callable[[str], int]
+    number: int
+    record: dict[str, Any] = field(default_factory=dict)
+    rejects: list[Reject] = field(default_factory=list)
 
 
-def pairs(recipe: Recipe, force: bool = False) -> dict[str, Any]:
-    """Sample, check and pair; writes `pairs/{train,val}.parquet` and returns the stage's record.
+def pairs(recipe: Recipe, number: int = 1, force: bool = False) -> dict[str, Any]:
+    """Make, check and write `pairs/{train,val}.parquet` (`pairs-2/`, ... in a later round); returns the stage's record.
 
-    Samples are kept in `samples.jsonl` as they come and each has its own seed: an interrupted run asks nothing twice and
-    ends with the same pairs. Pairs come from the training split alone.
+    Answers are kept as they come and each has its own seed: an interrupted run asks nothing twice and ends with the same
+    pairs. Prompts come from the training split alone.
 
-    Raises UserError when the SFT model is missing or no prompt gives a pair.
+    Raises UserError when the model to sample from is missing, a server does not answer, or nothing gives a pair.
     """
-    stage = pairs_stage(recipe)
+    stage = pairs_stage(recipe, number)
     if stage.skip(force):
         return stage.result
-    models.backend()
-    rows = [row for row in load(recipe, "train") if row["gold"] is not None][: recipe.pairs.prompts]
+    if _uses_model(recipe):
+        models.backend()  # Unsloth comes before whatever imports transformers
+    prepare(recipe)
     with stage.open(resume=not force) as folder:
-        samples = _sample(recipe, rows, folder)
-        found = build(recipe.pairs, rows, samples, recipe.seed)
-        passes = Counter(sum(s["right"] for s in samples[i : i + recipe.pairs.samples]) for i in range(0, len(samples), recipe.pairs.samples))
+        tok = tokenizer(recipe)
+        work = Work(recipe, _rows(recipe, number), folder, _opener(recipe, number), lambda text: len(tok(text)["input_ids"]) + 1, number)
+        found = [pair for method in recipe.pairs.methods for pair in METHODS[method](work)]
+        write_quarantine(work.rejects, folder / "quarantine.jsonl")
         if not found:
-            raise UserError(
-                f"no prompt gave a pair; right answers a prompt: {dict(sorted(passes.items()))}. Raise pairs.temperature or pairs.samples"
-            )
+            raise UserError(f"nothing gave a pair; {json.dumps(work.record)}. Raise pairs.temperature, pairs.samples or pairs.prompts")
         val = {p["source_id"] for p in found if _share(p["source_id"]) < recipe.pairs.val}
+        val = val if len(val) < len({p["source_id"] for p in found}) else set()  # of a handful, all to train
         split = {"train": [p for p in found if p["source_id"] not in val], "val": [p for p in found if p["source_id"] in val]}
         for name, part in split.items():
-            _write(part, folder / f"{name}.parquet")
+            write_parquet(part, folder / f"{name}.parquet", **COLUMNS)
         stage.record = {
             "rows": {name: len(part) for name, part in split.items()},
             "strategies": dict(Counter(p["strategy"] for p in found)),
-            "pass_counts": {str(k): passes[k] for k in range(recipe.pairs.samples + 1)},
             "tokens": {side: sum(p[f"{side}_tokens"] for p in found) / len(found) for side in ("chosen", "rejected")},
-            "length_only_accuracy": _length_only([(p["chosen_tokens"], p["rejected_tokens"]) for p in found]),
+            "length_only_accuracy": told_apart([(p["chosen_tokens"], p["rejected_tokens"]) for p in found]),
+            "format_only_accuracy": format_only(found),
             "verifier": verifier(),
+            **work.record,
         }
     return stage.result
 
 
-def pairs_stage(recipe: Recipe) -> Stage:
-    """The stage that `pairs` fills."""
-    settings = {"pairs": recipe.pairs.model_dump(mode="json"), "seed": recipe.seed, "verifier": verifier()}
-    return Stage(recipe, "pairs", settings, {"data": data_stage(recipe).key, "sft": finished_key(recipe, "sft")})
+def pairs_stage(recipe: Recipe, number: int = 1) -> Stage:
+    """The stage that `pairs` fills in a round. Raises UserError when the model to sample from is missing."""
+    config = recipe.pairs
+    settings = {
+        "pairs": config.model_dump(
+            mode="json", exclude={"rounds": True, "compare": True, "server": {"concurrency", "timeout", "retries", "api_key_env"}}
+        )
+    }
+    inputs = {"data": data_stage(recipe).key}
+    if _uses_model(recipe):
+        inputs[policy_name(number)] = finished_key(recipe, policy_name(number))
+    files = [f"prompt/{strategy}.txt" for strategy in config.strategies] if "injected_error" in config.methods else []
+    files += [config.dataset] if config.dataset and config.dataset.endswith((".jsonl", ".parquet")) else []
+    inputs |= {name: file_hash(find_file(name)) for name in files}
+    return Stage(recipe, round_name("pairs", number), {**settings, "seed": recipe.seed, "round": number, "verifier": verifier()}, inputs)
 
 
-def build(config: PairsConfig, rows: list[dict[str, Any]], samples: list[Sample], seed: int) -> list[Pair]:
-    """Pairs out of checked samples (`config.samples` in turn for each row). A prompt always right or always wrong gives none."""
+def on_policy(work: Work) -> list[Pair]:
+    """Right and wrong samples of the same prompt. A prompt always right or always wrong gives no pair (see `reference_chosen`)."""
+    config = work.recipe.pairs
+    flat = [(row, k) for row in work.rows for k in range(config.samples)]
+    seeds = [_seed(work, row["source_id"], str(k)) for row, k in flat]
+
+    def record(i: int, answer: Answer) -> Sample:
+        row = flat[i][0]
+        return _sample(answer, row["gold"], row["completion"][0]["content"], seeds[i])
+
+    prompts = [row["prompt"] for row, _ in flat]
+    samples = answer_file(work.folder / "samples.jsonl", work.source(), prompts, _sampling(config, seeds), record, "sampling")
+    passes = Counter(sum(s["verdict"] == "right" for s in samples[i : i + config.samples]) for i in range(0, len(samples), config.samples))
+    work.record |= {"pass_counts": {str(k): passes[k] for k in range(config.samples + 1)}, "samples": _verdicts(samples)}
+    return build(config, work.rows, samples, work.count_tokens)
+
+
+def injected_error(work: Work) -> list[Pair]:
+    """The model (or a server) is asked for a solution with one kind of flaw; chosen is the reference solution.
+
+    After Math Wizard's three prompts. Kept are those that really end wrong; a `process_error` is kept with either answer.
+    """
+    config = work.recipe.pairs
+    drawn = [random.Random(f"{work.recipe.seed}/{work.number}/{row['source_id']}").choice(config.strategies) for row in work.rows]  # noqa: S311
+    texts = {s: find_file(f"prompt/{s}.txt").read_text(encoding="utf-8") for s in config.strategies}
+    prompts, seeds = [], [_seed(work, row["source_id"], "error") for row in work.rows]
+    for row, strategy in zip(work.rows, drawn, strict=True):
+        parts = {"{question}": row["prompt"][-1]["content"], "{solution}": row["completion"][0]["content"]}
+        prompts.append([{"role": "user", "content": _fill(texts[strategy], parts)}])
+
+    def record(i: int, answer: Answer) -> Sample:
+        row = work.rows[i]
+        return {"strategy": drawn[i]} | _sample(answer, row["gold"], row["completion"][0]["content"], seeds[i])
+
+    samples = answer_file(work.folder / "errors.jsonl", work.source(), prompts, _sampling(config, seeds), record, "writing errors")
+    work.record["errors"] = _verdicts(samples)
     out = []
-    for i, row in enumerate(rows):
-        own = samples[i * config.samples : (i + 1) * config.samples]
-        right = _distinct([s for s in own if s["right"]])
-        wrong = _distinct([s for s in own if s["wrong"]])
-        strategy = "on_policy"
-        if not right and wrong and config.reference_chosen:
-            right, strategy = [_reference(row)], "reference"
-        candidates = [(c, r) for c in right for r in wrong if _ratio(c, r) <= config.max_length_ratio]
-        random.Random(f"{seed}/{row['source_id']}").shuffle(candidates)  # noqa: S311
-        used: set[str] = set()
-        for chosen, rejected in candidates:
-            if len(used) < 2 * config.per_prompt and not used & {chosen["text"], rejected["text"]}:
-                used |= {chosen["text"], rejected["text"]}
-                out.append(_pair(row, chosen, rejected, strategy))
+    for row, sample, strategy in zip(work.rows, samples, drawn, strict=True):
+        chosen = reference(row, work.count_tokens)
+        flawed = sample["verdict"] == "wrong" or (sample["verdict"] == "right" and strategy == "process_error")
+        if flawed and words(sample["text"]) != words(chosen["text"]) and length_ratio(chosen, sample) <= config.max_length_ratio:
+            out.append(make_pair(config, row, chosen, sample, strategy))
     return out
 
 
-def check_sample(text: str, gold: str, truncated: bool) -> dict[str, bool]:
-    """Whether a sampled answer can be `right` (chosen) or `wrong` (rejected); what is broken is neither."""
-    whole = not truncated and text.strip() != "" and not NOT_AN_ANSWER.search(text) and "### Final Answer" in text
-    verdict = verify(text, gold, boxed_only=True)
-    boxed = verdict.how == "boxed" and bool((verdict.parsed or "").strip())
-    return {"right": whole and boxed and verdict.correct, "wrong": whole and boxed and not verdict.correct}
+def dataset(work: Work) -> list[Pair]:
+    """An existing preference set; what cannot be used goes to `quarantine.jsonl` with the reason."""
+    read = list(preferences.read(work.recipe, work.count_tokens))
+    work.rejects += [r for r in read if isinstance(r, Reject)]
+    work.record["quarantined"] = dict(Counter(r.reason for r in work.rejects))
+    return [p for p in read if not isinstance(p, Reject)]
+
+
+METHODS = {"on_policy": on_policy, "injected_error": injected_error, "dataset": dataset}
 
 
 def summary(record: dict[str, Any]) -> Table:
-    """Pairs by strategy, the pass-rate histogram and the length check of a `pairs` record, as a table."""
+    """Pairs by strategy, the pass-rate histogram, what was put aside and the two shortcut checks of a record, as a table."""
     table = Table("what", "value", title="pairs")
     table.add_row("pairs (train / val)", f"{record['rows']['train']} / {record['rows']['val']}")
     for strategy, n in record["strategies"].items():
         table.add_row(f"strategy {strategy}", str(n))
-    for right, prompts in record["pass_counts"].items():
+    for right, prompts in record.get("pass_counts", {}).items():
         table.add_row(f"prompts with {right} right samples", str(prompts))
+    for what, key in (("samples", "samples"), ("answers asked to be wrong", "errors"), ("quarantined", "quarantined")):
+        if record.get(key):
+            table.add_row(what, ", ".join(f"{n} {name}" for name, n in record[key].items()))
     table.add_row("mean tokens (chosen / rejected)", f"{record['tokens']['chosen']:.0f} / {record['tokens']['rejected']:.0f}")
-    guess = record["length_only_accuracy"]
-    warning = " (above 70%: the model may learn length; lower pairs.max_length_ratio)" if guess > 0.7 else " (near 50% is healthy)"
-    table.add_row("told apart by length alone", f"{guess:.0%}{warning}")
+    trait, told = next(iter(record["format_only_accuracy"].items()))
+    for by, share, mend in (
+        ("length", record["length_only_accuracy"], "lower pairs.max_length_ratio"),
+        (f"format ({trait})", told, "look at the pairs: one side is written differently"),
+    ):
+        table.add_row(f"told apart by {by} alone", f"{share:.0%} ({f'above 70%: {mend}' if share > 0.7 else 'near 50% is healthy'})")
     return table
-
-
-def side_by_side(pair: Pair) -> str:
-    """A pair as an HTML table, with what rejected changes marked."""
-    chosen, rejected = (pair[side][0]["content"] for side in ("chosen", "rejected"))
-    marked = []
-    for kind, _, _, start, end in difflib.SequenceMatcher(None, chosen, rejected, autojunk=False).get_opcodes():
-        part = html.escape(rejected[start:end])
-        marked.append(part if kind == "equal" or not part else f"<mark>{part}</mark>")
-    cell = '<td style="text-align:left; vertical-align:top"><pre>{}</pre></td>'
-    question = html.escape(f"{pair['prompt'][-1]['content']} (answer: {pair['gold']})")
-    head = f"<caption>{question}</caption><tr><th>chosen</th><th>rejected</th></tr>"
-    return f"<table>{head}<tr>{cell.format(html.escape(chosen))}{cell.format(''.join(marked))}</tr></table>"
 
 
 def show(record: dict[str, Any]) -> None:
@@ -136,87 +187,60 @@ def show(record: dict[str, Any]) -> None:
     Console().print(summary(record))
 
 
-def _sample(recipe: Recipe, rows: list[dict[str, Any]], folder: Path) -> list[Sample]:
-    """All samples in order, those of an interrupted run included; each is checked and on disk before the next batch."""
-    config, path = recipe.pairs, folder / "samples.jsonl"
-    flat = [(row, k) for row in rows for k in range(config.samples)]
-    done = {s["index"] for s in read_predictions(path)}
-    if len(done) < len(flat):
-        model, tokenizer = models.load(recipe)
-        model = models.load_adapters(model, {"sft": recipe.run_dir / "sft" / "adapter"})
-        with models.use_adapter(model, "sft") as active, path.open("a", encoding="utf-8") as out:
-            out.write("\n" if done else "")  # a kill may have cut the last line short
-            batches = generate(
-                active,
-                tokenizer,
-                [row["prompt"] for row, _ in flat],
-                max_new_tokens=config.max_new_tokens,
-                batch_size=config.batch_size,
-                temperature=config.temperature,
-                seeds=[_seed(recipe.seed, row["source_id"], k) for row, k in flat],
-                skip=done,
-                label="sampling",
-            )
-            for batch in batches:
-                for i, answer in batch.items():
-                    checked = check_sample(answer.text, flat[i][0]["gold"], answer.truncated)
-                    out.write(json.dumps({"index": i, "text": answer.text, "tokens": answer.tokens, "truncated": answer.truncated, **checked}) + "\n")
-                out.flush()
-    return read_predictions(path)
+def _uses_model(recipe: Recipe) -> bool:
+    return recipe.pairs.server is None and set(recipe.pairs.methods) != {"dataset"}
 
 
-def _pair(row: dict[str, Any], chosen: Sample, rejected: Sample, strategy: str) -> Pair:
-    def message(sample: Sample) -> list[dict[str, str]]:
-        return [{"role": "assistant", "content": sample["text"]}]
-
-    return {
-        "prompt": row["prompt"],
-        "chosen": message(chosen),
-        "rejected": message(rejected),
-        "source_id": row["source_id"],
-        "strategy": strategy,
-        "gold": row["gold"],
-        "chosen_correct": verify(chosen["text"], row["gold"], boxed_only=True).correct,
-        "rejected_correct": verify(rejected["text"], row["gold"], boxed_only=True).correct,
-        "chosen_tokens": chosen["tokens"],
-        "rejected_tokens": rejected["tokens"],
-    }
+def _rows(recipe: Recipe, number: int) -> list[dict[str, Any]]:
+    """The training rows of a round: the next `pairs.prompts`, from the start again when they are used up."""
+    rows = [row for row in load(recipe, "train") if row["gold"] is not None]
+    if not rows and recipe.pairs.methods != ["dataset"]:
+        raise UserError("no training row has an answer to check against: give rows an `answer`, or use pairs.methods=[dataset]")
+    wanted = min(recipe.pairs.prompts or len(rows), len(rows))
+    return [rows[i % len(rows)] for i in range((number - 1) * wanted, number * wanted)]
 
 
-def _reference(row: dict[str, Any]) -> Sample:
-    text = row["completion"][0]["content"]
-    return {"text": text, "tokens": max(1, len(text) // 2)}  # an estimate: digits and symbols are tokens of their own
+def _opener(recipe: Recipe, number: int) -> Callable[[], AbstractContextManager[Local | ServerConfig]]:
+    """Opens what answers: the server, or the round's model, which is loaded once and only when something is left to ask."""
+    loaded: list[Any] = []
+
+    @contextlib.contextmanager
+    def open_model() -> Iterator[Local]:
+        if not loaded:
+            model, tok = models.load(recipe)
+            loaded.extend((models.load_adapters(model, {"policy": recipe.run_dir / policy_name(number) / "adapter"}), tok))
+        with local(loaded[0], loaded[1], "policy") as source:
+            yield source
+
+    @contextlib.contextmanager
+    def open_server() -> Iterator[ServerConfig]:
+        assert recipe.pairs.server is not None  # noqa: S101 - for the type checker
+        yield recipe.pairs.server
+
+    return open_server if recipe.pairs.server else open_model
 
 
-def _distinct(samples: list[Sample]) -> list[Sample]:
-    return list({" ".join(s["text"].split()): s for s in reversed(samples)}.values())[::-1]
+def _fill(template: str, parts: dict[str, str]) -> str:
+    """All at once, so that a question which holds `{solution}` stays as it is."""
+    return re.sub("|".join(map(re.escape, parts)), lambda m: parts[m[0]], template).strip()
 
 
-def _ratio(a: Sample, b: Sample) -> float:
-    return float(max(a["tokens"], b["tokens"]) / max(1, min(a["tokens"], b["tokens"])))
+def _sampling(config: PairsConfig, seeds: list[int]) -> Sampling:
+    return Sampling(config.max_new_tokens, config.batch_size, config.temperature, seeds)
 
 
-def _length_only(lengths: list[tuple[int, int]]) -> float:
-    """How often a rule "the shorter (or the longer) one is chosen" would be right, whichever is better; ties count half."""
-    shorter = sum((c < r) + 0.5 * (c == r) for c, r in lengths) / len(lengths)
-    return max(shorter, 1 - shorter)
+def _sample(answer: Answer, gold: str, like: str, seed: int) -> Sample:
+    verdict = check_sample(answer.text, gold, answer.truncated, like)
+    return {"text": answer.text, "tokens": answer.tokens, "truncated": answer.truncated, "verdict": verdict, "seed": seed}
+
+
+def _verdicts(samples: list[Sample]) -> dict[str, int]:
+    return dict(Counter(s["verdict"] for s in samples).most_common())
 
 
 def _share(source_id: str) -> float:
-    return int(hashlib.sha256(source_id.encode()).hexdigest()[:13], 16) / 16**13
+    return int(hashlib.sha256(f"pairs/{source_id}".encode()).hexdigest()[:13], 16) / 16**13
 
 
-def _seed(seed: int, source_id: str, k: int) -> int:
-    return int(hashlib.sha256(f"{seed}/{source_id}/{k}".encode()).hexdigest()[:15], 16)
-
-
-def _write(rows: list[Pair], path: Path) -> None:
-    import datasets
-
-    message = datasets.List({"role": datasets.Value("string"), "content": datasets.Value("string")})
-    kinds = {"source_id": "string", "strategy": "string", "gold": "string", "chosen_correct": "bool", "rejected_correct": "bool"}
-    kinds |= {"chosen_tokens": "int32", "rejected_tokens": "int32"}
-    features = datasets.Features({k: message for k in ("prompt", "chosen", "rejected")} | {k: datasets.Value(v) for k, v in kinds.items()})
-    datasets.disable_progress_bars()
-    datasets.Dataset.from_dict({name: [row[name] for row in rows] for name in features}, features=features).to_parquet(path)
-    datasets.enable_progress_bars()
+def _seed(work: Work, source_id: str, what: str) -> int:
+    return int(hashlib.sha256(f"{work.recipe.seed}/{work.number}/{source_id}/{what}".encode()).hexdigest()[:8], 16)

@@ -11,28 +11,35 @@ from typing import Any
 
 from tunebook.data.prepare import data_stage
 from tunebook.dpo import dpo_stage
-from tunebook.evaluate import STAGES, eval_stage
+from tunebook.evaluate import eval_stage, stages
 from tunebook.pairs import pairs_stage
 from tunebook.recipe import ROOT, Recipe, UserError
-from tunebook.run import Stage
+from tunebook.run import Stage, round_name
 from tunebook.sft import sft_stage
 
 
 @dataclass(frozen=True)
 class Step:
-    """A notebook and the stage folders that it fills."""
+    """A notebook, its own parameters, and the stage folders that it fills."""
 
     notebook: str
     stages: Callable[[Recipe], list[Stage]]
+    number: int | None = None
+    """The round, where the notebook has one."""
+
+    @property
+    def out(self) -> str:
+        """The executed notebook's name."""
+        return round_name(self.notebook, self.number or 1)
 
 
-STEPS = {
-    "prepare": Step("01_data_prep", lambda r: [data_stage(r)]),
-    "sft": Step("02_sft", lambda r: [sft_stage(r)]),
-    "pairs": Step("03_dpo_pairs", lambda r: [pairs_stage(r)]),
-    "dpo": Step("04_dpo", lambda r: [dpo_stage(r)]),
-    "evaluate": Step("05_evaluate", lambda r: [eval_stage(r, name) for name in STAGES]),
-}
+def steps(recipe: Recipe) -> dict[str, Step]:
+    """What `tunebook run` does, in order: pairs and DPO once for each of the recipe's rounds."""
+    found = {"prepare": Step("01_data_prep", lambda r: [data_stage(r)]), "sft": Step("02_sft", lambda r: [sft_stage(r)])}
+    for number in range(1, recipe.pairs.rounds + 1):
+        found[round_name("pairs", number)] = Step("03_dpo_pairs", lambda r, n=number: [pairs_stage(r, n)], number)  # type: ignore[misc]
+        found[round_name("dpo", number)] = Step("04_dpo", lambda r, n=number: [dpo_stage(r, n)], number)  # type: ignore[misc]
+    return found | {"evaluate": Step("05_evaluate", lambda r: [eval_stage(r, name) for name in stages(r)])}
 
 
 def run(recipe: Recipe, recipe_name: str, first: str | None = None, last: str | None = None, force: bool = False, dry_run: bool = False) -> list[str]:
@@ -42,19 +49,20 @@ def run(recipe: Recipe, recipe_name: str, first: str | None = None, last: str | 
 
     Raises UserError that names the failing notebook, its cell and the error.
     """
-    names = list(STEPS)
+    todo = steps(recipe)
+    names = list(todo)
     for name in (first, last):
         if name is not None and name not in names:
             raise UserError(f"no step {name!r}: choose from {', '.join(names)}")
     chosen = names[names.index(first) if first else 0 : names.index(last) + 1 if last else None]
     ran: list[str] = []
     for name in chosen:
-        reason = "--force" if force else f"after {ran[-1]}" if dry_run and ran else _why(STEPS[name], recipe)
+        reason = "--force" if force else f"after {ran[-1]}" if dry_run and ran else _why(todo[name], recipe)
         print(f"{name:9} {'would run: ' if dry_run and reason else 'runs: ' if reason else ''}{reason or 'up to date'}", flush=True)
         if reason:
             ran.append(name)
             if not dry_run:
-                _execute(STEPS[name].notebook, recipe, recipe_name, force)
+                _execute(todo[name], recipe, recipe_name, force)
     return ran
 
 
@@ -70,20 +78,20 @@ def _why(step: Step, recipe: Recipe) -> str | None:
     return f"{stale[0].name} is missing" if not stale[0].dir.exists() else f"inputs or settings of {stale[0].name} have changed"
 
 
-def _execute(notebook: str, recipe: Recipe, recipe_name: str, force: bool) -> None:
+def _execute(step: Step, recipe: Recipe, recipe_name: str, force: bool) -> None:
     import papermill
     from papermill.exceptions import PapermillExecutionError
 
-    out = recipe.run_dir / "notebooks" / f"{notebook}.ipynb"
+    out = recipe.run_dir / "notebooks" / f"{step.out}.ipynb"
     out.parent.mkdir(parents=True, exist_ok=True)
     parameters: dict[str, Any] = {
         "recipe": recipe_name,
         "run": recipe.run_dir.name,
         "overrides": {key: used for key, (_, used) in recipe.overrides.items() if key != "run"},
         "force": force,
-    }
+    } | ({"round": step.number} if step.number else {})
     try:
-        papermill.execute_notebook(str(ROOT / "notebooks" / f"{notebook}.ipynb"), str(out), parameters, cwd=str(ROOT), progress_bar=True)
+        papermill.execute_notebook(str(ROOT / "notebooks" / f"{step.notebook}.ipynb"), str(out), parameters, cwd=str(ROOT), progress_bar=True)
     except PapermillExecutionError as error:
         raise UserError(
             f"{out}, cell {error.exec_count}: {error.ename}: {error.evalue}. Mend it and run the same command: it goes on there"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import difflib
+import html
 from typing import Any
 
 from matplotlib.figure import Figure
@@ -85,3 +87,27 @@ def pass_counts(counts: dict[str, int]) -> Figure:
     axes.bar(list(counts), list(counts.values()), color=[GREY if k in ends else DARK for k in counts])
     axes.set(xlabel="right samples of a prompt", ylabel="prompts", title="Pass rate (grey: no pair)")
     return figure
+
+
+def pair_lengths(pairs: Any) -> Figure:
+    """Tokens of chosen and rejected. Where they differ much, the model may learn length."""
+    figure = Figure(figsize=(5, 3), layout="constrained")
+    axes = figure.subplots()
+    sides = ("chosen", "rejected")
+    axes.hist([pairs[f"{side}_tokens"] for side in sides], bins=20, label=sides, color=[DARK, GREY])
+    axes.set(xlabel="tokens", ylabel="pairs", title="Length of chosen and rejected")
+    axes.legend(frameon=False)
+    return figure
+
+
+def side_by_side(pair: dict[str, Any]) -> str:
+    """A pair as an HTML table, with what rejected changes marked."""
+    chosen, rejected = (pair[side][0]["content"] for side in ("chosen", "rejected"))
+    marked = []
+    for kind, _, _, start, end in difflib.SequenceMatcher(None, chosen, rejected, autojunk=False).get_opcodes():
+        part = html.escape(rejected[start:end])
+        marked.append(part if kind == "equal" or not part else f"<mark>{part}</mark>")
+    cell = '<td style="text-align:left; vertical-align:top"><pre>{}</pre></td>'
+    question = html.escape(f"{pair['prompt'][-1]['content']} (answer: {pair['gold']}; {pair['strategy']})")
+    head = f"<caption>{question}</caption><tr><th>chosen</th><th>rejected</th></tr>"
+    return f"<table>{head}<tr>{cell.format(html.escape(chosen))}{cell.format(''.join(marked))}</tr></table>"

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, create_model, field_validator
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, create_model, field_validator, model_validator
 
 ROOT = Path(os.environ.get("TUNEBOOK_HOME") or Path(__file__).parents[2]).resolve()
 DEFAULT = "smollm2-math"
@@ -35,6 +35,11 @@ class UserError(Exception):
 
     def _render_traceback_(self) -> list[str]:  # IPython's hook
         return [f"{type(self).__name__}: {self}"]
+
+
+def first_line(error: BaseException) -> str:
+    """What went wrong, in one line; the kind of error where it has no text."""
+    return next(iter(str(error).strip().splitlines()), "") or type(error).__name__
 
 
 class Section(BaseModel):
@@ -97,23 +102,76 @@ class DataConfig(Section):
     """A train row that holds this share of a val or test prompt's word 8-grams (and all its numbers) is quarantined."""
 
 
+class ServerConfig(Section):
+    """An OpenAI-compatible server (`vllm serve`, SGLang, llama.cpp, a hosted one) that answers instead of the local model."""
+
+    url: str
+    """Up to and with `/v1`, for example `http://127.0.0.1:8000/v1`."""
+    model: str
+    """The name under which the server offers the model."""
+    api_key_env: str = "OPENAI_API_KEY"
+    """The variable (in the environment or in `.env`) that holds the key. A server on this machine needs none."""
+    concurrency: int = Field(16, ge=1)
+    """Requests under way at a time."""
+    timeout: float = Field(120, gt=0)
+    """Seconds that a request may take."""
+    retries: int = Field(6, ge=0)
+    """Further tries of a request that failed, with exponential back-off."""
+    extra: dict[str, Any] = {}
+    """Further fields of each request, for example `{"chat_template_kwargs": {"enable_thinking": false}}`."""
+
+
+Method = Literal["on_policy", "injected_error", "dataset"]
+Strategy = Literal["calculation_error", "logical_fallacy", "process_error"]
+
+
 class PairsConfig(Section):
+    methods: list[Method] = Field(["on_policy"], min_length=1)
+    """Where pairs come from; several are pooled.
+
+    `on_policy`: right and wrong samples of the model itself. `injected_error`: it is asked for a flawed solution.
+    `dataset`: existing pairs.
+    """
     prompts: int | None = Field(None, ge=1)
-    """Only the first so many training prompts. None: all that have an answer to check against."""
+    """So many training prompts; each round takes the next ones. None: all that have an answer to check against."""
     samples: int = Field(4, ge=2)
-    """Answers sampled for each prompt."""
+    """Answers sampled for each prompt (`on_policy`)."""
     temperature: float = Field(1.0, gt=0)
     """Higher gives more, and more varied, mistakes."""
     max_new_tokens: int = Field(256, ge=1)
     batch_size: int = Field(64, ge=1)
+    server: ServerConfig | None = None
+    """Let a server answer. Pairs are on-policy only if it serves the model that DPO starts from."""
     per_prompt: int = Field(1, ge=1)
-    """At most so many pairs from one prompt, each with other texts."""
+    """At most so many pairs from one prompt, each with another rejected text."""
     max_length_ratio: float = Field(2.0, ge=1)
     """The longer of chosen and rejected has at most so many times the tokens of the shorter."""
     reference_chosen: bool = False
-    """Where no sample is right, let the reference solution stand in as chosen."""
+    """Where no sample is right, let the reference solution stand in as chosen (`on_policy`)."""
+    strategies: list[Strategy] = Field(["calculation_error", "logical_fallacy", "process_error"], min_length=1)
+    """Flaws to ask for (`injected_error`): one is drawn for each prompt, its text lies in `prompt/`.
+
+    A `process_error` may end in the right answer; leave it out to keep verified wrong answers alone.
+    """
+    dataset: str | None = None
+    """A .jsonl or .parquet file or a hub id with `prompt`, `chosen`, `rejected` as text or messages (`dataset`)."""
+    dataset_split: str = "train"
+    """The split to read of a hub id."""
     val: float = Field(0.1, ge=0, lt=1)
     """Share of prompts whose pairs are kept for evaluation during DPO."""
+    compare: Literal["answer", "step"] = "answer"
+    """What DPO's loss sees of a pair: both answers whole, or only the line in which they part, after what they share.
+
+    Past its first error a rejected answer often goes on correctly from the wrong value; `step` does not unteach that.
+    """
+    rounds: int = Field(1, ge=1)
+    """Pairs and DPO so many times over, each with the newest model and the next prompts."""
+
+    @model_validator(mode="after")
+    def _dataset_is_named(self) -> PairsConfig:
+        if "dataset" in self.methods and self.dataset is None:
+            raise ValueError("the method `dataset` needs pairs.dataset: a .jsonl or .parquet file or a hub id")
+        return self
 
 
 class EvaluateConfig(Section):

@@ -49,9 +49,10 @@ class Stage:
 
     def skip(self, force: bool) -> bool:
         """Whether there is nothing to do; says so."""
-        if self.done and not force:
-            print(f"{self.name} is up to date ({self.dir}); force runs it again")
-        return self.done and not force
+        if force or not self.done:
+            return False
+        print(f"{self.name} is up to date ({self.dir}); force runs it again")
+        return True
 
     @property
     def result(self) -> dict[str, Any]:
@@ -99,9 +100,22 @@ def finished_key(recipe: Recipe, name: str) -> str:
     """The key of a finished stage, for the stages that build on it. Raises UserError that names the command when it is not there."""
     key = read_json(recipe.run_dir / name / "stage.json").get("key")
     if key is None:
-        command = f"tunebook {name} --recipe {recipe.name}" + (f" --run {recipe.run}" if recipe.run else "")
+        step, _, number = name.partition("-")
+        command = (
+            f"tunebook {step} --recipe {recipe.name}" + (f" --run {recipe.run}" if recipe.run else "") + (f" --round {number}" if number else "")
+        )
         raise UserError(f"{recipe.run_dir / name} holds no finished result: run `{command}` first")
     return str(key)
+
+
+def round_name(name: str, number: int) -> str:
+    """The folder of a stage in a round of iterated DPO: `dpo`, `dpo-2`, `dpo-3`, ..."""
+    return name if number == 1 else f"{name}-{number}"
+
+
+def policy_name(number: int) -> str:
+    """The stage whose model a round starts from: `sft`, then the round before."""
+    return "sft" if number == 1 else round_name("dpo", number - 1)
 
 
 def manifest(run_dir: Path) -> dict[str, Any]:

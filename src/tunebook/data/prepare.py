@@ -21,8 +21,11 @@ from tqdm.auto import tqdm
 from tunebook import models
 from tunebook.data import checks, sources
 from tunebook.data.sources import SPLITS, Reject, Row
-from tunebook.recipe import ChatSource, Recipe, UserError, find_file
+from tunebook.recipe import ChatSource, Recipe, UserError, find_file, first_line
 from tunebook.run import Stage
+
+COLUMNS = {"prompt": "messages", "completion": "messages"} | dict.fromkeys(("source_id", "gold", "slice", "group", "difficulty"), "string")
+COLUMNS["tokens"] = "int32"
 
 Check = Callable[[Row], Reject | None]
 
@@ -43,9 +46,8 @@ def prepare(recipe: Recipe, force: bool = False) -> dict[str, Any]:
             reasons = ", ".join(f"{n} {reason}" for reason, n in Counter(r.reason for r in rejects).most_common())
             raise UserError(f"no training row is left ({reasons or 'the sources are empty'})")
         for split, rows in kept.items():
-            _write_parquet(rows, folder / f"{split}.parquet")
-        with (folder / "quarantine.jsonl").open("w", encoding="utf-8") as out:
-            out.writelines(json.dumps(asdict(reject), ensure_ascii=True) + "\n" for reject in rejects)
+            write_parquet([asdict(row) for row in rows], folder / f"{split}.parquet", **COLUMNS)
+        write_quarantine(rejects, folder / "quarantine.jsonl")
         stage.record = {
             "rows": {split: len(rows) for split, rows in kept.items()},
             "quarantined": dict(Counter(r.reason for r in rejects)),
@@ -101,6 +103,23 @@ def read_parquet(path: Path) -> Any:
     return datasets.Dataset(pyarrow.parquet.read_table(path, memory_map=True))
 
 
+def write_parquet(rows: list[dict[str, Any]], path: Path, **columns: str) -> None:
+    """Rows as Parquet; `columns` maps each name to `messages` or to a `datasets` type such as `string`."""
+    import datasets
+
+    message = datasets.List({"role": datasets.Value("string"), "content": datasets.Value("string")})
+    features = datasets.Features({name: message if kind == "messages" else datasets.Value(kind) for name, kind in columns.items()})
+    datasets.disable_progress_bars()
+    datasets.Dataset.from_dict({name: [row[name] for row in rows] for name in columns}, features=features).to_parquet(path)
+    datasets.enable_progress_bars()
+
+
+def write_quarantine(rejects: list[Reject], path: Path) -> None:
+    """What is not trained on, a JSON line each with the reason."""
+    with path.open("w", encoding="utf-8") as out:
+        out.writelines(json.dumps(asdict(reject), ensure_ascii=True, default=str) + "\n" for reject in rejects)
+
+
 def tokenizer(recipe: Recipe) -> Any:
     """The base model's tokenizer, without loading the model or importing Unsloth."""
     models.set_environment()
@@ -109,7 +128,7 @@ def tokenizer(recipe: Recipe) -> Any:
     try:
         return AutoTokenizer.from_pretrained(models.resolve(recipe.model.base), revision=recipe.model.revision)
     except (OSError, ValueError) as error:
-        raise UserError(f"model.base: no model at {recipe.model.base!r} ({str(error).splitlines()[0]})") from None
+        raise UserError(f"model.base: no model at {recipe.model.base!r} ({first_line(error)})") from None
 
 
 def _check(recipe: Recipe) -> tuple[dict[str, list[Row]], list[Reject]]:
@@ -146,23 +165,6 @@ def _lengths(rows: list[Row]) -> dict[str, int]:
     return {"total": sum(ordered), "median": ordered[len(ordered) // 2], "p95": ordered[int(0.95 * (len(ordered) - 1))], "max": ordered[-1]}
 
 
-def _write_parquet(rows: list[Row], path: Path) -> None:
-    import datasets
-
-    message = datasets.List({"role": datasets.Value("string"), "content": datasets.Value("string")})
-    text = datasets.Value("string")
-    features = datasets.Features(
-        {"prompt": message, "completion": message}
-        | {k: text for k in ("source_id", "gold", "slice", "group", "difficulty")}
-        | {"tokens": datasets.Value("int32")}
-    )
-    records = [{k: v for k, v in asdict(row).items() if k != "split"} for row in rows]
-    columns = {name: [record[name] for record in records] for name in features}
-    datasets.disable_progress_bars()
-    datasets.Dataset.from_dict(columns, features=features).to_parquet(path)
-    datasets.enable_progress_bars()
-
-
 def _fingerprint(rows: list[Row]) -> str:
     digest = hashlib.sha256()
     for row in rows:
@@ -184,10 +186,11 @@ def _inputs(recipe: Recipe) -> dict[str, str]:
     data = recipe.data
     names = [p for p in (data.system_prompt, data.user_prompt) if p]
     names += [s.path for s in data.sources if isinstance(s, ChatSource) and s.path.endswith((".jsonl", ".parquet"))]
-    return {name: _file_hash(find_file(name)) for name in names}
+    return {name: file_hash(find_file(name)) for name in names}
 
 
-def _file_hash(path: Path) -> str:
+def file_hash(path: Path) -> str:
+    """A short hash of a file's content, for a stage's inputs."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()[:16]
 

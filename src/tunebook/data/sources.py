@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from tunebook.data import geometry
-from tunebook.recipe import ChatSource, GeometrySource, Recipe, UserError, find_file
+from tunebook.recipe import ChatSource, GeometrySource, Recipe, UserError, find_file, first_line
 
 Messages = list[dict[str, str]]
 SPLITS = ("train", "val", "test")
@@ -105,17 +105,17 @@ def read_geometry(source: GeometrySource, recipe: Recipe, prompts: Prompts) -> I
 
 def read_chat(source: ChatSource, recipe: Recipe, prompts: Prompts) -> Iterator[Row | Reject]:
     """`messages`, or `prompt` + `completion` as text or messages, with an optional `answer`."""
-    for number, raw in _records(source, recipe):
+    for number, raw in records(source.path, source.hub_split, "data.sources"):
         source_id = f"{Path(source.path).name}:{number}"
         if isinstance(raw, Reject):
             yield raw
             continue
         try:
-            prompt, completion = _conversation(raw, prompts)
+            prompt, completion = conversation(raw, prompts)
         except ValueError as error:
             yield Reject(source_id, "schema", str(error), raw)
             continue
-        row = Row(source_id, source.split or "train", prompt, completion, gold=_gold(raw), slice=str(raw.get("slice") or ""))
+        row = Row(source_id, source.split or "train", prompt, completion, gold=gold_of(raw), slice=str(raw.get("slice") or ""))
         if source.split is None:
             row.split = _split(row.question, source.val, source.test)
         yield row
@@ -124,23 +124,26 @@ def read_chat(source: ChatSource, recipe: Recipe, prompts: Prompts) -> Iterator[
 READERS: dict[str, Callable[..., Iterator[Row | Reject]]] = {"geometry": read_geometry, "chat": read_chat}
 
 
-def _records(source: ChatSource, recipe: Recipe) -> Iterator[tuple[int, dict[str, Any] | Reject]]:
-    """Numbered raw records of a file (from 1, as an editor counts lines) or of a hub data set."""
-    if source.path.endswith(".jsonl"):
-        yield from _jsonl(find_file(source.path))
+def records(path: str, hub_split: str, key: str) -> Iterator[tuple[int, dict[str, Any] | Reject]]:
+    """Numbered raw records of a .jsonl or .parquet file (from 1, as an editor counts lines) or of a hub data set.
+
+    Raises UserError that names the recipe's `key` when it cannot be read.
+    """
+    if path.endswith(".jsonl"):
+        yield from _jsonl(find_file(path))
         return
     import datasets
 
-    if source.path.endswith(".parquet"):
-        found = {"path": "parquet", "data_files": str(find_file(source.path)), "split": "train"}
-    elif Path(source.path).suffix:
-        raise UserError(f"data.sources: cannot read {source.path}; a chat source is .jsonl, .parquet or a hub id")
+    if path.endswith(".parquet"):
+        found = {"path": "parquet", "data_files": str(find_file(path)), "split": "train"}
+    elif Path(path).suffix:
+        raise UserError(f"{key}: cannot read {path}; give a .jsonl or .parquet file or a hub id")
     else:
-        found = {"path": source.path, "split": source.hub_split}
+        found = {"path": path, "split": hub_split}
     try:
         yield from enumerate(datasets.load_dataset(**found, streaming=True), 1)
     except (OSError, ValueError) as error:  # not found, no network, a damaged file
-        raise UserError(f"data.sources: cannot read {source.path} ({str(error).splitlines()[0]})") from None
+        raise UserError(f"{key}: cannot read {path} ({first_line(error)})") from None
 
 
 def _jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any] | Reject]]:
@@ -159,7 +162,7 @@ def _jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any] | Reject]]:
                 yield number, raw if isinstance(raw, dict) else Reject(source_id, "schema", "not an object", {"line": raw})
 
 
-def _conversation(raw: dict[str, Any], prompts: Prompts) -> tuple[Messages, Messages]:
+def conversation(raw: dict[str, Any], prompts: Prompts) -> tuple[Messages, Messages]:
     """Prompt and completion of a raw row. Raises ValueError that names the field."""
     if raw.get("messages") is not None:
         messages = _messages(raw["messages"], "messages")
@@ -191,7 +194,8 @@ def _messages(value: Any, name: str) -> Messages:
     return [{"role": m["role"], "content": m["content"]} for m in value]
 
 
-def _gold(raw: dict[str, Any]) -> str | None:
+def gold_of(raw: dict[str, Any]) -> str | None:
+    """The exact final answer of a raw row (`answer` or `gold`), if it has one."""
     answer = raw.get("answer", raw.get("gold"))
     return None if answer is None else str(answer)
 

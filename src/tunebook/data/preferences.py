@@ -1,0 +1,184 @@
+"""Preference pairs: out of checked samples or an existing set, and what gives their sides away.
+
+A pair is a row with `prompt`, `chosen`, `rejected` (lists of messages) and columns that say where it comes from and what was
+checked. A sample is a dict with `text`, `tokens`, `seed` and its `verdict`.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import re
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Literal
+
+from tunebook.data import checks
+from tunebook.data.checks import NOT_AN_ANSWER, words
+from tunebook.data.prepare import load
+from tunebook.data.sources import Messages, Prompts, Reject, Row, conversation, gold_of, records
+from tunebook.recipe import PairsConfig, Recipe
+from tunebook.verify import verify
+
+Sample = dict[str, Any]
+Pair = dict[str, Any]
+COLUMNS = dict.fromkeys(("prompt", "chosen", "rejected"), "messages") | dict.fromkeys(("source_id", "strategy", "gold", "sampling"), "string")
+COLUMNS |= {"chosen_correct": "bool", "rejected_correct": "bool", "chosen_tokens": "int32", "rejected_tokens": "int32"}
+
+
+def build(config: PairsConfig, rows: list[dict[str, Any]], samples: list[Sample], count_tokens: Callable[[str], int]) -> list[Pair]:
+    """Pairs out of checked samples (`config.samples` in turn for each row).
+
+    A wrong sample is paired with the right one that it shares the longest beginning with: they differ where the error is, not
+    in how they are told.
+    """
+    out = []
+    for i, row in enumerate(rows):
+        own = samples[i * config.samples : (i + 1) * config.samples]
+        right, wrong = (_distinct([s for s in own if s["verdict"] == verdict]) for verdict in ("right", "wrong"))
+        strategy = "on_policy"
+        if not right and wrong and config.reference_chosen:
+            right, strategy = [reference(row, count_tokens)], "reference"
+        candidates = [(c, r) for c in right for r in wrong if length_ratio(c, r) <= config.max_length_ratio]
+        candidates.sort(key=lambda pair: -shared(pair[0]["text"], pair[1]["text"]))
+        used: set[str] = set()
+        for chosen, rejected in candidates:
+            if len(used) < config.per_prompt and rejected["text"] not in used:
+                used.add(rejected["text"])
+                out.append(make_pair(config, row, chosen, rejected, strategy))
+    return out
+
+
+def check_sample(text: str, gold: str, truncated: bool, like: str) -> Literal["right", "wrong", "broken"]:
+    """Whether an answer can be chosen (`right`) or rejected (`wrong`); one that is cut off, empty, an error text, unboxed, or
+    not in the format of the solution `like` (its last heading) can be neither."""
+    verdict = verify(text, gold, boxed_only=True)
+    boxed = verdict.how == "boxed" and bool((verdict.parsed or "").strip())
+    if truncated or not boxed or NOT_AN_ANSWER.search(text) or _last_heading(text) != _last_heading(like):
+        return "broken"
+    return "right" if verdict.correct else "wrong"
+
+
+def reference(row: dict[str, Any], count_tokens: Callable[[str], int]) -> Sample:
+    """A row's own solution in the place of a sample."""
+    text = row["completion"][0]["content"]
+    return {"text": text, "tokens": count_tokens(text), "seed": None}
+
+
+FORMAT: dict[str, Callable[[str], float]] = {
+    "lines": lambda text: text.count("\n"),
+    "headings": lambda text: len(re.findall(r"^(?:#+ |\*\*)", text, re.M)),
+    "numbered steps": lambda text: len(re.findall(r"^\s*\d+[.)] ", text, re.M)),
+    "boxes": lambda text: text.count("\\boxed"),
+    "LaTeX commands": lambda text: len(re.findall(r"\\[a-zA-Z]+", text)),
+    "digits": lambda text: sum(c.isdigit() for c in text),
+    "punctuation": lambda text: sum(not c.isalnum() and not c.isspace() for c in text),
+}
+"""What a text looks like, whatever it says."""
+
+
+def told_apart(values: list[tuple[float, float]]) -> float:
+    """How often "the smaller (or the larger) one is chosen" is right of (chosen, rejected) values, whichever is better; ties
+    count half. 0.5 is healthy; near 1 the pairs teach this value and little else."""
+    smaller = sum((c < r) + 0.5 * (c == r) for c, r in values) / len(values)
+    return max(smaller, 1 - smaller)
+
+
+def format_only(found: list[Pair]) -> dict[str, float]:
+    """`told_apart` for each trait of `FORMAT`, the most telling first."""
+    texts = [(p["chosen"][0]["content"], p["rejected"][0]["content"]) for p in found]
+    told = {name: told_apart([(f(c), f(r)) for c, r in texts]) for name, f in FORMAT.items()}
+    return dict(sorted(told.items(), key=lambda item: -item[1]))
+
+
+def read(recipe: Recipe, count_tokens: Callable[[str], int]) -> Iterator[Pair | Reject]:
+    """The rows of `pairs.dataset`, each as a pair or, with the reason, as a reject.
+
+    UltraFeedback's form (`chosen` and `rejected` as whole conversations, `score_chosen`, `score_rejected`), plain text, or a
+    message list each. A pair without an `answer` cannot be verified: its `chosen_correct` and `rejected_correct` are None.
+    Prompts of the val and test splits are refused.
+    """
+    prompts = Prompts(recipe)
+    held_out = [_row(r["source_id"], r["prompt"], r["completion"]) for split in ("val", "test") for r in load(recipe, split)]
+    contamination = checks.Contamination(recipe.data.contamination, held_out)
+    duplicates = checks.Duplicates(1.0)
+    path = str(recipe.pairs.dataset)
+    for number, raw in records(path, recipe.pairs.dataset_split, "pairs.dataset"):
+        source_id = f"{path.rsplit('/', 1)[-1]}:{number}"
+        found = raw if isinstance(raw, Reject) else _existing(source_id, raw, prompts, count_tokens)
+        if isinstance(found, dict):
+            sides = [_row(source_id, found["prompt"], found[side]) for side in ("chosen", "rejected")]
+            found = next((r for row in sides if (r := checks.check_content(row) or contamination.check(row))), None) or found
+            limit = recipe.model.max_seq_length
+            tokens = count_tokens("\n".join(m["content"] for m in sides[0].prompt))
+            if isinstance(found, dict) and (longest := tokens + max(found["chosen_tokens"], found["rejected_tokens"])) > limit:
+                found = Reject(source_id, "too long", f"{longest} tokens, max_seq_length is {limit}")
+            if isinstance(found, dict):
+                found = duplicates.check(sides[0]) or found
+        yield found
+
+
+def _existing(source_id: str, raw: dict[str, Any], prompts: Prompts, count_tokens: Callable[[str], int]) -> Pair | Reject:
+    sides: list[tuple[Messages, Messages]] = []
+    for side in ("chosen", "rejected"):
+        whole = isinstance(raw.get(side), list) and len(raw[side]) > 1
+        one = {"messages": raw[side]} if whole else {"prompt": raw.get("prompt"), "completion": raw.get(side)}
+        try:
+            sides.append(conversation(one, prompts))
+        except ValueError as error:
+            return Reject(source_id, "schema", f"{side}: {error}", raw)
+    (prompt, chosen), (other, rejected) = sides
+    if prompt != other:
+        return Reject(source_id, "schema", "chosen and rejected answer different prompts", raw)
+    if chosen[0]["content"].split() == rejected[0]["content"].split():
+        return Reject(source_id, "chosen is rejected", "", raw)
+    if raw.get("score_chosen") is not None and raw.get("score_rejected") is not None and raw["score_chosen"] <= raw["score_rejected"]:
+        return Reject(source_id, "scored no better", f"chosen {raw['score_chosen']}, rejected {raw['score_rejected']}", raw)
+    gold = gold_of(raw)
+    right = [None if gold is None else verify(side[0]["content"], gold).correct for side in (chosen, rejected)]
+    if right[0] is False or right[1] is True:
+        return Reject(source_id, "chosen is wrong" if right[0] is False else "rejected is right", f"the answer is {gold!r}", raw)
+    return {
+        "prompt": prompt,
+        "chosen": chosen,
+        "rejected": rejected,
+        "source_id": source_id,
+        "strategy": "dataset",
+        "gold": gold,
+        "chosen_correct": right[0],
+        "rejected_correct": right[1],
+        "chosen_tokens": count_tokens(chosen[0]["content"]),
+        "rejected_tokens": count_tokens(rejected[0]["content"]),
+        "sampling": "",
+    }
+
+
+def _row(source_id: str, prompt: Messages, completion: Messages) -> Row:
+    return Row(source_id, "train", prompt, completion)
+
+
+def make_pair(config: PairsConfig, row: dict[str, Any], chosen: Sample, rejected: Sample, strategy: str) -> Pair:
+    pair = {"prompt": row["prompt"], "source_id": row["source_id"], "strategy": strategy, "gold": row["gold"]}
+    for side, sample in (("chosen", chosen), ("rejected", rejected)):
+        pair[side] = [{"role": "assistant", "content": sample["text"]}]
+        pair[f"{side}_correct"] = verify(sample["text"], row["gold"], boxed_only=True).correct
+        pair[f"{side}_tokens"] = sample["tokens"]
+    how = config.model_dump(include={"temperature", "max_new_tokens"}) | {"model": config.server.model if config.server else "policy"}
+    return pair | {"sampling": json.dumps(how | {"chosen_seed": chosen["seed"], "rejected_seed": rejected["seed"]})}
+
+
+def _distinct(samples: list[Sample]) -> list[Sample]:
+    """Without those that repeat an earlier one but for layout, case or punctuation."""
+    return list({" ".join(words(s["text"])): s for s in reversed(samples)}.values())[::-1]
+
+
+def shared(a: Sequence[Any], b: Sequence[Any]) -> int:
+    """The length of the beginning that two texts (or lists of tokens) have in common."""
+    return sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], zip(a, b, strict=False)))
+
+
+def length_ratio(a: Sample, b: Sample) -> float:
+    return float(max(a["tokens"], b["tokens"]) / max(1, min(a["tokens"], b["tokens"])))
+
+
+def _last_heading(text: str) -> str | None:
+    return next(reversed(re.findall(r"^#+ .*\S", text, re.M)), None)

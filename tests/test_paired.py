@@ -1,0 +1,55 @@
+"""Paired statistics, held against scipy's and against what can be counted by hand."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.stats import binom
+
+from tunebook.evaluate import COMPARED, compared_cells, markdown
+from tunebook.paired import compare
+
+ITEMS = st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=60)
+
+
+@settings(max_examples=60, deadline=None)
+@given(ITEMS)
+def test_mcnemar_is_the_binomial_on_the_items_that_differ(items):
+    first, second = zip(*items, strict=True)
+    found = compare(first, second)
+    won, lost = (sum(b and not a for a, b in items), sum(a and not b for a, b in items))
+    assert (found["won"], found["lost"], found["n"]) == (won, lost, len(items))
+    assert found["difference"] == pytest.approx((won - lost) / len(items))
+    fewer = min(won, lost)
+    assert found["p"] == pytest.approx(min(1.0, 2 * binom.cdf(fewer, won + lost, 0.5)) if won + lost else 1.0)
+    assert found["interval"][0] <= found["difference"] + 1e-9 and found["difference"] - 1e-9 <= found["interval"][1]
+    turned = compare(second, first)
+    assert turned["p"] == pytest.approx(found["p"]) and turned["difference"] == pytest.approx(-found["difference"])
+
+
+def test_the_same_model_and_one_flipped_item():
+    same = compare([1, 0, 1], [1, 0, 1])
+    assert (same["difference"], same["p"], same["interval"], same["won"], same["lost"]) == (0, 1.0, [0, 0], 0, 0)
+    one = compare([0] + [1] * 99, [1] * 100)
+    assert (one["won"], one["lost"], one["p"], one["difference"]) == (1, 0, 1.0, 0.01)
+
+
+def test_the_bootstrap_interval_is_the_normal_one_for_many_items():
+    first, second = [0] * 60 + [1] * 20 + [1] * 920, [1] * 60 + [0] * 20 + [1] * 920
+    found = compare(first, second)
+    error = 1.96 * ((80 / 1000 - 0.04**2) / 1000) ** 0.5
+    assert found["interval"] == pytest.approx([0.04 - error, 0.04 + error], abs=0.002)
+    assert found["p"] == pytest.approx(8.6e-6, rel=0.02)
+    assert found["detectable"] == pytest.approx(2.8 * 80**0.5 / 1000)
+
+
+def test_the_table_says_it_in_points():
+    row = {"first": "sft", "second": "dpo", "n": 600, "difference": 0.01, "interval": [0.0, 0.02], "won": 8, "lost": 2, "p": 0.109375}
+    table = markdown(COMPARED, compared_cells([row | {"detectable": 0.0148}]))
+    assert table.splitlines()[-1] == "| sft → dpo | 600 | +1.0 (+0.0 to +2.0) | 8 | 2 | 0.11 | 1.5 |"
+
+
+def test_items_that_do_not_pair_are_refused():
+    with pytest.raises(ValueError, match="3 and 2 items"):
+        compare([1, 0, 1], [1, 0])
