@@ -7,6 +7,7 @@ import json
 import re
 import shutil
 import sys
+from datetime import datetime
 from pathlib import Path
 
 from tunebook import evaluate
@@ -20,7 +21,11 @@ def section(folder: Path) -> str:
     stages = json.loads((folder / "manifest.json").read_text())["stages"]
     summary = json.loads((folder / "summary.json").read_text())
     sft, hardware = stages["sft"], stages["sft"]["hardware"]
-    trained = f"{stages['data']['rows']['train']} problems, {sft['metrics']['runtime_s'] / 60:.0f} minutes of training"
+    trained = f"{stages['data']['rows']['train']} problems, SFT in {sft['metrics']['runtime_s'] / 60:.0f} minutes"
+    if "dpo" in stages:
+        times = [datetime.fromisoformat(stage[k]) for stage in stages.values() for k in ("started", "ended")]
+        trained += f", DPO on {stages['pairs']['rows']['train']} pairs in {stages['dpo']['metrics']['runtime_s'] / 60:.0f}"
+        trained += f", all stages in {(max(times) - min(times)).total_seconds() / 60:.0f}"
     where = f"{hardware['cores']} cores of an {hardware['cpu']}, peak memory {sft['peak_memory_gb']['process']} GB"
     intro = f"One recorded run ({trained} on {where}; `{summary['split']}` split, greedy; [manifest](resources/{folder.name}/manifest.json)):"
     accuracy = evaluate.markdown(evaluate.COLUMNS, evaluate.cells(summary["stages"]))

@@ -12,7 +12,7 @@ import time
 import pytest
 
 from tunebook.data.preferences import check_sample
-from tunebook.dpo import WINDOW, first_steps, unhealthy
+from tunebook.dpo import WINDOW, first_steps, unhealthy, watch
 from tunebook.pairs import pairs_stage
 from tunebook.recipe import UserError, load_recipe
 
@@ -53,6 +53,18 @@ def test_only_the_line_in_which_the_sides_part_is_compared(embedded):
     assert seen[1] == {"prompt_ids": "Find the area.1\n", "chosen_ids": "2", "rejected_ids": "3 or so"}
 
 
+def test_entries_without_a_loss_are_no_part_of_the_judgement(capsys):
+    """The closing entry of a run has the rewards of its last steps and no loss."""
+    from types import SimpleNamespace
+
+    watching = watch(0.1)
+    history = [log(i) for i in range(WINDOW)] + [log(i, rewards__chosen=-1.0) for i in range(WINDOW)]
+    closing = {"rewards/chosen": 0.0, "rewards/accuracies": 0.5, "train_runtime": 1.0}
+    for n in (WINDOW, 2 * WINDOW, 2 * WINDOW):
+        watching.on_log(None, SimpleNamespace(log_history=[*history[:n], closing]), None)
+    assert len(watching.warnings) == 1 and capsys.readouterr().out.count("Warning: logps/chosen falls") == 1
+
+
 @pytest.fixture
 def paired(tiny_recipe):
     """A function that makes the tiny recipe with SFT done and pairs made of given samples: the solution, and it with a wrong box."""
@@ -70,7 +82,7 @@ def paired(tiny_recipe):
             "dpo.learning_rate": 5e-3,
             "dpo.save_steps": 5,
             "dpo.max_steps": 40,
-            "dpo.logging_steps": 1,
+            "dpo.logging_steps": 3,
         }
         recipe = load_recipe(tiny_recipe, run=run, overrides=keys)
         sft(recipe)

@@ -101,7 +101,8 @@ def pairs(recipe: RecipeOption = None, run: RunOption = None, set_: SetOption = 
     from tunebook import pairs as stage
 
     parsed = _recipe(recipe, run, set_)
-    stage.show(stage.pairs(parsed, number, force))
+    stage.pairs(parsed, number, force)
+    stage.show(stage.pairs_stage(parsed, number))
     _done(parsed, round_name("pairs", number), "tunebook dpo" + (f" --round {number}" if number > 1 else ""))
 
 

@@ -149,7 +149,7 @@ def watch(beta: float) -> Any:
             self.warnings: list[str] = []
 
         def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            logs = [e for e in state.log_history if "rewards/chosen" in e]
+            logs = [e for e in state.log_history if e.keys() >= {"loss", "rewards/chosen"}]  # not evaluations, not the closing entry
             for warning in unhealthy(logs, beta):
                 if warning not in self.warnings:
                     self.warnings.append(warning)

@@ -23,12 +23,13 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from tunebook import models
 from tunebook.data import preferences
 from tunebook.data.checks import words
-from tunebook.data.preferences import COLUMNS, Pair, Sample, build, check_sample, format_only, length_ratio, make_pair, reference, told_apart
-from tunebook.data.prepare import data_stage, file_hash, load, prepare, tokenizer, write_parquet, write_quarantine
+from tunebook.data.preferences import COLUMNS, Pair, Sample, build, check_sample, format_only, length_ratio, make_pair, marked, reference, told_apart
+from tunebook.data.prepare import data_stage, file_hash, load, prepare, read_parquet, tokenizer, write_parquet, write_quarantine
 from tunebook.data.sources import Reject
 from tunebook.generate import Answer, Local, Sampling, answer_file, local
 from tunebook.recipe import PairsConfig, Recipe, ServerConfig, UserError, find_file
@@ -182,9 +183,14 @@ def summary(record: dict[str, Any]) -> Table:
     return table
 
 
-def show(record: dict[str, Any]) -> None:
-    """Print the summary."""
-    Console().print(summary(record))
+def show(stage: Stage) -> None:
+    """Print the summary of a finished stage and three of its pairs, with what rejected changes marked."""
+    console = Console()
+    console.print(summary(stage.result))
+    for pair in read_parquet(stage.dir / "train.parquet").select(range(min(3, stage.result["rows"]["train"]))):
+        table = Table("chosen", "rejected", title=f"{pair['prompt'][-1]['content']} (answer: {pair['gold']})", title_justify="left")
+        table.add_row(Text(pair["chosen"][0]["content"]), Text.assemble(*((part, "bold red" if new else "") for part, new in marked(pair))))
+        console.print(table)
 
 
 def _uses_model(recipe: Recipe) -> bool:

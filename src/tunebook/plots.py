@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 import html
 from typing import Any
 
 from matplotlib.figure import Figure
+
+from tunebook.data.preferences import marked
 
 GREY = "#9a9a9a"
 DARK = "#1f4e79"
@@ -102,12 +103,9 @@ def pair_lengths(pairs: Any) -> Figure:
 
 def side_by_side(pair: dict[str, Any]) -> str:
     """A pair as an HTML table, with what rejected changes marked."""
-    chosen, rejected = (pair[side][0]["content"] for side in ("chosen", "rejected"))
-    marked = []
-    for kind, _, _, start, end in difflib.SequenceMatcher(None, chosen, rejected, autojunk=False).get_opcodes():
-        part = html.escape(rejected[start:end])
-        marked.append(part if kind == "equal" or not part else f"<mark>{part}</mark>")
+    chosen = html.escape(pair["chosen"][0]["content"])
+    rejected = "".join(f"<mark>{html.escape(part)}</mark>" if new else html.escape(part) for part, new in marked(pair))
     cell = '<td style="text-align:left; vertical-align:top"><pre>{}</pre></td>'
     question = html.escape(f"{pair['prompt'][-1]['content']} (answer: {pair['gold']}; {pair['strategy']})")
     head = f"<caption>{question}</caption><tr><th>chosen</th><th>rejected</th></tr>"
-    return f"<table>{head}<tr>{cell.format(html.escape(chosen))}{cell.format(''.join(marked))}</tr></table>"
+    return f"<table>{head}<tr>{cell.format(chosen)}{cell.format(rejected)}</tr></table>"

@@ -6,6 +6,7 @@ checked. A sample is a dict with `text`, `tokens`, `seed` and its `verdict`.
 
 from __future__ import annotations
 
+import difflib
 import itertools
 import json
 import re
@@ -88,6 +89,13 @@ def format_only(found: list[Pair]) -> dict[str, float]:
     texts = [(p["chosen"][0]["content"], p["rejected"][0]["content"]) for p in found]
     told = {name: told_apart([(f(c), f(r)) for c, r in texts]) for name, f in FORMAT.items()}
     return dict(sorted(told.items(), key=lambda item: -item[1]))
+
+
+def marked(pair: Pair) -> list[tuple[str, bool]]:
+    """The rejected text in parts, each with whether chosen lacks it."""
+    chosen, rejected = (pair[side][0]["content"] for side in ("chosen", "rejected"))
+    codes = difflib.SequenceMatcher(None, chosen, rejected, autojunk=False).get_opcodes()
+    return [(rejected[start:end], kind != "equal") for kind, _, _, start, end in codes if end > start]
 
 
 def read(recipe: Recipe, count_tokens: Callable[[str], int]) -> Iterator[Pair | Reject]:
