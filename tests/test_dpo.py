@@ -82,7 +82,7 @@ def paired(tiny_recipe):
             "dpo.learning_rate": 5e-3,
             "dpo.save_steps": 5,
             "dpo.max_steps": 40,
-            "dpo.logging_steps": 3,
+            "dpo.logging_steps": 1,
         }
         recipe = load_recipe(tiny_recipe, run=run, overrides=keys)
         sft(recipe)
@@ -171,7 +171,11 @@ def test_steps_instead_of_answers_are_trained_on_too(paired, tiny_recipe):
     from tunebook.dpo import dpo, dpo_stage
 
     recipe = paired("steps")
-    keys = {key: used for key, (_, used) in recipe.overrides.items() if key != "run"} | {"pairs.compare": "step", "dpo.eval_strategy": "epoch"}
+    keys = {key: used for key, (_, used) in recipe.overrides.items() if key != "run"} | {
+        "pairs.compare": "step",
+        "dpo.eval_strategy": "epoch",
+        "dpo.logging_steps": 3,
+    }
     steps = load_recipe(tiny_recipe, run="steps", overrides=keys)
     assert pairs_stage(steps).done  # the same pairs, read in another way
     assert dpo_stage(steps).key != dpo_stage(recipe).key
