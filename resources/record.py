@@ -23,9 +23,9 @@ def section(folder: Path) -> str:
     sft, hardware = stages["sft"], stages["sft"]["hardware"]
     trained = f"{stages['data']['rows']['train']} problems, SFT in {sft['metrics']['runtime_s'] / 60:.0f} minutes"
     if "dpo" in stages:
-        times = [datetime.fromisoformat(stage[k]) for stage in stages.values() for k in ("started", "ended")]
+        seconds = sum((datetime.fromisoformat(s["ended"]) - datetime.fromisoformat(s["started"])).total_seconds() for s in stages.values())
         trained += f", DPO on {stages['pairs']['rows']['train']} pairs in {stages['dpo']['metrics']['runtime_s'] / 60:.0f}"
-        trained += f", all stages in {(max(times) - min(times)).total_seconds() / 60:.0f}"
+        trained += f", all stages in {seconds / 60:.0f}"
     where = f"{hardware['cores']} cores of an {hardware['cpu']}, peak memory {sft['peak_memory_gb']['process']} GB"
     intro = f"One recorded run ({trained} on {where}; `{summary['split']}` split, greedy; [manifest](resources/{folder.name}/manifest.json)):"
     accuracy = evaluate.markdown(evaluate.COLUMNS, evaluate.cells(summary["stages"]))

@@ -122,7 +122,7 @@ def test_no_row_left_is_one_clear_line(tmp_path, embedded):
     (tmp_path / "bad.parquet").write_text("PAR1 not")
     for path, message in (
         (tmp_path / "bad.parquet", "cannot read"),
-        ("rows.csv", "is .jsonl, .parquet or a hub id"),
+        ("rows.csv", "give a .jsonl or .parquet file or a hub id"),
         ("no-such/hub-id", "cannot read"),
     ):
         with pytest.raises(UserError, match=message):
