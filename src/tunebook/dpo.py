@@ -34,11 +34,11 @@ def dpo(recipe: Recipe, number: int = 1, force: bool = False, resume: bool = Tru
     stage = dpo_stage(recipe, number)
     if stage.skip(force):
         return stage.result
-    folder, start = recipe.run_dir / round_name("pairs", number), policy_name(number)
-    if not pairs_stage(recipe, number).done:
-        raise UserError(f"the pairs in {folder} are of other settings or another {start} model: run `tunebook pairs` again")
+    pairs, start = pairs_stage(recipe, number), policy_name(number)
+    if not pairs.done:
+        raise UserError(f"the pairs in {pairs.dir} are of other settings or another {start} model: run `tunebook pairs` again")
     models.backend()
-    rows = {split: read_parquet(folder / f"{split}.parquet").select_columns(COLUMNS) for split in ("train", "val")}
+    rows = {split: read_parquet(pairs.dir / f"{split}.parquet").select_columns(COLUMNS) for split in ("train", "val")}
     with stage.open(resume and not force) as folder:
         model, tokenizer = models.load(recipe)
         model = models.restore_lora(models.add_lora(model, recipe), recipe.run_dir / start / "adapter")

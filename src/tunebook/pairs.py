@@ -218,12 +218,8 @@ def _opener(recipe: Recipe, number: int) -> Callable[[], AbstractContextManager[
         with local(loaded[0], loaded[1], "policy") as source:
             yield source
 
-    @contextlib.contextmanager
-    def open_server() -> Iterator[ServerConfig]:
-        assert recipe.pairs.server is not None  # noqa: S101 - for the type checker
-        yield recipe.pairs.server
-
-    return open_server if recipe.pairs.server else open_model
+    server = recipe.pairs.server
+    return open_model if server is None else lambda: contextlib.nullcontext(server)
 
 
 def _fill(template: str, parts: dict[str, str]) -> str:

@@ -114,14 +114,14 @@ def read(recipe: Recipe, count_tokens: Callable[[str], int]) -> Iterator[Pair | 
         source_id = f"{path.rsplit('/', 1)[-1]}:{number}"
         found = raw if isinstance(raw, Reject) else _existing(source_id, raw, prompts, count_tokens)
         if isinstance(found, dict):
-            sides = [_row(source_id, found["prompt"], found[side]) for side in ("chosen", "rejected")]
-            found = next((r for row in sides if (r := checks.check_content(row) or contamination.check(row))), None) or found
-            limit = recipe.model.max_seq_length
-            tokens = count_tokens("\n".join(m["content"] for m in sides[0].prompt))
-            if isinstance(found, dict) and (longest := tokens + max(found["chosen_tokens"], found["rejected_tokens"])) > limit:
-                found = Reject(source_id, "too long", f"{longest} tokens, max_seq_length is {limit}")
-            if isinstance(found, dict):
-                found = duplicates.check(sides[0]) or found
+            asked = count_tokens("\n".join(m["content"] for m in found["prompt"]))
+            sides = [_row(source_id, found["prompt"], found[side], asked + found[f"{side}_tokens"]) for side in ("chosen", "rejected")]
+            found = (
+                next((r for row in sides if (r := checks.check_content(row) or contamination.check(row))), None)
+                or checks.check_length(max(sides, key=lambda row: row.tokens), recipe.model.max_seq_length)
+                or duplicates.check(sides[0])
+                or found
+            )
         yield found
 
 
@@ -160,8 +160,8 @@ def _existing(source_id: str, raw: dict[str, Any], prompts: Prompts, count_token
     }
 
 
-def _row(source_id: str, prompt: Messages, completion: Messages) -> Row:
-    return Row(source_id, "train", prompt, completion)
+def _row(source_id: str, prompt: Messages, completion: Messages, tokens: int = 0) -> Row:
+    return Row(source_id, "train", prompt, completion, tokens=tokens)
 
 
 def make_pair(config: PairsConfig, row: dict[str, Any], chosen: Sample, rejected: Sample, strategy: str) -> Pair:
