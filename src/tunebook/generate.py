@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Callable, Iterator
+import threading
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -114,6 +115,83 @@ def ask(model: Any, tokenizer: Any, prompt: Messages, max_new_tokens: int = 256)
     return next(iter(_from_model(Local(model, tokenizer), [prompt], Sampling(max_new_tokens), set())))[0].text
 
 
+@dataclass(frozen=True)
+class Drawing:
+    """How one streamed answer is drawn. At temperature 0 greedily, and `top_p` has no effect."""
+
+    max_new_tokens: int = 512
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int = 0
+
+
+def stream(source: Local, messages: Messages, drawing: Drawing, image: Any = None) -> Generator[str]:
+    """One answer in pieces as it is generated; closing the iterator stops it. `image` (PIL) goes with the last message.
+
+    Raises UserError for an image when the model sees none, and for a conversation that fills the model's context.
+    """
+    import torch
+    from transformers import TextIteratorStreamer
+
+    inputs = _chat_inputs(source, messages, image)
+    length, limit = inputs["input_ids"].shape[1], getattr(source.model.config.get_text_config(), "max_position_embeddings", None)
+    if limit and length >= limit:
+        raise UserError(f"the conversation has {length} tokens, the model reads {limit}: start a new one")
+    pieces = TextIteratorStreamer(getattr(source.tokenizer, "tokenizer", source.tokenizer), skip_prompt=True, skip_special_tokens=True)
+    stop, failed = threading.Event(), []
+    sampled = (
+        {"do_sample": True, "temperature": drawing.temperature, "top_p": drawing.top_p, "top_k": 0} if drawing.temperature else {"do_sample": False}
+    )
+
+    def work() -> None:
+        try:
+            torch.manual_seed(drawing.seed)
+            with torch.inference_mode():
+                source.model.generate(
+                    **inputs, **sampled, max_new_tokens=drawing.max_new_tokens, streamer=pieces, stopping_criteria=[_stop_when(stop)]
+                )
+        except Exception as error:
+            failed.append(error)
+            pieces.end()
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    try:
+        yield from (piece for piece in pieces if piece)
+    finally:
+        stop.set()
+        thread.join()
+    if failed:
+        raise failed[0]
+
+
+def sees_images(source: Local) -> bool:
+    """Whether images can go with a question."""
+    return hasattr(source.tokenizer, "image_processor")
+
+
+def _chat_inputs(source: Local, messages: Messages, image: Any) -> Any:
+    given: list[dict[str, Any]] = list(messages)
+    if sees_images(source):  # a processor wants every content as a list of parts
+        given = [{"role": m["role"], "content": [{"type": "text", "text": m["content"]}]} for m in messages]
+        given[-1]["content"] = ([{"type": "image", "image": image}] if image is not None else []) + given[-1]["content"]
+    elif image is not None:
+        raise UserError("this model sees no images: ask in text, or choose a model that does")
+    inputs = source.tokenizer.apply_chat_template(given, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt")
+    return inputs.to(source.model.device)
+
+
+def _stop_when(event: threading.Event) -> Any:
+    import torch
+    from transformers import StoppingCriteria
+
+    class StopWhen(StoppingCriteria):  # type: ignore[misc]
+        def __call__(self, input_ids: Any, scores: Any, **kwargs: Any) -> Any:
+            return torch.full((len(input_ids),), event.is_set(), device=input_ids.device)
+
+    return StopWhen()
+
+
 def batches(lengths: list[int], batch_size: int) -> list[list[int]]:
     """Indices in batches of similar length, longest first; the same for the same lengths.
 
@@ -191,7 +269,7 @@ def _decode(source: Local, ids: list[list[int]], sampling: Sampling, generators:
     """
     import torch
 
-    model, ends = source.model, _end_ids(source)
+    model, ends = source.model, end_ids(source)
     given = dict(source.tokenizer.pad({"input_ids": ids}, padding_side="left", return_tensors="pt").to(model.device))
     rows: list[list[int]] = [[] for _ in ids]
     alive = list(range(len(ids)))
@@ -253,10 +331,11 @@ def _seeded_sampler(temperature: float, generators: list[Any]) -> Any:
 
 
 def _answer(source: Local, row: list[int]) -> Answer:
-    whole = row[-1] in _end_ids(source)
+    whole = row[-1] in end_ids(source)
     return Answer(source.tokenizer.decode(row[:-1] if whole else row, skip_special_tokens=True), len(row), not whole)
 
 
-def _end_ids(source: Local) -> set[int]:
+def end_ids(source: Local) -> set[int]:
+    """The tokens that end a turn."""
     ends = source.model.generation_config.eos_token_id
     return {source.tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])} - {None}

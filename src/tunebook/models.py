@@ -225,3 +225,11 @@ def save_adapter(model: Any, tokenizer: Any, folder: Path) -> None:
     """Adapter (safetensors) and tokenizer. TRL's frozen `ref` adapter, if there, is left out."""
     model.save_pretrained(folder, selected_adapters=["default"], safe_serialization=True)
     tokenizer.save_pretrained(folder)
+
+
+def save_merged(model: Any, tokenizer: Any, folder: Path) -> None:
+    """The base with its adapter merged into it, in 16 bit (safetensors), and tokenizer.
+
+    `model` comes from `add_lora`: Unsloth ties its save function to that, on either backend.
+    """
+    model.save_pretrained_merged(str(folder), tokenizer, save_method="merged_16bit")

@@ -184,6 +184,28 @@ class EvaluateConfig(Section):
     """Recorded with the results: in bfloat16 a different batch shape can change a greedy answer."""
 
 
+Target = Literal["adapter", "merged", "gguf", "ollama"]
+
+
+class ExportConfig(Section):
+    to: list[Target] = Field(["adapter", "merged"], min_length=1)
+    """What to write. `gguf` and `ollama` are made from `merged`."""
+    stage: str | None = None
+    """`sft`, `dpo`, `dpo-2`, ... None: the last that is trained."""
+    quantizations: list[Annotated[str, Field(pattern=r"^[a-z0-9_]+$")]] = Field(["f16", "q8_0"], min_length=1)
+    """GGUF types. f32, f16, bf16 and q8_0 need llama.cpp's converter alone; q4_k_m and the like its quantiser too."""
+    items: int = Field(20, ge=1)
+    """So many held-out questions are answered by every export and compared with the adapter's answers."""
+    license: str | None = None
+    """Of the weights, as a hub identifier such as `apache-2.0`; goes into the model card."""
+    data_license: str | None = None
+    """Of the training data; goes into the model card."""
+    hub_id: str | None = None
+    """`user/name`: push there what is exported. None: nothing leaves this machine."""
+    private: bool = True
+    """Of the hub repository, if it is made."""
+
+
 class Recipe(Section):
     name: str
     """Also the default name of the run folder."""
@@ -201,6 +223,7 @@ class Recipe(Section):
     dpo: dict[str, Any] = {}
     """Arguments of `trl.DPOConfig`."""
     evaluate: EvaluateConfig = EvaluateConfig()
+    export: ExportConfig = ExportConfig()
     _overrides: dict[str, tuple[Any, Any]] = PrivateAttr(default_factory=dict)
 
     @field_validator("name", "run")

@@ -1,0 +1,190 @@
+"""Talk to the models of a run: `tunebook chat` in the terminal, and what the inference notebook stands on.
+
+uv run tunebook chat --question "A rectangle is 3 cm by 4 cm. What is its area?"
+"""
+
+from __future__ import annotations
+
+import contextlib
+import html
+import re
+import sys
+from collections.abc import Generator, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from tunebook import models
+from tunebook.data.sources import Messages, Prompts
+from tunebook.evaluate import eval_stage, stages
+from tunebook.generate import Answer, Drawing, Local, Sampling, generate, local, sees_images, stream
+from tunebook.recipe import Recipe, UserError, first_line
+from tunebook.verify import verify
+
+
+class Models:
+    """The models that can be asked, loaded when they first are: the base once, the run's adapters on it, other folders beside."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        self.recipe = recipe
+        self._loaded: dict[str, Local] = {}
+
+    @property
+    def names(self) -> list[str]:
+        """`base`, the stages that are trained, and `merged` where it has been exported."""
+        run = self.recipe.run_dir
+        trained = [name for name in stages(self.recipe) if name == "base" or (run / name / "adapter").exists()]
+        return trained + ["merged"] * (run / "export" / "merged").exists()
+
+    @property
+    def newest(self) -> str:
+        """The last stage that is trained; `base` when none is."""
+        return [name for name in self.names if name != "merged"][-1]
+
+    @contextlib.contextmanager
+    def use(self, name: str) -> Iterator[Local]:
+        """One of `names`, a folder or a hub id, ready to be asked. Raises UserError for anything else."""
+        if not name:
+            raise UserError(f"no model named: choose from {', '.join(self.names)}")
+        if name not in stages(self.recipe):
+            where = str(self.recipe.run_dir / "export" / "merged") if name == "merged" else name
+            with local(*self._load(where), None) as source:
+                yield source
+            return
+        eval_stage(self.recipe, name)  # refuses what is not trained
+        with local(*self._load(""), None if name == "base" else name) as source:
+            yield source
+
+    def _load(self, where: str) -> tuple[Any, Any]:
+        """Model and tokenizer of a folder or hub id; of `""` the recipe's base with the run's adapters."""
+        if where and not (Path(where) / "config.json").exists() and not re.fullmatch(r"[\w.-]+/[\w.-]+", where):
+            raise UserError(f"no model {where!r}: choose from {', '.join(self.names)}, or give a folder or a hub id such as user/name")
+        if where not in self._loaded:
+            config = self.recipe.model.model_copy(update={"base": where} if where else {})
+            try:
+                model, tokenizer = models.load(self.recipe.model_copy(update={"model": config}))
+            except (OSError, ValueError, RuntimeError) as error:
+                raise UserError(f"{where or self.recipe.model.base} cannot be loaded: {first_line(error)}") from None
+            if not where:
+                adapters = {name: self.recipe.run_dir / name / "adapter" for name in self.names if name not in ("base", "merged")}
+                model = models.load_adapters(model, adapters)
+            self._loaded[where] = Local(model, tokenizer)
+        return self._loaded[where].model, self._loaded[where].tokenizer
+
+
+@dataclass
+class Chat:
+    """A conversation, prompted as in training (the recipe's system prompt); each answer may come from another model."""
+
+    models: Models
+    model: str
+    drawing: Drawing = field(default_factory=Drawing)
+    messages: Messages = field(default_factory=list)
+
+    def ask(self, question: str, image: Any = None) -> Generator[str]:
+        """The answer in pieces. Question and answer (as far as it came) go into the history."""
+        prompts = Prompts(self.models.recipe)
+        asked = [*self.messages, prompts.ask(question)[-1]]
+        pieces: list[str] = []
+        with self.models.use(self.model) as source:
+            try:
+                for piece in stream(source, prompts.with_system(asked), self.drawing, image):
+                    pieces.append(piece)
+                    yield piece
+            finally:
+                if pieces:
+                    self.messages = [*asked, {"role": "assistant", "content": "".join(pieces)}]
+
+
+def open_image(path: str | Path | Any) -> Any:
+    """An image file (or file object) as RGB. Raises UserError for what is none."""
+    from PIL import Image
+
+    try:
+        with Image.open(path) as image:
+            return image.convert("RGB")
+    except (OSError, Image.DecompressionBombError) as error:
+        raise UserError(f"{getattr(path, 'name', path)} cannot be read as an image: {first_line(error)}") from None
+
+
+def compare(models: Models, rows: list[dict[str, Any]], names: list[str], max_new_tokens: int) -> str:
+    """Rows of a split answered greedily by each model, as an HTML table with the verifier's mark where a row has an answer."""
+    answers: dict[str, dict[int, Answer]] = {}
+    for name in names:
+        with models.use(name) as source:
+            batches = list(generate(source, [row["prompt"] for row in rows], Sampling(max_new_tokens), label=f"{name} answers"))
+        answers[name] = {i: answer for batch in batches for i, answer in batch.items()}
+    style = "text-align:left; vertical-align:top; white-space:pre-wrap"
+    lines = [f"<tr><th>question</th>{''.join(f'<th>{html.escape(n)}</th>' for n in names)}</tr>"]
+    for i, row in enumerate(rows):
+        gold = row.get("gold")
+        question = html.escape(row["prompt"][-1]["content"]) + (f"<br><b>answer: {html.escape(gold)}</b>" if gold else "")
+        cells = [(_mark(answers[n][i], gold), html.escape(answers[n][i].text)) for n in names]
+        lines.append(f'<tr><td style="{style}">{question}</td>' + "".join(f'<td style="{style}">{mark}{text}</td>' for mark, text in cells) + "</tr>")
+    return f'<table class="tex2jax_ignore">{"".join(lines)}</table>'
+
+
+def rendered(answer: str) -> str:
+    r"""An answer as Markdown that JupyterLab shows with its LaTeX: `\( \)` and `\[ \]` as dollars, a bare `\boxed{}` as math, lines kept."""
+    text = re.sub(r"\\\((.+?)\\\)", r"$\1$", answer, flags=re.DOTALL)
+    text = re.sub(r"\\\[(.+?)\\\]", r"$$\1$$", text, flags=re.DOTALL)
+    parts = re.split(r"(\$\$.+?\$\$|\$[^$\n]+?\$)", text, flags=re.DOTALL)
+    braces = r"\{(?:[^{}]|\{(?:[^{}]|\{[^{}]*\})*\})*\}"
+    parts[::2] = [re.sub(rf"\\boxed\s*{braces}", lambda m: f"${m[0]}$", part).replace("\n", "  \n") for part in parts[::2]]
+    return "".join(parts)
+
+
+def terminal(recipe: Recipe, model: str | None, drawing: Drawing, question: str | None = None, image: str | None = None) -> None:
+    """Ask in the terminal: one question, or a conversation with `/model`, `/reset` and `/quit`."""
+    there = Models(recipe)
+    chat = Chat(there, model or there.newest, drawing)
+    picture = open_image(image) if image else None
+    if question is not None:
+        _say(chat, question, picture)
+        return
+    console = Console()
+    if model is None and chat.model == "base":
+        console.print(f"[yellow]Nothing is trained in {recipe.run_dir}: this is the base model.[/]")
+    console.print(f"{chat.model} answers. /model NAME ({', '.join(there.names)}), /reset, /quit; Ctrl-C stops an answer.")
+    with there.use(chat.model) as source:
+        if picture is not None and not sees_images(source):
+            raise UserError("this model sees no images: leave --image out, or choose a model that does")
+    while (line := _line()) is not None and line != "/quit":
+        command, _, rest = line.partition(" ")
+        try:
+            if command == "/reset":
+                chat.messages = []
+            elif command == "/model":
+                with there.use(rest.strip()):
+                    chat.model = rest.strip()
+                console.print(f"{chat.model} answers.")
+            elif command.startswith("/"):
+                console.print("/model NAME, /reset, /quit")
+            elif line:
+                _say(chat, line, picture)
+                picture = None  # it belongs to the first question
+        except UserError as error:
+            console.print(f"[red]{error}[/]")
+
+
+def _say(chat: Chat, question: str, image: Any) -> None:
+    with contextlib.closing(chat.ask(question, image)) as pieces, contextlib.suppress(KeyboardInterrupt):
+        for piece in pieces:
+            print(piece, end="", flush=True)
+    print()
+
+
+def _line() -> str | None:
+    try:
+        return input("> " if sys.stdin.isatty() else "").strip()
+    except EOFError:
+        return None
+
+
+def _mark(answer: Answer, gold: str | None) -> str:
+    if gold is None:
+        return ""
+    right = verify(answer.text, gold, boxed_only=answer.truncated).correct
+    return f'<b style="color:{"#1a7f37" if right else "#b42318"}">{"✓" if right else "✗"}</b> '

@@ -1,0 +1,74 @@
+"""The Ollama template, rendered by Go's own text/template, against the tokenizer's chat template."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import go_template
+import pytest
+
+from tunebook.modelfile import modelfile, seams, template
+from tunebook.recipe import UserError
+
+SYSTEM = {"role": "system", "content": 'Answer "briefly".\n\\boxed{}'}
+TALK = [
+    {"role": "user", "content": "1 + 1?\n  <b>&"},
+    {"role": "assistant", "content": "\n### Solution\n2 {{ .Role }} "},
+    {"role": "user", "content": "And 2 + 2?"},
+    {"role": "assistant", "content": "4"},
+    {"role": "user", "content": "é π 🙂"},
+]
+CONVERSATIONS = [start + TALK[:n] for start in ([], [SYSTEM]) for n in (1, 3, 5)]
+
+ZEPHYR = "{% for m in messages %}<|{{ m.role }}|>\n{{ m.content }}</s>\n{% endfor %}{% if add_generation_prompt %}<|assistant|>\n{% endif %}"
+MERGED_SYSTEM = (  # like Gemma's: no system turn, a bos, another name for the assistant
+    "{{ bos_token }}{% set start = '' %}"
+    "{% if messages[0].role == 'system' %}{% set start = messages[0].content + '\n\n' %}{% set messages = messages[1:] %}{% endif %}"
+    "{% for m in messages %}<start_of_turn>{{ 'model' if m.role == 'assistant' else 'user' }}\n"
+    "{{ start if loop.first else '' }}{{ m.content }}<end_of_turn>\n{% endfor %}"
+    "{% if add_generation_prompt %}<start_of_turn>model\n{% endif %}"
+)
+NUMBERED = "{% for m in messages %}{{ loop.index }}{{ m.role }}{{ m.content }}{% endfor %}"
+
+
+@pytest.fixture(scope="module")
+def tokenizer(embedded):
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(embedded)
+
+
+def by_go(source: str, messages: list[dict[str, str]], tmp_path) -> str:
+    """The template as Ollama executes it: Go's text/template over `.Messages` with `.Role` and `.Content`."""
+    (tmp_path / "t").write_text(source, encoding="utf-8")
+    values = {"Messages": [{"Role": m["role"], "Content": m["content"]} for m in messages]}
+    (tmp_path / "v.json").write_text(json.dumps(values, ensure_ascii=False))
+    go_template.render_template(str(tmp_path / "t"), str(tmp_path / "v.json"), str(tmp_path / "out"))
+    return (tmp_path / "out").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("jinja", [None, ZEPHYR, MERGED_SYSTEM], ids=["own", "zephyr", "merged system"])
+def test_go_renders_what_the_tokenizer_renders(tokenizer, tmp_path, monkeypatch, jinja):
+    if jinja:
+        monkeypatch.setattr(tokenizer, "chat_template", jinja)
+    source = template(seams(tokenizer))
+    for messages in CONVERSATIONS:
+        wanted = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        assert by_go(source, messages, tmp_path) == wanted.removeprefix(tokenizer.bos_token)
+
+
+def test_the_file_keeps_its_syntax(tokenizer):
+    """The grammar of Ollama's Modelfile: a command and its value per line, values over several lines in triple quotes."""
+    text = modelfile("../gguf-q8_0/x.gguf", tokenizer, ["<|im_end|>"], "Two\nlines.", 384)
+    found = re.findall(r'^(FROM|TEMPLATE|SYSTEM|PARAMETER) (""".*?"""|[^\n]*)$', text, flags=re.DOTALL | re.MULTILINE)
+    assert [command for command, _ in found] == ["FROM", "TEMPLATE", "SYSTEM", "PARAMETER", "PARAMETER", "PARAMETER"]
+    assert "".join(f"{command} {value}\n" for command, value in found) == text  # nothing is left over
+    assert found[1][1].count('"""') == 2 and found[2][1] == '"""Two\nlines."""'
+    assert 'PARAMETER stop "<|im_end|>"\n' in text
+
+
+def test_a_template_that_seams_cannot_say_is_refused(tokenizer, monkeypatch):
+    monkeypatch.setattr(tokenizer, "chat_template", NUMBERED)
+    with pytest.raises(UserError, match="write the Modelfile by hand"):
+        seams(tokenizer)
