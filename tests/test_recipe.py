@@ -12,6 +12,7 @@ import papermill
 import pytest
 import yaml
 
+from tunebook.generate import Drawing
 from tunebook.recipe import ROOT, SHORT, UserError, load_recipe, parse_set
 
 MISTAKES = [
@@ -132,7 +133,8 @@ def test_notebook_parameters_fit_the_recipe(path):
     names = set(papermill.inspect_notebook(str(path)))
     stage_functions = {"force", "resume", "round"}
     assert {"recipe", "run", "overrides"} <= names
-    assert names - {"recipe", "run", "overrides", "seed", *SHORT, *stage_functions} == set()
+    asking = {"model", "question", "image", "compare_items", *Drawing.__dataclass_fields__} if path.stem == "inference" else set()
+    assert names - {"recipe", "run", "overrides", "seed", *SHORT, *stage_functions, *asking} == set()
     assert set(SHORT) & names <= set(SHORT)
     notebook = json.loads(path.read_text())
     assert notebook["metadata"]["kernelspec"]["name"] == "python3"
@@ -146,7 +148,7 @@ def test_documented_fields():
     """Every field of a section of ours explains itself, in the class and so in the README's table."""
     from tunebook import recipe
 
-    for section in (recipe.ModelConfig, recipe.DataConfig, recipe.EvaluateConfig, recipe.GeometrySource, recipe.ChatSource):
+    for section in (recipe.ModelConfig, recipe.DataConfig, recipe.EvaluateConfig, recipe.ExportConfig, recipe.GeometrySource, recipe.ChatSource):
         for name, field in section.model_fields.items():
             assert field.description or name in ("format", "max_new_tokens", "load_in_4bit", "val", "test"), (section, name)
     assert inspect.getdoc(recipe.load_recipe)

@@ -10,6 +10,7 @@ import contextlib
 import ctypes
 import importlib.util
 import json
+import logging
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -52,6 +53,8 @@ def cache_dir() -> Path:
 def backend() -> str:
     """Import Unsloth and say which backend it chose: `cuda`, `cpu`, ..."""
     set_environment()
+    for name in ("torch.utils._pytree", "bitsandbytes.backends.cpu.ops"):  # warn at every import of what no user can mend
+        logging.getLogger(name).setLevel(logging.ERROR)
     import unsloth
 
     if unsloth.DEVICE_TYPE == "cpu":

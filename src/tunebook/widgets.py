@@ -22,18 +22,18 @@ def question_box(models: Models, model: str, drawing: Drawing) -> Any:
     Answers come in a thread, so that Stop and the rest of the notebook stay alive.
     """
     names = list(dict.fromkeys([*models.names, model]))
-    wide = ipywidgets.Layout(width="100%")
+    wide, whole = ipywidgets.Layout(width="98%"), {"description_width": "initial"}
     chosen = ipywidgets.Combobox(
-        value=model, options=names, ensure_option=False, description="Model", tooltip="or a folder, or a hub id", continuous_update=False
+        value=model, options=names, ensure_option=False, description="Model", style=whole, tooltip="or a folder, or a hub id", continuous_update=False
     )
-    temperature = ipywidgets.FloatSlider(value=drawing.temperature, min=0, max=2, step=0.1, description="Temperature")
-    top_p = ipywidgets.FloatSlider(value=drawing.top_p, min=0.05, max=1, step=0.05, description="Top p")
-    tokens = ipywidgets.BoundedIntText(value=drawing.max_new_tokens, min=1, max=100_000, description="New tokens")
+    temperature = ipywidgets.FloatSlider(value=drawing.temperature, min=0, max=2, step=0.1, description="Temperature", style=whole)
+    top_p = ipywidgets.FloatSlider(value=drawing.top_p, min=0.05, max=1, step=0.05, description="Top p", style=whole)
+    tokens = ipywidgets.BoundedIntText(value=drawing.max_new_tokens, min=1, max=100_000, description="New tokens", style=whole)
     question = ipywidgets.Textarea(placeholder="Ask something", rows=3, layout=wide)
     upload = ipywidgets.FileUpload(accept="image/*", description="Image")
     ask = ipywidgets.Button(description="Ask", button_style="primary", icon="paper-plane")
     stop = ipywidgets.Button(description="Stop", icon="stop", disabled=True)
-    reset = ipywidgets.Button(description="New conversation", icon="trash")
+    reset = ipywidgets.Button(description="New conversation", icon="trash", layout=ipywidgets.Layout(width="auto"))
     status, talk = ipywidgets.HTML(), ipywidgets.VBox(layout=wide)
     chat, stopped = Chat(models, model, drawing), threading.Event()
 
