@@ -53,3 +53,94 @@ def test_a_line_cut_short_is_left_out(tmp_path):
 def test_an_unknown_stage_is_one_line():
     with pytest.raises(UserError, match="no stage 'stf': choose from base, sft, dpo"):
         evaluate.eval_stage(load_recipe(), "stf")
+
+
+def answered(recipe, **stages: list[bool]) -> None:
+    """Predictions of stages, as an evaluation leaves them."""
+    for name, marks in stages.items():
+        folder = recipe.run_dir / "eval" / name
+        folder.mkdir(parents=True)
+        lines = [json.dumps({**prediction(i, mark), "slice": "a" if i % 2 else "b"}) for i, mark in enumerate(marks)]
+        (folder / "predictions.jsonl").write_text("\n".join(lines))
+
+
+def test_the_gate_holds_a_worse_model_back_and_lets_a_good_one_through():
+    rules = [{"first": "base", "second": "sft"}, {"first": "sft", "second": "dpo", "at_least": -2}]
+    recipe = load_recipe(overrides={"evaluate.gate": rules})
+    good = [i % 10 != 0 for i in range(400)]
+    answered(recipe, base=[False] * 400, sft=good, dpo=good)
+    assert evaluate.gate(recipe) == []
+    folder = recipe.run_dir / "eval" / "dpo"
+    (folder / "predictions.jsonl").unlink()
+    assert evaluate.gate(recipe) == ["dpo against sft: not both have been evaluated on the same items"]
+    folder.rmdir()
+    damaged = [mark and i % 4 != 1 for i, mark in enumerate(good)]
+    answered(recipe, dpo=damaged)
+    (failed,) = evaluate.gate(recipe)
+    assert failed.startswith("dpo against sft: -25.0 points (95% interval -2") and failed.endswith("n = 400), the lower end must reach -2.0")
+    sliced = load_recipe(overrides={"evaluate.gate": [rules[1] | {"slice": "b"}]})
+    assert evaluate.gate(sliced) == []  # the damage is in the other slice
+
+
+def test_the_gate_is_the_commands_exit_code(monkeypatch, capsys):
+    from tunebook import cli
+
+    monkeypatch.setattr(evaluate, "evaluate", lambda *given: {})
+    monkeypatch.setattr(evaluate, "show", lambda *given: None)
+    monkeypatch.setattr("sys.argv", ["tunebook", "evaluate", "--gate"])
+    with pytest.raises(SystemExit) as stopped:
+        cli.main()
+    assert stopped.value.code == 2 and "gate: sft against base: not both have been evaluated" in capsys.readouterr().err
+    monkeypatch.setattr("sys.argv", ["tunebook", "evaluate"])
+    with pytest.raises(SystemExit) as stopped:
+        cli.main()
+    assert stopped.value.code == 0
+
+
+def test_the_gate_and_unused_samples_do_not_make_an_evaluation_stale():
+    keys = [evaluate.eval_stage(load_recipe(overrides=o), "base").key for o in ({}, {"evaluate.gate": []}, {"evaluate.temperature": 0.5})]
+    assert len(set(keys)) == 1
+    assert evaluate.eval_stage(load_recipe(overrides={"evaluate.samples": 2}), "base").key != keys[0]
+
+
+def test_pass_at_k_and_majority(monkeypatch, tmp_path):
+    said = ["6", "5.0", "5", "7", "8", "8", "1", "2", "5"]  # three items with the answer 5, three samples each
+    records = [{"index": i, "parsed": s, "correct": float(s) == 5} for i, s in enumerate(said)]
+    monkeypatch.setattr(evaluate, "answer_file", lambda *given: records)
+    recipe = load_recipe(overrides={"evaluate.samples": 3})
+    found = evaluate._sample(recipe, "sft", None, [{"prompt": []}] * 3, tmp_path)
+    assert found == {"k": 3, "temperature": 1.0, "pass@1": pytest.approx(3 / 9), "pass@k": pytest.approx(2 / 3), "majority": pytest.approx(1 / 3)}
+    records[1] |= {"parsed": "6", "correct": False}
+    assert evaluate._sample(recipe, "sft", None, [{"prompt": []}] * 3, tmp_path)["majority"] == 0.0
+    rows = evaluate.sampled_cells({"sft": {"n": 3, "sampled": found}, "base": {"n": 3}})
+    assert rows == [("sft", "3", "3", "1.0", "33.3%", "66.7%", "33.3%")]
+
+
+def test_items_are_paged_through_by_what_became_of_them():
+    from tunebook import widgets
+
+    marks = {"base": [0, 0, 1, 1], "sft": [1, 0, 0, 1]}
+    found = {
+        name: [
+            {"prompt": f"q{i} <b>", "gold": "4", "slice": "s", "group": "", "answer": f"{name} {i}", "correct": bool(m)} for i, m in enumerate(row)
+        ]
+        for name, row in marks.items()
+    }
+    box = widgets.browse(found)
+    (kind, back, page, forth), shown = box.children[0].children, box.children[1]
+    assert kind.options == (
+        ("all (4)", "all"),
+        ("won (1)", "won"),
+        ("lost (1)", "lost"),
+        ("both wrong (1)", "both wrong"),
+        ("both right (1)", "both right"),
+    )
+    assert "q0 &lt;b&gt;" in shown.value and "✗ base" in shown.value and "✓ sft" in shown.value
+    back.click()
+    assert page.value == 1
+    for _ in range(9):
+        forth.click()
+    assert page.value == 4 and "sft 3" in shown.value
+    kind.value = "lost"
+    assert (page.value, page.max) == (1, 1) and "base 2" in shown.value
+    assert widgets.browse({"base": []}).children[1].value == "none"

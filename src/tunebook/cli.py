@@ -134,8 +134,9 @@ def evaluate(
     run: RunOption = None,
     set_: SetOption = None,
     force: ForceOption = False,
+    gate: Annotated[bool, typer.Option("--gate", help="Fail when the recipe's `evaluate.gate` does not hold.")] = False,
 ) -> None:
-    """Let each stage's model answer the same held-out items; accuracy with n and a 95% interval.
+    """Let each stage's model answer the same held-out items; accuracy with n and a 95% interval, paired comparisons.
 
     tunebook evaluate base sft --set evaluate.split=val --set evaluate.limit=100
     """
@@ -143,7 +144,32 @@ def evaluate(
 
     parsed = _recipe(recipe, run, set_)
     stage.show(parsed, stage.evaluate(parsed, stages, force))
-    _done(parsed, "eval", None)
+    _done(parsed, "eval", "tunebook report")
+    if gate and (failed := stage.gate(parsed)):
+        raise UserError(f"gate: {'; '.join(failed)}")
+
+
+@app.command()
+def report(
+    runs: Annotated[list[str] | None, typer.Argument(help="Run folders. Default: the recipe's. Several are put side by side.")] = None,
+    recipe: RecipeOption = None,
+    run: RunOption = None,
+) -> None:
+    """The report card of a run: `report.md` and `report.html` in its folder. Of several runs: a comparison, printed.
+
+    tunebook report && tunebook report runs/smollm2-math runs/trial-2
+    """
+    from pathlib import Path
+
+    from tunebook.compare import compare_runs
+    from tunebook.report import write
+
+    folders = [Path(r) for r in runs] if runs else [load_recipe(recipe, run).run_dir]
+    if len(folders) > 1:
+        print(compare_runs(folders))
+        return
+    for path in write(folders[0]):
+        print(f"Wrote {path}")
 
 
 @app.command()

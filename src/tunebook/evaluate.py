@@ -6,6 +6,7 @@ uv run tunebook evaluate --recipe smollm2-math --set evaluate.split=val
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict
@@ -23,7 +24,7 @@ from tunebook.generate import Answer, Local, Sampling, answer_file, ask, local, 
 from tunebook.paired import compare
 from tunebook.recipe import Recipe, UserError
 from tunebook.run import Stage, finished_key, read_json, round_name, write_json
-from tunebook.verify import verifier, verify
+from tunebook.verify import equal, verifier, verify
 
 
 def stages(recipe: Recipe) -> list[str]:
@@ -50,19 +51,45 @@ def evaluate(recipe: Recipe, only: Iterable[str] | None = None, force: bool = Fa
         items = _items(recipe)
         model, tokenizer = _load(recipe, missing)
         for name, stage in missing.items():
+            adapter = None if name == "base" else name
             with stage.open(resume=not force) as folder:
-                source = local(model, tokenizer, None if name == "base" else name)
-                stage.record = {"summary": summarise(_answer(recipe, name, source, items, folder)), "verifier": verifier()}
+                summary = summarise(_answer(recipe, name, local(model, tokenizer, adapter), items, folder))
+                if recipe.evaluate.samples:
+                    summary["sampled"] = _sample(recipe, name, local(model, tokenizer, adapter), items, folder)
+                stage.record = {"summary": summary, "verifier": verifier()}
     results = {name: stage.result["summary"] for name, stage in todo.items()}
     write_json(recipe.run_dir / "eval" / "summary.json", {"split": recipe.evaluate.split, "stages": results, "comparisons": comparisons(todo)})
     return results
 
 
+def gate(recipe: Recipe) -> list[str]:
+    """What of the recipe's `evaluate.gate` does not hold, a line each; empty when all does."""
+    failed = []
+    for rule in recipe.evaluate.gate:
+        pair = [read_records(recipe.run_dir / "eval" / name / "predictions.jsonl") for name in (rule.first, rule.second)]
+        first, second = ([p["correct"] for p in found if rule.slice in (None, p["slice"])] for found in pair)
+        what = f"{rule.second} against {rule.first}" + (f" on {rule.slice}" if rule.slice else "")
+        if not first or len(first) != len(second):
+            failed.append(f"{what}: not both have been evaluated on the same items")
+            continue
+        c = compare(first, second)
+        if 100 * c["interval"][0] < rule.at_least:
+            low, high = (100 * bound for bound in c["interval"])
+            wanted = f"the lower end must reach {rule.at_least:+.1f}"
+            failed.append(f"{what}: {100 * c['difference']:+.1f} points (95% interval {low:+.1f} to {high:+.1f}, n = {c['n']}), {wanted}")
+    return failed
+
+
 def comparisons(done: dict[str, Stage]) -> list[dict[str, Any]]:
     """Each stage against the one before it and the last against the first, item by item: `paired.compare` of each."""
-    right = {name: [p["correct"] for p in read_records(stage.dir / "predictions.jsonl")] for name, stage in done.items()}
-    names = list(done)
+    return comparisons_of({name: {p["index"]: p for p in read_records(stage.dir / "predictions.jsonl")} for name, stage in done.items()})
+
+
+def comparisons_of(found: dict[str, dict[Any, dict[str, Any]]]) -> list[dict[str, Any]]:
+    """The same of predictions: {name: {item: prediction}}, the same items for each."""
+    names = list(found)
     steps = [*itertools.pairwise(names), *([(names[0], names[-1])] if len(names) > 2 else [])]
+    right = {name: [found[name][item]["correct"] for item in found[names[0]]] for name in names}
     return [{"first": a, "second": b, **compare(right[a], right[b])} for a, b in steps]
 
 
@@ -92,6 +119,19 @@ def cells(results: dict[str, dict[str, Any]]) -> list[tuple[str, ...]]:
             accuracy = f"{s['accuracy']:.1%} ({100 * s['interval'][0]:.1f} to {100 * s['interval'][1]:.1f})"
             shares = [f"{s[k]:.0%}" for k in ("boxed", "truncated", "no_answer")]
             rows.append((stage if name == "all" else "", name, str(s["n"]), accuracy, *shares, f"{s['mean_tokens']:.0f}"))
+    return rows
+
+
+SAMPLED = ("stage", "n", "k", "temperature", "pass@1", "pass@k", "majority of k")
+
+
+def sampled_cells(results: dict[str, dict[str, Any]]) -> list[tuple[str, ...]]:
+    """Sampled answers: mean accuracy of one, share of items with at least one right, and with the most frequent one right."""
+    rows = []
+    for stage, s in results.items():
+        if given := s.get("sampled"):
+            shares = (f"{given[key]:.1%}" for key in ("pass@1", "pass@k", "majority"))
+            rows.append((stage, str(s["n"]), str(given["k"]), str(given["temperature"]), *shares))
     return rows
 
 
@@ -128,6 +168,7 @@ def show(recipe: Recipe, results: dict[str, dict[str, Any]]) -> None:
     """Print accuracies and comparisons."""
     for title, columns, rows in (
         ("held-out accuracy", COLUMNS, cells(results)),
+        ("sampled answers", SAMPLED, sampled_cells(results)),
         ("the same items, pair by pair", COMPARED, compared_cells(read_json(recipe.run_dir / "eval" / "summary.json")["comparisons"])),
     ):
         table = Table(*columns, title=title, box=box.SIMPLE)
@@ -143,7 +184,7 @@ def eval_stage(recipe: Recipe, name: str) -> Stage:
         raise UserError(f"no stage {name!r}: choose from {', '.join(stages(recipe))}")
     key = "" if name == "base" else finished_key(recipe, name)
     settings = {
-        "evaluate": recipe.evaluate.model_dump(mode="json"),
+        "evaluate": recipe.evaluate.model_dump(mode="json", exclude={"gate", *(() if recipe.evaluate.samples else ("samples", "temperature"))}),
         "model": recipe.model.model_dump(mode="json"),
         "verifier": verifier(),
     }
@@ -173,6 +214,27 @@ def _answer(recipe: Recipe, name: str, source: AbstractContextManager[Local], it
     prompts: list[Messages] = [item["prompt"] for item in items]
     sampling = Sampling(recipe.evaluate.max_new_tokens, recipe.evaluate.batch_size)
     return answer_file(folder / "predictions.jsonl", source, prompts, sampling, lambda i, answer: _record(items[i], answer), f"{name} answers")
+
+
+def _sample(recipe: Recipe, name: str, source: AbstractContextManager[Local], items: list[dict[str, Any]], folder: Path) -> dict[str, Any]:
+    """`evaluate.samples` answers to each item; pass@1, pass@k and majority vote (Wang et al. 2022), ties by the first."""
+    config, k = recipe.evaluate, recipe.evaluate.samples
+    prompts: list[Messages] = [item["prompt"] for item in items for _ in range(k)]
+    sampling = Sampling(config.max_new_tokens, config.batch_size, config.temperature, [recipe.seed + i for i in range(len(prompts))])
+    found = answer_file(folder / "samples.jsonl", source, prompts, sampling, lambda i, a: _record(items[i // k], a), f"{name} samples")
+    groups = [found[i : i + k] for i in range(0, len(found), k)]
+    return {"k": k, "temperature": config.temperature, "pass@1": sum(p["correct"] for p in found) / len(found)} | {
+        "pass@k": sum(any(p["correct"] for p in group) for group in groups) / len(groups),
+        "majority": sum(_majority(group) for group in groups) / len(groups),
+    }
+
+
+def _majority(group: list[dict[str, Any]]) -> bool:
+    votes: Counter[str] = Counter()
+    for p in (p for p in group if p["parsed"]):
+        votes[next((v for v in votes if equal(v, p["parsed"])), p["parsed"])] += 1
+    best = votes.most_common(1)[0][0] if votes else ""
+    return any(p["correct"] for p in group if p["parsed"] and equal(best, p["parsed"]))
 
 
 def _record(item: dict[str, Any], answer: Answer) -> dict[str, Any]:

@@ -174,6 +174,20 @@ class PairsConfig(Section):
         return self
 
 
+class GateRule(Section):
+    """The second model may not be worse than the first by more than so much: what `tunebook evaluate --gate` holds a run to."""
+
+    first: str
+    """A stage: `base`, `sft`, ..."""
+    second: str
+    """The stage that is held against it."""
+    at_least: float = 0.0
+    """Points that the lower end of the difference's 95% interval must reach: 0 asks for proof that the second is better,
+    -2 for proof that it is not worse by more than 2."""
+    slice: str | None = None
+    """Only the items of this slice. None: all."""
+
+
 class EvaluateConfig(Section):
     split: Literal["val", "test"] = "test"
     """Tune on val; look at test once."""
@@ -182,6 +196,12 @@ class EvaluateConfig(Section):
     max_new_tokens: int = Field(256, ge=1)
     batch_size: int = Field(64, ge=1)
     """Recorded with the results: in bfloat16 a different batch shape can change a greedy answer."""
+    samples: int = Field(0, ge=0)
+    """So many sampled answers an item beside the greedy one, for pass@k and majority vote."""
+    temperature: float = Field(1.0, gt=0)
+    """Of the samples."""
+    gate: list[GateRule] = []
+    """What must hold for `tunebook evaluate --gate` to succeed."""
 
 
 Target = Literal["adapter", "merged", "gguf", "ollama"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import io
 import threading
 import time
@@ -14,6 +15,8 @@ from tunebook.generate import Drawing, sees_images
 from tunebook.recipe import UserError
 
 REFRESH_S = 0.25
+_WHOLE = {"description_width": "initial"}
+"""Descriptions are not cut."""
 
 
 def question_box(models: Models, model: str, drawing: Drawing) -> Any:
@@ -22,13 +25,19 @@ def question_box(models: Models, model: str, drawing: Drawing) -> Any:
     Answers come in a thread, so that Stop and the rest of the notebook stay alive.
     """
     names = list(dict.fromkeys([*models.names, model]))
-    wide, whole = ipywidgets.Layout(width="98%"), {"description_width": "initial"}
+    wide = ipywidgets.Layout(width="98%")
     chosen = ipywidgets.Combobox(
-        value=model, options=names, ensure_option=False, description="Model", style=whole, tooltip="or a folder, or a hub id", continuous_update=False
+        value=model,
+        options=names,
+        ensure_option=False,
+        description="Model",
+        style=_WHOLE,
+        tooltip="or a folder, or a hub id",
+        continuous_update=False,
     )
-    temperature = ipywidgets.FloatSlider(value=drawing.temperature, min=0, max=2, step=0.1, description="Temperature", style=whole)
-    top_p = ipywidgets.FloatSlider(value=drawing.top_p, min=0.05, max=1, step=0.05, description="Top p", style=whole)
-    tokens = ipywidgets.BoundedIntText(value=drawing.max_new_tokens, min=1, max=100_000, description="New tokens", style=whole)
+    temperature = ipywidgets.FloatSlider(value=drawing.temperature, min=0, max=2, step=0.1, description="Temperature", style=_WHOLE)
+    top_p = ipywidgets.FloatSlider(value=drawing.top_p, min=0.05, max=1, step=0.05, description="Top p", style=_WHOLE)
+    tokens = ipywidgets.BoundedIntText(value=drawing.max_new_tokens, min=1, max=100_000, description="New tokens", style=_WHOLE)
     question = ipywidgets.Textarea(placeholder="Ask something", rows=3, layout=wide)
     upload = ipywidgets.FileUpload(accept="image/*", description="Image")
     ask = ipywidgets.Button(description="Ask", button_style="primary", icon="paper-plane")
@@ -96,6 +105,49 @@ def question_box(models: Models, model: str, drawing: Drawing) -> Any:
     show_upload()
     settings = ipywidgets.HBox([chosen, temperature, top_p, tokens], layout=ipywidgets.Layout(flex_flow="row wrap"))
     return ipywidgets.VBox([settings, talk, question, ipywidgets.HBox([ask, stop, reset, upload, status])])
+
+
+def browse(found: dict[str, list[dict[str, Any]]]) -> Any:
+    """Page through items by how the last two models did on them. `found`: {stage: its predictions}, the same items for each."""
+    names = list(found)
+    kinds: dict[str, list[int]] = {"all": list(range(len(found[names[-1]])))}
+    if len(names) > 1:
+        marks = list(zip(*([p["correct"] for p in found[name]] for name in names[-2:]), strict=True))
+        for kind, wanted in (("won", (False, True)), ("lost", (True, False)), ("both wrong", (False, False)), ("both right", (True, True))):
+            kinds[kind] = [i for i, mark in enumerate(marks) if mark == wanted]
+    kind = ipywidgets.Dropdown(options=[(f"{k} ({len(v)})", k) for k, v in kinds.items()], description=" → ".join(names[-2:]), style=_WHOLE)
+    page = ipywidgets.BoundedIntText(value=1, min=1, max=max(1, len(kinds["all"])), description="Item", style=_WHOLE)
+    back, forth = (ipywidgets.Button(icon=f"arrow-{way}", layout=ipywidgets.Layout(width="40px")) for way in ("left", "right"))
+    shown = ipywidgets.HTML()
+
+    def show(_: Any = None) -> None:
+        of = kinds[kind.value]
+        page.max = max(1, len(of))
+        shown.value = item_table({name: found[name][of[page.value - 1]] for name in names}) if of else "none"
+
+    def turn(by: int) -> None:
+        page.value = min(max(1, page.value + by), page.max)
+
+    def on_kind(_: Any) -> None:
+        page.value = 1
+        show()
+
+    back.on_click(lambda _: turn(-1))
+    forth.on_click(lambda _: turn(1))
+    page.observe(show, "value")
+    kind.observe(on_kind, "value")
+    show()
+    return ipywidgets.VBox([ipywidgets.HBox([kind, back, page, forth]), shown])
+
+
+def item_table(item: dict[str, dict[str, Any]]) -> str:
+    """One item's answers by stage, each with the verifier's mark, as HTML."""
+    first = next(iter(item.values()))
+    style = "text-align:left; vertical-align:top; white-space:pre-wrap; padding-right:2em; font-family:monospace"
+    heads = "".join(f'<th style="text-align:left">{"✓" if p["correct"] else "✗"} {html.escape(name)}</th>' for name, p in item.items())
+    cells = "".join(f'<td style="{style}">{html.escape(p["answer"])}</td>' for p in item.values())
+    question = f"<p>{html.escape(first['prompt'])} <b>answer: {html.escape(first['gold'])}</b> ({html.escape(first['slice'] or first['group'])})</p>"
+    return f"{question}<table><tr>{heads}</tr><tr>{cells}</tr></table>"
 
 
 def _display(text: str) -> tuple[dict[str, Any], ...]:

@@ -1,0 +1,82 @@
+"""The report card out of a recorded run, and runs side by side."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tunebook import evaluate, report
+from tunebook.compare import compare_runs
+from tunebook.recipe import ROOT, UserError
+
+RECORD = ROOT / "resources" / "smollm2-math"
+
+
+@pytest.fixture
+def run(tmp_path) -> Path:
+    """The recorded run's JSON with ten items' predictions: SFT wins all over base, DPO loses one and wins none."""
+    run = tmp_path / "recorded"
+    for stage, marks in (("base", [0] * 10), ("sft", [1] * 9 + [0]), ("dpo", [1] * 8 + [0] * 2)):
+        folder = run / "eval" / stage
+        folder.mkdir(parents=True)
+        for i, mark in enumerate(marks):
+            item = {"index": i, "source_id": f"s{i}", "prompt": f"question {i}?", "gold": "4", "correct": bool(mark), "answer": f"{stage} says {i}"}
+            with (folder / "predictions.jsonl").open("a") as out:
+                out.write(json.dumps(item) + "\n")
+    shutil.copy(RECORD / "manifest.json", run)
+    shutil.copy(RECORD / "summary.json", run / "eval")
+    (run / "sft").mkdir()
+    shutil.copy(RECORD / "metrics.jsonl", run / "sft")
+    return run
+
+
+def test_the_report_says_what_was_recorded_and_stands_alone(run):
+    markdown, page = report.write(run)
+    text, html = markdown.read_text(), page.read_text()
+    summary = json.loads((RECORD / "summary.json").read_text())
+    assert evaluate.markdown(evaluate.COLUMNS, evaluate.cells(summary["stages"])) in text
+    assert "**sft against base: better**" in text and "**dpo against sft: not shown to be different**" in text
+    assert "< 0.0001 *" in text and "| sft → dpo | 600 |" in text
+    assert "**lost**: question 8? (answer: 4)" in text and "sft says 8" in text and "**won**" not in text.split("## Data")[0].split("lost")[0]
+    assert "| rows for train | 1599 |" in text and "| sft | 13.1 | 400 | 187,072 |" in text
+    assert re.search(r"git checkout [0-9a-f]{40} && uv sync\nuv run tunebook run --recipe smollm2-math --run recorded", text)
+    for figure in re.findall(r"\]\((figures/\S+)\)", text):
+        assert (run / figure).stat().st_size > 5000
+    assert html.count("<img") == text.count("](figures/") >= 3
+    assert not re.findall(r'(?:src|href)="(?:https?:)?//', html)  # nothing from elsewhere
+    assert "question 8?" in html and "/root/" not in text
+
+
+def test_a_run_without_results_is_reported_as_far_as_it_goes(run, tmp_path):
+    shutil.rmtree(run / "eval")
+    assert "Not evaluated." in report.write(run)[0].read_text()
+    with pytest.raises(UserError, match="holds no finished stage"):
+        report.write(tmp_path)
+
+
+def test_runs_side_by_side(run, tmp_path):
+    other = tmp_path / "other"
+    shutil.copytree(run, other)
+    manifest = json.loads((other / "manifest.json").read_text())
+    for stage in manifest["stages"].values():
+        stage["recipe"]["seed"] = 1
+        stage["recipe"]["dpo"]["beta"] = 0.5
+    (other / "manifest.json").write_text(json.dumps(manifest))
+    summary = json.loads((other / "eval" / "summary.json").read_text())
+    summary["comparisons"][1]["difference"] = 0.03
+    (other / "eval" / "summary.json").write_text(json.dumps(summary))
+    path = other / "eval" / "dpo" / "predictions.jsonl"
+    path.write_text(path.read_text().replace('"correct": false', '"correct": true'))
+    text = compare_runs([run, other])
+    assert "| `seed` | 0 | 1 |" in text and "| `dpo.beta` | 0.1 | 0.5 |" in text and text.count("| `") == 2
+    assert "| recorded dpo → other dpo | 10 | +20.0" in text and "| recorded sft → other sft | 10 | +0.0" in text
+    assert "| sft → dpo | 2 | +1.0, +3.0 | +2.0 (-10.7 to +14.7) |" in text  # t = 12.706 with one degree of freedom
+    path.write_text(path.read_text().replace("question 3?", "another?"))
+    assert "recorded dpo → other dpo" not in compare_runs([run, other])
+    (other / "eval" / "summary.json").unlink()
+    with pytest.raises(UserError, match="other has not been evaluated"):
+        compare_runs([run, other])
