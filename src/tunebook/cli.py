@@ -150,6 +150,28 @@ def evaluate(
 
 
 @app.command()
+def bench(
+    stages: Annotated[list[str] | None, typer.Argument(help="`base`, `sft`, `dpo`, ... Default: base and all that are trained.")] = None,
+    recipe: RecipeOption = None,
+    run: RunOption = None,
+    set_: SetOption = None,
+    force: ForceOption = False,
+) -> None:
+    """Benchmarks of lm-evaluation-harness for each stage's model, with paired comparisons. Needs `uv sync --extra eval`.
+
+    tunebook bench --set 'evaluate.benchmarks.tasks=[gsm8k]' --set evaluate.benchmarks.limit=200
+    """
+    from tunebook import bench as stage
+    from tunebook.evaluate import print_table
+
+    parsed = _recipe(recipe, run, set_)
+    summary = stage.bench(parsed, stages, force)
+    print_table("benchmarks", stage.COLUMNS, stage.cells(summary))
+    print_table("the same items, pair by pair", stage.PAIRED, stage.paired_cells(summary))
+    _done(parsed, "bench", "tunebook report")
+
+
+@app.command()
 def report(
     runs: Annotated[list[str] | None, typer.Argument(help="Run folders. Default: the recipe's. Several are put side by side.")] = None,
     recipe: RecipeOption = None,

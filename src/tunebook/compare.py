@@ -7,7 +7,8 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from tunebook.evaluate import COLUMNS, COMPARED, cells, compared_cells, comparisons_of, markdown
+from tunebook.evaluate import COLUMNS, COMPARED, cells, compared_cells, markdown
+from tunebook.paired import compared_steps
 from tunebook.recipe import UserError
 from tunebook.report import predictions
 from tunebook.run import read_json
@@ -25,14 +26,18 @@ def compare_runs(runs: list[Path]) -> str:
     lines.append(markdown(("run", *COLUMNS[:1], *COLUMNS[2:]), rows))
     lines.append(f"## The same items, {runs[0].name} against the others")
     for other in runs[1:]:
-        both = {stage: [predictions(run, stage) for run in (runs[0], other)] for stage in names}
+        both = {stage: [_marks(run, stage) for run in (runs[0], other)] for stage in names}
         same = {stage: pair for stage, pair in both.items() if pair[0] and pair[0].keys() == pair[1].keys()}
         found = [
-            c for stage, pair in same.items() for c in comparisons_of({f"{r.name} {stage}": p for r, p in zip((runs[0], other), pair, strict=True)})
+            c for stage, pair in same.items() for c in compared_steps({f"{r.name} {stage}": p for r, p in zip((runs[0], other), pair, strict=True)})
         ]
         lines.append(markdown(COMPARED, compared_cells(found)) if found else f"{other.name} answered other items: nothing can be paired.")
     lines += ["## Over the runs", _spread(summaries)]
     return "\n\n".join(lines)
+
+
+def _marks(run: Path, stage: str) -> dict[str, float]:
+    return {item: p["correct"] for item, p in predictions(run, stage).items()}
 
 
 def _differences(runs: list[Path]) -> str:

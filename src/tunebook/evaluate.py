@@ -5,7 +5,6 @@ uv run tunebook evaluate --recipe smollm2-math --set evaluate.split=val
 
 from __future__ import annotations
 
-import itertools
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
@@ -21,7 +20,7 @@ from tunebook import models
 from tunebook.data.prepare import data_stage, load, prepare
 from tunebook.data.sources import Messages
 from tunebook.generate import Answer, Local, Sampling, answer_file, ask, local, read_records
-from tunebook.paired import compare
+from tunebook.paired import compare, compared_steps, wilson
 from tunebook.recipe import Recipe, UserError
 from tunebook.run import Stage, finished_key, read_json, round_name, write_json
 from tunebook.verify import equal, verifier, verify
@@ -82,15 +81,8 @@ def gate(recipe: Recipe) -> list[str]:
 
 def comparisons(done: dict[str, Stage]) -> list[dict[str, Any]]:
     """Each stage against the one before it and the last against the first, item by item: `paired.compare` of each."""
-    return comparisons_of({name: {p["index"]: p for p in read_records(stage.dir / "predictions.jsonl")} for name, stage in done.items()})
-
-
-def comparisons_of(found: dict[str, dict[Any, dict[str, Any]]]) -> list[dict[str, Any]]:
-    """The same of predictions: {name: {item: prediction}}, the same items for each."""
-    names = list(found)
-    steps = [*itertools.pairwise(names), *([(names[0], names[-1])] if len(names) > 2 else [])]
-    right = {name: [found[name][item]["correct"] for item in found[names[0]]] for name in names}
-    return [{"first": a, "second": b, **compare(right[a], right[b])} for a, b in steps]
+    found = {name: read_records(stage.dir / "predictions.jsonl") for name, stage in done.items()}
+    return compared_steps({name: {p["index"]: p["correct"] for p in records} for name, records in found.items()})
 
 
 def answers(recipe: Recipe, only: Iterable[str], prompts: list[Messages], max_new_tokens: int | None = None) -> list[dict[str, str]]:
@@ -157,7 +149,7 @@ def markdown(columns: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
 def summarise(predictions: list[dict[str, Any]]) -> dict[str, Any]:
     """Counts and shares of a list of predictions, in all and by slice.
 
-    The interval is Wilson's (1927) score interval at 95%.
+    The interval is Wilson's at 95%.
     """
     overall = _shares(predictions)
     names = sorted({p["slice"] for p in predictions if p["slice"]})
@@ -171,11 +163,16 @@ def show(recipe: Recipe, results: dict[str, dict[str, Any]]) -> None:
         ("sampled answers", SAMPLED, sampled_cells(results)),
         ("the same items, pair by pair", COMPARED, compared_cells(read_json(recipe.run_dir / "eval" / "summary.json")["comparisons"])),
     ):
-        table = Table(*columns, title=title, box=box.SIMPLE)
-        for row in rows:
-            table.add_row(*row)
-        if rows:
-            Console().print(table)
+        print_table(title, columns, rows)
+
+
+def print_table(title: str, columns: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
+    """A table for the terminal; nothing when there are no rows."""
+    table = Table(*columns, title=title, box=box.SIMPLE)
+    for row in rows:
+        table.add_row(*row)
+    if rows:
+        Console().print(table)
 
 
 def eval_stage(recipe: Recipe, name: str) -> Stage:
@@ -184,7 +181,9 @@ def eval_stage(recipe: Recipe, name: str) -> Stage:
         raise UserError(f"no stage {name!r}: choose from {', '.join(stages(recipe))}")
     key = "" if name == "base" else finished_key(recipe, name)
     settings = {
-        "evaluate": recipe.evaluate.model_dump(mode="json", exclude={"gate", *(() if recipe.evaluate.samples else ("samples", "temperature"))}),
+        "evaluate": recipe.evaluate.model_dump(
+            mode="json", exclude={"gate", "benchmarks", *(() if recipe.evaluate.samples else ("samples", "temperature"))}
+        ),
         "model": recipe.model.model_dump(mode="json"),
         "verifier": verifier(),
     }
@@ -248,16 +247,13 @@ def _record(item: dict[str, Any], answer: Answer) -> dict[str, Any]:
 
 
 def _shares(predictions: list[dict[str, Any]]) -> dict[str, Any]:
-    from scipy.stats import binomtest
-
     n = len(predictions)
     right = sum(p["correct"] for p in predictions)
-    interval = binomtest(right, n).proportion_ci(method="wilson")
     return {
         "n": n,
         "correct": right,
         "accuracy": right / n,
-        "interval": [interval.low, interval.high],
+        "interval": wilson(right, n),
         "boxed": sum(p["how"] == "boxed" for p in predictions) / n,
         "truncated": sum(p["truncated"] for p in predictions) / n,
         "no_answer": sum(p["how"] == "none" for p in predictions) / n,

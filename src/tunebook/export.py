@@ -12,14 +12,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from rich import box
-from rich.console import Console
-from rich.table import Table
-
 from tunebook import llama_cpp, models, parity
 from tunebook.data.prepare import load
 from tunebook.data.sources import Prompts
-from tunebook.evaluate import evenly
+from tunebook.evaluate import evenly, print_table
 from tunebook.generate import local
 from tunebook.modelcard import card
 from tunebook.modelfile import modelfile
@@ -220,10 +216,7 @@ def cells(rows: dict[str, dict[str, Any]]) -> list[tuple[str, ...]]:
 
 def show(rows: dict[str, dict[str, Any]]) -> None:
     """Print the parity table."""
-    table = Table(*COLUMNS, title="each export against the adapter it was made from", box=box.SIMPLE)
-    for row in cells(rows):
-        table.add_row(*row)
-    Console().print(table)
+    print_table("each export against the adapter it was made from", COLUMNS, cells(rows))
 
 
 def served(recipe: Recipe, gguf: str | None, port: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -37,3 +38,19 @@ def compare(first: Sequence[float], second: Sequence[float], seed: int = 0) -> d
         "p": float(binomtest(won, won + lost).pvalue) if won + lost else 1.0,
         "detectable": max(2.8 * math.sqrt(won + lost), 6.0) / n,  # 1.96 + 0.84; six wins to none are the fewest that can be significant
     }
+
+
+def compared_steps(found: dict[str, dict[Any, float]]) -> list[dict[str, Any]]:
+    """Each model against the one before it, and the last against the first; `found`: {model: {item: score}}, the same items for each."""
+    names = list(found)
+    steps = [*itertools.pairwise(names), *([(names[0], names[-1])] if len(names) > 2 else [])]
+    scores = {name: [found[name][item] for item in found[names[0]]] for name in names}
+    return [{"first": a, "second": b, **compare(scores[a], scores[b])} for a, b in steps]
+
+
+def wilson(right: float, n: int) -> list[float]:
+    """Wilson's (1927) score interval at 95% of a share."""
+    from scipy.stats import binomtest
+
+    interval = binomtest(round(right), n).proportion_ci(method="wilson")
+    return [interval.low, interval.high]

@@ -57,6 +57,24 @@ def accuracies(results: dict[str, dict[str, Any]]) -> Figure:
     return figure
 
 
+def scores(tasks: dict[str, dict[str, Any]]) -> Figure:
+    """Benchmark scores: tasks as rows, a point with its 95% interval for each stage."""
+    figure = Figure(figsize=(7, 1 + 0.6 * len(tasks)), layout="constrained")
+    axes = figure.subplots()
+    names = list(dict.fromkeys(name for found in tasks.values() for name in found))
+    for i, name in enumerate(names):
+        points = [(row + 0.18 * (i - (len(names) - 1) / 2), found[name]) for row, found in enumerate(tasks.values()) if name in found]
+        values = [s["score"] for _, s in points]
+        errors = [[s["score"] - s["interval"][0] for _, s in points], [s["interval"][1] - s["score"] for _, s in points]]
+        colour = [GREY, DARK, "#7fa8d1"][i % 3]
+        axes.errorbar(values, [y for y, _ in points], xerr=errors, label=name, fmt="osD^v"[i % 5], color=colour, capsize=3)
+    axes.set_yticks(range(len(tasks)), list(tasks))
+    axes.set(xlabel="score", xlim=(0, 1), title="Benchmarks")
+    axes.invert_yaxis()
+    axes.legend(frameon=False)
+    return figure
+
+
 HEALTHY = {
     "loss": "falls from ln 2 (plus the NLL term)",
     "rewards/accuracies": "rises to 0.7 and more",

@@ -188,6 +188,27 @@ class GateRule(Section):
     """Only the items of this slice. None: all."""
 
 
+class BenchmarksConfig(Section):
+    """Tasks of lm-evaluation-harness for `tunebook bench` (`uv sync --extra eval`)."""
+
+    tasks: list[str] = Field(["arc_challenge", "commonsense_qa", "gsm8k", "hellaswag", "winogrande"], min_length=1)
+    """Any of the harness's tasks, or of `include`."""
+    shots: dict[str, int] = {}
+    """Examples in the prompt, by task. Default: what the task says (gsm8k: 5, the other four: 0)."""
+    limit: int | None = Field(None, ge=1)
+    """Only the first so many items of each task."""
+    batch_size: int = Field(16, ge=1)
+    max_new_tokens: int = Field(256, ge=1)
+    """Of tasks whose answers are generated."""
+    chat_template: bool = False
+    """Ask through the chat template. Changes scores; the same for every stage, and recorded."""
+    data: str | None = None
+    """A folder: of a task whose `<task>.jsonl` lies there (few-shot examples in `<task>.train.jsonl`), that file is used in
+    place of the hub's."""
+    include: str | None = None
+    """A folder with task files (YAML) of your own; data files that they name are looked for there."""
+
+
 class EvaluateConfig(Section):
     split: Literal["val", "test"] = "test"
     """Tune on val; look at test once."""
@@ -200,6 +221,8 @@ class EvaluateConfig(Section):
     """So many sampled answers an item beside the greedy one, for pass@k and majority vote."""
     temperature: float = Field(1.0, gt=0)
     """Of the samples."""
+    benchmarks: BenchmarksConfig = BenchmarksConfig()
+    """For `tunebook bench`."""
     gate: list[GateRule] = []
     """What must hold for `tunebook evaluate --gate` to succeed."""
 

@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 from matplotlib.figure import Figure
 
-from tunebook import plots
+from tunebook import bench, plots
 from tunebook.evaluate import COLUMNS, COMPARED, SAMPLED, cells, compared_cells, markdown, sampled_cells
 from tunebook.generate import read_records
 from tunebook.recipe import UserError
@@ -52,6 +52,7 @@ def parts(run: Path) -> list[Part]:
         f"# {run.name}",
         _headline(stages, summary),
         *_results(summary),
+        *_benchmarks(run),
         *_examples(run, summary),
         "## Data",
         _funnel(stages),
@@ -101,6 +102,13 @@ def _results(summary: dict[str, Any]) -> list[Part]:
         "Every stage answered the same items: differences in points with a paired bootstrap interval, exact McNemar test (\\*: p < 0.05). "
         "`detectable`: the difference that so many items would show four times out of five.",
     ]
+
+
+def _benchmarks(run: Path) -> list[Part]:
+    if not (summary := read_json(run / "bench" / "summary.json")):
+        return []
+    tables = (markdown(bench.COLUMNS, bench.cells(summary)), markdown(bench.PAIRED, bench.paired_cells(summary)))
+    return ["## Benchmarks (lm-evaluation-harness)", ("benchmarks", plots.scores(summary["tasks"])), *tables]
 
 
 def _examples(run: Path, summary: dict[str, Any]) -> list[Part]:

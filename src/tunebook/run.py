@@ -120,7 +120,7 @@ def policy_name(number: int) -> str:
 
 def manifest(run_dir: Path) -> dict[str, Any]:
     """Every finished stage's record by name: enough to repeat the run."""
-    found = sorted(run_dir.glob("*/stage.json")) + sorted(run_dir.glob("e*/*/stage.json"))  # of eval and export
+    found = sorted(run_dir.glob("*/stage.json")) + sorted(run_dir.glob("e*/*/stage.json")) + sorted(run_dir.glob("bench/*/*/stage.json"))
     return {"run": run_dir.name, "stages": {str(p.parent.relative_to(run_dir)): read_json(p) for p in found}}
 
 

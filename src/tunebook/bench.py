@@ -1,0 +1,171 @@
+"""`tunebook bench`: lm-evaluation-harness on base, SFT and DPO, with the same paired statistics as our own items.
+
+uv sync --extra eval && uv run tunebook bench --set evaluate.benchmarks.limit=200
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import json
+import logging
+from collections.abc import Iterable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from tunebook import models
+from tunebook.evaluate import COMPARED, compared_cells, stages
+from tunebook.generate import local
+from tunebook.paired import compared_steps, wilson
+from tunebook.recipe import BenchmarksConfig, Recipe, UserError, first_line
+from tunebook.run import Stage, fingerprint, finished_key, write_json
+
+METRICS = ("acc_norm", "acc", "exact_match")
+"""The score of a task is the first of these that it has: accuracy normalised by length for ARC and HellaSwag."""
+FILTER = "flexible-extract"
+"""Of tasks with several ways to read an answer (GSM8K): the last number counts."""
+
+
+def bench(recipe: Recipe, only: Iterable[str] | None = None, force: bool = False) -> dict[str, Any]:
+    """Run the recipe's benchmark tasks with each stage's model, adapters not merged; returns what `bench/summary.json` holds.
+
+    `only` defaults to `base` and the stages that are trained. Each task and stage has a folder of its own, with a record for each
+    item, and is not run again when it is up to date.
+
+    Raises UserError when lm-eval is not installed, for an unknown task, and for data that cannot be had.
+    """
+    if importlib.util.find_spec("lm_eval") is None:
+        raise UserError("lm-evaluation-harness is not installed: run `uv sync --extra eval`")
+    wanted = list(only or [s for s in stages(recipe) if s == "base" or (recipe.run_dir / s / "adapter").exists()])
+    tasks = recipe.evaluate.benchmarks.tasks
+    todo = {(name, task): bench_stage(recipe, name, task) for name in wanted for task in tasks}
+    missing = {key: stage for key, stage in todo.items() if force or not stage.done}
+    if missing:
+        _run(recipe, missing)
+    scores = {task: {name: _items(todo[name, task]) for name in wanted} for task in tasks}
+    summary = {
+        "tasks": {task: {name: todo[name, task].result["score"] for name in wanted} for task in tasks},
+        "comparisons": [{"task": task, **c} for task in tasks for c in compared_steps(scores[task])],
+    }
+    write_json(recipe.run_dir / "bench" / "summary.json", summary)
+    return summary
+
+
+def bench_stage(recipe: Recipe, name: str, task: str) -> Stage:
+    """The folder of one task and model. Raises UserError when that model is not trained."""
+    if name not in stages(recipe):
+        raise UserError(f"no stage {name!r}: choose from {', '.join(stages(recipe))}")
+    config = recipe.evaluate.benchmarks
+    settings = {
+        **config.model_dump(mode="json", exclude={"tasks", "shots", "data", "include"}),
+        "shots": config.shots.get(task),
+        "files": {str(path): fingerprint(path.read_text(encoding="utf-8")) for path in _files(config, task)},
+        "model": recipe.model.model_dump(mode="json"),
+        "harness": version("lm-eval"),
+    }
+    return Stage(recipe, f"bench/{name}/{task}", settings, {"adapter": "" if name == "base" else finished_key(recipe, name)})
+
+
+COLUMNS = ("task", "stage", "n", "score (95% interval)", "metric", "shots")
+
+
+def cells(summary: dict[str, Any]) -> list[tuple[str, ...]]:
+    """Tasks and stages as rows; the interval is Wilson's."""
+    rows: list[tuple[str, ...]] = []
+    for task, found in summary["tasks"].items():
+        for i, (name, s) in enumerate(found.items()):
+            score = f"{s['score']:.1%} ({100 * s['interval'][0]:.1f} to {100 * s['interval'][1]:.1f})"
+            rows.append(("" if i else task, name, str(s["n"]), score, s["metric"], str(s["shots"])))
+    return rows
+
+
+PAIRED = ("task", *COMPARED)
+
+
+def paired_cells(summary: dict[str, Any]) -> list[tuple[str, ...]]:
+    """Each task's comparisons as rows."""
+    return [(c["task"], *row) for c, row in zip(summary["comparisons"], compared_cells(summary["comparisons"]), strict=True)]
+
+
+def _run(recipe: Recipe, missing: dict[tuple[str, str], Stage]) -> None:
+    """The base model is loaded once; each missing task and stage is asked and written."""
+    config = recipe.evaluate.benchmarks
+    names = list(dict.fromkeys(name for name, _ in missing))
+    models.backend()
+    import torch
+    from lm_eval import simple_evaluate
+    from lm_eval.models.huggingface import HFLM
+    from lm_eval.tasks import TaskManager
+
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)  # it warns of what is meant to be: a loaded model, our settings
+    manager = TaskManager(include_path=config.include)
+    if unknown := [task for _, task in missing if task not in manager.all_tasks]:
+        raise UserError(f"no task {unknown[0]!r} in lm-evaluation-harness{f' or {config.include}' if config.include else ''}: see `lm_eval ls tasks`")
+    model, tokenizer = models.load(recipe)
+    model = models.load_adapters(model, {name: recipe.run_dir / name / "adapter" for name in names if name != "base"})
+    for (name, task), stage in missing.items():
+        with local(model, tokenizer, None if name == "base" else name) as source, stage.open(resume=False) as folder:
+            print(f"{name}: {task}", flush=True)
+            # Rounded to bfloat16, log-probabilities tie and flip.
+            lm = HFLM(pretrained=source.model, tokenizer=tokenizer, batch_size=config.batch_size, softmax_dtype=torch.float32)
+            with _data_errors(task), contextlib.chdir(config.include or "."):
+                found = simple_evaluate(
+                    model=lm,
+                    tasks=[_task(config, task)],
+                    task_manager=manager,
+                    num_fewshot=config.shots.get(task),
+                    limit=config.limit,
+                    bootstrap_iters=0,
+                    apply_chat_template=config.chat_template,
+                    gen_kwargs={"max_gen_toks": config.max_new_tokens},
+                )
+            stage.record = {"score": _write(found, task, folder, config.shots.get(task))}
+
+
+@contextlib.contextmanager
+def _data_errors(task: str) -> Any:
+    try:
+        yield
+    except (OSError, ValueError, LookupError, TypeError, jinja2.TemplateError) as error:
+        raise UserError(f"{task} cannot be run: {first_line(error)} (without a network, give its items with evaluate.benchmarks.data)") from None
+
+
+def _task(config: BenchmarksConfig, task: str) -> Any:
+    """The task's name; with items of the user's, the stock task on them (in a group: only there the harness merges the two)."""
+    files = {path.name: str(path) for path in _files(config, task)}
+    if f"{task}.jsonl" not in files:
+        return task
+    items, shots = files[f"{task}.jsonl"], files.get(f"{task}.train.jsonl")
+    splits = {"test": items, "validation": items} | ({"train": shots} if shots else {})
+    changed = {"dataset_path": "json", "dataset_name": None, "dataset_kwargs": {"data_files": splits}}
+    return {"group": f"{task}_local", "task": [{"task": task, **changed, **({} if shots else {"training_split": None, "fewshot_split": None})}]}
+
+
+def _files(config: BenchmarksConfig, task: str) -> list[Path]:
+    """What of the user's files a task depends on."""
+    given = [Path(config.data) / f"{task}{kind}.jsonl" for kind in ("", ".train")] if config.data else []
+    included = sorted(p for p in Path(config.include).rglob("*") if p.suffix in (".yaml", ".jsonl", ".py")) if config.include else []
+    return [path.resolve() for path in (*given, *included) if path.is_file()]
+
+
+def _write(found: Any, task: str, folder: Path, shots: int | None) -> dict[str, Any]:
+    """A record for each item (`items.jsonl`), and the task's score."""
+    samples = found["samples"][task]
+    filters = {s["filter"] for s in samples}
+    chosen = FILTER if FILTER in filters else sorted(filters)[0]
+    metric = next((m for m in METRICS if m in samples[0]), samples[0]["metrics"][0])
+    with (folder / "items.jsonl").open("w", encoding="utf-8") as out:
+        for s in sorted((s for s in samples if s["filter"] == chosen), key=lambda s: s["doc_id"]):
+            record = {"doc_id": s["doc_id"], "score": float(s[metric]), "target": str(s["target"]), "answer": s["filtered_resps"]}
+            out.write(json.dumps(record, ensure_ascii=False, default=str) + "\n")
+    scores = [json.loads(line)["score"] for line in (folder / "items.jsonl").read_text(encoding="utf-8").splitlines()]
+    given = found["n-shot"].get(task) if shots is None else shots
+    return {"n": len(scores), "score": sum(scores) / len(scores), "interval": wilson(sum(scores), len(scores)), "metric": metric, "shots": given}
+
+
+def _items(stage: Stage) -> dict[int, float]:
+    lines = (stage.dir / "items.jsonl").read_text(encoding="utf-8").splitlines()
+    return {item["doc_id"]: item["score"] for item in map(json.loads, lines)}

@@ -1,0 +1,150 @@
+"""The real lm-evaluation-harness on the embedded model, with small files in the five benchmarks' formats."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tunebook import bench, report
+from tunebook.recipe import ROOT, UserError, load_recipe
+from tunebook.run import read_json
+
+ARC = [("What do plants need to make food?", ["sunlight", "rocks", "plastic", "sand"]), ("Which is a liquid?", ["water", "iron", "wood", "glass"])]
+ITEMS = {
+    "arc_challenge": [
+        {"id": str(i), "question": q, "choices": {"text": c, "label": list("ABCD")}, "answerKey": "A"} for i, (q, c) in enumerate(ARC * 2)
+    ],
+    "commonsense_qa": [
+        {"id": str(i), "question": q, "question_concept": "x", "choices": {"text": c, "label": list("ABCDE")}, "answerKey": "ABCDE"[c.index(right)]}
+        for i, (q, c, right) in enumerate(
+            [
+                ("Where do you put dirty dishes?", ["sink", "garden", "bed", "moon", "car"], "sink"),
+                ("What do you read?", ["stone", "book", "soup", "shoe", "rain"], "book"),
+            ]
+        )
+    ],
+    "gsm8k": [
+        {"question": f"Tom has {n} apples and buys 2 more. How many has he?", "answer": f"He has {n} + 2 = {n + 2}.\n#### {n + 2}"} for n in (3, 4, 5)
+    ],
+    "hellaswag": [
+        {
+            "ind": i,
+            "activity_label": "Cooking",
+            "ctx_a": "A man cracks an egg into a pan.",
+            "ctx_b": "he",
+            "ctx": "A man cracks an egg into a pan. he",
+            "endings": ["fries the egg.", "flies to the moon.", "paints the wall.", "reads a tree."],
+            "label": "0",
+            "source_id": "x",
+            "split": "val",
+            "split_type": "indomain",
+        }
+        for i in range(2)
+    ],
+    "winogrande": [
+        {"sentence": "The trophy does not fit in the suitcase because the _ is too big.", "option1": "trophy", "option2": "suitcase", "answer": "1"},
+        {"sentence": "The ball broke the window because the _ was hard.", "option1": "window", "option2": "ball", "answer": "2"},
+    ],
+}
+OWN = r"""
+task: capitals
+dataset_path: json
+dataset_kwargs: {data_files: {test: capitals.jsonl}}
+output_type: multiple_choice
+test_split: test
+doc_to_text: "The capital of {{country}} is"
+doc_to_target: 0
+doc_to_choice: "{{[right, wrong]}}"
+metric_list: [{metric: acc}]
+"""
+
+
+@pytest.fixture
+def recipe_file(tmp_path) -> Path:
+    """The default recipe with an adapter (a fresh one: it changes nothing) in its run, and local items."""
+    data = tmp_path / "data"
+    data.mkdir()
+    for task, items in ITEMS.items():
+        (data / f"{task}.jsonl").write_text("".join(json.dumps(item) + "\n" for item in items))
+    shots = [{"question": f"Ann has {n} pens and loses 1. How many has she?", "answer": f"She has {n} - 1.\n#### {n - 1}"} for n in (3, 4, 5)]
+    (data / "gsm8k.train.jsonl").write_text("".join(json.dumps(item) + "\n" for item in shots))
+    own = tmp_path / "own"
+    own.mkdir()
+    (own / "capitals.yaml").write_text(OWN)
+    capitals = [{"country": "France", "right": "Paris", "wrong": "qzxv qzxv"}, {"country": "Italy", "right": "Rome", "wrong": "qzxv qzxv"}]
+    (own / "capitals.jsonl").write_text("".join(json.dumps(item) + "\n" for item in capitals))
+    content = yaml.safe_load((ROOT / "configs" / "smollm2-math.yaml").read_text())
+    given = {"tasks": [*ITEMS, "capitals"], "data": str(data), "include": str(own), "shots": {"gsm8k": 2}, "max_new_tokens": 40, "batch_size": 4}
+    content["evaluate"]["benchmarks"] = given
+    path = tmp_path / "bench.yaml"
+    path.write_text(yaml.safe_dump(content))
+    return path
+
+
+@pytest.mark.slow
+def test_the_five_benchmarks_and_a_task_of_ones_own(recipe_file, monkeypatch):
+    from tunebook import models
+
+    recipe = load_recipe(recipe_file)
+    model, tokenizer = models.load(recipe)
+    models.save_adapter(models.add_lora(model, recipe), tokenizer, recipe.run_dir / "sft" / "adapter")
+    (recipe.run_dir / "sft" / "stage.json").write_text('{"key": "untrained"}')
+    loads = []
+    load = models.load
+    monkeypatch.setattr(models, "load", lambda r: loads.append(1) or load(r))
+    summary = bench.bench(recipe)
+    assert len(loads) == 1  # for two models and six tasks
+    assert list(summary["tasks"]) == [*ITEMS, "capitals"]
+    for task, found in summary["tasks"].items():
+        assert found["base"] == found["sft"], task  # an untrained adapter changes nothing
+        assert found["base"]["n"] == len(ITEMS.get(task, [1, 2]))
+    assert [found["base"]["metric"] for found in summary["tasks"].values()] == ["acc_norm", "acc", "exact_match", "acc_norm", "acc", "acc"]
+    assert (summary["tasks"]["gsm8k"]["base"]["shots"], summary["tasks"]["capitals"]["base"]["score"]) == (2, 1.0)
+    assert all((c["difference"], c["p"]) == (0, 1) for c in summary["comparisons"]) and len(summary["comparisons"]) == 6
+    lines = (recipe.run_dir / "bench" / "sft" / "gsm8k" / "items.jsonl").read_text().splitlines()
+    items = [json.loads(line) for line in lines]
+    assert [i["doc_id"] for i in items] == [0, 1, 2] and items[0]["target"].endswith("#### 5")
+    for item in items:
+        assert item["score"] == float(item["answer"][0] == item["target"].rsplit(" ", 1)[-1])
+
+    # Interrupted after some tasks: only what is missing runs again; changed items make their task stale.
+    shutil.rmtree(recipe.run_dir / "bench" / "sft" / "capitals")
+    ran = []
+    run = bench._run
+    monkeypatch.setattr(bench, "_run", lambda r, missing: ran.extend(missing) or run(r, missing))
+    assert bench.bench(recipe) == summary
+    assert ran == [("sft", "capitals")] and bench.bench(recipe) == summary and len(ran) == 1
+    path = Path(recipe.evaluate.benchmarks.data) / "winogrande.jsonl"
+    path.write_text(path.read_text().splitlines()[0] + "\n")
+    assert not bench.bench_stage(recipe, "base", "winogrande").done and bench.bench_stage(recipe, "base", "gsm8k").done
+
+    text = report.write(recipe.run_dir)[0].read_text()
+    assert "## Benchmarks" in text and "| gsm8k | base | 3 |" in text and "| winogrande | base → sft | 2 | +0.0" in text
+    assert "bench/sft/gsm8k" in read_json(recipe.run_dir / "manifest.json")["stages"]
+
+
+@pytest.mark.slow
+def test_what_cannot_be_run_is_one_line(recipe_file):
+    wrong = load_recipe(recipe_file, overrides={"evaluate.benchmarks.tasks": ["hellaswagg"]})
+    with pytest.raises(UserError, match="no task 'hellaswagg' in lm-evaluation-harness or "):
+        bench.bench(wrong)
+    fetched = load_recipe(recipe_file, overrides={"evaluate.benchmarks.tasks": ["piqa"]})
+    with pytest.raises(UserError, match=r"piqa cannot be run: .* give its items with evaluate\.benchmarks\.data"):
+        bench.bench(fetched)
+    path = Path(fetched.evaluate.benchmarks.data) / "hellaswag.jsonl"
+    path.write_text('{"nothing": "of use"}\n')
+    with pytest.raises(UserError, match="hellaswag cannot be run"):
+        bench.bench(load_recipe(recipe_file, overrides={"evaluate.benchmarks.tasks": ["hellaswag"]}))
+    assert not list(fetched.run_dir.rglob("stage.json"))
+    with pytest.raises(UserError, match="no stage 'stf'"):
+        bench.bench(load_recipe(recipe_file), ["stf"])
+
+
+def test_without_the_extra_it_says_what_to_install(monkeypatch):
+    monkeypatch.setattr(bench.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match="uv sync --extra eval"):
+        bench.bench(load_recipe())
