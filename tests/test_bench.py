@@ -11,7 +11,7 @@ import yaml
 
 from tunebook import bench, report
 from tunebook.recipe import ROOT, UserError, load_recipe
-from tunebook.run import read_json
+from tunebook.run import Stage, read_json
 
 ARC = [("What do plants need to make food?", ["sunlight", "rocks", "plastic", "sand"]), ("Which is a liquid?", ["water", "iron", "wood", "glass"])]
 ITEMS = {
@@ -91,8 +91,8 @@ def test_the_five_benchmarks_and_a_task_of_ones_own(recipe_file, monkeypatch):
 
     recipe = load_recipe(recipe_file)
     model, tokenizer = models.load(recipe)
-    models.save_adapter(models.add_lora(model, recipe), tokenizer, recipe.run_dir / "sft" / "adapter")
-    (recipe.run_dir / "sft" / "stage.json").write_text('{"key": "untrained"}')
+    with Stage(recipe, "sft", {}, {}).open() as folder:
+        models.save_adapter(models.add_lora(model, recipe), tokenizer, folder / "adapter")
     loads = []
     load = models.load
     monkeypatch.setattr(models, "load", lambda r: loads.append(1) or load(r))
