@@ -76,6 +76,34 @@ def prepare(recipe: RecipeOption = None, run: RunOption = None, set_: SetOption 
 
 
 @app.command()
+def clean(
+    recipe: RecipeOption = None,
+    run: RunOption = None,
+    set_: SetOption = None,
+    force: ForceOption = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Rows, tokens and cost, and nothing is asked.")] = False,
+) -> None:
+    """Rewrite raw solutions into numbered steps by an OpenAI-compatible API, each checked against its own answer.
+
+    `API_KEY`, `BASE_URL` and `MODEL` come from the environment or `.env`. Rows that fail the checks twice end in
+    `runs/<run>/clean/quarantine.jsonl`.
+
+        tunebook clean --recipe my.yaml --dry-run
+    """
+    from tunebook.data import clean as stage
+
+    parsed = _recipe(recipe, run, set_)
+    if dry_run:
+        print(", ".join(f"{name}: {value:,}" for name, value in stage.estimate(parsed).items()))
+        return
+    record = stage.clean(parsed, force)
+    print(", ".join(f"{n} {name}" for name, n in record["rows"].items()), f"; {record['requests']} requests, cost {record['cost']:.2f}", sep="")
+    for question, before, after in stage.examples(parsed):
+        print(f"\n--- {question}\n\n{before}\n\n->\n\n{after}")
+    _done(parsed, "clean", "tunebook prepare")
+
+
+@app.command()
 def sft(recipe: RecipeOption = None, run: RunOption = None, set_: SetOption = None, force: ForceOption = False, resume: ResumeOption = True) -> None:
     """Supervised fine-tuning; prepares the data first where it is missing.
 

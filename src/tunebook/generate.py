@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import threading
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -17,7 +16,7 @@ from tqdm.auto import tqdm
 
 from tunebook import models
 from tunebook.data.sources import Messages
-from tunebook.recipe import ROOT, ServerConfig, UserError
+from tunebook.recipe import ServerConfig, UserError, secret
 
 
 @dataclass(frozen=True)
@@ -200,14 +199,6 @@ def batches(lengths: list[int], batch_size: int) -> list[list[int]]:
     """
     order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
     return [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
-
-
-def secret(name: str) -> str | None:
-    """A key from the environment or from `.env` in the working folder or the project."""
-    from dotenv import dotenv_values
-
-    files = [dotenv_values(folder / ".env").get(name) for folder in (Path.cwd(), ROOT)]
-    return next((value for value in (os.environ.get(name), *files) if value), None)
 
 
 def _from_server(server: ServerConfig, prompts: list[Messages], sampling: Sampling, skip: set[int]) -> Iterator[dict[int, Answer]]:

@@ -42,6 +42,14 @@ def first_line(error: BaseException) -> str:
     return next(iter(str(error).strip().splitlines()), "") or type(error).__name__
 
 
+def secret(name: str) -> str | None:
+    """A key from the environment or from `.env` in the working folder or the project."""
+    from dotenv import dotenv_values
+
+    files = [dotenv_values(folder / ".env").get(name) for folder in (Path.cwd(), ROOT)]
+    return next((value for value in (os.environ.get(name), *files) if value), None)
+
+
 class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True, protected_namespaces=())
 
@@ -78,7 +86,7 @@ class ChatSource(Section):
 
     format: Literal["chat"]
     path: str
-    """A .jsonl or .parquet file, or a hub id."""
+    """A .jsonl or .parquet file (`{run}/clean/rows.jsonl`: what `tunebook clean` has made), or a hub id."""
     hub_split: str = "train"
     """The split to read of a hub id."""
     split: Literal["train", "val", "test"] | None = None
@@ -119,6 +127,53 @@ class ServerConfig(Section):
     """Further tries of a request that failed, with exponential back-off."""
     extra: dict[str, Any] = {}
     """Further fields of each request, for example `{"chat_template_kwargs": {"enable_thinking": false}}`."""
+
+
+class CleanConfig(Section):
+    """Raw solutions rewritten by a language model before they are data (`tunebook clean`)."""
+
+    source: str
+    """A .jsonl or .parquet file, or a hub id."""
+    hub_split: str = "train"
+    """The split to read of a hub id."""
+    question: str = "question"
+    """The column with the problem."""
+    solution: str = "solution"
+    """The column with the raw solution."""
+    answer: str | None = None
+    """The column with the final answer. None: the raw solution's `\\boxed{}`."""
+    image: str | None = None
+    """The column with an image's file name, below the source's folder."""
+    send_images: bool = False
+    """Send the image with the question."""
+    prompt: str = "prompt/clean_solution.txt"
+    """A file with `{question}` and `{solution}`."""
+    url: str | None = None
+    """Of an OpenAI-compatible server, up to and with `/v1`. None: `BASE_URL`."""
+    model: str | None = None
+    """The server's name for the model. None: `MODEL`."""
+    limit: int | None = Field(None, ge=1)
+    """Only the first so many rows."""
+    concurrency: int = Field(64, ge=1)
+    """Requests under way at a time."""
+    timeout: float = Field(120, gt=0)
+    """Seconds that a request may take."""
+    retries: int = Field(6, ge=0)
+    """Further tries of a request that failed, with back-off and jitter; `Retry-After` is heeded."""
+    tokens_per_minute: int | None = Field(None, ge=1)
+    """Asks no faster than this; prompt and `max_new_tokens` count."""
+    max_new_tokens: int = Field(1024, ge=1)
+    temperature: float = Field(0.0, ge=0)
+    extra: dict[str, Any] = {}
+    """Further fields of each request, for example `{"chat_template_kwargs": {"enable_thinking": false}}`."""
+    max_length_ratio: float = Field(6.0, ge=1)
+    """A rewritten solution is at most so many times as long, or as short, as the raw one."""
+    price_in: float = Field(0.0, ge=0)
+    """Per million prompt tokens, in your currency."""
+    price_out: float = Field(0.0, ge=0)
+    """Per million answered tokens."""
+    budget: float | None = Field(None, gt=0)
+    """Stop when so much is spent; the same command goes on once it is raised."""
 
 
 Method = Literal["on_policy", "injected_error", "dataset"]
@@ -260,6 +315,8 @@ class Recipe(Section):
     lora: dict[str, Any] = {}
     """Arguments of `FastModel.get_peft_model`."""
     data: DataConfig
+    clean: CleanConfig | None = None
+    """Only for data that are rewritten first."""
     sft: dict[str, Any] = {}
     """Arguments of `trl.SFTConfig`."""
     pairs: PairsConfig = PairsConfig()

@@ -185,8 +185,9 @@ def _inputs(recipe: Recipe) -> dict[str, str]:
     """Local files by content, so that an edited file is noticed."""
     data = recipe.data
     names = [p for p in (data.system_prompt, data.user_prompt) if p]
-    names += [s.path for s in data.sources if isinstance(s, ChatSource) and s.path.endswith((".jsonl", ".parquet"))]
-    return {name: file_hash(find_file(name)) for name in names}
+    files = {name: name for name in names}
+    files |= {s.path: sources.local_path(s, recipe) for s in data.sources if isinstance(s, ChatSource) and s.path.endswith((".jsonl", ".parquet"))}
+    return {name: file_hash(find_file(path)) for name, path in files.items()}
 
 
 def file_hash(path: Path) -> str:

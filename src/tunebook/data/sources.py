@@ -105,7 +105,7 @@ def read_geometry(source: GeometrySource, recipe: Recipe, prompts: Prompts) -> I
 
 def read_chat(source: ChatSource, recipe: Recipe, prompts: Prompts) -> Iterator[Row | Reject]:
     """`messages`, or `prompt` + `completion` as text or messages, with an optional `answer`."""
-    for number, raw in records(source.path, source.hub_split, "data.sources"):
+    for number, raw in records(local_path(source, recipe), source.hub_split, "data.sources"):
         source_id = f"{Path(source.path).name}:{number}"
         if isinstance(raw, Reject):
             yield raw
@@ -119,6 +119,14 @@ def read_chat(source: ChatSource, recipe: Recipe, prompts: Prompts) -> Iterator[
         if source.split is None:
             row.split = _split(row.question, source.val, source.test)
         yield row
+
+
+def local_path(source: ChatSource, recipe: Recipe) -> str:
+    """The source's path with the run folder in place of `{run}`. Raises UserError when `tunebook clean` has not made it yet."""
+    path = source.path.replace("{run}", str(recipe.run_dir))
+    if path.startswith(str(recipe.run_dir / "clean")) and not Path(path).exists():
+        raise UserError(f"no {path}: run `tunebook clean` first")
+    return path
 
 
 READERS: dict[str, Callable[..., Iterator[Row | Reject]]] = {"geometry": read_geometry, "chat": read_chat}

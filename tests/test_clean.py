@@ -1,0 +1,186 @@
+"""Rewriting through an API: against a server that misbehaves in every way, and against a real language model."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import api
+import pytest
+import yaml
+
+from tunebook.data import clean as c
+from tunebook.data.prepare import load, prepare
+from tunebook.recipe import ROOT, UserError, load_recipe
+
+KEY = "sk-secret-0123456789"
+
+
+@pytest.fixture
+def server(tmp_path):
+    """The misbehaving server; yields its address and the log of what it has answered."""
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+    log = tmp_path / "server.log"
+    command = [sys.executable, str(Path(__file__).parent / "api.py"), str(port), str(log)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    assert process.stdout.readline() == "READY\n"
+    yield f"http://127.0.0.1:{port}/v1", log
+    process.kill()
+    process.communicate()
+
+
+def recipe_file(folder: Path, rows: int, **given) -> Path:
+    """The default recipe with rows to clean; its data come from what was cleaned."""
+    raw = folder / "raw.jsonl"
+    lines = [json.dumps({"question": f"In row {n}: what is {n} plus 2?", "solution": f"{n} + 2 = \\boxed{{{n + 2}}}"}) for n in range(rows)]
+    raw.write_text("\n".join([*lines, "{broken", json.dumps({"question": "no solution"}), json.dumps({"question": "q", "solution": "s"})]) + "\n")
+    content = yaml.safe_load((ROOT / "configs" / "smollm2-math.yaml").read_text())
+    content |= {"name": "cleaned", "clean": {"source": str(raw), "model": "m", "timeout": 1, "retries": 2, **given}}
+    content["data"] |= {"sources": [{"format": "chat", "path": "{run}/clean/rows.jsonl"}], "near_duplicate": 1.0}
+    path = folder / "cleaned.yaml"
+    path.write_text(yaml.safe_dump(content))
+    return path
+
+
+def lines(path: Path) -> list:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_chaos_ends_with_every_row_right_or_quarantined_in_spite_of_kills(server, tmp_path, monkeypatch):
+    url, log = server
+    path = recipe_file(tmp_path, 120, url=url, concurrency=8)
+    environment = os.environ | {"API_KEY": KEY}
+    command = [sys.executable, "-m", "tunebook.cli", "clean", "-r", str(path)]
+    said = []
+    for answered in (25, 60):  # killed twice in the middle of its work
+        process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        while not log.exists() or len(log.read_text().splitlines()) < answered:
+            assert process.poll() is None, process.communicate()
+            time.sleep(0.01)
+        process.send_signal(signal.SIGKILL)
+        said.append(process.communicate()[0])
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    recipe = load_recipe(path)
+    good, bad = (lines(recipe.run_dir / "clean" / f"{name}.jsonl") for name in ("rows", "quarantine"))
+    numbers = sorted(int(row["source_id"].rpartition(":")[2]) for row in good + bad)
+    assert numbers == list(range(1, 124))  # none lost, none twice
+    for row in good:
+        n = int(row["source_id"].rpartition(":")[2]) - 1
+        assert api.KINDS[n % 12] in {"right", "once wrong", *api.TROUBLE}
+        assert row["answer"] == str(n + 2) and row["completion"] == api.solution(str(n + 2))
+    expected = {"refuses": "error text or refusal", "wrong": "wrong answer", "chinese": "another language", "empty": "empty"}
+    for row in bad[:-3]:
+        assert row["reason"].startswith(expected[api.KINDS[(int(row["source_id"].rpartition(":")[2]) - 1) % 12]]) and row["original"]
+    assert [row["reason"] for row in bad[-3:]] == ["bad JSON", "schema", "no answer to check against"]
+    assert (len(good), len(bad)) == (80, 43)
+
+    twice = sum(count - 1 for count in Counter(map(tuple, lines(log))).values())
+    assert twice <= 2 * 8  # only what was in flight at a kill
+    before = len(lines(log))
+    again = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    forced = subprocess.run([*command, "--force"], env=environment, capture_output=True, text=True, check=False)
+    assert (again.returncode, forced.returncode, len(lines(log))) == (0, 0, before)  # nothing is asked a second time
+
+    for text in (*said, *(d.stdout + d.stderr for d in (done, again, forced))):
+        assert KEY not in text
+    for file in recipe.run_dir.rglob("*"):
+        assert not file.is_file() or KEY.encode() not in file.read_bytes(), file
+    monkeypatch.delenv("API_KEY", raising=False)
+    record = prepare(recipe)
+    assert sum(record["rows"].values()) == 80 and load(recipe, "train")[0]["completion"][0]["content"].startswith("### Solution")
+
+
+def test_errors_are_one_line_before_or_after_work(server, tmp_path, monkeypatch):
+    url, log = server
+    for name in ("API_KEY", "BASE_URL", "MODEL"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="no `clean` section"):
+        c.clean(load_recipe())
+    for given, missing in (({}, "BASE_URL"), ({"url": "https://host/v1"}, "API_KEY"), ({"url": url, "model": None}, "MODEL")):
+        with pytest.raises(UserError, match=f"{missing} is not set: put it into the environment or into .env"):
+            c.clean(load_recipe(recipe_file(tmp_path, 2, **given)))
+    monkeypatch.setenv("API_KEY", "sk-wrong")
+    recipe = load_recipe(recipe_file(tmp_path, 30, url=url, concurrency=4))
+    with pytest.raises(UserError, match="refuses") as refused:
+        c.clean(recipe)
+    assert "sk-wrong" not in str(refused.value) and "***" in str(refused.value)
+    monkeypatch.setenv("API_KEY", KEY)
+    down = load_recipe(recipe_file(tmp_path, 30, url="http://127.0.0.1:9/v1", retries=0, concurrency=2))
+    with pytest.raises(UserError, match="has not answered 4 times"):
+        c.clean(down)
+    assert not (recipe.run_dir / "clean").exists()
+    dear = load_recipe(recipe_file(tmp_path, 30, url=url, concurrency=2, price_in=1000, price_out=2000, budget=1.0))
+    assert c.estimate(dear)["rows"] == 30 and c.estimate(dear)["cost"] > 1
+    with pytest.raises(UserError, match=r"the budget of 1\.0 is spent \(1\.\d0\): raise clean\.budget"):
+        c.clean(dear)
+    answered = len(lines(log))
+    assert 5 <= answered <= 7  # 0.2 each
+    record = c.clean(load_recipe(recipe_file(tmp_path, 30, url=url, concurrency=2, price_in=1000, price_out=2000)))
+    assert sum(record["rows"].values()) == 33 and len({tuple(x) for x in lines(log)}) == len(lines(log))
+    (question, before, after), *_ = c.examples(dear)
+    assert (question, before) == ("In row 0: what is 0 plus 2?", "0 + 2 = \\boxed{2}") and after == api.solution("2")
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        (api.solution("60^\\circ"), None),
+        ("  " + api.solution("60") + "\n", None),
+        ("", "empty"),
+        ("Error: API call failed", "error text"),
+        (api.solution("61"), "wrong answer: it ends in '61', the original in '60'"),
+        ("1. It is so.\n### Final Answer\n\\boxed{60}", "not in the asked format"),
+        ("### Solution\nIt is so.\n\n### Final Answer\n\\boxed{60}", "not in the asked format"),
+        (api.solution("60", "x" * 2000), "length"),
+        (api.solution("60", "Сложим числа."), "another language: letters of CYRILLIC"),
+        (api.solution("60", "α + β = 60, π, 𝑥, é"), None),
+    ],
+)
+def test_what_counts_as_clean(text, reason):
+    raw = c.Raw(1, "How many degrees?", "It is \\boxed{60}, as the angles add up to 180 degrees.", "60", None)
+    found = c.check(text, raw, truncated=False, max_length_ratio=6)
+    assert found is None if reason is None else found.startswith(reason)
+    assert c.check(text, raw, truncated=True, max_length_ratio=6).startswith("cut off")
+
+
+def test_images_stay_in_their_folder_and_go_along_if_asked(tmp_path):
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "a.png").write_bytes(b"png")
+    (tmp_path / "outside.png").write_bytes(b"secret")
+    rows = [{"question": "q", "solution": "\\boxed{1}", "file_name": name} for name in ("a.png", "../outside.png", "/etc/passwd", "none.png")]
+    (tmp_path / "images" / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    given = {"clean.source": str(tmp_path / "images" / "rows.jsonl"), "clean.image": "file_name", "clean.send_images": True}
+    config = load_recipe(overrides=given).clean
+    found = list(c._rows(config))
+    assert isinstance(found[0], c.Raw) and [r.reason for r in found[1:]] == ["image"] * 3
+    (tmp_path / "run").mkdir()
+    work = c._Work(config, c.Server("", "m", "k"), "key", tmp_path / "run" / "clean.db")
+    image, text = work._content(found[0])
+    assert image["image_url"]["url"] == "data:image/png;base64,cG5n" and "Problem:\nq" in text["text"]
+
+
+@pytest.mark.slow
+def test_a_real_language_model_on_loopback(tmp_path, embedded, monkeypatch):
+    """The embedded model through llama.cpp, held to the format by a grammar: what it says in between is its own."""
+    from tunebook import llama_cpp
+    from tunebook.models import _embedded_gguf
+
+    monkeypatch.delenv("API_KEY", raising=False)
+    grammar = r'root ::= "### Solution\n1. " [a-zA-Z0-9 +=]{8,30} ".\n\n### Final Answer\n\\boxed{" [2-5] "}"'
+    with llama_cpp.server(_embedded_gguf()) as url:
+        path = recipe_file(tmp_path, 8, url=f"{url}/v1", timeout=60, concurrency=4, max_new_tokens=60, extra={"grammar": grammar})
+        record = c.clean(load_recipe(path))
+    rows = lines(load_recipe(path).run_dir / "clean" / "rows.jsonl")
+    assert sum(record["rows"].values()) == 11 and record["requests"] >= 8 and record["tokens_out"] > 100
+    assert rows and all(c.FORMAT.search(row["completion"]) for row in rows)
