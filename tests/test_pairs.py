@@ -14,7 +14,7 @@ import yaml
 
 from tunebook.data.geometry import problems
 from tunebook.data.preferences import COLUMNS, build, check_sample, format_only, told_apart
-from tunebook.data.prepare import read_parquet, write_parquet
+from tunebook.data.prepare import data_stage, prepare, read_parquet, training_rows, write_parquet
 from tunebook.pairs import _rows, pairs, pairs_stage, summary
 from tunebook.recipe import ROOT, PairsConfig, UserError, load_recipe
 from tunebook.verify import verify
@@ -118,7 +118,7 @@ def test_rounds_take_the_next_prompts_and_start_again(monkeypatch):
     from tunebook import pairs as module
     from tunebook.run import policy_name, round_name
 
-    monkeypatch.setattr(module, "load", lambda recipe, split: [{"gold": str(i)} for i in range(5)])
+    monkeypatch.setattr(module, "training_rows", lambda recipe, stage: [{"gold": str(i)} for i in range(5)])
     recipe = load_recipe(overrides={"pairs.prompts": 2})
     assert [[r["gold"] for r in _rows(recipe, n)] for n in (1, 2, 3)] == [["0", "1"], ["2", "3"], ["4", "0"]]
     assert len(_rows(load_recipe(overrides={"pairs.prompts": 99}), 2)) == 5
@@ -278,3 +278,19 @@ def test_the_model_is_asked_for_errors_and_a_second_round_starts_from_the_first(
     assert stages(recipe) == ["base", "sft", "dpo", "dpo-2"]
     ids = [{p["source_id"] for p in read_parquet(recipe.run_dir / f / "train.parquet")} for f in ("pairs", "pairs-2")]
     assert ids[0] <= {f"sums.jsonl:{i}" for i in range(1, 6)} and ids[1] <= {f"sums.jsonl:{i}" for i in (6, 7, 8, 9, 1)}
+
+
+def test_rows_kept_for_pairs_are_not_trained_on(tmp_path):
+    recipe = load_recipe(overrides={"data.sources.0.train": 150, "data.sources.0.val": 6, "data.sources.0.test": 6, "data.for_pairs": 0.3})
+    prepare(recipe)
+    sft, kept = ({r["source_id"] for r in training_rows(recipe, name)} for name in ("sft", "pairs"))
+    assert not sft & kept and len(sft | kept) == recipe_rows(recipe) and 0.2 < len(kept) / len(sft | kept) < 0.4
+    assert {r["source_id"] for r in _rows(recipe, 1)} <= kept
+    whole = load_recipe(overrides={"data.sources.0.train": 150, "data.sources.0.val": 6, "data.sources.0.test": 6})
+    assert not data_stage(whole).done  # SFT on other rows is another SFT
+    prepare(whole)
+    assert len(training_rows(whole, "sft")) == len(training_rows(whole, "pairs")) == recipe_rows(whole)
+
+
+def recipe_rows(recipe) -> int:
+    return data_stage(recipe).result["rows"]["train"]

@@ -29,7 +29,7 @@ from tunebook import models
 from tunebook.data import preferences
 from tunebook.data.checks import words
 from tunebook.data.preferences import COLUMNS, Pair, Sample, build, check_sample, format_only, length_ratio, make_pair, marked, reference, told_apart
-from tunebook.data.prepare import data_stage, file_hash, load, prepare, read_parquet, tokenizer, write_parquet, write_quarantine
+from tunebook.data.prepare import data_stage, file_hash, prepare, read_parquet, tokenizer, training_rows, write_parquet, write_quarantine
 from tunebook.data.sources import Reject
 from tunebook.generate import Answer, Local, Sampling, answer_file, local
 from tunebook.recipe import PairsConfig, Recipe, ServerConfig, UserError, find_file
@@ -199,7 +199,7 @@ def _uses_model(recipe: Recipe) -> bool:
 
 def _rows(recipe: Recipe, number: int) -> list[dict[str, Any]]:
     """The training rows of a round: the next `pairs.prompts`, from the start again when they are used up."""
-    rows = [row for row in load(recipe, "train") if row["gold"] is not None]
+    rows = [row for row in training_rows(recipe, "pairs") if row["gold"] is not None]
     if not rows and recipe.pairs.methods != ["dataset"]:
         raise UserError("no training row has an answer to check against: give rows an `answer`, or use pairs.methods=[dataset]")
     wanted = min(recipe.pairs.prompts or len(rows), len(rows))

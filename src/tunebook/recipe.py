@@ -106,6 +106,9 @@ class DataConfig(Section):
     """A file in `prompt/` with `{question}`, wrapped round every question that comes as bare text."""
     near_duplicate: float = Field(0.9, gt=0, le=1)
     """Train rows whose prompts have at least this Jaccard similarity (and the same numbers) are duplicates."""
+    for_pairs: float = Field(0.0, ge=0, lt=1)
+    """Share of the train rows that SFT does not see: preference pairs are made from these, where the model's mistakes are those it
+    makes on new problems. 0: both use all."""
     contamination: float = Field(0.6, gt=0, le=1)
     """A train row that holds this share of a val or test prompt's word 8-grams (and all its numbers) is quarantined."""
 
@@ -189,7 +192,7 @@ class PairsConfig(Section):
     """
     prompts: int | None = Field(None, ge=1)
     """So many training prompts; each round takes the next ones. None: all that have an answer to check against."""
-    samples: int = Field(4, ge=2)
+    samples: int = Field(4, ge=1)
     """Answers sampled for each prompt (`on_policy`)."""
     temperature: float = Field(1.0, gt=0)
     """Higher gives more, and more varied, mistakes."""

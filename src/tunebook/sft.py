@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 from tunebook import models, train
-from tunebook.data.prepare import data_stage, load, prepare
+from tunebook.data.prepare import data_stage, load, prepare, training_rows
 from tunebook.recipe import Recipe
 from tunebook.run import Stage
 
@@ -41,7 +41,7 @@ def sft(recipe: Recipe, force: bool = False, resume: bool = True) -> dict[str, A
             model=model,
             args=args,
             processing_class=tokenizer,
-            train_dataset=load(recipe, "train").select_columns(COLUMNS),
+            train_dataset=training_rows(recipe, "sft").select_columns(COLUMNS),
             eval_dataset=train.eval_rows(args, load(recipe, "val").select_columns(COLUMNS)),
             callbacks=callbacks,
         )

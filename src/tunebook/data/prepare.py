@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from rich.console import Console
 from rich.table import Table
@@ -93,6 +93,15 @@ def load(recipe: Recipe, split: str) -> Any:
     if not path.exists():
         raise UserError(f"no {path}: run `tunebook prepare --recipe {recipe.name}` first")
     return read_parquet(path)
+
+
+def training_rows(recipe: Recipe, stage: Literal["sft", "pairs"]) -> Any:
+    """The train rows of one of the two, by `data.for_pairs` and a hash of the prompt; all of them when nothing is kept apart."""
+    rows, kept = load(recipe, "train"), recipe.data.for_pairs
+    if not kept:
+        return rows
+    shares = (int(hashlib.sha256(f"for pairs/{p[-1]['content']}".encode()).hexdigest()[:13], 16) / 16**13 for p in rows["prompt"])
+    return rows.select([i for i, share in enumerate(shares) if (share < kept) == (stage == "pairs")])
 
 
 def read_parquet(path: Path) -> Any:
