@@ -10,7 +10,7 @@ import sys
 from datetime import datetime
 from pathlib import Path
 
-from tunebook import evaluate
+from tunebook import evaluate, export
 
 ROOT = Path(__file__).parents[1]
 MARKS = ("<!-- results -->\n", "<!-- /results -->")
@@ -21,23 +21,34 @@ def section(folder: Path) -> str:
     stages = json.loads((folder / "manifest.json").read_text())["stages"]
     summary = json.loads((folder / "summary.json").read_text())
     sft, hardware = stages["sft"], stages["sft"]["hardware"]
-    trained = f"{stages['data']['rows']['train']} problems, SFT in {sft['metrics']['runtime_s'] / 60:.0f} minutes"
+    trained = f"{sft['rows']['train']} problems, SFT in {sft['metrics']['runtime_s'] / 60:.0f} minutes"
     if "dpo" in stages:
-        seconds = sum((datetime.fromisoformat(s["ended"]) - datetime.fromisoformat(s["started"])).total_seconds() for s in stages.values())
+        chain = [s for name, s in stages.items() if "export" not in name]
+        seconds = sum((datetime.fromisoformat(s["ended"]) - datetime.fromisoformat(s["started"])).total_seconds() for s in chain)
         trained += f", DPO on {stages['pairs']['rows']['train']} pairs in {stages['dpo']['metrics']['runtime_s'] / 60:.0f}"
         trained += f", all stages in {seconds / 60:.0f}"
     where = f"{hardware['cores']} cores of an {hardware['cpu']}, peak memory {sft['peak_memory_gb']['process']} GB"
-    intro = f"One recorded run ({trained} on {where}; `{summary['split']}` split, greedy; [manifest](resources/{folder.name}/manifest.json)):"
+    links = f"[report card](resources/{folder.name}/report.md), " if (folder / "report.md").exists() else ""
+    links += f"[manifest](resources/{folder.name}/manifest.json)"
+    intro = f"One recorded run ({trained} on {where}; `{summary['split']}` split, greedy; {links}):"
     accuracy = evaluate.markdown(evaluate.COLUMNS, evaluate.cells(summary["stages"]))
     paired = evaluate.markdown(evaluate.COMPARED, evaluate.compared_cells(summary["comparisons"]))
-    return f"{intro}\n\n{accuracy}\n\nThe same items, pair by pair (differences in points):\n\n{paired}\n"
+    text = f"{intro}\n\n{accuracy}\n\nThe same items, pair by pair (differences in points):\n\n{paired}\n"
+    if (folder / "parity.json").exists():
+        rows = json.loads((folder / "parity.json").read_text())
+        words = "What was exported, each loaded afresh and compared with the adapter on held-out questions"
+        text += f"\n{words} (Δ log p: of the tokens of the adapter's own answers):\n\n{evaluate.markdown(export.COLUMNS, export.cells(rows))}\n"
+    return text
 
 
 def main(run: Path) -> None:
     folder = ROOT / "resources" / run.name
     folder.mkdir(exist_ok=True)
-    for name in ("manifest.json", "eval/summary.json", "sft/metrics.jsonl"):
+    for name in ("manifest.json", "eval/summary.json", "sft/metrics.jsonl", "report.md"):
         shutil.copy(run / name, folder / Path(name).name)
+    shutil.copytree(run / "figures", folder / "figures", dirs_exist_ok=True)
+    if (run / "export" / "parity.json").exists():
+        shutil.copy(run / "export" / "parity.json", folder)
     readme = ROOT / "README.md"
     start, end = map(re.escape, MARKS)
     readme.write_text(re.sub(f"({start}).*?({end})", lambda m: m[1] + section(folder) + m[2], readme.read_text(), flags=re.DOTALL))

@@ -63,6 +63,7 @@ def tiny_recipe(tiny, tmp_path) -> Path:
     content = yaml.safe_load((ROOT / "configs" / "smollm2-math.yaml").read_text())
     content["name"] = "tiny"
     content["model"] |= {"base": str(tiny), "dtype": "float32"}
+    content["data"]["for_pairs"] = 0
     content["data"]["sources"] = [{"format": "geometry", "train": 80, "val": 9, "test": 24}]
     content["sft"] |= {"per_device_train_batch_size": 2, "learning_rate": 5e-3, "save_steps": 5, "eval_steps": 20, "logging_steps": 1}
     content["evaluate"] |= {"max_new_tokens": 24, "batch_size": 8}

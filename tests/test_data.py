@@ -56,6 +56,7 @@ def chat(tmp_path):
     test_path.write_text("".join(json.dumps(row) + "\n" for row in test))
     content = yaml.safe_load((ROOT / "configs" / "smollm2-math.yaml").read_text())
     content["name"] = "chat"
+    content["data"]["for_pairs"] = 0
     content["data"]["sources"] = [
         {"format": "chat", "path": str(train_path), "split": "train"},
         {"format": "chat", "path": str(test_path), "split": "test"},

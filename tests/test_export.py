@@ -29,6 +29,7 @@ def exported(tmp_path_factory, tiny) -> Path:
     content = yaml.safe_load((ROOT / "configs" / "smollm2-math.yaml").read_text())
     content["name"] = "tiny"
     content["model"] |= {"base": str(tiny), "dtype": "float32"}
+    content["data"]["for_pairs"] = 0
     content["data"] |= {"sources": [{"format": "chat", "path": str(folder / "rows.jsonl"), "val": 0.1, "test": 0.3}], "near_duplicate": 1.0}
     content["sft"] |= {"max_steps": 150, "learning_rate": 2e-2, "eval_strategy": "no", "save_strategy": "no"}
     content["evaluate"] |= {"max_new_tokens": 48, "batch_size": 8}

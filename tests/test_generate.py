@@ -79,6 +79,7 @@ def sums_recipe(tmp_path) -> Path:
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
     content = yaml.safe_load((ROOT / "configs" / "smollm2-math.yaml").read_text())
     content |= {"name": "sums"}
+    content["data"]["for_pairs"] = 0
     content["data"] |= {"sources": [{"format": "chat", "path": str(data), "split": "train"}]}
     content["pairs"] = {
         "methods": ["on_policy", "injected_error"],

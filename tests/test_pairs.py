@@ -177,6 +177,7 @@ def test_an_existing_set_is_read_in_every_form_and_each_bad_row_named(tmp_path):
     path.write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row, _ in rows))
     content = yaml.safe_load((ROOT / "configs" / "smollm2-math.yaml").read_text())
     content |= {"pairs": {"methods": ["dataset"], "dataset": str(path), "val": 0}}
+    content["data"]["for_pairs"] = 0
     content["data"]["sources"] = [{"format": "geometry", "train": 5, "val": 2, "test": 6}]
     (tmp_path / "set.yaml").write_text(yaml.safe_dump(content))
     recipe = load_recipe(tmp_path / "set.yaml")
@@ -213,6 +214,7 @@ def taught(tmp_path_factory, embedded):
         "name": "taught",
         "pairs": {"samples": 8, "temperature": 1.5, "max_new_tokens": 48, "batch_size": 12, "val": 0, "max_length_ratio": 3},
     }
+    content["data"]["for_pairs"] = 0
     content["data"]["sources"] = [{"format": "chat", "path": str(folder / "sums.jsonl"), "split": "train"}]
     content["sft"] |= {"per_device_train_batch_size": 3, "max_steps": 14, "learning_rate": 2e-3, "eval_strategy": "no", "save_strategy": "no"}
     (folder / "taught.yaml").write_text(yaml.safe_dump(content))
@@ -286,7 +288,7 @@ def test_rows_kept_for_pairs_are_not_trained_on(tmp_path):
     sft, kept = ({r["source_id"] for r in training_rows(recipe, name)} for name in ("sft", "pairs"))
     assert not sft & kept and len(sft | kept) == recipe_rows(recipe) and 0.2 < len(kept) / len(sft | kept) < 0.4
     assert {r["source_id"] for r in _rows(recipe, 1)} <= kept
-    whole = load_recipe(overrides={"data.sources.0.train": 150, "data.sources.0.val": 6, "data.sources.0.test": 6})
+    whole = load_recipe(overrides={"data.sources.0.train": 150, "data.sources.0.val": 6, "data.sources.0.test": 6, "data.for_pairs": 0})
     assert not data_stage(whole).done  # SFT on other rows is another SFT
     prepare(whole)
     assert len(training_rows(whole, "sft")) == len(training_rows(whole, "pairs")) == recipe_rows(whole)

@@ -38,6 +38,7 @@ def canary_recipe(tmp_path) -> Path:
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
     content = yaml.safe_load((ROOT / "configs" / "smollm2-math.yaml").read_text())
     content |= {"name": "canary"}
+    content["data"]["for_pairs"] = 0
     content["data"]["sources"] = [{"format": "chat", "path": str(data), "split": "train"}]
     content["sft"] |= {"per_device_train_batch_size": 4, "max_steps": 25, "learning_rate": 5e-3, "eval_strategy": "no", "save_strategy": "no"}
     path = tmp_path / "canary.yaml"

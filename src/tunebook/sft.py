@@ -45,6 +45,8 @@ def sft(recipe: Recipe, force: bool = False, resume: bool = True) -> dict[str, A
             eval_dataset=train.eval_rows(args, load(recipe, "val").select_columns(COLUMNS)),
             callbacks=callbacks,
         )
+        if recipe.data.for_pairs:
+            print(f"{len(trainer.train_dataset)} rows; {recipe.data.for_pairs:.0%} of the train rows are kept for preference pairs (data.for_pairs)")
         audit = train.audit_mask(trainer, tokenizer)
         metrics = train.run(trainer, folder, resume)
         stage.record = {"audit": audit, "metrics": metrics, "rows": {"train": len(trainer.train_dataset)}}
