@@ -62,7 +62,7 @@ def bench_stage(recipe: Recipe, name: str, task: str) -> Stage:
     settings = {
         **config.model_dump(mode="json", exclude={"tasks", "shots", "data", "include"}),
         "shots": config.shots.get(task),
-        "files": {str(path): fingerprint(path.read_text(encoding="utf-8")) for path in _files(config, task)},
+        "files": {path.name: fingerprint(path.read_text(encoding="utf-8")) for path in _files(config, task)},
         "model": recipe.model.model_dump(mode="json"),
         "harness": version("lm-eval"),
     }

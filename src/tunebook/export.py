@@ -100,6 +100,7 @@ def export_stage(recipe: Recipe, name: str, stage: str) -> Stage:
     """The folder of one export."""
     model = recipe.model.model_dump(mode="json", include={"base", "revision"})
     settings = {"model": model, "system_prompt": Prompts(recipe).system, "card": [recipe.export.license, recipe.export.data_license]}
+    settings |= {"gguf": recipe.export.quantizations[0]} if name == "ollama" else {}
     return Stage(recipe, f"export/{name}", settings, {stage: finished_key(recipe, stage)})
 
 
