@@ -145,6 +145,7 @@ def test_what_cannot_be_run_is_one_line(recipe_file):
 
 
 def test_without_the_extra_it_says_what_to_install(monkeypatch):
+    recipe = load_recipe()  # reads the fields of installed packages, which the next line hides
     monkeypatch.setattr(bench.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match="uv sync --extra eval"):
-        bench.bench(load_recipe())
+        bench.bench(recipe)

@@ -17,11 +17,11 @@ from typing import Any
 import jinja2
 
 from tunebook import models
-from tunebook.evaluate import COMPARED, compared_cells, stages
+from tunebook.evaluate import COMPARED, adapter_key, compared_cells, load_stages, trained
 from tunebook.generate import local
 from tunebook.paired import compared_steps, wilson
 from tunebook.recipe import BenchmarksConfig, Recipe, UserError, first_line
-from tunebook.run import Stage, fingerprint, finished_key, write_json
+from tunebook.run import Stage, fingerprint, write_json
 
 METRICS = ("acc_norm", "acc", "exact_match")
 """The score of a task is the first of these that it has: accuracy normalised by length for ARC and HellaSwag."""
@@ -39,7 +39,7 @@ def bench(recipe: Recipe, only: Iterable[str] | None = None, force: bool = False
     """
     if importlib.util.find_spec("lm_eval") is None:
         raise UserError("lm-evaluation-harness is not installed: run `uv sync --extra eval`")
-    wanted = list(only or [s for s in stages(recipe) if s == "base" or (recipe.run_dir / s / "adapter").exists()])
+    wanted = list(only or trained(recipe))
     tasks = recipe.evaluate.benchmarks.tasks
     todo = {(name, task): bench_stage(recipe, name, task) for name in wanted for task in tasks}
     missing = {key: stage for key, stage in todo.items() if force or not stage.done}
@@ -56,8 +56,6 @@ def bench(recipe: Recipe, only: Iterable[str] | None = None, force: bool = False
 
 def bench_stage(recipe: Recipe, name: str, task: str) -> Stage:
     """The folder of one task and model. Raises UserError when that model is not trained."""
-    if name not in stages(recipe):
-        raise UserError(f"no stage {name!r}: choose from {', '.join(stages(recipe))}")
     config = recipe.evaluate.benchmarks
     settings = {
         **config.model_dump(mode="json", exclude={"tasks", "shots", "data", "include"}),
@@ -66,7 +64,7 @@ def bench_stage(recipe: Recipe, name: str, task: str) -> Stage:
         "model": recipe.model.model_dump(mode="json"),
         "harness": version("lm-eval"),
     }
-    return Stage(recipe, f"bench/{name}/{task}", settings, {"adapter": "" if name == "base" else finished_key(recipe, name)})
+    return Stage(recipe, f"bench/{name}/{task}", settings, {"adapter": adapter_key(recipe, name)})
 
 
 COLUMNS = ("task", "stage", "n", "score (95% interval)", "metric", "shots")
@@ -93,7 +91,6 @@ def paired_cells(summary: dict[str, Any]) -> list[tuple[str, ...]]:
 def _run(recipe: Recipe, missing: dict[tuple[str, str], Stage]) -> None:
     """The base model is loaded once; each missing task and stage is asked and written."""
     config = recipe.evaluate.benchmarks
-    names = list(dict.fromkeys(name for name, _ in missing))
     models.backend()
     import torch
     from lm_eval import simple_evaluate
@@ -104,8 +101,7 @@ def _run(recipe: Recipe, missing: dict[tuple[str, str], Stage]) -> None:
     manager = TaskManager(include_path=config.include)
     if unknown := [task for _, task in missing if task not in manager.all_tasks]:
         raise UserError(f"no task {unknown[0]!r} in lm-evaluation-harness{f' or {config.include}' if config.include else ''}: see `lm_eval ls tasks`")
-    model, tokenizer = models.load(recipe)
-    model = models.load_adapters(model, {name: recipe.run_dir / name / "adapter" for name in names if name != "base"})
+    model, tokenizer = load_stages(recipe, dict.fromkeys(name for name, _ in missing))
     for (name, task), stage in missing.items():
         with local(model, tokenizer, None if name == "base" else name) as source, stage.open(resume=False) as folder:
             print(f"{name}: {task}", flush=True)
@@ -157,11 +153,12 @@ def _write(found: Any, task: str, folder: Path, shots: int | None) -> dict[str, 
     filters = {s["filter"] for s in samples}
     chosen = FILTER if FILTER in filters else sorted(filters)[0]
     metric = next((m for m in METRICS if m in samples[0]), samples[0]["metrics"][0])
+    kept = sorted((s for s in samples if s["filter"] == chosen), key=lambda s: s["doc_id"])
+    scores = [float(s[metric]) for s in kept]
     with (folder / "items.jsonl").open("w", encoding="utf-8") as out:
-        for s in sorted((s for s in samples if s["filter"] == chosen), key=lambda s: s["doc_id"]):
-            record = {"doc_id": s["doc_id"], "score": float(s[metric]), "target": str(s["target"]), "answer": s["filtered_resps"]}
+        for s, score in zip(kept, scores, strict=True):
+            record = {"doc_id": s["doc_id"], "score": score, "target": str(s["target"]), "answer": s["filtered_resps"]}
             out.write(json.dumps(record, ensure_ascii=False, default=str) + "\n")
-    scores = [json.loads(line)["score"] for line in (folder / "items.jsonl").read_text(encoding="utf-8").splitlines()]
     given = found["n-shot"].get(task) if shots is None else shots
     return {"n": len(scores), "score": sum(scores) / len(scores), "interval": wilson(sum(scores), len(scores)), "metric": metric, "shots": given}
 

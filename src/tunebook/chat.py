@@ -18,7 +18,7 @@ from rich.console import Console
 
 from tunebook import models
 from tunebook.data.sources import Messages, Prompts
-from tunebook.evaluate import eval_stage, stages
+from tunebook.evaluate import adapter_key, load_stages, stages, trained
 from tunebook.generate import Answer, Drawing, Local, Sampling, generate, local, sees_images, stream
 from tunebook.recipe import Recipe, UserError, first_line
 from tunebook.verify import verify
@@ -34,14 +34,12 @@ class Models:
     @property
     def names(self) -> list[str]:
         """`base`, the stages that are trained, and `merged` where it has been exported."""
-        run = self.recipe.run_dir
-        trained = [name for name in stages(self.recipe) if name == "base" or (run / name / "adapter").exists()]
-        return trained + ["merged"] * (run / "export" / "merged").exists()
+        return trained(self.recipe) + ["merged"] * (self.recipe.run_dir / "export" / "merged").exists()
 
     @property
     def newest(self) -> str:
         """The last stage that is trained; `base` when none is."""
-        return [name for name in self.names if name != "merged"][-1]
+        return trained(self.recipe)[-1]
 
     @contextlib.contextmanager
     def use(self, name: str) -> Iterator[Local]:
@@ -53,7 +51,7 @@ class Models:
             with local(*self._load(where), None) as source:
                 yield source
             return
-        eval_stage(self.recipe, name)  # refuses what is not trained
+        adapter_key(self.recipe, name)  # refuses what is not trained
         with local(*self._load(""), None if name == "base" else name) as source:
             yield source
 
@@ -63,13 +61,11 @@ class Models:
             raise UserError(f"no model {where!r}: choose from {', '.join(self.names)}, or give a folder or a hub id such as user/name")
         if where not in self._loaded:
             config = self.recipe.model.model_copy(update={"base": where} if where else {})
+            recipe = self.recipe.model_copy(update={"model": config})
             try:
-                model, tokenizer = models.load(self.recipe.model_copy(update={"model": config}))
+                model, tokenizer = models.load(recipe) if where else load_stages(recipe, trained(recipe))
             except (OSError, ValueError, RuntimeError) as error:
                 raise UserError(f"{where or self.recipe.model.base} cannot be loaded: {first_line(error)}") from None
-            if not where:
-                adapters = {name: self.recipe.run_dir / name / "adapter" for name in self.names if name not in ("base", "merged")}
-                model = models.load_adapters(model, adapters)
             self._loaded[where] = Local(model, tokenizer)
         return self._loaded[where].model, self._loaded[where].tokenizer
 

@@ -32,6 +32,11 @@ def stages(recipe: Recipe) -> list[str]:
     return ["base", "sft", *(round_name("dpo", number) for number in range(1, rounds + 1))]
 
 
+def trained(recipe: Recipe) -> list[str]:
+    """Those of `stages` that can be asked now: `base` and what has an adapter."""
+    return [name for name in stages(recipe) if name == "base" or (recipe.run_dir / name / "adapter").exists()]
+
+
 def evaluate(recipe: Recipe, only: Iterable[str] | None = None, force: bool = False) -> dict[str, dict[str, Any]]:
     """Answer the held-out items with each stage's model; returns {stage: summary}.
 
@@ -41,14 +46,14 @@ def evaluate(recipe: Recipe, only: Iterable[str] | None = None, force: bool = Fa
 
     Raises UserError for a stage that is not trained, naming the command that trains it.
     """
-    wanted = list(only or [s for s in stages(recipe) if s == "base" or (recipe.run_dir / s / "adapter").exists()])
+    wanted = list(only or trained(recipe))
     todo = {name: eval_stage(recipe, name) for name in wanted}
     missing = {name: stage for name, stage in todo.items() if force or not stage.done}
     if missing:
         models.backend()
         prepare(recipe)
         items = _items(recipe)
-        model, tokenizer = _load(recipe, missing)
+        model, tokenizer = load_stages(recipe, missing)
         for name, stage in missing.items():
             adapter = None if name == "base" else name
             with stage.open(resume=not force) as folder:
@@ -91,7 +96,7 @@ def answers(recipe: Recipe, only: Iterable[str], prompts: list[Messages], max_ne
     for name in wanted:
         eval_stage(recipe, name)  # refuses what is not trained
     models.backend()
-    model, tokenizer = _load(recipe, wanted)
+    model, tokenizer = load_stages(recipe, wanted)
     out: list[dict[str, str]] = [{} for _ in prompts]
     for name in wanted:
         with models.use_adapter(model, None if name == "base" else name) as active:
@@ -175,11 +180,15 @@ def print_table(title: str, columns: tuple[str, ...], rows: list[tuple[str, ...]
         Console().print(table)
 
 
-def eval_stage(recipe: Recipe, name: str) -> Stage:
-    """The folder of one model's answers. Raises UserError when that model is not trained."""
+def adapter_key(recipe: Recipe, name: str) -> str:
+    """The key of a stage's adapter, empty for `base`. Raises UserError when there is no such stage, or it is not trained."""
     if name not in stages(recipe):
         raise UserError(f"no stage {name!r}: choose from {', '.join(stages(recipe))}")
-    key = "" if name == "base" else finished_key(recipe, name)
+    return "" if name == "base" else finished_key(recipe, name)
+
+
+def eval_stage(recipe: Recipe, name: str) -> Stage:
+    """The folder of one model's answers. Raises UserError when that model is not trained."""
     settings = {
         "evaluate": recipe.evaluate.model_dump(
             mode="json", exclude={"gate", "benchmarks", *(() if recipe.evaluate.samples else ("samples", "temperature"))}
@@ -187,10 +196,10 @@ def eval_stage(recipe: Recipe, name: str) -> Stage:
         "model": recipe.model.model_dump(mode="json"),
         "verifier": verifier(),
     }
-    return Stage(recipe, f"eval/{name}", settings, {"data": data_stage(recipe).key, "adapter": key})
+    return Stage(recipe, f"eval/{name}", settings, {"data": data_stage(recipe).key, "adapter": adapter_key(recipe, name)})
 
 
-def _load(recipe: Recipe, names: Iterable[str]) -> tuple[Any, Any]:
+def load_stages(recipe: Recipe, names: Iterable[str]) -> tuple[Any, Any]:
     """The base model, once, with the adapters of the stages on it."""
     model, tokenizer = models.load(recipe)
     return models.load_adapters(model, {name: recipe.run_dir / name / "adapter" for name in names if name != "base"}), tokenizer

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from tunebook import llama_cpp, models, parity
+from tunebook import evaluate, llama_cpp, models, parity
 from tunebook.data.prepare import load
 from tunebook.data.sources import Prompts
 from tunebook.evaluate import evenly, print_table
@@ -20,7 +20,7 @@ from tunebook.generate import local
 from tunebook.modelcard import card
 from tunebook.modelfile import modelfile
 from tunebook.recipe import Recipe, UserError, first_line
-from tunebook.run import Stage, finished_key, read_json, round_name, write_json
+from tunebook.run import Stage, finished_key, read_json, write_json
 
 BYTES = {"f32": 4.0, "f16": 2.0, "bf16": 2.0, "q8_0": 1.07}
 SMALLER = 0.9
@@ -36,7 +36,7 @@ def export(recipe: Recipe, force: bool = False, install_tools: bool = False, che
     Raises UserError for a missing stage or tool, for a disk that is too small, for an older export that `force` would have to replace,
     and when an export is not equal.
     """
-    stage = trained(recipe)
+    stage = exported_stage(recipe)
     names = targets(recipe)
     tools = llama_cpp.converter(install_tools) if any(n.startswith("gguf-") for n in names) else None
     llama_cpp.check_quantiser(recipe.export.quantizations if tools else [])
@@ -56,11 +56,9 @@ def export(recipe: Recipe, force: bool = False, install_tools: bool = False, che
     return {name: rows[name] for name in names if name in rows}
 
 
-def trained(recipe: Recipe) -> str:
+def exported_stage(recipe: Recipe) -> str:
     """The stage to export: the recipe's, or the last that is trained. Raises UserError when there is none."""
-    rounds = len(list(recipe.run_dir.glob("dpo*/adapter")))
-    names = [round_name("dpo", number) for number in range(rounds, 0, -1)] + ["sft"]
-    stage = recipe.export.stage or next((n for n in names if (recipe.run_dir / n / "adapter").exists()), "sft")
+    stage = recipe.export.stage or (evaluate.trained(recipe)[1:] or ["sft"])[-1]
     finished_key(recipe, stage)
     return stage
 

@@ -57,10 +57,6 @@ class Raw:
     image: Path | None
 
 
-class Budget(Exception):
-    """The budget is spent."""
-
-
 def clean(recipe: Recipe, force: bool = False) -> dict[str, Any]:
     """Rewrite every row of `clean.source`; returns the stage's record. Rows end in `clean/rows.jsonl` (ready for a `chat`
     source) or, with the reason, in `clean/quarantine.jsonl`.
