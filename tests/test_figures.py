@@ -7,6 +7,8 @@ import json
 import math
 import random
 import re
+from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 from PIL import Image
@@ -200,3 +202,11 @@ def test_sample_leaves_other_files_alone(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="there are 2 different problems, 9 were asked for"):  # the same in both streams
         figures.write_sample(tmp_path / "new", 9, seed=0)
     assert [p.name for p in tmp_path.iterdir()] == ["MM_Math.jsonl"]
+
+
+def test_drawings_of_the_pipeline_are_whole_and_self_contained():
+    for name in ("preprocessing", "sft", "dpo"):
+        text = (Path(__file__).parents[1] / "resources" / f"mm_math_{name}.svg").read_text(encoding="utf-8")
+        assert ElementTree.fromstring(text).tag.endswith("svg")  # noqa: S314 - our own file
+        assert re.findall(r'href="([^;"]+)', text) == ["data:image/png"] * text.count("<image ")
+        assert "<image " in text
