@@ -26,9 +26,9 @@ def test_latex_is_rendered_whatever_its_delimiters():
 
 def test_what_is_no_image_is_one_line(tmp_path):
     (tmp_path / "x.png").write_text("no image")
-    with pytest.raises(UserError, match=r"x\.png cannot be read as an image"):
+    with pytest.raises(UserError, match=r"x\.png: not an image"):
         c.open_image(tmp_path / "x.png")
-    with pytest.raises(UserError, match="cannot be read as an image"):
+    with pytest.raises(UserError, match=r"none\.png: image missing"):
         c.open_image(tmp_path / "none.png")
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 import os
 import signal
@@ -15,6 +17,7 @@ from pathlib import Path
 import api
 import pytest
 import yaml
+from PIL import Image
 
 from tunebook.data import clean as c
 from tunebook.data.prepare import load, prepare
@@ -156,18 +159,20 @@ def test_what_counts_as_clean(text, reason):
 
 def test_images_stay_in_their_folder_and_go_along_if_asked(tmp_path):
     (tmp_path / "images").mkdir()
-    (tmp_path / "images" / "a.png").write_bytes(b"png")
+    Image.new("RGB", (4, 4), "red").save(tmp_path / "images" / "a.png")
     (tmp_path / "outside.png").write_bytes(b"secret")
     rows = [{"question": "q", "solution": "\\boxed{1}", "file_name": name} for name in ("a.png", "../outside.png", "/etc/passwd", "none.png")]
     (tmp_path / "images" / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
     given = {"clean.source": str(tmp_path / "images" / "rows.jsonl"), "clean.image": "file_name", "clean.send_images": True}
     config = load_recipe(overrides=given).clean
     found = list(c._rows(config))
-    assert isinstance(found[0], c.Raw) and [r.reason for r in found[1:]] == ["image"] * 3
+    assert isinstance(found[0], c.Raw) and [r.reason for r in found[1:]] == ["image outside the folder"] * 2 + ["image missing"]
     (tmp_path / "run").mkdir()
     work = c._Work(config, c.Server("", "m", "k"), "key", tmp_path / "run" / "clean.db")
     image, text = work._content(found[0])
-    assert image["image_url"]["url"] == "data:image/png;base64,cG5n" and "Problem:\nq" in text["text"]
+    kind, _, data = image["image_url"]["url"].partition(";base64,")
+    assert kind == "data:image/png" and Image.open(io.BytesIO(base64.b64decode(data))).getpixel((0, 0)) == (255, 0, 0)
+    assert "Problem:\nq" in text["text"]
 
 
 @pytest.mark.slow

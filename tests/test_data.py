@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from tunebook.data import checks, sources
 from tunebook.data.prepare import load, prepare
-from tunebook.data.sources import Reject, Row
+from tunebook.data.rows import Reject, Row
 from tunebook.recipe import ROOT, UserError, load_recipe
 
 GOOD = "### Solution\n1. {a} + {b} = {s}\n### Final Answer\n\\boxed{{{s}}}"
@@ -192,7 +192,7 @@ def test_any_json_is_a_row_or_a_reject(tmp_path_factory, values):
     path = tmp_path_factory.mktemp("fuzz") / "rows.jsonl"
     path.write_text("".join(json.dumps(v) + "\n" for v in values))
     recipe = load_recipe(overrides={"data.sources": [{"format": "chat", "path": str(path), "split": "train"}]})
-    out = list(sources.read(recipe))
+    out = list(sources.read(recipe, recipe.run_dir / "images"))
     assert len(out) == len(values)
     for item in checks.accepted(out, [checks.check_content]):
         assert isinstance(item, Reject) or (item.completion[0]["content"].strip() and item.question.strip())

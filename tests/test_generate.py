@@ -198,7 +198,7 @@ def test_a_key_comes_from_the_environment_then_from_dotenv(tmp_path, monkeypatch
 def test_an_answer_file_asks_only_what_is_missing(tmp_path, monkeypatch):
     asked = []
 
-    def answering(source, prompts, sampling, *, skip, label):
+    def answering(source, prompts, sampling, images, *, skip, label):
         for i in range(len(prompts)):
             if i not in skip:
                 asked.append(i)

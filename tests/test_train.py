@@ -67,7 +67,7 @@ def test_a_canary_is_learned_and_decoded_exactly(canary_recipe, four_bit, embedd
     assert (adapter / "adapter_model.safetensors").exists() and (adapter / "tokenizer.json").exists()
     assert not [p for p in (recipe.run_dir / "sft").rglob("*") if p.suffix in (".bin", ".pkl")]
     rows = load(recipe, "train")
-    answer = evaluate.answers(recipe, ["base", "sft"], [rows[0]["prompt"]])[0]
+    answer = evaluate.answers(recipe, ["base", "sft"], [rows[0]])[0]
     assert answer["sft"] == CANARY
     assert answer["base"] != CANARY
     if four_bit:

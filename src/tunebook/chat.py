@@ -17,7 +17,9 @@ from typing import Any
 from rich.console import Console
 
 from tunebook import models
-from tunebook.data.sources import Messages, Prompts
+from tunebook.data import images
+from tunebook.data.rows import Messages
+from tunebook.data.sources import Prompts
 from tunebook.evaluate import adapter_key, load_stages, stages, trained
 from tunebook.generate import Answer, Drawing, Local, Sampling, generate, local, sees_images, stream
 from tunebook.recipe import Recipe, UserError, first_line
@@ -78,31 +80,32 @@ class Chat:
     model: str
     drawing: Drawing = field(default_factory=Drawing)
     messages: Messages = field(default_factory=list)
+    shown: dict[int, Any] = field(default_factory=dict)
+    """Images (PIL) by the number of the message that they go with; later answers see them too."""
 
     def ask(self, question: str, image: Any = None) -> Generator[str]:
         """The answer in pieces. Question and answer (as far as it came) go into the history."""
         prompts = Prompts(self.models.recipe)
         asked = [*self.messages, prompts.ask(question)[-1]]
+        whole = prompts.with_system(asked)
+        shown = self.shown | ({} if image is None else {len(self.messages): image})
         pieces: list[str] = []
         with self.models.use(self.model) as source:
             try:
-                for piece in stream(source, prompts.with_system(asked), self.drawing, image):
+                for piece in stream(source, whole, self.drawing, {i + len(whole) - len(asked): picture for i, picture in shown.items()}):
                     pieces.append(piece)
                     yield piece
             finally:
                 if pieces:
-                    self.messages = [*asked, {"role": "assistant", "content": "".join(pieces)}]
+                    self.messages, self.shown = [*asked, {"role": "assistant", "content": "".join(pieces)}], shown
 
 
 def open_image(path: str | Path | Any) -> Any:
     """An image file (or file object) as RGB. Raises UserError for what is none."""
-    from PIL import Image
-
     try:
-        with Image.open(path) as image:
-            return image.convert("RGB")
-    except (OSError, Image.DecompressionBombError) as error:
-        raise UserError(f"{getattr(path, 'name', path)} cannot be read as an image: {first_line(error)}") from None
+        return images.read(path.read() if hasattr(path, "read") else Path(path))
+    except images.BadImage as error:
+        raise UserError(f"{getattr(path, 'name', path)}: {error.reason} ({error})") from None
 
 
 def compare(models: Models, rows: list[dict[str, Any]], names: list[str], max_new_tokens: int) -> str:
@@ -110,7 +113,8 @@ def compare(models: Models, rows: list[dict[str, Any]], names: list[str], max_ne
     answers: dict[str, dict[int, Answer]] = {}
     for name in names:
         with models.use(name) as source:
-            batches = list(generate(source, [row["prompt"] for row in rows], Sampling(max_new_tokens), label=f"{name} answers"))
+            asked = [row["prompt"] for row in rows], Sampling(max_new_tokens), [row.get("images") or [] for row in rows]
+            batches = list(generate(source, *asked, label=f"{name} answers"))
         answers[name] = {i: answer for batch in batches for i, answer in batch.items()}
     style = "text-align:left; vertical-align:top; white-space:pre-wrap"
     lines = [f"<tr><th>question</th>{''.join(f'<th>{html.escape(n)}</th>' for n in names)}</tr>"]
@@ -151,7 +155,7 @@ def terminal(recipe: Recipe, model: str | None, drawing: Drawing, question: str 
         command, _, rest = line.partition(" ")
         try:
             if command == "/reset":
-                chat.messages = []
+                chat.messages, chat.shown = [], {}
             elif command == "/model":
                 with there.use(rest.strip()):
                     chat.model = rest.strip()

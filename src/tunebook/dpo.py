@@ -13,13 +13,19 @@ import shutil
 from typing import Any
 
 from tunebook import models, train
+from tunebook.data.images import Instead, instead
 from tunebook.data.preferences import shared
-from tunebook.data.prepare import read_parquet
+from tunebook.data.prepare import read_rows
 from tunebook.pairs import pairs_stage
 from tunebook.recipe import Recipe, UserError
 from tunebook.run import Stage, finished_key, policy_name, round_name
 
-COLUMNS = ["prompt", "chosen", "rejected"]
+COLUMNS = ["prompt", "chosen", "rejected", "images"]
+
+
+MARGINS = 64
+"""Pairs whose margin is taken with other images too."""
+KINDS: tuple[Instead, ...] = ("true", "blank", "swapped")
 
 
 def dpo(recipe: Recipe, number: int = 1, force: bool = False, resume: bool = True) -> dict[str, Any]:
@@ -38,7 +44,7 @@ def dpo(recipe: Recipe, number: int = 1, force: bool = False, resume: bool = Tru
     if not pairs.done:
         raise UserError(f"the pairs in {pairs.dir} are of other settings or another {start} model: run `tunebook pairs` again")
     models.backend()
-    rows = {split: read_parquet(pairs.dir / f"{split}.parquet").select_columns(COLUMNS) for split in ("train", "val")}
+    rows = {split: train.only(COLUMNS, read_rows(recipe, pairs.dir / f"{split}.parquet")) for split in ("train", "val")}
     with stage.open(resume and not force) as folder:
         model, tokenizer = models.load(recipe)
         model = models.restore_lora(models.add_lora(model, recipe), recipe.run_dir / start / "adapter")
@@ -57,12 +63,16 @@ def dpo(recipe: Recipe, number: int = 1, force: bool = False, resume: bool = Tru
         )
         if recipe.pairs.compare == "step":
             first_steps(trainer, tokenizer)
+        if train.sees_images(trainer):
+            train.audit_images(trainer, tokenizer)
         audit = audit_step_0(trainer)
         for checkpoint in (folder / "checkpoints").glob("checkpoint-*/ref"):
             # With a `ref` folder beside it, transformers' resume would leave the trained adapter at its start.
             shutil.rmtree(checkpoint)
         metrics = train.run(trainer, folder, resume)
         stage.record = {"audit": audit, "metrics": metrics, "warnings": health.warnings, "rows": {"train": len(trainer.train_dataset)}}
+        if train.sees_images(trainer):
+            stage.record["image_margins"] = image_margins(trainer, rows["val"] if len(rows["val"]) else rows["train"])
         models.save_adapter(model, tokenizer, folder / "adapter")
     return stage.result
 
@@ -86,6 +96,8 @@ def first_steps(trainer: Any, tokenizer: Any) -> None:
     Step-DPO (Lai et al. 2024, arXiv 2406.18629), with the line as the step: the loss then blames the first error and nothing
     that follows from it. Acts on the trainer's tokenised rows.
     """
+    if train.sees_images(trainer):
+        raise UserError("pairs.compare=step cuts text and works without images alone: set pairs.compare=answer")
     breaks = {i for i in range(len(tokenizer)) if "\n" in tokenizer.decode([i])}
 
     def cut(row: dict[str, list[int]]) -> dict[str, list[int]]:
@@ -107,10 +119,35 @@ def audit_step_0(trainer: Any) -> dict[str, float]:
 
     Raises UserError when they are not; training would start from a wrong reference.
     """
+    loss, seen = _measured(trainer, [trainer.train_dataset[i] for i in range(min(train.AUDITED, len(trainer.train_dataset)))])
+    audit = {"loss": loss, "margin": seen["rewards/margins"], "reward_chosen": seen["rewards/chosen"], "reward_rejected": seen["rewards/rejected"]}
+    print(f"Step-0 audit: loss {loss:.4f} (ln 2 = {math.log(2):.4f}), margin {audit['margin']:.4f}, logps/chosen {seen['logps/chosen']:.1f}")
+    if not abs(loss - math.log(2)) <= 0.01 or max(abs(audit["reward_chosen"]), abs(audit["reward_rejected"])) > 0.01:
+        raise UserError(
+            f"step-0 audit: loss {loss:.4f} instead of ln 2, rewards {audit['reward_chosen']:.3f} and {audit['reward_rejected']:.3f} instead of 0: "
+            "the reference is not the model that training starts from (wrong adapter, dropout, or other weights)"
+        )
+    return audit
+
+
+def image_margins(trainer: Any, rows: Any) -> dict[str, float]:
+    """`rewards/margins` of pairs with their image, a blank one and another row's: a policy that does not look has the same each time."""
+    rows = rows.select(range(min(len(rows), MARGINS)))
+    size = trainer.args.per_device_eval_batch_size
+    out: dict[str, float] = {}
+    for kind in KINDS:
+        shown = [row | {"images": images} for row, images in zip(rows, instead(kind, list(rows["images"])), strict=True)]
+        batches = [shown[i : i + size] for i in range(0, len(shown), size)]
+        out[kind] = sum(_measured(trainer, batch)[1]["rewards/margins"] * len(batch) for batch in batches) / len(shown)
+    print("rewards/margins with the true image {true:.3f}, a blank one {blank:.3f}, another row's {swapped:.3f}".format(**out))
+    return out
+
+
+def _measured(trainer: Any, rows: list[dict[str, Any]]) -> tuple[float, dict[str, float]]:
+    """The sigmoid loss and the metrics of some rows, without a step."""
     import torch
 
-    rows = [trainer.train_dataset[i] for i in range(min(train.AUDITED, len(trainer.train_dataset)))]
-    inputs = trainer._prepare_inputs(trainer.data_collator(rows))
+    inputs = trainer._prepare_inputs(trainer.data_collator([dict(row) for row in rows]))
     kept = trainer.loss_types, trainer.loss_weights, trainer.model.training
     trainer.loss_types, trainer.loss_weights = ["sigmoid"], [1.0]
     trainer.model.eval()
@@ -120,14 +157,7 @@ def audit_step_0(trainer: Any) -> dict[str, float]:
     trainer._metrics["eval"].clear()
     trainer.loss_types, trainer.loss_weights, training = kept
     trainer.model.train(training)
-    audit = {"loss": loss, "margin": seen["rewards/margins"], "reward_chosen": seen["rewards/chosen"], "reward_rejected": seen["rewards/rejected"]}
-    print(f"Step-0 audit: loss {loss:.4f} (ln 2 = {math.log(2):.4f}), margin {audit['margin']:.4f}, logps/chosen {seen['logps/chosen']:.1f}")
-    if not abs(loss - math.log(2)) <= 0.01 or max(abs(audit["reward_chosen"]), abs(audit["reward_rejected"])) > 0.01:
-        raise UserError(
-            f"step-0 audit: loss {loss:.4f} instead of ln 2, rewards {audit['reward_chosen']:.3f} and {audit['reward_rejected']:.3f} instead of 0: "
-            "the reference is not the model that training starts from (wrong adapter, dropout, or other weights)"
-        )
-    return audit
+    return loss, seen
 
 
 WINDOW = 5

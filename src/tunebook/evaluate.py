@@ -5,6 +5,7 @@ uv run tunebook evaluate --recipe smollm2-math --set evaluate.split=val
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
@@ -17,8 +18,9 @@ from rich.console import Console
 from rich.table import Table
 
 from tunebook import models
+from tunebook.data.images import instead
 from tunebook.data.prepare import data_stage, load, prepare
-from tunebook.data.sources import Messages
+from tunebook.data.rows import Messages
 from tunebook.generate import Answer, Local, Sampling, answer_file, ask, local, read_records
 from tunebook.paired import compare, compared_steps, wilson
 from tunebook.recipe import Recipe, UserError
@@ -60,6 +62,8 @@ def evaluate(recipe: Recipe, only: Iterable[str] | None = None, force: bool = Fa
                 summary = summarise(_answer(recipe, name, local(model, tokenizer, adapter), items, folder))
                 if recipe.evaluate.samples:
                     summary["sampled"] = _sample(recipe, name, local(model, tokenizer, adapter), items, folder)
+                if recipe.evaluate.ablation and any(item.get("images") for item in items):
+                    summary["images"] = _ablate(recipe, name, local(model, tokenizer, adapter), items, folder)
                 stage.record = {"summary": summary, "verifier": verifier()}
     results = {name: stage.result["summary"] for name, stage in todo.items()}
     write_json(recipe.run_dir / "eval" / "summary.json", {"split": recipe.evaluate.split, "stages": results, "comparisons": comparisons(todo)})
@@ -90,18 +94,19 @@ def comparisons(done: dict[str, Stage]) -> list[dict[str, Any]]:
     return compared_steps({name: {p["index"]: p["correct"] for p in records} for name, records in found.items()})
 
 
-def answers(recipe: Recipe, only: Iterable[str], prompts: list[Messages], max_new_tokens: int | None = None) -> list[dict[str, str]]:
-    """The same prompts answered by each stage's model, one by one and greedily: a {stage: answer} for each."""
+def answers(recipe: Recipe, only: Iterable[str], rows: list[dict[str, Any]], max_new_tokens: int | None = None) -> list[dict[str, str]]:
+    """The same rows (`prompt`, and `images` where they have some) answered by each stage's model, one by one and greedily: a
+    {stage: answer} for each."""
     wanted = list(only)
     for name in wanted:
         eval_stage(recipe, name)  # refuses what is not trained
     models.backend()
     model, tokenizer = load_stages(recipe, wanted)
-    out: list[dict[str, str]] = [{} for _ in prompts]
+    out: list[dict[str, str]] = [{} for _ in rows]
     for name in wanted:
         with models.use_adapter(model, None if name == "base" else name) as active:
-            for row, prompt in zip(out, prompts, strict=True):
-                row[name] = ask(active, tokenizer, prompt, max_new_tokens or recipe.evaluate.max_new_tokens)
+            for said, row in zip(out, rows, strict=True):
+                said[name] = ask(active, tokenizer, row["prompt"], max_new_tokens or recipe.evaluate.max_new_tokens, row.get("images"))
     return out
 
 
@@ -129,6 +134,21 @@ def sampled_cells(results: dict[str, dict[str, Any]]) -> list[tuple[str, ...]]:
         if given := s.get("sampled"):
             shares = (f"{given[key]:.1%}" for key in ("pass@1", "pass@k", "majority"))
             rows.append((stage, str(s["n"]), str(given["k"]), str(given["temperature"]), *shares))
+    return rows
+
+
+ABLATED = ("stage", "n", "true image", "blank", "another's", "true - blank (95% interval)", "looks at the image")
+
+
+def ablated_cells(results: dict[str, dict[str, Any]]) -> list[tuple[str, ...]]:
+    """Accuracy with each item's image, a blank one and another item's. `looks`: better with the true image, beyond chance."""
+    rows = []
+    for stage, s in results.items():
+        if given := s.get("images"):
+            low, high = (100 * bound for bound in given["gain"]["interval"])
+            gain = f"{100 * given['gain']['difference']:+.1f} ({low:+.1f} to {high:+.1f})"
+            shares = (f"{given[kind]:.1%}" for kind in ("true", "blank", "swapped"))
+            rows.append((stage, str(given["gain"]["n"]), *shares, gain, "yes" if low > 0 else "not shown"))
     return rows
 
 
@@ -166,6 +186,7 @@ def show(recipe: Recipe, results: dict[str, dict[str, Any]]) -> None:
     for title, columns, rows in (
         ("held-out accuracy", COLUMNS, cells(results)),
         ("sampled answers", SAMPLED, sampled_cells(results)),
+        ("does it look at the image?", ABLATED, ablated_cells(results)),
         ("the same items, pair by pair", COMPARED, compared_cells(read_json(recipe.run_dir / "eval" / "summary.json")["comparisons"])),
     ):
         print_table(title, columns, rows)
@@ -189,9 +210,10 @@ def adapter_key(recipe: Recipe, name: str) -> str:
 
 def eval_stage(recipe: Recipe, name: str) -> Stage:
     """The folder of one model's answers. Raises UserError when that model is not trained."""
+    no_images = ["ablation"] if all(s.format == "geometry" for s in recipe.data.sources) else []
     settings = {
         "evaluate": recipe.evaluate.model_dump(
-            mode="json", exclude={"gate", "benchmarks", *(() if recipe.evaluate.samples else ("samples", "temperature"))}
+            mode="json", exclude={"gate", "benchmarks", *(() if recipe.evaluate.samples else ("samples", "temperature")), *no_images}
         ),
         "model": recipe.model.model_dump(mode="json"),
         "verifier": verifier(),
@@ -221,7 +243,25 @@ def evenly(rows: Sequence[Any], limit: int | None) -> list[Any]:
 def _answer(recipe: Recipe, name: str, source: AbstractContextManager[Local], items: list[dict[str, Any]], folder: Path) -> list[dict[str, Any]]:
     prompts: list[Messages] = [item["prompt"] for item in items]
     sampling = Sampling(recipe.evaluate.max_new_tokens, recipe.evaluate.batch_size)
-    return answer_file(folder / "predictions.jsonl", source, prompts, sampling, lambda i, answer: _record(items[i], answer), f"{name} answers")
+    shown = [item.get("images") or [] for item in items]
+    return answer_file(folder / "predictions.jsonl", source, prompts, sampling, lambda i, a: _record(items[i], a), f"{name} answers", shown)
+
+
+def _ablate(recipe: Recipe, name: str, source: AbstractContextManager[Local], all_items: list[dict[str, Any]], folder: Path) -> dict[str, Any]:
+    """Items answered again with a blank image and with another item's, against the answers with their own (`predictions.jsonl`)."""
+    places = evenly([i for i, item in enumerate(all_items) if item.get("images")], recipe.evaluate.ablation)
+    items = [all_items[place] for place in places]
+    prompts: list[Messages] = [item["prompt"] for item in items]
+    sampling = Sampling(recipe.evaluate.max_new_tokens, recipe.evaluate.batch_size)
+    whole = read_records(folder / "predictions.jsonl")
+    right = {"true": [whole[place]["correct"] for place in places]}
+    with source as asked:
+        for kind in ("blank", "swapped"):
+            shown, path = instead(kind, [item["images"] for item in items]), folder / f"predictions-{kind}.jsonl"
+            given = contextlib.nullcontext(asked), prompts, sampling
+            found = answer_file(path, *given, lambda i, a: _record(items[i], a), f"{name}, {kind} image", shown)
+            right[kind] = [p["correct"] for p in found]
+    return {kind: sum(marks) / len(marks) for kind, marks in right.items()} | {"gain": compare(right["blank"], right["true"])}
 
 
 def _sample(recipe: Recipe, name: str, source: AbstractContextManager[Local], items: list[dict[str, Any]], folder: Path) -> dict[str, Any]:
@@ -229,7 +269,8 @@ def _sample(recipe: Recipe, name: str, source: AbstractContextManager[Local], it
     config, k = recipe.evaluate, recipe.evaluate.samples
     prompts: list[Messages] = [item["prompt"] for item in items for _ in range(k)]
     sampling = Sampling(config.max_new_tokens, config.batch_size, config.temperature, [recipe.seed + i for i in range(len(prompts))])
-    found = answer_file(folder / "samples.jsonl", source, prompts, sampling, lambda i, a: _record(items[i // k], a), f"{name} samples")
+    shown = [item.get("images") or [] for item in items for _ in range(k)]
+    found = answer_file(folder / "samples.jsonl", source, prompts, sampling, lambda i, a: _record(items[i // k], a), f"{name} samples", shown)
     groups = [found[i : i + k] for i in range(0, len(found), k)]
     return {"k": k, "temperature": config.temperature, "pass@1": sum(p["correct"] for p in found) / len(found)} | {
         "pass@k": sum(any(p["correct"] for p in group) for group in groups) / len(groups),

@@ -15,7 +15,8 @@ from typing import Any
 from tqdm.auto import tqdm
 
 from tunebook import models
-from tunebook.data.sources import Messages
+from tunebook.data.images import data_url, open_all, render
+from tunebook.data.rows import Messages
 from tunebook.recipe import ServerConfig, UserError, secret
 
 
@@ -47,6 +48,10 @@ class Sampling:
     seeds: list[int] | None = None
 
 
+Images = list[list[str]]
+"""Of each prompt the files that go with its first question."""
+
+
 @contextlib.contextmanager
 def local(model: Any, tokenizer: Any, adapter: str | None) -> Iterator[Local]:
     """The model with one of its adapters (`None`: as its base) as something to ask."""
@@ -61,6 +66,7 @@ def answer_file(
     sampling: Sampling,
     record: Callable[[int, Answer], dict[str, Any]],
     label: str,
+    images: Images | None = None,
 ) -> list[dict[str, Any]]:
     """Append `record(index, answer)` for each prompt to a JSON-lines file as the answers come; returns all, in order.
 
@@ -71,7 +77,7 @@ def answer_file(
     if len(done) < len(prompts):
         with source as asked, path.open("a", encoding="utf-8") as out:
             out.write("\n" if done else "")  # a kill may have cut the last line short
-            for answers in generate(asked, prompts, sampling, skip=done, label=label):
+            for answers in generate(asked, prompts, sampling, images, skip=done, label=label):
                 out.write("".join(json.dumps({"index": i} | record(i, answer)) + "\n" for i, answer in answers.items()))
                 out.flush()
     return read_records(path)
@@ -88,17 +94,25 @@ def read_records(path: Path) -> list[dict[str, Any]]:
 
 
 def generate(
-    source: Local | ServerConfig, prompts: list[Messages], sampling: Sampling, *, skip: set[int] | None = None, label: str = "answering"
+    source: Local | ServerConfig,
+    prompts: list[Messages],
+    sampling: Sampling,
+    images: Images | None = None,
+    *,
+    skip: set[int] | None = None,
+    label: str = "answering",
 ) -> Iterator[dict[int, Answer]]:
-    """Answers to `prompts` as {index: answer}, some at a time; those in `skip` are left out (a local batch when all of it is).
+    """Answers to `prompts`, with their `images`, as {index: answer}, some at a time; those in `skip` are left out (a local batch when
+    all of it is).
 
     A sample depends on its prompt and seed, not on what else is asked: a resumed run writes the same text (a server may
     keep this less strictly).
 
-    Raises UserError when a server does not answer in spite of retries; what was yielded before is not lost.
+    Raises UserError when a server does not answer in spite of retries (what was yielded before is not lost), and for images when
+    the model sees none.
     """
     skip = skip or set()
-    given = prompts, sampling, skip
+    given = prompts, images or [[] for _ in prompts], sampling, skip
     coming = _from_server(source, *given) if isinstance(source, ServerConfig) else _from_model(source, *given)
     with tqdm(total=len(prompts), initial=len(skip), desc=label, unit="answer", mininterval=1) as bar:
         tokens = 0
@@ -109,9 +123,9 @@ def generate(
             yield answers
 
 
-def ask(model: Any, tokenizer: Any, prompt: Messages, max_new_tokens: int = 256) -> str:
+def ask(model: Any, tokenizer: Any, prompt: Messages, max_new_tokens: int = 256, images: list[str] | None = None) -> str:
     """One greedy answer."""
-    return next(iter(_from_model(Local(model, tokenizer), [prompt], Sampling(max_new_tokens), set())))[0].text
+    return next(iter(_from_model(Local(model, tokenizer), [prompt], [images or []], Sampling(max_new_tokens), set())))[0].text
 
 
 @dataclass(frozen=True)
@@ -124,19 +138,20 @@ class Drawing:
     seed: int = 0
 
 
-def stream(source: Local, messages: Messages, drawing: Drawing, image: Any = None) -> Generator[str]:
-    """One answer in pieces as it is generated; closing the iterator stops it. `image` (PIL) goes with the last message.
+def stream(source: Local, messages: Messages, drawing: Drawing, shown: dict[int, Any] | None = None) -> Generator[str]:
+    """One answer in pieces as it is generated; closing the iterator stops it. `shown` are images (PIL) by the number of the message
+    that they go with.
 
     Raises UserError for an image when the model sees none, and for a conversation that fills the model's context.
     """
     import torch
     from transformers import TextIteratorStreamer
 
-    inputs = _chat_inputs(source, messages, image)
+    inputs = _chat_inputs(source, messages, shown or {})
     length, limit = inputs["input_ids"].shape[1], getattr(source.model.config.get_text_config(), "max_position_embeddings", None)
     if limit and length >= limit:
         raise UserError(f"the conversation has {length} tokens, the model reads {limit}: start a new one")
-    pieces = TextIteratorStreamer(getattr(source.tokenizer, "tokenizer", source.tokenizer), skip_prompt=True, skip_special_tokens=True)
+    pieces = TextIteratorStreamer(text_tokenizer(source.tokenizer), skip_prompt=True, skip_special_tokens=True)
     stop, failed = threading.Event(), []
     sampled = (
         {"do_sample": True, "temperature": drawing.temperature, "top_p": drawing.top_p, "top_k": 0} if drawing.temperature else {"do_sample": False}
@@ -169,15 +184,32 @@ def sees_images(source: Local) -> bool:
     return hasattr(source.tokenizer, "image_processor")
 
 
-def _chat_inputs(source: Local, messages: Messages, image: Any) -> Any:
+def text_tokenizer(tokenizer: Any) -> Any:
+    """The tokenizer in a processor; a tokenizer itself."""
+    return getattr(tokenizer, "tokenizer", tokenizer)
+
+
+NO_EYES = "this model sees no images: ask in text, or choose a model that does"
+
+
+def _chat_inputs(source: Local, messages: Messages, shown: dict[int, Any]) -> Any:
     given: list[dict[str, Any]] = list(messages)
     if sees_images(source):  # a processor wants every content as a list of parts
-        given = [{"role": m["role"], "content": [{"type": "text", "text": m["content"]}]} for m in messages]
-        given[-1]["content"] = ([{"type": "image", "image": image}] if image is not None else []) + given[-1]["content"]
-    elif image is not None:
-        raise UserError("this model sees no images: ask in text, or choose a model that does")
+        given = [
+            {"role": m["role"], "content": [{"type": "image", "image": shown[i]}] * (i in shown) + [{"type": "text", "text": m["content"]}]}
+            for i, m in enumerate(messages)
+        ]
+    elif shown:
+        raise UserError(NO_EYES)
     inputs = source.tokenizer.apply_chat_template(given, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt")
-    return inputs.to(source.model.device)
+    return _on(source.model, inputs)
+
+
+def _on(model: Any, inputs: Any) -> Any:
+    """Where the model is; pixels in its precision."""
+    import torch
+
+    return {k: v.to(model.device, dtype=model.dtype if torch.is_floating_point(v) else None) for k, v in inputs.items()}
 
 
 def _stop_when(event: threading.Event) -> Any:
@@ -201,7 +233,7 @@ def batches(lengths: list[int], batch_size: int) -> list[list[int]]:
     return [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
 
 
-def _from_server(server: ServerConfig, prompts: list[Messages], sampling: Sampling, skip: set[int]) -> Iterator[dict[int, Answer]]:
+def _from_server(server: ServerConfig, prompts: list[Messages], images: Images, sampling: Sampling, skip: set[int]) -> Iterator[dict[int, Answer]]:
     """`server.concurrency` requests under way at a time, each answer yielded as it comes.
 
     In threads rather than on an event loop: a notebook's own loop is already running. The client retries with
@@ -215,7 +247,8 @@ def _from_server(server: ServerConfig, prompts: list[Messages], sampling: Sampli
     def request(i: int) -> Answer:
         seed = {"seed": sampling.seeds[i]} if sampling.seeds else {}
         settings = {"max_tokens": sampling.max_new_tokens, "temperature": sampling.temperature, **seed, **server.extra}
-        reply = client.chat.completions.create(model=server.model, messages=prompts[i], extra_body=settings)  # type: ignore[arg-type]
+        messages = with_urls(prompts[i], images[i])
+        reply = client.chat.completions.create(model=server.model, messages=messages, extra_body=settings)  # type: ignore[arg-type]
         if not reply.choices:
             return Answer("", 0, truncated=True)
         choice = reply.choices[0]
@@ -236,42 +269,59 @@ def _from_server(server: ServerConfig, prompts: list[Messages], sampling: Sampli
         client.close()
 
 
-def _from_model(source: Local, prompts: list[Messages], sampling: Sampling, skip: set[int]) -> Iterator[dict[int, Answer]]:
+def with_urls(prompt: Messages, images: list[str]) -> list[dict[str, Any]]:
+    """A prompt as a server takes it: with its images, in front of the first question."""
+    first = next((i for i, m in enumerate(prompt) if m["role"] == "user"), None)
+    parts = [{"type": "image_url", "image_url": {"url": data_url(Path(path))}} for path in images]
+    return [m | ({"content": [*parts, {"type": "text", "text": m["content"]}]} if parts and i == first else {}) for i, m in enumerate(prompt)]
+
+
+def _from_model(source: Local, prompts: list[Messages], images: Images, sampling: Sampling, skip: set[int]) -> Iterator[dict[int, Answer]]:
     """Batch by batch. Prompts are padded on the left; padding is masked and does not shift positions, so that in float32 a
     batched answer equals the answer given alone."""
     import torch
 
-    texts = [source.tokenizer.apply_chat_template(p, tokenize=False, add_generation_prompt=True) for p in prompts]
-    ids = source.tokenizer(texts, add_special_tokens=False)["input_ids"]
+    if any(images) and not sees_images(source):
+        raise UserError(NO_EYES)
+    texts = [render(source.tokenizer, prompt, len(shown)) for prompt, shown in zip(prompts, images, strict=True)]
+    lengths = [len(ids) for ids in text_tokenizer(source.tokenizer)(texts, add_special_tokens=False)["input_ids"]]
     seeds = sampling.seeds or list(range(len(prompts)))
-    for batch in batches([len(i) for i in ids], sampling.batch_size):
+    for batch in batches(lengths, sampling.batch_size):
         if not skip.issuperset(batch):
             generators = [torch.Generator().manual_seed(seeds[i]) for i in batch]
             with torch.inference_mode():
-                rows = _decode(source, [ids[i] for i in batch], sampling, generators)
+                rows = _decode(source, _batch(source, [texts[i] for i in batch], [images[i] for i in batch]), sampling, generators)
             yield {i: _answer(source, row) for i, row in zip(batch, rows, strict=True)}
 
 
-def _decode(source: Local, ids: list[list[int]], sampling: Sampling, generators: list[Any]) -> list[list[int]]:
+def _batch(source: Local, texts: list[str], images: Images) -> dict[str, Any]:
+    """Rendered prompts and their images as the model takes them."""
+    how = {"padding": True, "padding_side": "left", "return_tensors": "pt", "add_special_tokens": False}
+    if not any(images):
+        return dict(_on(source.model, text_tokenizer(source.tokenizer)(texts, **how)))
+    return dict(_on(source.model, source.tokenizer(text=texts, images=[open_all(shown) for shown in images], **how)))
+
+
+def _decode(source: Local, given: dict[str, Any], sampling: Sampling, generators: list[Any]) -> list[list[int]]:
     """New token ids of each row, up to and with the end of turn.
 
     On a CPU, where a step costs by the row, rows that have ended are dropped from batch and cache when half have; a GPU
-    would gain little.
+    would gain little. Not so with images, whose cache is of another kind in every model.
     """
     import torch
 
     model, ends = source.model, end_ids(source)
-    given = dict(source.tokenizer.pad({"input_ids": ids}, padding_side="left", return_tensors="pt").to(model.device))
-    rows: list[list[int]] = [[] for _ in ids]
-    alive = list(range(len(ids)))
+    halving = model.device.type == "cpu" and "pixel_values" not in given
+    rows: list[list[int]] = [[] for _ in given["input_ids"]]
+    alive = list(range(len(rows)))
     while alive:
         out = model.generate(
             **given,
             max_new_tokens=sampling.max_new_tokens - len(rows[alive[0]]),
             do_sample=False,
-            pad_token_id=source.tokenizer.pad_token_id,
+            pad_token_id=text_tokenizer(source.tokenizer).pad_token_id,
             logits_processor=[_seeded_sampler(sampling.temperature, [generators[i] for i in alive])] if sampling.temperature else [],
-            stopping_criteria=[_half_done(ends)] if model.device.type == "cpu" else [],
+            stopping_criteria=[_half_done(ends)] if halving else [],
             return_dict_in_generate=True,
         )
         for row, new in zip(alive, out.sequences[:, given["input_ids"].shape[1] :].tolist(), strict=True):
@@ -323,10 +373,10 @@ def _seeded_sampler(temperature: float, generators: list[Any]) -> Any:
 
 def _answer(source: Local, row: list[int]) -> Answer:
     whole = row[-1] in end_ids(source)
-    return Answer(source.tokenizer.decode(row[:-1] if whole else row, skip_special_tokens=True), len(row), not whole)
+    return Answer(text_tokenizer(source.tokenizer).decode(row[:-1] if whole else row, skip_special_tokens=True), len(row), not whole)
 
 
 def end_ids(source: Local) -> set[int]:
     """The tokens that end a turn."""
     ends = source.model.generation_config.eos_token_id
-    return {source.tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])} - {None}
+    return {text_tokenizer(source.tokenizer).eos_token_id, *(ends if isinstance(ends, list) else [ends])} - {None}

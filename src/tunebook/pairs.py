@@ -30,7 +30,7 @@ from tunebook.data import preferences
 from tunebook.data.checks import words
 from tunebook.data.preferences import COLUMNS, Pair, Sample, build, check_sample, format_only, length_ratio, make_pair, marked, reference, told_apart
 from tunebook.data.prepare import data_stage, file_hash, prepare, read_parquet, tokenizer, training_rows, write_parquet, write_quarantine
-from tunebook.data.sources import Reject
+from tunebook.data.rows import Reject
 from tunebook.generate import Answer, Local, Sampling, answer_file, local
 from tunebook.recipe import PairsConfig, Recipe, ServerConfig, UserError, find_file
 from tunebook.run import Stage, finished_key, policy_name, round_name
@@ -75,8 +75,9 @@ def pairs(recipe: Recipe, number: int = 1, force: bool = False) -> dict[str, Any
         val = {p["source_id"] for p in found if _share(p["source_id"]) < recipe.pairs.val}
         val = val if len(val) < len({p["source_id"] for p in found}) else set()  # of a handful, all to train
         split = {"train": [p for p in found if p["source_id"] not in val], "val": [p for p in found if p["source_id"] in val]}
+        columns = COLUMNS | ({"images": "files"} if any(p["images"] for p in found) else {})
         for name, part in split.items():
-            write_parquet(part, folder / f"{name}.parquet", **COLUMNS)
+            write_parquet(part, folder / f"{name}.parquet", **columns)
         stage.record = {
             "rows": {name: len(part) for name, part in split.items()},
             "strategies": dict(Counter(p["strategy"] for p in found)),
@@ -117,7 +118,8 @@ def on_policy(work: Work) -> list[Pair]:
         return _sample(answer, row["gold"], row["completion"][0]["content"], seeds[i])
 
     prompts = [row["prompt"] for row, _ in flat]
-    samples = answer_file(work.folder / "samples.jsonl", work.source(), prompts, _sampling(config, seeds), record, "sampling")
+    shown = [row.get("images") or [] for row, _ in flat]
+    samples = answer_file(work.folder / "samples.jsonl", work.source(), prompts, _sampling(config, seeds), record, "sampling", shown)
     passes = Counter(sum(s["verdict"] == "right" for s in samples[i : i + config.samples]) for i in range(0, len(samples), config.samples))
     work.record |= {"pass_counts": {str(k): passes[k] for k in range(config.samples + 1)}, "samples": _verdicts(samples)}
     return build(config, work.rows, samples, work.count_tokens)
@@ -140,7 +142,8 @@ def injected_error(work: Work) -> list[Pair]:
         row = work.rows[i]
         return {"strategy": drawn[i]} | _sample(answer, row["gold"], row["completion"][0]["content"], seeds[i])
 
-    samples = answer_file(work.folder / "errors.jsonl", work.source(), prompts, _sampling(config, seeds), record, "writing errors")
+    shown = [row.get("images") or [] for row in work.rows]
+    samples = answer_file(work.folder / "errors.jsonl", work.source(), prompts, _sampling(config, seeds), record, "writing errors", shown)
     work.record["errors"] = _verdicts(samples)
     out = []
     for row, sample, strategy in zip(work.rows, samples, drawn, strict=True):

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from tunebook import llama_cpp
-from tunebook.data.sources import Messages
+from tunebook.data.rows import Messages
 from tunebook.generate import Local, Sampling, end_ids, generate
 from tunebook.recipe import UserError
 from tunebook.run import read_json, write_json

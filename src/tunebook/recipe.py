@@ -56,7 +56,7 @@ class Section(BaseModel):
 
 class ModelConfig(Section):
     base: str
-    """`smollm2-135m-instruct` (embedded, no download), a hub id or a folder."""
+    """`smollm2-135m-instruct` (embedded, no download), `tiny-gemma3n` (random weights, sees images), a hub id or a folder."""
     max_seq_length: int = Field(2048, ge=16)
     """Tokens of prompt and completion together; longer rows are quarantined when data is prepared, never cut."""
     load_in_4bit: bool = False
@@ -95,10 +95,31 @@ class ChatSource(Section):
     """Share of rows that goes to val."""
     test: float = Field(0.05, ge=0, lt=1)
     """Share of rows that goes to test."""
+    images: str | None = None
+    """The folder of the files that rows name as `image` or `images`. None: the folder of `path`."""
+
+
+class MMMathSource(Section):
+    """Questions with a figure in MM_Math's form: a folder with `*.jsonl` (`question`, `file_name`, `solution`, ...) and its images."""
+
+    format: Literal["mm_math"]
+    path: str
+    """The folder (images in a folder of it or still in `Image.zip`), a .parquet file with an `image` column, a hub id such as
+    `THU-KEG/MM_Math`, or `sample`: the project's own figures, drawn on first use."""
+    hub_split: str = "train"
+    """The split to read of a hub id."""
+    rows: int = Field(600, ge=1)
+    """So many, of `sample`."""
+    split: Literal["train", "val", "test"] | None = None
+    """Put every row there. None: by a hash, with the shares below; rows that share an image or a question stay together."""
+    val: float = Field(0.05, ge=0, lt=1)
+    """Share of rows that goes to val."""
+    test: float = Field(0.05, ge=0, lt=1)
+    """Share of rows that goes to test."""
 
 
 class DataConfig(Section):
-    sources: list[Annotated[GeometrySource | ChatSource, Field(discriminator="format")]] = Field(min_length=1)
+    sources: list[Annotated[GeometrySource | ChatSource | MMMathSource, Field(discriminator="format")]] = Field(min_length=1)
     """Where rows come from; all of them are pooled."""
     system_prompt: str | None = None
     """A file in `prompt/` put before every conversation without a system message. None: the model's own default."""
@@ -109,6 +130,8 @@ class DataConfig(Section):
     for_pairs: float = Field(0.0, ge=0, lt=1)
     """Share of the train rows that SFT does not see: preference pairs are made from these, where the model's mistakes are those it
     makes on new problems. 0: both use all."""
+    max_image_size: int = Field(768, ge=16)
+    """Pixels of an image's longer side; larger ones are scaled down, none is enlarged."""
     contamination: float = Field(0.6, gt=0, le=1)
     """A train row that holds this share of a val or test prompt's word 8-grams (and all its numbers) is quarantined."""
 
@@ -279,6 +302,9 @@ class EvaluateConfig(Section):
     """So many sampled answers an item beside the greedy one, for pass@k and majority vote."""
     temperature: float = Field(1.0, gt=0)
     """Of the samples."""
+    ablation: int = Field(200, ge=0)
+    """So many items with an image are asked twice more, with a blank image and with another item's: a model that answers as
+    well then does not look. 0: none."""
     benchmarks: BenchmarksConfig = BenchmarksConfig()
     """For `tunebook bench`."""
     gate: list[GateRule] = []
@@ -468,7 +494,7 @@ def _set(content: dict[str, Any], key: str, value: Any) -> Any:
 def _explain(error: ValidationError) -> str:
     """The first validation error in one line, with the nearest known key for an unknown one."""
     first = error.errors()[0]
-    loc = [str(p) for p in first["loc"] if p not in ("geometry", "chat")]
+    loc = [str(p) for p in first["loc"] if p not in ("geometry", "chat", "mm_math")]
     loc = [error.title, *loc] if error.title in _DATACLASSES else loc
     key = ".".join(loc)
     if first["type"] == "extra_forbidden":
@@ -485,7 +511,7 @@ def _known_keys(loc: list[str]) -> list[str]:
     model: Any = Recipe
     for part in loc[:-1]:
         if part == "sources":
-            return sorted({*GeometrySource.model_fields, *ChatSource.model_fields})
+            return sorted({*GeometrySource.model_fields, *ChatSource.model_fields, *MMMathSource.model_fields})
         model = model.model_fields[part].annotation
     return list(model.model_fields)
 

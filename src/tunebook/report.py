@@ -16,7 +16,7 @@ import yaml
 from matplotlib.figure import Figure
 
 from tunebook import bench, plots
-from tunebook.evaluate import COLUMNS, COMPARED, SAMPLED, cells, compared_cells, markdown, sampled_cells
+from tunebook.evaluate import ABLATED, COLUMNS, COMPARED, SAMPLED, ablated_cells, cells, compared_cells, markdown, sampled_cells
 from tunebook.generate import read_records
 from tunebook.recipe import UserError
 from tunebook.run import read_json, write_text
@@ -60,6 +60,7 @@ def parts(run: Path) -> list[Part]:
         ("pass-rate", plots.pass_counts(stages["pairs"]["pass_counts"])) if stages.get("pairs", {}).get("pass_counts") else None,
         "## Training",
         ("sft-loss", plots.losses(log_history(run / "sft"))) if log_history(run / "sft") else None,
+        _margins(stages),
         ("dpo-metrics", plots.preferences(log_history(run / "dpo"))) if log_history(run / "dpo") else None,
         "## Cost",
         _costs(stages),
@@ -98,10 +99,21 @@ def _results(summary: dict[str, Any]) -> list[Part]:
         markdown(COLUMNS, cells(stages)),
         "Greedy answers; intervals: Wilson 95%. `boxed`, `cut off` and `no answer` tell a gain in format from a gain in skill.",
         *([markdown(SAMPLED, rows)] if (rows := sampled_cells(stages)) else []),
+        *([markdown(ABLATED, rows), ABLATED_NOTE] if (rows := ablated_cells(stages)) else []),
         *([markdown(COMPARED, starred)] if starred else []),
         "Every stage answered the same items: differences in points with a paired bootstrap interval, exact McNemar test (\\*: p < 0.05). "
         "`detectable`: the difference that so many items would show four times out of five.",
     ]
+
+
+ABLATED_NOTE = "The same items with a blank image and with another item's: a model that does as well then answers from the text alone."
+
+
+def _margins(stages: dict[str, Any]) -> str:
+    if not (found := stages.get("dpo", {}).get("image_margins")):
+        return ""
+    shown = "rewards/margins after DPO: {true:.3f} with the true image, {blank:.3f} with a blank one, {swapped:.3f} with another row's"
+    return shown.format(**found) + " (equal: the preference was learnt without looking)."
 
 
 def _benchmarks(run: Path) -> list[Part]:

@@ -14,7 +14,7 @@ from tunebook.data.prepare import data_stage, load, prepare, training_rows
 from tunebook.recipe import Recipe
 from tunebook.run import Stage
 
-COLUMNS = ["prompt", "completion"]
+COLUMNS = ["prompt", "completion", "images"]
 
 
 def sft(recipe: Recipe, force: bool = False, resume: bool = True) -> dict[str, Any]:
@@ -41,8 +41,8 @@ def sft(recipe: Recipe, force: bool = False, resume: bool = True) -> dict[str, A
             model=model,
             args=args,
             processing_class=tokenizer,
-            train_dataset=training_rows(recipe, "sft").select_columns(COLUMNS),
-            eval_dataset=train.eval_rows(args, load(recipe, "val").select_columns(COLUMNS)),
+            train_dataset=train.only(COLUMNS, training_rows(recipe, "sft")),
+            eval_dataset=train.eval_rows(args, train.only(COLUMNS, load(recipe, "val"))),
             callbacks=callbacks,
         )
         if recipe.data.for_pairs:

@@ -11,6 +11,7 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
+from tunebook.data.images import TokenCounter
 from tunebook.recipe import Recipe, UserError
 from tunebook.run import read_json
 
@@ -45,13 +46,44 @@ def eval_rows(args: Any, rows: Any) -> Any:
     return rows if len(rows) and args.eval_strategy != "no" else None
 
 
+def only(columns: list[str], rows: Any) -> Any:
+    """Rows with those of the columns that they have."""
+    return rows.select_columns([name for name in columns if name in rows.column_names])
+
+
+def sees_images(trainer: Any) -> bool:
+    """Whether the trainer's rows have images; they are then tokenised batch by batch."""
+    return "images" in (trainer.train_dataset.column_names or ())
+
+
+def audit_images(trainer: Any, processor: Any) -> dict[str, Any]:
+    """In the first batch every image is there as pixels, and every row has the tokens that its images take.
+
+    Raises UserError when not: the model would be trained blind.
+    """
+    rows = [trainer.train_dataset[i] for i in range(min(AUDITED, len(trainer.train_dataset)))]
+    paths, counter = [row["images"] for row in rows], TokenCounter(processor)
+    batch = trainer.data_collator([dict(row) for row in rows])
+    found = (batch["input_ids"] == processor.image_token_id).sum(1).tolist()
+    twice = len(found) // len(rows)  # chosen and rejected
+    wanted = [counter.soft(shown) for shown in paths] * twice
+    pixels = tuple(batch["pixel_values"].shape) if "pixel_values" in batch else None
+    if pixels is None or found != wanted or not sum(wanted):
+        row = next((i for i, (a, b) in enumerate(zip(found, wanted, strict=True)) if a != b), 0)
+        why = f"row {row} has {found[row]} image tokens, {wanted[row]} are expected" if pixels else "the batch has no pixel_values"
+        raise UserError(f"image audit: {why}; the model would not see the images (raise model.max_seq_length, check model.base)")
+    audit = {"rows": len(rows), "images": sum(map(len, paths)), "image_tokens": sum(wanted) // twice}
+    print(f"Image audit: {audit['images']} images in {len(rows)} rows, {audit['image_tokens']} image tokens, pixel_values {pixels}")
+    return audit
+
+
 def audit_mask(trainer: Any, tokenizer: Any) -> dict[str, Any]:
     """Which tokens will be trained on: counted in the first rows, two rows shown, before a step is made.
 
     Raises UserError when no token or every token of the rows carries loss.
     """
-    rows = trainer.train_dataset.select(range(min(AUDITED, len(trainer.train_dataset))))
-    batch = trainer.data_collator([{k: v for k, v in row.items() if k != "prompt"} for row in rows])
+    rows, images = trainer.train_dataset.select(range(min(AUDITED, len(trainer.train_dataset)))), sees_images(trainer)
+    batch = trainer.data_collator([{k: v for k, v in row.items() if images or k != "prompt"} for row in rows])
     ids, labels, real = (batch[k].tolist() for k in ("input_ids", "labels", "attention_mask"))
     trained = sum(label != -100 for row in labels for label in row)
     share = trained / sum(map(sum, real))
@@ -65,7 +97,7 @@ def audit_mask(trainer: Any, tokenizer: Any) -> dict[str, Any]:
         raise UserError("mask audit: no token carries loss; the completions were cut off or are empty (raise model.max_seq_length, check the data)")
     if share == 1:
         raise UserError("mask audit: every token carries loss, the prompts too; rows need separate `prompt` and `completion` columns")
-    return {"rows": len(ids), "trained_share": round(share, 4)}
+    return {"rows": len(ids), "trained_share": round(share, 4)} | (audit_images(trainer, tokenizer) if images else {})
 
 
 def run(trainer: Any, folder: Path, resume: bool) -> dict[str, Any]:
@@ -122,8 +154,8 @@ def metrics_file(path: Path) -> Any:
 
 
 def _coloured(tokenizer: Any, ids: list[int], labels: list[int], real: list[int]) -> Text:
-    text = Text("  ")
-    for token, label, keep in zip(ids, labels, real, strict=True):
-        if keep:
+    text, image = Text("  "), getattr(tokenizer, "image_token_id", None)
+    for before, token, label, keep in zip([None, *ids], ids, labels, real, strict=False):
+        if keep and not (token == image == before):  # an image's tokens are all the same: one stands for them
             text.append(tokenizer.decode([token]), style="green" if label != -100 else "dim")
     return text

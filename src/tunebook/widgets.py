@@ -52,7 +52,8 @@ def question_box(models: Models, model: str, drawing: Drawing) -> Any:
 
     def answer(text: str, image: Any) -> None:
         out = ipywidgets.Output(layout=wide)
-        talk.children = (*talk.children, _markdown(f"**You:** {text}"), out)
+        picture = () if image is None else (ipywidgets.Image(value=image._repr_png_(), width=min(image.width, 320)),)
+        talk.children = (*talk.children, *picture, _markdown(f"**You:** {text}"), out)
         started, shown, said = time.monotonic(), 0.0, ""
         try:
             pieces = chat.ask(text, image)
@@ -88,7 +89,7 @@ def question_box(models: Models, model: str, drawing: Drawing) -> Any:
         threading.Thread(target=answer, args=(text, image), daemon=True).start()
 
     def on_reset(_: Any) -> None:
-        chat.messages, talk.children, status.value = [], (), ""
+        chat.messages, chat.shown, talk.children, status.value = [], {}, (), ""
 
     def on_model(_: Any) -> None:
         status.value = f"loading {chosen.value} ..."

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 
 from datasketch import MinHash, MinHashLSH
 
-from tunebook.data.sources import Reject, Row
+from tunebook.data.rows import Reject, Row
 from tunebook.verify import boxed, verify
 
 NGRAM = 8
@@ -53,55 +53,59 @@ class Duplicates:
     """Exact and near-duplicates among the questions seen so far.
 
     Near means a Jaccard similarity of word shingles of at least `threshold` (MinHash LSH: Broder 1997, `datasketch`)
-    with the same numbers: the numbers are part of every shingle.
+    with the same numbers (and images): the numbers are part of every shingle.
     """
 
     def __init__(self, threshold: float) -> None:
         self.threshold = threshold
         self.exact: dict[str, str] = {}
-        self.questions: dict[str, str] = {}
+        self.rows: dict[str, Row] = {}
         self.lsh = MinHashLSH(threshold=0.8 * threshold, num_perm=PERMUTATIONS)  # finds candidates; a lower bar misses fewer
 
     def check(self, row: Row) -> Reject | None:
         """Reject a duplicate, else remember the row."""
-        text = " ".join(words(row.question))
+        text = " ".join([*words(row.question), *row.images])
         if text in self.exact:
             return _reject(row, "duplicate", f"of {self.exact[text]}")
-        shingles = self._shingles(row.question)
+        shingles = self._shingles(row)
         minhash = MinHash(num_perm=PERMUTATIONS)
         minhash.update_batch([shingle.encode() for shingle in shingles])
         for other in sorted(self.lsh.query(minhash)):
-            theirs = self._shingles(self.questions[other])
+            theirs = self._shingles(self.rows[other])
             if len(shingles & theirs) >= self.threshold * len(shingles | theirs):
                 return _reject(row, "near-duplicate", f"of {other}")
-        self.exact[text], self.questions[row.source_id] = row.source_id, row.question
+        self.exact[text], self.rows[row.source_id] = row.source_id, row
         self.lsh.insert(row.source_id, minhash, check_duplication=False)
         return None
 
     @staticmethod
-    def _shingles(question: str) -> set[str]:
-        numbers = " ".join(number_list(question))
-        return {f"{shingle}|{numbers}" for shingle in ngrams(question, SHINGLE)}
+    def _shingles(row: Row) -> set[str]:
+        numbers = " ".join(number_list(row.question) + row.images)
+        return {f"{shingle}|{numbers}" for shingle in ngrams(row.question, SHINGLE)}
 
 
 class Contamination:
     """Train rows that hold a val or test question.
 
     A row is contaminated when it has at least `threshold` of a held-out question's word 8-grams (all its words, where
-    it has fewer) and all of its numbers.
+    it has fewer) and all of its numbers, or one of its images. A question without a number is known by its image alone.
     """
 
     def __init__(self, threshold: float, held_out: Iterable[Row]) -> None:
         self.threshold = threshold
         self.index: dict[str, set[int]] = defaultdict(set)
         self.items: list[tuple[str, int, Counter[str]]] = []
+        self.images: dict[str, str] = {}
         for row in held_out:
-            grams = ngrams(row.question, NGRAM)
+            self.images |= dict.fromkeys(row.images, row.source_id)
+            grams = ngrams(row.question, NGRAM) if not row.images or number_list(row.question) else set()
             for gram in grams:
                 self.index[gram].add(len(self.items))
             self.items.append((row.source_id, len(grams), Counter(number_list(row.question))))
 
     def check(self, row: Row) -> Reject | None:
+        if seen := next((self.images[name] for name in row.images if name in self.images), None):
+            return _reject(row, "in the test or val split", f"has the image of {seen}")
         for text in (row.question, row.completion[0]["content"]):
             hits = Counter(item for gram in ngrams(text, NGRAM) for item in self.index.get(gram, ()))
             numbers = Counter(number_list(text))

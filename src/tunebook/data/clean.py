@@ -6,17 +6,15 @@ API_KEY=... BASE_URL=https://host/v1 MODEL=name uv run tunebook clean --recipe m
 from __future__ import annotations
 
 import asyncio
-import base64
 import hashlib
 import itertools
 import json
-import mimetypes
 import re
 import sqlite3
 import threading
 import unicodedata
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,9 +22,11 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
+from tunebook.data import images
 from tunebook.data.checks import NOT_AN_ANSWER
 from tunebook.data.prepare import file_hash
-from tunebook.data.sources import Reject, records
+from tunebook.data.rows import Reject
+from tunebook.data.sources import records
 from tunebook.recipe import CleanConfig, Recipe, UserError, find_file, first_line, secret
 from tunebook.run import Stage
 from tunebook.verify import boxed, verify
@@ -54,7 +54,8 @@ class Raw:
     question: str
     solution: str
     gold: str
-    image: Path | None
+    image: Path | bytes | None
+    image_name: str = ""
 
 
 def clean(recipe: Recipe, force: bool = False) -> dict[str, Any]:
@@ -218,9 +219,14 @@ class _Work:
                 break
             again = f"That is not usable ({reason}). Write it again, complete and in the asked format."
             messages = [*messages, {"role": "assistant", "content": text}, {"role": "user", "content": again}]
-        row = {"source_id": f"{Path(self.config.source).name}:{raw.number}", "prompt": raw.question, "completion": text.strip(), "answer": raw.gold}
+        row: dict[str, Any] = {
+            "source_id": f"{Path(self.config.source).name}:{raw.number}",
+            "prompt": raw.question,
+            "completion": text.strip(),
+            "answer": raw.gold,
+        }
         if raw.image:
-            row["image"] = raw.image.name
+            row["images"] = [raw.image_name]
         self._keep(number, reason, row if not reason else {**row, "reason": reason, "original": raw.solution})
 
     async def _ask(self, client: Any, limiter: Any, messages: list[dict[str, Any]]) -> tuple[str, bool]:
@@ -261,9 +267,7 @@ class _Work:
         text = re.sub(r"\{question\}|\{solution\}", lambda m: parts[m[0]], self.template)
         if raw.image is None or not self.config.send_images:
             return text
-        kind = mimetypes.guess_type(raw.image.name)[0] or "image/png"
-        url = f"data:{kind};base64,{base64.b64encode(raw.image.read_bytes()).decode()}"
-        return [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": text}]
+        return [{"type": "image_url", "image_url": {"url": images.data_url(raw.image)}}, {"type": "text", "text": text}]
 
     def _keep(self, number: int, reason: str, body: dict[str, Any]) -> None:
         self.db.execute(
@@ -304,12 +308,12 @@ def _server(config: CleanConfig) -> Server:
 
 def _rows(config: CleanConfig) -> Iterator[Raw | Reject]:
     """The source's rows; what cannot be asked comes as a Reject."""
-    folder = find_file(config.source).parent if Path(config.source).suffix else Path.cwd()
+    find = images.finder(find_file(config.source).parent if Path(config.source).suffix else Path.cwd())
     for number, raw in itertools.islice(records(config.source, config.hub_split, "clean.source"), config.limit):
-        yield raw if isinstance(raw, Reject) else _raw(config, folder, number, raw)
+        yield raw if isinstance(raw, Reject) else _raw(config, find, number, raw)
 
 
-def _raw(config: CleanConfig, folder: Path, number: int, raw: dict[str, Any]) -> Raw | Reject:
+def _raw(config: CleanConfig, find: Callable[[str], Path | bytes], number: int, raw: dict[str, Any]) -> Raw | Reject:
     source_id = f"{Path(config.source).name}:{number}"
     kept = {k: v for k, v in raw.items() if isinstance(v, str | int | float)}
     for column in (config.question, config.solution):
@@ -318,12 +322,15 @@ def _raw(config: CleanConfig, folder: Path, number: int, raw: dict[str, Any]) ->
     gold = raw.get(config.answer) if config.answer else boxed(raw[config.solution])
     if gold is None or not str(gold).strip():
         return Reject(source_id, "no answer to check against", f"no {config.answer or 'boxed answer'}", kept)
-    image = None
-    if config.image:
-        image = (folder / str(raw.get(config.image))).resolve()
-        if not image.is_relative_to(folder.resolve()) or not image.is_file():
-            return Reject(source_id, "image", f"{raw.get(config.image)!r} is not in {folder.name}", kept)
-    return Raw(number, raw[config.question], raw[config.solution], str(gold), image)
+    image, name = None, str(raw.get(config.image)) if config.image else ""
+    if name:
+        try:
+            image = find(name)
+            if config.send_images:
+                images.read(image)
+        except images.BadImage as error:
+            return Reject(source_id, error.reason, str(error), kept)
+    return Raw(number, raw[config.question], raw[config.solution], str(gold), image, name)
 
 
 def _count(config: CleanConfig) -> int | None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import cmath
 import contextlib
+import itertools
 import json
 import math
 import random
@@ -22,7 +23,7 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from tunebook.data.canvas import Canvas
-from tunebook.data.geometry import FAMILIES, SLICES, Problem, Values, problems
+from tunebook.data.geometry import Problem, Values, problems
 from tunebook.recipe import UserError
 
 Sketch = Callable[[Canvas, Values, str], None]
@@ -68,7 +69,7 @@ def solution(problem: Problem) -> str:
 def write_sample(folder: Path, rows: int, seed: int) -> None:
     """Write `rows` problems with their figures as `images/<n>.png` and `MM_Math.jsonl`, all families in turn.
 
-    The same call gives the same bytes. The problems are of the `train` split and of the families that it lacks.
+    The same call gives the same bytes. The problems are of the `train` split: who trains on them has seen no held-out problem.
     Raises UserError when there are fewer problems, or when the folder holds something already.
     """
     if folder.exists() and any(folder.iterdir()):
@@ -91,21 +92,19 @@ def _row(problem: Problem, file_name: str) -> dict[str, str]:
 
 
 def _chosen(rows: int, seed: int) -> list[Problem]:
-    """Different problems, those of held-out families mixed in at their share, in random order."""
-    held_out = rows * sum(f.held_out for f in FAMILIES.values()) // len(FAMILIES)
-    train, new = _different("train", SLICES[:1], seed), _different("test", SLICES[2:], seed)
-    chosen = [p for stream, n in ((train, rows - held_out), (new, held_out)) for p, _ in zip(stream, range(n), strict=False)]
+    """Different problems in random order."""
+    chosen = list(itertools.islice(_different(seed), rows))
     if len(chosen) < rows:
         raise UserError(f"there are {len(chosen)} different problems, {rows} were asked for")
     random.Random(seed).shuffle(chosen)  # noqa: S311 - a seeded order, not a secret
     return chosen
 
 
-def _different(split: str, slices: tuple[str, ...], seed: int) -> Iterator[Problem]:
-    """Problems until the split is exhausted, none twice, whatever its wording or the order of its values."""
+def _different(seed: int) -> Iterator[Problem]:
+    """Problems until there are no more, none twice, whatever its wording or the order of its values."""
     seen: set[tuple[str, tuple[int, ...]]] = set()
     with contextlib.suppress(ValueError):  # the split is exhausted
-        for problem in problems(split, 10**9, seed, slices):
+        for problem in problems("train", 10**9, seed):
             key = problem.family, tuple(sorted(value for _, value in problem.values))
             if key not in seen and _exists(problem):
                 seen.add(key)

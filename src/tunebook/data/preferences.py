@@ -11,12 +11,14 @@ import itertools
 import json
 import re
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 from tunebook.data import checks
 from tunebook.data.checks import NOT_AN_ANSWER, words
 from tunebook.data.prepare import load
-from tunebook.data.sources import Messages, Prompts, Reject, Row, conversation, gold_of, records
+from tunebook.data.rows import Messages, Reject, Row
+from tunebook.data.sources import Prompts, conversation, gold_of, records
 from tunebook.recipe import PairsConfig, Recipe
 from tunebook.verify import verify
 
@@ -157,6 +159,7 @@ def _existing(source_id: str, raw: dict[str, Any], prompts: Prompts, count_token
         "chosen_tokens": count_tokens(chosen[0]["content"]),
         "rejected_tokens": count_tokens(rejected[0]["content"]),
         "sampling": "",
+        "images": [],
     }
 
 
@@ -166,6 +169,7 @@ def _row(source_id: str, prompt: Messages, completion: Messages, tokens: int = 0
 
 def make_pair(config: PairsConfig, row: dict[str, Any], chosen: Sample, rejected: Sample, strategy: str) -> Pair:
     pair = {"prompt": row["prompt"], "source_id": row["source_id"], "strategy": strategy, "gold": row["gold"]}
+    pair["images"] = [Path(path).name for path in row.get("images") or []]
     for side, sample in (("chosen", chosen), ("rejected", rejected)):
         pair[side] = [{"role": "assistant", "content": sample["text"]}]
         pair[f"{side}_correct"] = verify(sample["text"], row["gold"], boxed_only=True).correct

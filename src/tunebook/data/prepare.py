@@ -19,8 +19,8 @@ from rich.table import Table
 from tqdm.auto import tqdm
 
 from tunebook import models
-from tunebook.data import checks, sources
-from tunebook.data.sources import SPLITS, Reject, Row
+from tunebook.data import checks, images, sources
+from tunebook.data.rows import SPLITS, Reject, Row
 from tunebook.recipe import ChatSource, Recipe, UserError, find_file, first_line
 from tunebook.run import Stage
 
@@ -41,12 +41,13 @@ def prepare(recipe: Recipe, force: bool = False) -> dict[str, Any]:
     if stage.skip(force):
         return stage.result
     with stage.open(resume=False) as folder:
-        kept, rejects = _check(recipe)
+        kept, rejects = _check(recipe, folder / "images")
         if not kept["train"]:
             reasons = ", ".join(f"{n} {reason}" for reason, n in Counter(r.reason for r in rejects).most_common())
             raise UserError(f"no training row is left ({reasons or 'the sources are empty'})")
+        columns = COLUMNS | ({"images": "files"} if any(row.images for rows in kept.values() for row in rows) else {})
         for split, rows in kept.items():
-            write_parquet([asdict(row) for row in rows], folder / f"{split}.parquet", **COLUMNS)
+            write_parquet([asdict(row) for row in rows], folder / f"{split}.parquet", **columns)
         write_quarantine(rejects, folder / "quarantine.jsonl")
         stage.record = {
             "rows": {split: len(rows) for split, rows in kept.items()},
@@ -55,6 +56,8 @@ def prepare(recipe: Recipe, force: bool = False) -> dict[str, Any]:
             "fingerprints": {split: _fingerprint(rows) for split, rows in kept.items()},
             "tokens": {split: _lengths(rows) for split, rows in kept.items()},
         }
+        if "images" in columns:
+            stage.record["images"] = {split: len({name for row in rows for name in row.images}) for split, rows in kept.items()}
     return stage.result
 
 
@@ -92,7 +95,18 @@ def load(recipe: Recipe, split: str) -> Any:
     path = recipe.run_dir / "data" / f"{split}.parquet"
     if not path.exists():
         raise UserError(f"no {path}: run `tunebook prepare --recipe {recipe.name}` first")
-    return read_parquet(path)
+    return read_rows(recipe, path)
+
+
+def read_rows(recipe: Recipe, path: Path) -> Any:
+    """A Parquet file of the run as a `datasets.Dataset`; `images`, where rows have some, are whole paths."""
+    rows = read_parquet(path)
+    if "images" not in rows.column_names:
+        return rows
+    import datasets
+
+    places = [[str(recipe.run_dir / "data" / "images" / name) for name in names] for names in rows["images"]]
+    return rows.remove_columns("images").add_column("images", places, feature=datasets.List(datasets.Value("string")))
 
 
 def training_rows(recipe: Recipe, stage: Literal["sft", "pairs"]) -> Any:
@@ -113,11 +127,12 @@ def read_parquet(path: Path) -> Any:
 
 
 def write_parquet(rows: list[dict[str, Any]], path: Path, **columns: str) -> None:
-    """Rows as Parquet; `columns` maps each name to `messages` or to a `datasets` type such as `string`."""
+    """Rows as Parquet; `columns` maps each name to `messages`, `files` or a `datasets` type such as `string`."""
     import datasets
 
-    message = datasets.List({"role": datasets.Value("string"), "content": datasets.Value("string")})
-    features = datasets.Features({name: message if kind == "messages" else datasets.Value(kind) for name, kind in columns.items()})
+    text = datasets.Value("string")
+    kinds = {"messages": datasets.List({"role": text, "content": text}), "files": datasets.List(text)}
+    features = datasets.Features({name: kinds.get(kind) or datasets.Value(kind) for name, kind in columns.items()})
     datasets.disable_progress_bars()
     datasets.Dataset.from_dict({name: [row[name] for row in rows] for name in columns}, features=features).to_parquet(path)
     datasets.enable_progress_bars()
@@ -129,25 +144,28 @@ def write_quarantine(rejects: list[Reject], path: Path) -> None:
         out.writelines(json.dumps(asdict(reject), ensure_ascii=True, default=str) + "\n" for reject in rejects)
 
 
-def tokenizer(recipe: Recipe) -> Any:
-    """The base model's tokenizer, without loading the model or importing Unsloth."""
+def tokenizer(recipe: Recipe, images: bool = False) -> Any:
+    """The base model's tokenizer (or, for `images`, its processor), without loading the model or importing Unsloth.
+
+    Raises UserError when there is no such model, or when it sees no images.
+    """
     models.set_environment()
-    from transformers import AutoTokenizer
+    from transformers import AutoProcessor, AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(models.resolve(recipe.model.base), revision=recipe.model.revision)
+        return (AutoProcessor if images else AutoTokenizer).from_pretrained(models.resolve(recipe.model.base), revision=recipe.model.revision)
     except (OSError, ValueError) as error:
         raise UserError(f"model.base: no model at {recipe.model.base!r} ({first_line(error)})") from None
 
 
-def _check(recipe: Recipe) -> tuple[dict[str, list[Row]], list[Reject]]:
+def _check(recipe: Recipe, folder: Path) -> tuple[dict[str, list[Row]], list[Reject]]:
     """The rows of each split that pass every check, and the rejected ones. A held-out row wins over its copy in train."""
-    tok = tokenizer(recipe)
+    count = _token_counter(recipe, folder)
     sorted_out: dict[str, list[Row]] = {split: [] for split in SPLITS}
     rejects: list[Reject] = []
 
     def check_length(row: Row) -> Reject | None:
-        row.tokens = len(tok.apply_chat_template(row.prompt + row.completion, tokenize=True, return_dict=True)["input_ids"])
+        row.tokens = count(row)
         return checks.check_length(row, recipe.model.max_seq_length)
 
     def keep(rows: Iterable[Row | Reject], *checked: Check) -> None:
@@ -157,7 +175,7 @@ def _check(recipe: Recipe) -> tuple[dict[str, list[Row]], list[Reject]]:
             else:
                 rejects.append(row)
 
-    keep(tqdm(sources.read(recipe), desc="checking", unit="row", mininterval=1), checks.check_content, check_length)
+    keep(tqdm(sources.read(recipe, folder), desc="checking", unit="row", mininterval=1), checks.check_content, check_length)
     held_out: list[Row] = []
     for split in ("test", "val", "train"):
         rows, sorted_out[split] = sorted_out[split], []
@@ -165,6 +183,26 @@ def _check(recipe: Recipe) -> tuple[dict[str, list[Row]], list[Reject]]:
         keep(rows, contamination.check, checks.Duplicates(recipe.data.near_duplicate).check)
         held_out += sorted_out[split]
     return sorted_out, rejects
+
+
+def _token_counter(recipe: Recipe, folder: Path) -> Callable[[Row], int]:
+    """Counts a row's tokens as the trainer sees them, those of its images too."""
+    tok = tokenizer(recipe)
+    processors: list[images.TokenCounter] = []
+
+    def count(row: Row) -> int:
+        messages: list[Any] = row.prompt + row.completion
+        if not row.images:
+            return len(tok.apply_chat_template(messages, tokenize=True, return_dict=True)["input_ids"])
+        if not processors:
+            processor = tokenizer(recipe, images=True)
+            if not hasattr(processor, "image_processor"):
+                raise UserError(f"the data have images, but {recipe.model.base} sees none: choose another model.base")
+            processors.append(images.TokenCounter(processor))
+        text = images.render(processors[0].processor, messages, len(row.images), answer_next=False)
+        return len(tok(text, add_special_tokens=False)["input_ids"]) + processors[0].added(folder / name for name in row.images)
+
+    return count
 
 
 def _lengths(rows: list[Row]) -> dict[str, int]:
@@ -177,7 +215,8 @@ def _lengths(rows: list[Row]) -> dict[str, int]:
 def _fingerprint(rows: list[Row]) -> str:
     digest = hashlib.sha256()
     for row in rows:
-        digest.update(json.dumps(asdict(row), sort_keys=True).encode())
+        known = {k: v for k, v in asdict(row).items() if k != "images" or v}  # text alone has the fingerprint it always had
+        digest.update(json.dumps(known, sort_keys=True).encode())
     return digest.hexdigest()[:16]
 
 

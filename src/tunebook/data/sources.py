@@ -5,57 +5,31 @@ A row is conversational, as TRL wants it: `prompt` and `completion` are lists of
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tunebook.data import geometry
-from tunebook.recipe import ChatSource, GeometrySource, Recipe, UserError, find_file, first_line
+from filelock import FileLock
 
-Messages = list[dict[str, str]]
-SPLITS = ("train", "val", "test")
+from tunebook.data import figures, geometry, images
+from tunebook.data.images import BadImage
+from tunebook.data.rows import Messages, Reject, Row, split_of
+from tunebook.models import cache_dir
+from tunebook.recipe import ChatSource, GeometrySource, MMMathSource, Recipe, UserError, find_file, first_line
+from tunebook.verify import boxed
 
-
-@dataclass
-class Row:
-    """One example. `gold` is the exact final answer where there is one; `slice` and `group` are for reports."""
-
-    source_id: str
-    split: str
-    prompt: Messages
-    completion: Messages
-    gold: str | None = None
-    slice: str = ""
-    group: str = ""
-    difficulty: str = ""
-    tokens: int = 0
-    """Of prompt and completion together, as the trainer sees them; filled in by `prepare`."""
-
-    @property
-    def question(self) -> str:
-        """What the user asks: the text of all messages but the system's."""
-        return "\n".join(m["content"] for m in self.prompt if m["role"] != "system")
+SAMPLE = 1
+"""Version of the figures that `sample` draws; a new number draws them anew."""
 
 
-@dataclass
-class Reject:
-    """Something that is not trained on, and why. Ends in `quarantine.jsonl`."""
-
-    source_id: str
-    reason: str
-    detail: str = ""
-    row: dict[str, Any] = field(default_factory=dict)
-
-
-def read(recipe: Recipe) -> Iterator[Row | Reject]:
-    """All sources of a recipe, one after the other. The order is the same every time."""
+def read(recipe: Recipe, folder: Path) -> Iterator[Row | Reject]:
+    """All sources of a recipe, one after the other, with their images checked and written to `folder`. The order is the same every time."""
     prompts = Prompts(recipe)
     for source in recipe.data.sources:
         reader: Callable[..., Iterator[Row | Reject]] = READERS[source.format]
-        yield from reader(source, recipe, prompts)
+        rows = images.stored(reader(source, recipe, prompts), folder, recipe.data.max_image_size)
+        yield from images.together(rows, source.val, source.test)
 
 
 class Prompts:
@@ -105,6 +79,7 @@ def read_geometry(source: GeometrySource, recipe: Recipe, prompts: Prompts) -> I
 
 def read_chat(source: ChatSource, recipe: Recipe, prompts: Prompts) -> Iterator[Row | Reject]:
     """`messages`, or `prompt` + `completion` as text or messages, with an optional `answer`."""
+    find = images.finder(Path(source.images or Path(local_path(source, recipe)).parent))
     for number, raw in records(local_path(source, recipe), source.hub_split, "data.sources"):
         source_id = f"{Path(source.path).name}:{number}"
         if isinstance(raw, Reject):
@@ -116,9 +91,90 @@ def read_chat(source: ChatSource, recipe: Recipe, prompts: Prompts) -> Iterator[
             yield Reject(source_id, "schema", str(error), raw)
             continue
         row = Row(source_id, source.split or "train", prompt, completion, gold=gold_of(raw), slice=str(raw.get("slice") or ""))
+        try:
+            row.images = _images(raw, find)
+        except BadImage as error:
+            yield Reject(source_id, error.reason, str(error), raw)
+            continue
         if source.split is None:
-            row.split = _split(row.question, source.val, source.test)
+            row.split = "" if row.images else split_of(row.question, source.val, source.test)
         yield row
+
+
+def read_mm_math(source: MMMathSource, recipe: Recipe, prompts: Prompts) -> Iterator[Row | Reject]:
+    """MM_Math's rows (Sun et al. 2024): the last `\\boxed{}` of `solution` is the answer, `difficult` the slice, `knowledge` the group."""
+    path = str(mm_math_sample(source.rows, recipe.seed)) if source.path == "sample" else source.path
+    place, found = _mm_math(path, source.hub_split)
+    find = images.finder(place)
+    for number, raw in found:
+        source_id = f"{Path(path).name}:{number}"
+        if isinstance(raw, Reject):
+            yield raw
+            continue
+        kept = {k: v for k, v in raw.items() if isinstance(v, str | int | float)}
+        try:
+            missing = next((k for k in ("question", "solution") if not isinstance(raw.get(k), str)), None)
+            if missing:
+                raise BadImage("schema", f"{missing}: not text")
+            shown = _images(raw, find)
+            if not shown:
+                raise BadImage("image missing", "the row names no image")
+        except BadImage as error:
+            yield Reject(source_id, error.reason, str(error), kept)
+            continue
+        if (gold := boxed(raw["solution"])) is None or not gold.strip():
+            yield Reject(source_id, "no answer", "the solution has no \\boxed{}", kept)
+            continue
+        level, knowledge = (str(raw.get(column) or "") for column in ("difficult", "knowledge"))
+        solution = [{"role": "assistant", "content": raw["solution"].strip()}]
+        yield Row(source_id, source.split or "", prompts.ask(raw["question"]), solution, gold, level, knowledge, level, shown)
+
+
+def mm_math_sample(rows: int, seed: int) -> Path:
+    """The folder with the project's own problems as figures, drawn once into the user's cache."""
+    folder = cache_dir() / f"mm-math-sample-v{SAMPLE}-{rows}-{seed}"
+    with FileLock(f"{folder}.lock"):
+        if not folder.exists():
+            figures.write_sample(folder, rows, seed)
+    return folder
+
+
+def _mm_math(path: str, hub_split: str) -> tuple[Path, Iterator[tuple[int, dict[str, Any] | Reject]]]:
+    """Where images lie (a folder or a zip file) and the rows. Raises UserError when there is no such data."""
+    if not Path(path).suffix and not Path(path).is_dir():
+        path = _download(path)
+    if not Path(path).is_dir():
+        return Path(path).parent, records(path, hub_split, "data.sources")
+    tables, archives = (sorted(Path(path).glob(kind)) for kind in ("*.jsonl", "*.zip"))
+    if len(tables) != 1:
+        raise UserError(f"data.sources: {path} should hold one .jsonl file, it holds {len(tables)}")
+    packed = bool(archives) and not any(p.is_dir() for p in Path(path).iterdir())
+    return archives[0] if packed else Path(path), records(str(tables[0]), hub_split, "data.sources")
+
+
+def _download(hub_id: str) -> str:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return str(snapshot_download(hub_id, repo_type="dataset"))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        raise UserError(f"data.sources: {hub_id} is neither a folder nor a data set of the hub that can be read ({first_line(error)})") from None
+
+
+def _images(raw: dict[str, Any], find: Callable[[str], Path | bytes]) -> list[Path | bytes]:
+    """The image files (or bytes) that a row names as `images`, `image` or `file_name`. Raises BadImage for one that is not there."""
+    given: Any = next((raw[k] for k in ("images", "image", "file_name") if raw.get(k)), [])
+    out: list[Path | bytes] = []
+    for one in given if isinstance(given, list) else [given]:
+        name = one.get("path") if isinstance(one, dict) else one  # `datasets` keeps an image as {bytes, path}
+        if isinstance(one, dict) and one.get("bytes"):
+            out.append(one["bytes"])
+        elif isinstance(name, str):
+            out.append(find(name))
+        else:
+            raise BadImage("schema", f"image: {type(one).__name__} is no file name")
+    return out
 
 
 def local_path(source: ChatSource, recipe: Recipe) -> str:
@@ -129,7 +185,7 @@ def local_path(source: ChatSource, recipe: Recipe) -> str:
     return path
 
 
-READERS: dict[str, Callable[..., Iterator[Row | Reject]]] = {"geometry": read_geometry, "chat": read_chat}
+READERS: dict[str, Callable[..., Iterator[Row | Reject]]] = {"geometry": read_geometry, "chat": read_chat, "mm_math": read_mm_math}
 
 
 def records(path: str, hub_split: str, key: str) -> Iterator[tuple[int, dict[str, Any] | Reject]]:
@@ -149,7 +205,11 @@ def records(path: str, hub_split: str, key: str) -> Iterator[tuple[int, dict[str
     else:
         found = {"path": path, "split": hub_split}
     try:
-        yield from enumerate(datasets.load_dataset(**found, streaming=True), 1)
+        rows = datasets.load_dataset(**found, streaming=True)
+        for name, feature in (rows.features or {}).items():
+            if isinstance(feature, datasets.Image):
+                rows = rows.cast_column(name, datasets.Image(decode=False))  # checked and decoded with the rest
+        yield from enumerate(rows, 1)
     except (OSError, ValueError) as error:  # not found, no network, a damaged file
         raise UserError(f"{key}: cannot read {path} ({first_line(error)})") from None
 
@@ -206,9 +266,3 @@ def gold_of(raw: dict[str, Any]) -> str | None:
     """The exact final answer of a raw row (`answer` or `gold`), if it has one."""
     answer = raw.get("answer", raw.get("gold"))
     return None if answer is None else str(answer)
-
-
-def _split(question: str, val: float, test: float) -> str:
-    """By a hash of the question: the same row stays in the same split when rows are added or reordered."""
-    share = int(hashlib.sha256(question.encode("utf-8", "surrogatepass")).hexdigest()[:13], 16) / 16**13
-    return "test" if share < test else "val" if share < test + val else "train"

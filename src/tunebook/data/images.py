@@ -1,0 +1,241 @@
+"""Images of rows: checked, made RGB, scaled, and kept once by content. Also what a model gets in their place to see whether it looks."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import io
+import itertools
+import os
+import threading
+import warnings
+import zipfile
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Literal
+
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from tunebook.data.rows import Messages, Reject, Row, split_of
+from tunebook.recipe import UserError, first_line
+
+warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # `read` refuses such an image
+CHUNK = 256
+"""Rows whose images are under way at a time: memory stays flat however many rows there are."""
+Instead = Literal["true", "blank", "swapped"]
+"""What is shown of a row's image: itself, a white one of the same size, or that of another row."""
+
+
+class BadImage(ValueError):
+    """Why an image cannot be used: `reason` is one of a few words, the text says more."""
+
+    def __init__(self, reason: str, detail: str = "") -> None:
+        super().__init__(detail or reason)
+        self.reason = reason
+
+
+def read(source: Path | bytes, max_size: int | None = None) -> Image.Image:
+    """An image as RGB, upright, on white where it is transparent, its longer side at most `max_size` pixels (never enlarged).
+
+    Raises BadImage for a file that is missing, empty, cut short, no image, or too large to be decoded safely.
+    """
+    try:
+        data = source if isinstance(source, bytes) else source.read_bytes()
+    except OSError as error:
+        raise BadImage("image missing", first_line(error)) from None
+    if not data:
+        raise BadImage("image empty", "0 bytes")
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            if image.width * image.height > (Image.MAX_IMAGE_PIXELS or 0):
+                raise BadImage("image too large", f"{image.width} x {image.height} pixels")
+            found = ImageOps.exif_transpose(image)
+            if found.has_transparency_data:  # converted directly, black lines on nothing become black on black
+                found = Image.alpha_composite(Image.new("RGBA", found.size, "white"), found.convert("RGBA"))
+            found = found.convert("RGB")
+    except Image.DecompressionBombError as error:
+        raise BadImage("image too large", first_line(error)) from None
+    except UnidentifiedImageError:
+        raise BadImage("not an image", f"starts with {data[:16]!r}") from None
+    except (OSError, SyntaxError, ValueError, EOFError) as error:
+        if isinstance(error, BadImage):
+            raise
+        raise BadImage("image damaged", first_line(error)) from None
+    if max_size:
+        found.thumbnail((max_size, max_size), Image.Resampling.LANCZOS)
+    return found
+
+
+def finder(place: Path) -> Callable[[str], Path | bytes]:
+    """Finds images by name in a folder and the folders in it, or in a zip file. What it returns raises BadImage for a name
+    that is not there or leads out of the folder."""
+    if place.is_file():
+        return _in_zip(place)
+    root = place.resolve()
+    places = [root, *sorted(p for p in root.iterdir() if p.is_dir())] if root.is_dir() else [root]
+
+    def find(name: str) -> Path:
+        for folder in places:
+            path = (folder / name).resolve()
+            if not path.is_relative_to(root):
+                raise BadImage("image outside the folder", repr(name))
+            if path.is_file():
+                return path
+        raise BadImage("image missing", f"no {name!r} in {place}")
+
+    return find
+
+
+def _in_zip(archive: Path) -> Callable[[str], bytes]:
+    try:
+        files = zipfile.ZipFile(archive)
+    except (zipfile.BadZipFile, OSError) as error:
+        raise UserError(f"{archive} cannot be read: {first_line(error)}") from None
+    members = {m: m for m in files.namelist()} | {m.partition("/")[2]: m for m in files.namelist()}
+
+    def find(name: str) -> bytes:
+        if name not in members:
+            raise BadImage("image missing", f"no {name!r} in {archive}")
+        try:
+            return files.read(members[name])
+        except (zipfile.BadZipFile, OSError) as error:
+            raise BadImage("image damaged", first_line(error)) from None
+
+    return find
+
+
+def store(image: Image.Image, folder: Path) -> str:
+    """Write an RGB image to `<hash of its pixels>.png`, and a white one of its size beside it; returns the name."""
+    digest = hashlib.sha256(f"{image.size}".encode() + image.tobytes()).hexdigest()[:20]
+    _save(image, folder / f"{digest}.png")
+    _save(Image.new("RGB", image.size, "white"), folder / f"blank-{image.width}x{image.height}.png")
+    return f"{digest}.png"
+
+
+def stored(rows: Iterable[Row | Reject], folder: Path, max_size: int) -> Iterator[Row | Reject]:
+    """The rows with their images in `folder` and the names in `Row.images`; one with a bad image becomes a `Reject`.
+
+    Several at a time: decoding, scaling and writing run outside Python's lock.
+    """
+
+    def keep(row: Row | Reject) -> Row | Reject:
+        if isinstance(row, Reject) or not row.images:
+            return row
+        try:
+            row.images = [store(read(image, max_size), folder) for image in row.images]
+        except BadImage as error:
+            return Reject(row.source_id, error.reason, str(error), {"question": row.question})
+        return row
+
+    rows = iter(rows)
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+        while chunk := list(itertools.islice(rows, CHUNK)):
+            if any(isinstance(row, Row) and row.images for row in chunk):
+                folder.mkdir(parents=True, exist_ok=True)
+            yield from pool.map(keep, chunk)
+
+
+def together(rows: Iterable[Row | Reject], val: float, test: float) -> Iterator[Row | Reject]:
+    """Rows that have no split yet get one, those that share an image or a question the same; they come last.
+
+    A question without a number (`What is the angle at C?`) is another one with each image.
+    """
+    from scipy.cluster.hierarchy import DisjointSet
+
+    waiting: list[Row] = []
+    groups = DisjointSet()
+    for row in rows:
+        if isinstance(row, Reject) or row.split:
+            yield row
+            continue
+        waiting.append(row)
+        keys = _keys(row)
+        for key in keys:
+            groups.add(key)
+            groups.merge(keys[0], key)
+    first = {root: min(groups.subset(root)) for root in {groups[_keys(row)[0]] for row in waiting}}
+    for row in waiting:
+        row.split = split_of(first[groups[_keys(row)[0]]], val, test)
+        yield row
+
+
+def _keys(row: Row) -> list[str]:
+    return [*row.images, *([row.question] if any(c.isdigit() for c in row.question) else [])]
+
+
+def render(tokenizer: Any, messages: Messages, count: int, answer_next: bool = True) -> str:
+    """Messages as text by the chat template of a tokenizer or processor, with the placeholders of `count` images before the first
+    question, where TRL puts them in training."""
+    given: list[Any] = list(messages)
+    if hasattr(tokenizer, "image_processor"):
+        from trl.data_utils import prepare_multimodal_messages
+
+        given = prepare_multimodal_messages(given, [""] * count)
+    return str(tokenizer.apply_chat_template(given, tokenize=False, add_generation_prompt=answer_next))
+
+
+def instead(kind: Instead, rows: list[list[str]]) -> list[list[str]]:
+    """The image files of rows with each in place of itself (`true`), a blank one of its size, or those of the next row whose are others."""
+    if kind == "true":
+        return rows
+    if kind == "blank":
+        return [[_blank(path) for path in row] for row in rows]
+    return [next((rows[(i + k) % len(rows)] for k in range(1, len(rows)) if rows[(i + k) % len(rows)] != row), row) for i, row in enumerate(rows)]
+
+
+def open_all(paths: Iterable[str]) -> list[Image.Image]:
+    """Stored images as PIL. Raises UserError when one is gone."""
+    try:
+        return [read(Path(path)) for path in paths]
+    except BadImage as error:
+        raise UserError(f"an image of the data cannot be read ({error}): run `tunebook prepare --force`") from None
+
+
+def data_url(source: Path | bytes) -> str:
+    """An image as OpenAI-compatible servers take it."""
+    out = io.BytesIO()
+    read(source).save(out, "PNG")
+    return f"data:image/png;base64,{base64.b64encode(out.getvalue()).decode()}"
+
+
+class TokenCounter:
+    """Tokens that images add to a rendered prompt, by asking the processor once for each size of image."""
+
+    def __init__(self, processor: Any) -> None:
+        self.processor, self._known = processor, dict[tuple[int, int], tuple[int, int]]()
+
+    def added(self, paths: Iterable[str | Path]) -> int:
+        """Tokens beyond the one placeholder that the chat template writes for each image."""
+        return sum(self._ask(size)[0] for size in map(_size, paths))
+
+    def soft(self, paths: Iterable[str | Path]) -> int:
+        """Tokens that stand for the images themselves (`image_token_id`), without what frames them."""
+        return sum(self._ask(size)[1] for size in map(_size, paths))
+
+    def _ask(self, size: tuple[int, int]) -> tuple[int, int]:
+        if size not in self._known:
+            parts = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "?"}]}]
+            text = self.processor.apply_chat_template(parts, tokenize=False)
+            whole = self.processor(text=[text], images=[[Image.new("RGB", size, "white")]], add_special_tokens=False)["input_ids"][0]
+            added = len(whole) - len(self.processor.tokenizer(text, add_special_tokens=False)["input_ids"])
+            self._known[size] = added, list(whole).count(self.processor.image_token_id)
+        return self._known[size]
+
+
+def _size(path: str | Path) -> tuple[int, int]:
+    with Image.open(path) as image:
+        return image.size
+
+
+def _blank(path: str) -> str:
+    width, height = _size(path)
+    return str(Path(path).with_name(f"blank-{width}x{height}.png"))
+
+
+def _save(image: Image.Image, path: Path) -> None:
+    """So that a reader, or another thread, never sees half of it."""
+    if not path.exists():
+        temporary = path.with_name(f".{path.name}.{threading.get_ident()}.tmp")
+        image.save(temporary, "PNG")
+        temporary.replace(path)

@@ -1,0 +1,52 @@
+"""What data are made of: a `Row` is an example, a `Reject` is something that is not trained on, with the reason.
+
+A row is conversational, as TRL wants it: `prompt` and `completion` are lists of messages.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field
+from typing import Any
+
+Messages = list[dict[str, str]]
+SPLITS = ("train", "val", "test")
+
+
+@dataclass
+class Row:
+    """One example. `gold` is the exact final answer where there is one; `slice` and `group` are for reports."""
+
+    source_id: str
+    split: str
+    prompt: Messages
+    completion: Messages
+    gold: str | None = None
+    slice: str = ""
+    group: str = ""
+    difficulty: str = ""
+    images: list[Any] = field(default_factory=list)
+    """A reader gives files (or their bytes); in the data they are names in `data/images`."""
+    tokens: int = 0
+    """Of prompt and completion together, as the trainer sees them; filled in by `prepare`."""
+
+    @property
+    def question(self) -> str:
+        """What the user asks: the text of all messages but the system's."""
+        return "\n".join(m["content"] for m in self.prompt if m["role"] != "system")
+
+
+@dataclass
+class Reject:
+    """Something that is not trained on, and why. Ends in `quarantine.jsonl`."""
+
+    source_id: str
+    reason: str
+    detail: str = ""
+    row: dict[str, Any] = field(default_factory=dict)
+
+
+def split_of(text: str, val: float, test: float) -> str:
+    """By a hash of the text (of a question): the same row stays in the same split when rows are added or reordered."""
+    share = int(hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:13], 16) / 16**13
+    return "test" if share < test else "val" if share < test + val else "train"

@@ -1,0 +1,254 @@
+"""Images of rows: what is broken is put aside with its reason, the rest is RGB, scaled, kept once, and never in two splits."""
+
+from __future__ import annotations
+
+import io
+import json
+import zipfile
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import yaml
+from PIL import Image
+
+from tunebook import models
+from tunebook.data import figures, geometry, images, sources
+from tunebook.data.images import BadImage
+from tunebook.data.prepare import load, prepare
+from tunebook.data.rows import Reject, Row
+from tunebook.recipe import ROOT, UserError, load_recipe
+
+
+def drawing(i: int, size: tuple[int, int] = (120, 90)) -> Image.Image:
+    image = Image.new("RGB", size, "white")
+    image.paste((i % 256, 40, 90), (10, 10, 30 + i % 50, 40))
+    return image
+
+
+def png(image: Image.Image, kind: str = "PNG", **how) -> bytes:
+    out = io.BytesIO()
+    image.save(out, kind, **how)
+    return out.getvalue()
+
+
+def row(i: int, **changed) -> dict:
+    given = {"file_name": f"{i}.png", "question": f"As shown in the figure, side {i} is 5 cm. Find x.", "solution": f"So $x = \\boxed{{{i}}}$."}
+    return given | {"difficult": "easy", "year": "eight", "knowledge": "Triangles"} | changed
+
+
+@pytest.fixture
+def mm_math(tmp_path):
+    """A recipe over a folder in MM_Math's form; call it with rows and {file name: bytes}."""
+
+    def make(rows: list[dict | bytes], files: dict[str, bytes], **source) -> Path:
+        folder = tmp_path / "MM_Math"
+        (folder / "images").mkdir(parents=True)
+        for name, data in files.items():
+            (folder / "images" / name).write_bytes(data)
+        (folder / "MM_Math.jsonl").write_bytes(b"\n".join(r if isinstance(r, bytes) else json.dumps(r).encode() for r in rows) + b"\n")
+        content = yaml.safe_load((ROOT / "configs" / "mm-math-sample.yaml").read_text())
+        content["data"]["sources"] = [{"format": "mm_math", "path": str(folder)} | source]
+        path = tmp_path / "recipe.yaml"
+        path.write_text(yaml.safe_dump(content))
+        return path
+
+    return make
+
+
+def test_every_kind_of_broken_image_and_row_is_put_aside_and_nothing_is_lost(mm_math, tmp_path):
+    whole = png(drawing(1))
+    bomb = png(Image.new("1", (12_000, 12_000)))  # small as a file, 144 million pixels
+    (tmp_path / "secret.png").write_bytes(whole)
+    files = {f"{i}.png": png(drawing(i)) for i in range(40)}
+    files |= {"empty.png": b"", "cut.png": whole[: len(whole) // 2], "text.png": b"<html>404</html>", "bomb.png": bomb}
+    broken: list[tuple[str, dict | bytes]] = [
+        ("image missing", row(41, file_name="nowhere.png")),
+        ("image missing", row(42, file_name="")),
+        ("image empty", row(43, file_name="empty.png")),
+        ("image damaged", row(44, file_name="cut.png")),
+        ("not an image", row(45, file_name="text.png")),
+        ("image too large", row(46, file_name="bomb.png")),
+        ("image outside the folder", row(47, file_name="../../secret.png")),
+        ("image outside the folder", row(48, file_name=str(tmp_path / "secret.png"))),
+        ("schema", {k: v for k, v in row(1).items() if k != "solution"}),
+        ("schema", row(49, file_name=7)),
+        ("no answer", row(2, solution="It is obvious.")),
+        ("empty prompt", row(3, question=" ")),
+        ("error text or refusal", row(4, solution="Error: API call failed \\boxed{4}")),
+        ("bad JSON", b'{"file_name": "5.png", '),
+        ("not UTF-8", b'{"question": "caf\xe9"}'),
+    ]
+    path = mm_math([row(i) for i in range(40)] + [given for _, given in broken], files, split="train")
+    record = prepare(load_recipe(path))
+    assert record["quarantined"] == dict(Counter(reason for reason, _ in broken))
+    assert record["rows"] == {"train": 40, "val": 0, "test": 0} and record["images"]["train"] == 40
+    assert sum(record["rows"].values()) + sum(record["quarantined"].values()) == 40 + len(broken)
+
+
+def test_images_are_made_rgb_upright_on_white_and_never_larger():
+    tall = drawing(1, (900, 300))
+    assert images.read(png(tall), 300).size == (300, 100) and images.read(png(tall), 3000).size == (900, 300)
+    lines = Image.new("RGBA", (20, 20), (0, 0, 0, 0))
+    lines.paste((0, 0, 0, 255), (5, 5, 8, 8))
+    found = images.read(png(lines))
+    assert found.mode == "RGB" and found.getpixel((0, 0)) == (255, 255, 255) and found.getpixel((6, 6)) == (0, 0, 0)
+    palette = lines.convert("P", palette=Image.Palette.ADAPTIVE)
+    for image in (palette, lines.convert("LA"), drawing(1).convert("L"), drawing(1).convert("1"), drawing(1).convert("CMYK")):
+        assert images.read(png(image, "TIFF")).mode == "RGB"
+    turned = Image.Exif()
+    turned[0x0112] = 6  # a photo taken upright
+    assert images.read(png(drawing(1, (40, 20)), "JPEG", exif=turned)).size == (20, 40)
+
+
+def test_the_same_picture_is_stored_once_whatever_its_file_and_a_blank_one_beside_it(tmp_path):
+    names = {images.store(images.read(png(drawing(7), kind)), tmp_path) for kind in ("PNG", "BMP", "TIFF")}
+    assert len(names) == 1 and sorted(p.name for p in tmp_path.iterdir()) == sorted([*names, "blank-120x90.png"])
+    (path,) = (str(tmp_path / name) for name in names)
+    other = str(tmp_path / images.store(drawing(8), tmp_path))
+    blank = images.instead("blank", [[path]])[0][0]
+    assert Image.open(blank).size == (120, 90) and Image.open(blank).getextrema() == ((255, 255),) * 3
+    assert images.instead("swapped", [[path], [path], [other], []]) == [[other], [other], [], [path]]
+    assert images.instead("true", [[path]]) == [[path]]
+
+
+def test_rows_that_share_an_image_or_a_question_share_a_split(mm_math):
+    rows = [row(i) for i in range(60)]
+    rows += [row(i, file_name=f"{i + 1}.png", question=f"In the figure, {i} cm is given. And then?") for i in range(0, 60, 3)]  # ties i to i + 1
+    rows += [row(i, file_name=f"{i + 100}.png", question=row(i)["question"]) for i in range(0, 60, 6)]  # the same question, another picture
+    rows += [row(i + 200, file_name=f"{i + 200}.png", question="What is the angle at C?") for i in range(30)]  # known by their pictures alone
+    files = {r["file_name"]: png(drawing(int(r["file_name"][:-4]), (100 + int(r["file_name"][:-4]), 90))) for r in rows}
+    path = mm_math(rows, files, val=0.2, test=0.2)
+    record = prepare(load_recipe(path))
+    assert not record["quarantined"] and sum(record["rows"].values()) == len(rows) and min(record["rows"].values()) > 5
+    seen: dict[str, set[str]] = {}
+    for split in ("train", "val", "test"):
+        for r in load(load_recipe(path), split):
+            question = r["prompt"][-1]["content"]
+            for key in [*r["images"], *([question] if any(c.isdigit() for c in question) else [])]:
+                seen.setdefault(key, set()).add(split)
+    assert all(len(splits) == 1 for splits in seen.values())
+    alone = [split for split in ("train", "val", "test") for r in load(load_recipe(path), split) if "angle at C" in r["prompt"][-1]["content"]]
+    assert len(alone) == 30 and len(set(alone)) == 3
+
+
+def test_a_test_image_never_trains(mm_math):
+    rows = [row(i) for i in range(6)]
+    path = mm_math(rows, {f"{i}.png": png(drawing(i)) for i in range(6)}, split="train")
+    content = yaml.safe_load(path.read_text())
+    held = path.parent / "exam"
+    held.mkdir()
+    (held / "exam.jsonl").write_text(json.dumps({"prompt": "Name the figure.", "completion": "\\boxed{2}", "image": "2.bmp"}) + "\n")
+    (held / "2.bmp").write_bytes(png(drawing(2), "BMP"))
+    content["data"]["sources"].append({"format": "chat", "path": str(held / "exam.jsonl"), "split": "test"})
+    path.write_text(yaml.safe_dump(content))
+    assert prepare(load_recipe(path))["quarantined"] == {"in the test or val split": 1}
+
+
+def test_packed_images_and_parquet_give_the_same_rows_as_files(mm_math, tmp_path):
+    import datasets
+
+    rows, files = [row(i) for i in range(8)], {f"{i}.png": png(drawing(i)) for i in range(8)}
+    path = mm_math(rows, files)
+    folder = tmp_path / "MM_Math"
+    packed = tmp_path / "packed"
+    packed.mkdir()
+    (packed / "MM_Math.jsonl").write_bytes((folder / "MM_Math.jsonl").read_bytes())
+    with zipfile.ZipFile(packed / "Image.zip", "w") as archive:
+        for name, data in files.items():
+            archive.writestr(f"images/{name}", data)
+    table = datasets.Dataset.from_list(
+        [{k: v for k, v in r.items() if k != "file_name"} | {"image": str(folder / "images" / r["file_name"])} for r in rows]
+    )
+    table.cast_column("image", datasets.Image()).to_parquet(tmp_path / "rows.parquet")
+
+    def read(source: Path) -> list[tuple]:
+        recipe = load_recipe(path, overrides={"data.sources": [{"format": "mm_math", "path": str(source)}]})
+        found = list(sources.read(recipe, tmp_path / "out"))
+        assert all(isinstance(r, Row) for r in found)
+        return [(r.question, r.gold, r.images, r.split) for r in found]
+
+    assert read(folder) == read(packed) == read(tmp_path / "rows.parquet")
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [({}, "should hold one .jsonl file, it holds 0"), ({"a.jsonl": b"", "b.jsonl": b""}, "it holds 2")],
+)
+def test_a_folder_that_is_not_mm_math_is_one_line(tmp_path, files, message):
+    (tmp_path / "d").mkdir()
+    for name, data in files.items():
+        (tmp_path / "d" / name).write_bytes(data)
+    recipe = load_recipe("mm-math-sample", overrides={"data.sources": [{"format": "mm_math", "path": str(tmp_path / "d")}]})
+    with pytest.raises(UserError, match=message):
+        list(sources.read(recipe, tmp_path / "out"))
+
+
+def test_no_such_data_set_is_one_line(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    recipe = load_recipe("mm-math-sample", overrides={"data.sources": [{"format": "mm_math", "path": "nobody/nothing"}]})
+    with pytest.raises(UserError, match="nobody/nothing is neither a folder nor a data set of the hub"):
+        list(sources.read(recipe, tmp_path / "out"))
+
+
+def test_a_model_without_eyes_is_refused_before_training(mm_math, embedded):
+    path = mm_math([row(i) for i in range(4)], {f"{i}.png": png(drawing(i)) for i in range(4)}, split="train")
+    with pytest.raises(UserError, match=r"the data have images, but .* sees none"):
+        prepare(load_recipe(path, overrides={"model.base": "smollm2-135m-instruct"}))
+
+
+def test_a_zip_bomb_of_names_and_a_damaged_archive(tmp_path):
+    (tmp_path / "a.zip").write_bytes(b"no zip")
+    with pytest.raises(UserError, match=r"a\.zip cannot be read"):
+        images.finder(tmp_path / "a.zip")
+    with zipfile.ZipFile(tmp_path / "b.zip", "w") as archive:
+        archive.writestr("images/1.png", png(drawing(1)))
+    find = images.finder(tmp_path / "b.zip")
+    assert find("1.png") == find("images/1.png")
+    with pytest.raises(BadImage, match=r"no '2\.png'"):
+        find("2.png")
+
+
+def test_an_unreadable_link_out_of_the_folder_is_refused(tmp_path):
+    (tmp_path / "secret.png").write_bytes(png(drawing(1)))
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "1.png").symlink_to(tmp_path / "secret.png")
+    with pytest.raises(BadImage) as error:
+        images.finder(tmp_path / "in")("1.png")
+    assert error.value.reason == "image outside the folder"
+
+
+def test_tokens_of_images_are_counted_as_the_collator_makes_them(tmp_path):
+    """Of the tiny Gemma 3n, whose processor is the real one: prepare's count is the length of the trained row."""
+    from transformers import AutoProcessor
+    from trl.trainer.sft_trainer import DataCollatorForVisionLanguageModeling
+
+    recipe = load_recipe("mm-math-sample", overrides={"data.sources.0.rows": 12, "data.sources.0.split": "train"})
+    prepare(recipe)
+    rows = load(recipe, "train")
+    processor = AutoProcessor.from_pretrained(models.resolve("tiny-gemma3n"))
+    batch = DataCollatorForVisionLanguageModeling(processor)([dict(r) for r in rows.select_columns(["prompt", "completion", "images"])])
+    assert batch["attention_mask"].sum(1).tolist() == rows["tokens"]
+    assert images.TokenCounter(processor).soft(rows[0]["images"]) == 16
+    assert (batch["input_ids"] == processor.image_token_id).sum(1).tolist() == [16] * 12
+
+
+def test_the_sample_asks_nothing_that_another_recipe_holds_out():
+    chosen = figures._chosen(2000, 0)
+    assert {p.split for p in chosen} == {"train"} and not any(geometry.FAMILIES[p.family].held_out for p in chosen)
+
+
+def test_conversion_streams(tmp_path):
+    """No more than one chunk of rows is under way: the last row is not read before the first is out."""
+    read: list[int] = []
+
+    def rows():
+        for i in range(2 * images.CHUNK):
+            read.append(i)
+            yield Row(str(i), "train", [{"role": "user", "content": "?"}], [], images=[png(drawing(i))])
+        yield Reject("bad", "schema")
+
+    found = images.stored(rows(), tmp_path, 64)
+    first = next(found)
+    assert isinstance(first, Row) and len(read) == images.CHUNK
+    assert isinstance(list(found)[-1], Reject)
