@@ -135,9 +135,11 @@ def tokenizer(recipe: Recipe) -> Any:
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(models.resolve(recipe.model.base), revision=recipe.model.revision)
+        tok = AutoTokenizer.from_pretrained(models.resolve(recipe.model.base), revision=recipe.model.revision)
     except (OSError, ValueError) as error:
         raise UserError(f"model.base: no model at {recipe.model.base!r} ({first_line(error)})") from None
+    models.fit_tokenizer(tok, recipe.model)
+    return tok
 
 
 def _check(recipe: Recipe) -> tuple[dict[str, list[Row]], list[Reject]]:
@@ -159,10 +161,11 @@ def _check(recipe: Recipe) -> tuple[dict[str, list[Row]], list[Reject]]:
 
     keep(tqdm(sources.read(recipe), desc="checking", unit="row", mininterval=1), checks.check_content, check_length)
     held_out: list[Row] = []
+    benchmarks = checks.benchmarks(recipe)
     for split in ("test", "val", "train"):
         rows, sorted_out[split] = sorted_out[split], []
         contamination = checks.Contamination(recipe.data.contamination, held_out)
-        keep(rows, contamination.check, checks.Duplicates(recipe.data.near_duplicate).check)
+        keep(rows, contamination.check, *([benchmarks.check] if split == "train" else []), checks.Duplicates(recipe.data.near_duplicate).check)
         held_out += sorted_out[split]
     return sorted_out, rejects
 
@@ -193,10 +196,11 @@ def _settings(recipe: Recipe) -> dict[str, Any]:
 def _inputs(recipe: Recipe) -> dict[str, str]:
     """Local files by content, so that an edited file is noticed."""
     data = recipe.data
-    names = [p for p in (data.system_prompt, data.user_prompt) if p]
+    names = [p for p in (data.system_prompt, data.user_prompt, recipe.model.chat_template) if p]
     files = {name: name for name in names}
-    files |= {s.path: sources.local_path(s, recipe) for s in data.sources if isinstance(s, ChatSource) and s.path.endswith((".jsonl", ".parquet"))}
-    return {name: file_hash(find_file(path)) for name, path in files.items()}
+    files |= {s.path: sources.local_path(s, recipe) for s in data.sources if isinstance(s, ChatSource) and s.path.endswith(tuple(sources.FILES))}
+    found = {name: find_file(path) for name, path in files.items()} | {f"benchmark {p.name}": p for p in sources.benchmark_files(recipe)}
+    return {name: file_hash(path) for name, path in found.items()}
 
 
 def file_hash(path: Path) -> str:

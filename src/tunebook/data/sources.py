@@ -1,21 +1,26 @@
 """Where rows come from: one function per format, each yielding `Row`s and, for what cannot be one, `Reject`s.
 
-A row is conversational, as TRL wants it: `prompt` and `completion` are lists of messages.
+A row is conversational, as TRL wants it: `prompt` and `completion` are lists of messages. Raw rows of every format first become
+`messages`, or `prompt` + `completion` (`FORMATS`), and then a row (`conversation`).
 """
 
 from __future__ import annotations
 
+import csv
 import hashlib
+import heapq
 import json
-from collections.abc import Callable, Iterator
+import re
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from tunebook.data import geometry
-from tunebook.recipe import ChatSource, GeometrySource, Recipe, UserError, find_file, first_line
+from tunebook.recipe import ChatSource, GeometrySource, Recipe, Rows, UserError, find_file, first_line
 
 Messages = list[dict[str, str]]
+Raw = dict[str, Any]
 SPLITS = ("train", "val", "test")
 
 
@@ -104,21 +109,23 @@ def read_geometry(source: GeometrySource, recipe: Recipe, prompts: Prompts) -> I
 
 
 def read_chat(source: ChatSource, recipe: Recipe, prompts: Prompts) -> Iterator[Row | Reject]:
-    """`messages`, or `prompt` + `completion` as text or messages, with an optional `answer`."""
-    for number, raw in records(local_path(source, recipe), source.hub_split, "data.sources"):
-        source_id = f"{Path(source.path).name}:{number}"
+    """A file or hub id in one of `FORMATS`, with an optional `answer`."""
+    found = records(local_path(source, recipe), source.hub_split, "data.sources", source.hub_config)
+    for number, raw in drawn(found, source.rows, recipe.seed):
         if isinstance(raw, Reject):
             yield raw
             continue
+        source_id = f"{source_name(source.path, source.hub_split)}:{number}"
         try:
-            prompt, completion = conversation(raw, prompts)
+            row = FORMATS[source.format](renamed(raw, source.columns))
+            prompt, completion = conversation(row, prompts)
         except ValueError as error:
             yield Reject(source_id, "schema", str(error), raw)
             continue
-        row = Row(source_id, source.split or "train", prompt, completion, gold=gold_of(raw), slice=str(raw.get("slice") or ""))
+        out = Row(source_id, source.split or "train", prompt, completion, gold=gold_of(row), slice=str(row.get("slice") or ""))
         if source.split is None:
-            row.split = _split(row.question, source.val, source.test)
-        yield row
+            out.split = _split(out.question, source.val, source.test)
+        yield out
 
 
 def local_path(source: ChatSource, recipe: Recipe) -> str:
@@ -129,29 +136,126 @@ def local_path(source: ChatSource, recipe: Recipe) -> str:
     return path
 
 
-READERS: dict[str, Callable[..., Iterator[Row | Reject]]] = {"geometry": read_geometry, "chat": read_chat}
+NO_INPUT = re.compile(r"\W*(?:no\W?input|n/a)?\W*", re.IGNORECASE)
+"""What rows of Alpaca's form have for an input when there is none."""
+ROLES = {"human": "user", "user": "user", "gpt": "assistant", "chatgpt": "assistant", "assistant": "assistant", "system": "system"}
+"""Who speaks in ShareGPT's form, as a message's role."""
 
 
-def records(path: str, hub_split: str, key: str) -> Iterator[tuple[int, dict[str, Any] | Reject]]:
-    """Numbered raw records of a .jsonl or .parquet file (from 1, as an editor counts lines) or of a hub data set.
+def _alpaca(raw: Raw) -> Raw:
+    """`instruction`, `input` (often empty) and `output` (Taori et al. 2023); the input stands below the instruction."""
+    instruction, given = _text(raw, "instruction"), _text(raw | {"input": raw.get("input") or ""}, "input")
+    prompt = instruction if NO_INPUT.fullmatch(given) else f"{instruction}\n\n{given}"
+    return {**raw, "messages": None, "prompt": prompt, "completion": _text(raw, "output")}
+
+
+def _sharegpt(raw: Raw) -> Raw:
+    """`conversations` of turns `from` and `value` (or `role` and `content`); the last answer is what is trained on."""
+    turns = raw.get("conversations")
+    if not isinstance(turns, list):
+        raise ValueError("conversations: not a list of turns")
+    messages = []
+    for i, turn in enumerate(turns):
+        said = turn if isinstance(turn, dict) else {}
+        who = said.get("from", said.get("role"))
+        if who not in ROLES:
+            raise ValueError(f"conversations[{i}].from: {who!r} is none of {', '.join(ROLES)}")
+        text = said.get("value", said.get("content"))
+        if not isinstance(text, str):
+            raise ValueError(f"conversations[{i}].value: not text")
+        messages.append({"role": ROLES[who], "content": text})
+    return {**raw, "messages": messages}
+
+
+def _gsm8k(raw: Raw) -> Raw:
+    """`question` and `answer`, whose last line is `#### 1,234` (Cobbe et al. 2021). Calculator marks (`<<2+3=5>>`) are left out, and
+    the result is boxed, so that it is read as any other answer."""
+    solution, mark, result = _text(raw, "answer").rpartition("####")
+    if not mark or not result.strip():
+        raise ValueError("answer: no #### before the result")
+    gold = result.strip().replace(",", "")
+    solution = re.sub(r"<<[^<>]*>>", "", solution).strip()
+    return {**raw, "messages": None, "prompt": _text(raw, "question"), "completion": f"{solution}\n\\boxed{{{gold}}}".strip(), "answer": gold}
+
+
+FORMATS: dict[str, Callable[[Raw], Raw]] = {"chat": dict, "alpaca": _alpaca, "sharegpt": _sharegpt, "gsm8k": _gsm8k}
+"""A raw row of a format, as `messages` or as `prompt` + `completion`. Raises ValueError that names the field."""
+
+READERS: dict[str, Callable[..., Iterator[Row | Reject]]] = {"geometry": read_geometry} | dict.fromkeys(FORMATS, read_chat)
+
+
+def _text(raw: Raw, name: str) -> str:
+    if not isinstance(raw.get(name), str):
+        raise ValueError(f"{name}: {'missing' if raw.get(name) is None else 'not text'}")
+    return str(raw[name])
+
+
+def renamed(raw: Raw, columns: dict[str, str]) -> Raw:
+    """A raw row with our names beside its own; `columns` is {our name: its name}, and what it lacks stays missing."""
+    return raw | {ours: raw.get(theirs) for ours, theirs in columns.items()}
+
+
+def drawn(found: Iterable[tuple[int, Raw | Reject]], rows: Rows, seed: int) -> Iterator[tuple[int, Raw | Reject]]:
+    """So many of the numbered records, or a share of them, in their order. A record is drawn by a hash of its content and the seed: it
+    stays drawn when others are added or moved, as far as the number allows."""
+
+    def luck(item: tuple[int, Raw | Reject]) -> float:
+        record = item[1].row if isinstance(item[1], Reject) else item[1]
+        return _share(f"{seed}/{json.dumps(record, sort_keys=True, default=str)}")
+
+    if isinstance(rows, float):
+        yield from (item for item in found if luck(item) < rows)
+    elif rows:
+        yield from sorted(heapq.nsmallest(rows, found, key=luck), key=lambda item: item[0])
+    else:
+        yield from found
+
+
+def source_name(path: str, hub_split: str) -> str:
+    """What a source's rows are called in reports and in the quarantine: the file's name, or that of the hub id with its split."""
+    return Path(path).name if Path(path).suffix.lower() in FILES else f"{Path(path).name}/{hub_split}"
+
+
+def records(path: str, hub_split: str, key: str, hub_config: str | None = None) -> Iterator[tuple[int, Raw | Reject]]:
+    """Numbered raw records of a file of a kind in `FILES` (from 1; of .jsonl the line, as an editor counts) or of a hub data set.
 
     Raises UserError that names the recipe's `key` when it cannot be read.
     """
-    if path.endswith(".jsonl"):
-        yield from _jsonl(find_file(path))
+    kind = Path(path).suffix.lower()
+    if kind[1:].isalpha() and kind not in FILES:  # a hub id may end in a number: `data-v1.5`
+        raise UserError(f"{key}: cannot read {path}; give a {', '.join(FILES)} file or a hub id")
+    try:
+        if kind in FILES:
+            yield from FILES[kind](find_file(path))
+        else:
+            import datasets
+
+            yield from enumerate(datasets.load_dataset(path, hub_config, split=hub_split, streaming=True), 1)
+    except (OSError, ValueError, RecursionError, csv.Error) as error:  # not found, no network, a damaged file
+        raise UserError(f"{key}: cannot read {path} ({first_line(error)})") from None
+
+
+def _json(path: Path) -> Iterator[tuple[int, Raw | Reject]]:
+    """An array of rows, or a row a line."""
+    text = path.read_text(encoding="utf-8-sig")
+    if not text.lstrip().startswith("["):
+        yield from _jsonl(path)
         return
+    for number, raw in enumerate(json.loads(text), 1):
+        yield number, raw if isinstance(raw, dict) else Reject(f"{path.name}:{number}", "schema", "not an object", {"line": raw})
+
+
+def _csv(path: Path) -> Iterator[tuple[int, Raw | Reject]]:
+    """Every value is text; an empty one is none."""
+    with path.open(encoding="utf-8-sig", newline="") as lines:
+        for number, raw in enumerate(csv.DictReader(lines, strict=True), 1):
+            yield number, {str(name): value or None for name, value in raw.items()}
+
+
+def _parquet(path: Path) -> Iterator[tuple[int, Raw | Reject]]:
     import datasets
 
-    if path.endswith(".parquet"):
-        found = {"path": "parquet", "data_files": str(find_file(path)), "split": "train"}
-    elif Path(path).suffix:
-        raise UserError(f"{key}: cannot read {path}; give a .jsonl or .parquet file or a hub id")
-    else:
-        found = {"path": path, "split": hub_split}
-    try:
-        yield from enumerate(datasets.load_dataset(**found, streaming=True), 1)
-    except (OSError, ValueError) as error:  # not found, no network, a damaged file
-        raise UserError(f"{key}: cannot read {path} ({first_line(error)})") from None
+    yield from enumerate(datasets.load_dataset("parquet", data_files=str(path), split="train", streaming=True), 1)
 
 
 def _jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any] | Reject]]:
@@ -170,8 +274,12 @@ def _jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any] | Reject]]:
                 yield number, raw if isinstance(raw, dict) else Reject(source_id, "schema", "not an object", {"line": raw})
 
 
-def conversation(raw: dict[str, Any], prompts: Prompts) -> tuple[Messages, Messages]:
-    """Prompt and completion of a raw row. Raises ValueError that names the field."""
+FILES: dict[str, Callable[[Path], Iterator[tuple[int, Raw | Reject]]]] = {".jsonl": _jsonl, ".json": _json, ".parquet": _parquet, ".csv": _csv}
+"""Readers by kind of file."""
+
+
+def conversation(raw: Raw, prompts: Prompts) -> tuple[Messages, Messages]:
+    """Prompt and completion of a raw row; its own `system` text goes before the recipe's. Raises ValueError that names the field."""
     if raw.get("messages") is not None:
         messages = _messages(raw["messages"], "messages")
         prompt, completion = messages[:-1], messages[-1:]
@@ -179,7 +287,7 @@ def conversation(raw: dict[str, Any], prompts: Prompts) -> tuple[Messages, Messa
         for name in ("prompt", "completion"):
             if raw.get(name) is None:
                 raise ValueError(f"{name}: missing")
-        prompt = prompts.ask(raw["prompt"]) if isinstance(raw["prompt"], str) else _messages(raw["prompt"], "prompt")
+        prompt = prompts.ask(raw["prompt"])[-1:] if isinstance(raw["prompt"], str) else _messages(raw["prompt"], "prompt")
         if isinstance(raw["completion"], str):
             completion = [{"role": "assistant", "content": raw["completion"]}]
         else:
@@ -188,6 +296,8 @@ def conversation(raw: dict[str, Any], prompts: Prompts) -> tuple[Messages, Messa
         raise ValueError("completion: the last message must be the assistant's, and alone")
     if not prompt or prompt[-1]["role"] != "user":
         raise ValueError("prompt: must end with a user message")
+    if raw.get("system") and prompt[0]["role"] != "system":
+        prompt = [{"role": "system", "content": _text(raw, "system")}, *prompt]
     return prompts.with_system(prompt), completion
 
 
@@ -205,10 +315,40 @@ def _messages(value: Any, name: str) -> Messages:
 def gold_of(raw: dict[str, Any]) -> str | None:
     """The exact final answer of a raw row (`answer` or `gold`), if it has one."""
     answer = raw.get("answer", raw.get("gold"))
-    return None if answer is None else str(answer)
+    return None if answer is None or not str(answer).strip() else str(answer)
+
+
+QUESTIONS = ("question", "question_stem", "ctx", "sentence", "goal", "premise", "query", "text")
+"""Where the questions of benchmark items stand; elsewhere the longest text is taken."""
+
+
+def benchmark_files(recipe: Recipe) -> list[Path]:
+    """The files with items in `evaluate.benchmarks.data`; few-shot examples (`<task>.train.jsonl`) are none."""
+    folder = recipe.evaluate.benchmarks.data
+    if folder and not Path(folder).is_dir():
+        raise UserError(f"evaluate.benchmarks.data: no folder {folder}")
+    return sorted(p.resolve() for p in Path(folder).glob("*.jsonl") if not p.stem.endswith(".train")) if folder else []
+
+
+def benchmark_items(recipe: Recipe) -> Iterator[Row]:
+    """The questions of the benchmark items that lie on this machine, as rows; a gap (WinoGrande) also filled with either option."""
+    for path in benchmark_files(recipe):
+        for number, raw in _jsonl(path):
+            if isinstance(raw, Reject):
+                raise UserError(f"evaluate.benchmarks.data: {raw.source_id}: {raw.reason}")
+            texts = [v for v in raw.values() if isinstance(v, str)]
+            text = next((raw[name] for name in QUESTIONS if isinstance(raw.get(name), str)), max(texts, key=len, default=""))
+            filled = [text.replace("_", raw[o]) for o in ("option1", "option2") if "_" in text and isinstance(raw.get(o), str)]
+            for asked in (text, *filled):
+                yield Row(f"{path.stem}:{number}", "test", [{"role": "user", "content": asked}], [])
 
 
 def _split(question: str, val: float, test: float) -> str:
     """By a hash of the question: the same row stays in the same split when rows are added or reordered."""
-    share = int(hashlib.sha256(question.encode("utf-8", "surrogatepass")).hexdigest()[:13], 16) / 16**13
+    share = _share(question)
     return "test" if share < test else "val" if share < test + val else "train"
+
+
+def _share(text: str) -> float:
+    """A number from 0 to 1 that only the text decides."""
+    return int(hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:13], 16) / 16**13
