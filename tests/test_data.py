@@ -123,7 +123,7 @@ def test_no_row_left_is_one_clear_line(tmp_path, embedded):
     (tmp_path / "bad.parquet").write_text("PAR1 not")
     for path, message in (
         (tmp_path / "bad.parquet", "cannot read"),
-        ("rows.csv", "give a .jsonl or .parquet file or a hub id"),
+        ("rows.xlsx", "give a .jsonl, .json, .parquet, .csv file or a hub id"),
         ("no-such/hub-id", "cannot read"),
     ):
         with pytest.raises(UserError, match=message):

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, create_model, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PlainValidator, PrivateAttr, ValidationError, create_model, field_validator, model_validator
 
 ROOT = Path(os.environ.get("TUNEBOOK_HOME") or Path(__file__).parents[2]).resolve()
 DEFAULT = "smollm2-math"
@@ -85,7 +85,13 @@ class GeometrySource(Section):
     """Problems: half of the slice `same families`, a third of `new wordings`, a sixth of `new families`."""
 
 
-Rows = Annotated[int, Field(ge=1)] | Annotated[float, Field(gt=0, le=1)] | None
+def _count_or_share(value: Any) -> Any:
+    if value is None or (isinstance(value, int) and value >= 1) or (isinstance(value, float) and 0 < value <= 1):
+        return value
+    raise ValueError("should be a count such as 5000, or a share such as 0.1")
+
+
+Rows = Annotated[int | float | None, PlainValidator(_count_or_share)]
 
 
 class ChatSource(Section):

@@ -145,7 +145,7 @@ ROLES = {"human": "user", "user": "user", "gpt": "assistant", "chatgpt": "assist
 def _alpaca(raw: Raw) -> Raw:
     """`instruction`, `input` (often empty) and `output` (Taori et al. 2023); the input stands below the instruction."""
     instruction, given = _text(raw, "instruction"), _text(raw | {"input": raw.get("input") or ""}, "input")
-    prompt = instruction if NO_INPUT.fullmatch(given) else f"{instruction}\n\n{given}"
+    prompt = instruction if NO_INPUT.fullmatch(given) else f"{instruction}\n\n{given}".strip()
     return {**raw, "messages": None, "prompt": prompt, "completion": _text(raw, "output")}
 
 
