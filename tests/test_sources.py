@@ -38,7 +38,8 @@ def test_alpaca_rows(tmp_path):
     base = {"instruction": "Sort the numbers.", "input": "3, 1", "output": "1, 3"}
     stanford = base | {"text": "Below is an instruction that describes a task. ..."}  # tatsu-lab/alpaca has this column too
     empty = [base | {"input": given} for given in ("", "<noinput>", "No Input", "<no input>.", "N/A", None)]
-    broken = [base | {"output": ""}, base | {"output": None}, {"instruction": "x", "input": ""}, base | {"input": 3}, base | {"instruction": " ", "input": ""}]
+    broken = [base | changed for changed in ({"output": ""}, {"output": None}, {"input": 3}, {"instruction": " ", "input": ""})]
+    broken.insert(2, {"instruction": "x", "input": ""})
     found = read(lines(tmp_path / "a.jsonl", [base, stanford, *empty, *broken]), "alpaca")
     assert [asked(r) for r in found[:2]] == [[("user", "Sort the numbers.\n\n3, 1")]] * 2
     assert [asked(r) for r in found[2:8]] == [[("user", "Sort the numbers.")]] * 6

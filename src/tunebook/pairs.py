@@ -89,6 +89,13 @@ def pairs(recipe: Recipe, number: int = 1, force: bool = False) -> dict[str, Any
     return stage.result
 
 
+def existing_pairs(recipe: Recipe, number: int = 1) -> None:
+    """Before DPO: make the pairs of an existing set where they are missing, as SFT prepares its data. Sampling takes long and is asked for."""
+    if set(recipe.pairs.methods) == {"dataset"} and not pairs_stage(recipe, number).done:
+        models.backend()  # what comes after it in this process wants it first
+        pairs(recipe, number)
+
+
 def pairs_stage(recipe: Recipe, number: int = 1) -> Stage:
     """The stage that `pairs` fills in a round. Raises UserError when the model to sample from is missing."""
     config = recipe.pairs
@@ -193,7 +200,8 @@ def show(stage: Stage) -> None:
     console = Console()
     console.print(summary(stage.result))
     for pair in read_parquet(stage.dir / "train.parquet").select(range(min(3, stage.result["rows"]["train"]))):
-        table = Table("chosen", "rejected", title=f"{pair['prompt'][-1]['content']} (answer: {pair['gold']})", title_justify="left")
+        gold = "" if pair["gold"] is None else f" (answer: {pair['gold']})"
+        table = Table("chosen", "rejected", title=pair["prompt"][-1]["content"] + gold, title_justify="left")
         table.add_row(Text(pair["chosen"][0]["content"]), Text.assemble(*((part, "bold red" if new else "") for part, new in marked(pair))))
         console.print(table)
 
