@@ -183,15 +183,36 @@ json_values = st.recursive(
     st.none() | st.booleans() | st.floats() | st.text(max_size=20),
     lambda x: st.lists(x, max_size=3) | st.dictionaries(st.text(max_size=8), x, max_size=3),
 )
-fields = st.sampled_from(["prompt", "completion", "messages", "answer", "slice"])
+fields = st.sampled_from(
+    [
+        "prompt",
+        "completion",
+        "messages",
+        "answer",
+        "slice",
+        "system",
+        "instruction",
+        "input",
+        "output",
+        "conversations",
+        "from",
+        "value",
+        "role",
+        "content",
+        "question",
+    ]
+)
 
 
 @settings(max_examples=300, deadline=None)
-@given(st.lists(st.dictionaries(fields, json_values, max_size=5) | json_values, max_size=5))
-def test_any_json_is_a_row_or_a_reject(tmp_path_factory, values):
+@given(
+    st.lists(st.dictionaries(fields, json_values | st.lists(st.dictionaries(fields, json_values, max_size=3)), max_size=5) | json_values, max_size=5),
+    st.sampled_from(sorted(sources.FORMATS)),
+)
+def test_any_json_is_a_row_or_a_reject(tmp_path_factory, values, form):
     path = tmp_path_factory.mktemp("fuzz") / "rows.jsonl"
     path.write_text("".join(json.dumps(v) + "\n" for v in values))
-    recipe = load_recipe(overrides={"data.sources": [{"format": "chat", "path": str(path), "split": "train"}]})
+    recipe = load_recipe(overrides={"data.sources": [{"format": form, "path": str(path), "split": "train"}]})
     out = list(sources.read(recipe))
     assert len(out) == len(values)
     for item in checks.accepted(out, [checks.check_content]):

@@ -38,9 +38,10 @@ def test_alpaca_rows(tmp_path):
     base = {"instruction": "Sort the numbers.", "input": "3, 1", "output": "1, 3"}
     stanford = base | {"text": "Below is an instruction that describes a task. ..."}  # tatsu-lab/alpaca has this column too
     empty = [base | {"input": given} for given in ("", "<noinput>", "No Input", "<no input>.", "N/A", None)]
+    marks = base | {"instruction": "What do these say?", "input": "?!"}
     broken = [base | changed for changed in ({"output": ""}, {"output": None}, {"input": 3}, {"instruction": " ", "input": ""})]
     broken.insert(2, {"instruction": "x", "input": ""})
-    found = read(lines(tmp_path / "a.jsonl", [base, stanford, *empty, *broken]), "alpaca")
+    found = read(lines(tmp_path / "a.jsonl", [base, stanford, *empty, *broken, marks]), "alpaca")
     assert [asked(r) for r in found[:2]] == [[("user", "Sort the numbers.\n\n3, 1")]] * 2
     assert [asked(r) for r in found[2:8]] == [[("user", "Sort the numbers.")]] * 6
     assert all(r.completion == [{"role": "assistant", "content": "1, 3"}] and r.gold is None for r in found[:8])
@@ -52,7 +53,8 @@ def test_alpaca_rows(tmp_path):
         ("schema", "input: not text"),
         ("empty prompt", ""),
     ]
-    assert found[-1].source_id == "a.jsonl:13"
+    assert found[-2].source_id == "a.jsonl:13"
+    assert asked(found[-1]) == [("user", "What do these say?\n\n?!")]
 
 
 def turns(*said: tuple[str, str | None]) -> dict:
@@ -319,7 +321,7 @@ def test_a_base_model_learns_to_end_its_turns(tiny_base, tmp_path, monkeypatch):
     from tunebook import models, train
     from tunebook.dpo import dpo
     from tunebook.evaluate import evaluate
-    from tunebook.pairs import pairs
+    from tunebook.pairs import existing_pairs, pairs_stage
     from tunebook.sft import sft
 
     content = yaml.safe_load((ROOT / "configs" / "smollm2-alpaca.yaml").read_text())
@@ -349,7 +351,10 @@ def test_a_base_model_learns_to_end_its_turns(tiny_base, tmp_path, monkeypatch):
     assert all(text.endswith("<|im_end|>\n") and text.count("<|im_end|>") == 1 and "<think>" not in text for text in seen)
     saved = json.loads((recipe.run_dir / "sft" / "adapter" / "tokenizer_config.json").read_text())
     assert saved["eos_token"] == "<|im_end|>"
-    made = pairs(recipe)
+    existing_pairs(load_recipe())  # samples of a model are not made unasked
+    assert not load_recipe().run_dir.exists()
+    existing_pairs(recipe)
+    made = pairs_stage(recipe).result
     assert made["strategies"] == {"dataset": 60} and made["margin"]["min"] >= 2
     trained = dpo(recipe)
     assert trained["metrics"]["steps"] == 3 and abs(trained["audit"]["loss"] - math.log(2)) < 0.01

@@ -30,7 +30,7 @@ from tunebook.data import preferences
 from tunebook.data.checks import words
 from tunebook.data.preferences import COLUMNS, Pair, Sample, build, check_sample, format_only, length_ratio, make_pair, marked, reference, told_apart
 from tunebook.data.prepare import data_stage, file_hash, prepare, read_parquet, tokenizer, training_rows, write_parquet, write_quarantine
-from tunebook.data.sources import FILES, Reject
+from tunebook.data.sources import Reject, is_file
 from tunebook.generate import Answer, Local, Sampling, answer_file, local
 from tunebook.recipe import PairsConfig, Recipe, ServerConfig, UserError, find_file
 from tunebook.run import Stage, finished_key, policy_name, round_name
@@ -108,7 +108,7 @@ def pairs_stage(recipe: Recipe, number: int = 1) -> Stage:
     if _uses_model(recipe):
         inputs[policy_name(number)] = finished_key(recipe, policy_name(number))
     files = [f"prompt/{strategy}.txt" for strategy in config.strategies] if "injected_error" in config.methods else []
-    files += [config.dataset] if config.dataset and config.dataset.endswith(tuple(FILES)) else []
+    files += [config.dataset] if config.dataset and is_file(config.dataset) else []
     inputs |= {name: file_hash(find_file(name)) for name in files}
     return Stage(recipe, round_name("pairs", number), {**settings, "seed": recipe.seed, "round": number, "verifier": verifier()}, inputs)
 

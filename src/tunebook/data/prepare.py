@@ -198,7 +198,7 @@ def _inputs(recipe: Recipe) -> dict[str, str]:
     data = recipe.data
     names = [p for p in (data.system_prompt, data.user_prompt, recipe.model.chat_template) if p]
     files = {name: name for name in names}
-    files |= {s.path: sources.local_path(s, recipe) for s in data.sources if isinstance(s, ChatSource) and s.path.endswith(tuple(sources.FILES))}
+    files |= {s.path: sources.local_path(s, recipe) for s in data.sources if isinstance(s, ChatSource) and sources.is_file(s.path)}
     found = {name: find_file(path) for name, path in files.items()} | {f"benchmark {p.name}": p for p in sources.benchmark_files(recipe)}
     return {name: file_hash(path) for name, path in found.items()}
 

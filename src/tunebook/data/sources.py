@@ -136,7 +136,7 @@ def local_path(source: ChatSource, recipe: Recipe) -> str:
     return path
 
 
-NO_INPUT = re.compile(r"\W*(?:no\W?input|n/a)?\W*", re.IGNORECASE)
+NO_INPUT = re.compile(r"\s*(?:\W*(?:no\W?input|n/a)\W*)?", re.IGNORECASE)
 """What rows of Alpaca's form have for an input when there is none."""
 ROLES = {"human": "user", "user": "user", "gpt": "assistant", "chatgpt": "assistant", "assistant": "assistant", "system": "system"}
 """Who speaks in ShareGPT's form, as a message's role."""
@@ -158,7 +158,7 @@ def _sharegpt(raw: Raw) -> Raw:
     for i, turn in enumerate(turns):
         said = turn if isinstance(turn, dict) else {}
         who = said.get("from", said.get("role"))
-        if who not in ROLES:
+        if not isinstance(who, str) or who not in ROLES:
             raise ValueError(f"conversations[{i}].from: {who!r} is none of {', '.join(ROLES)}")
         text = said.get("value", said.get("content"))
         if not isinstance(text, str):
@@ -213,7 +213,12 @@ def drawn(found: Iterable[tuple[int, Raw | Reject]], rows: Rows, seed: int) -> I
 
 def source_name(path: str, hub_split: str) -> str:
     """What a source's rows are called in reports and in the quarantine: the file's name, or that of the hub id with its split."""
-    return Path(path).name if Path(path).suffix.lower() in FILES else f"{Path(path).name}/{hub_split}"
+    return Path(path).name if is_file(path) else f"{Path(path).name}/{hub_split}"
+
+
+def is_file(path: str) -> bool:
+    """Whether a source is a file, by its kind; else it is a hub id."""
+    return Path(path).suffix.lower() in FILES
 
 
 def records(path: str, hub_split: str, key: str, hub_config: str | None = None) -> Iterator[tuple[int, Raw | Reject]]:
@@ -222,10 +227,10 @@ def records(path: str, hub_split: str, key: str, hub_config: str | None = None) 
     Raises UserError that names the recipe's `key` when it cannot be read.
     """
     kind = Path(path).suffix.lower()
-    if kind[1:].isalpha() and kind not in FILES:  # a hub id may end in a number: `data-v1.5`
+    if kind[1:].isalpha() and not is_file(path):  # a hub id may end in a number: `data-v1.5`
         raise UserError(f"{key}: cannot read {path}; give a {', '.join(FILES)} file or a hub id")
     try:
-        if kind in FILES:
+        if is_file(path):
             yield from FILES[kind](find_file(path))
         else:
             import datasets
