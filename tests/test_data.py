@@ -13,7 +13,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tunebook.data import checks, sources
+from tunebook.data import checks, records, sources
 from tunebook.data.prepare import load, prepare
 from tunebook.data.rows import Reject, Row
 from tunebook.recipe import ROOT, UserError, load_recipe
@@ -84,7 +84,7 @@ def test_broken_rows_end_in_the_quarantine_and_the_rest_trains(chat, embedded):
 def test_the_row_number_is_the_line_in_the_file(tmp_path):
     path = tmp_path / "x.jsonl"
     path.write_bytes(json.dumps(good(1)).encode() + b"\n\n{broken\n")
-    rows = list(sources._jsonl(path))
+    rows = list(records._jsonl(path))
     assert [n for n, _ in rows] == [1, 3]
     assert isinstance(rows[1][1], Reject)
     assert rows[1][1].source_id == "x.jsonl:3"
@@ -123,7 +123,7 @@ def test_no_row_left_is_one_clear_line(tmp_path, embedded):
     (tmp_path / "bad.parquet").write_text("PAR1 not")
     for path, message in (
         (tmp_path / "bad.parquet", "cannot read"),
-        ("rows.csv", "give a .jsonl or .parquet file or a hub id"),
+        ("rows.xlsx", "give a .jsonl, .json, .parquet, .csv file or a hub id"),
         ("no-such/hub-id", "cannot read"),
     ):
         with pytest.raises(UserError, match=message):
@@ -183,15 +183,36 @@ json_values = st.recursive(
     st.none() | st.booleans() | st.floats() | st.text(max_size=20),
     lambda x: st.lists(x, max_size=3) | st.dictionaries(st.text(max_size=8), x, max_size=3),
 )
-fields = st.sampled_from(["prompt", "completion", "messages", "answer", "slice"])
+fields = st.sampled_from(
+    [
+        "prompt",
+        "completion",
+        "messages",
+        "answer",
+        "slice",
+        "system",
+        "instruction",
+        "input",
+        "output",
+        "conversations",
+        "from",
+        "value",
+        "role",
+        "content",
+        "question",
+    ]
+)
 
 
 @settings(max_examples=300, deadline=None)
-@given(st.lists(st.dictionaries(fields, json_values, max_size=5) | json_values, max_size=5))
-def test_any_json_is_a_row_or_a_reject(tmp_path_factory, values):
+@given(
+    st.lists(st.dictionaries(fields, json_values | st.lists(st.dictionaries(fields, json_values, max_size=3)), max_size=5) | json_values, max_size=5),
+    st.sampled_from(sorted(sources.FORMATS)),
+)
+def test_any_json_is_a_row_or_a_reject(tmp_path_factory, values, form):
     path = tmp_path_factory.mktemp("fuzz") / "rows.jsonl"
     path.write_text("".join(json.dumps(v) + "\n" for v in values))
-    recipe = load_recipe(overrides={"data.sources": [{"format": "chat", "path": str(path), "split": "train"}]})
+    recipe = load_recipe(overrides={"data.sources": [{"format": form, "path": str(path), "split": "train"}]})
     out = list(sources.read(recipe, recipe.run_dir / "images"))
     assert len(out) == len(values)
     for item in checks.accepted(out, [checks.check_content]):

@@ -56,6 +56,7 @@ def mm_math(tmp_path):
     return make
 
 
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")  # pytest turns it on again
 def test_every_kind_of_broken_image_and_row_is_put_aside_and_nothing_is_lost(mm_math, tmp_path):
     whole = png(drawing(1))
     bomb = png(Image.new("1", (12_000, 12_000)))  # small as a file, 144 million pixels

@@ -148,8 +148,10 @@ def dpo(
     tunebook dpo --set dpo.beta=0.2 --set dpo.learning_rate=5e-6
     """
     from tunebook.dpo import dpo as stage
+    from tunebook.pairs import existing_pairs
 
     parsed = _recipe(recipe, run, set_)
+    existing_pairs(parsed, number)
     metrics = stage(parsed, number, force, resume)["metrics"]
     print("  ".join(f"{k}: {v}" for k, v in metrics.items() if v is not None))
     _done(parsed, f"{round_name('dpo', number)}/adapter", "tunebook evaluate")

@@ -230,7 +230,10 @@ def load_stages(recipe: Recipe, names: Iterable[str]) -> tuple[Any, Any]:
 def _items(recipe: Recipe) -> list[dict[str, Any]]:
     rows = [r for r in load(recipe, recipe.evaluate.split) if r["gold"] is not None]
     if not rows:
-        raise UserError(f"the {recipe.evaluate.split} split has no row with an answer to check against")
+        raise UserError(
+            f"the {recipe.evaluate.split} split has no row with an answer to check against: add a source that has (an `answer` column, "
+            "or format gsm8k), or run `tunebook bench`"
+        )
     return evenly(rows, recipe.evaluate.limit)
 
 

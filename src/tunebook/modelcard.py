@@ -18,8 +18,10 @@ USE = {
 
 ```python
 from peft import AutoPeftModelForCausalLM
+from transformers import AutoTokenizer
 
-model = AutoPeftModelForCausalLM.from_pretrained(".")
+model, tokenizer = AutoPeftModelForCausalLM.from_pretrained("."), AutoTokenizer.from_pretrained(".")
+# model.generate(..., eos_token_id=tokenizer.eos_token_id): the base model alone may end only with the text
 ```""",
     "merged": """Whole weights, 16 bit:
 

@@ -21,7 +21,7 @@ from filelock import FileLock
 from platformdirs import user_cache_path
 
 from tunebook import tiny
-from tunebook.recipe import UserError
+from tunebook.recipe import UserError, find_file
 
 if TYPE_CHECKING:
     from tunebook.recipe import ModelConfig, Recipe
@@ -186,7 +186,32 @@ def load(recipe: Recipe) -> tuple[Any, Any]:
         from transformers import AutoProcessor
 
         tokenizer = AutoProcessor.from_pretrained(resolve(config.base), revision=config.revision)
+    fit_tokenizer(tokenizer, config)
+    if config.eos_token:
+        _end_turns(model, getattr(tokenizer, "tokenizer", tokenizer).eos_token_id)
     return model, tokenizer
+
+
+def fit_tokenizer(tokenizer: Any, config: ModelConfig) -> None:
+    """Give a tokenizer (or processor) the recipe's chat template and end of turn. Raises UserError when it ends up without a template,
+    or lacks the token."""
+    if config.chat_template:
+        tokenizer.chat_template = find_file(config.chat_template).read_text(encoding="utf-8")
+    if not tokenizer.chat_template:
+        raise UserError(f"{config.base} has no chat template: set model.chat_template, for example to prompt/chatml.jinja")
+    text = getattr(tokenizer, "tokenizer", tokenizer)
+    if config.eos_token:
+        if config.eos_token not in text.get_vocab():
+            raise UserError(f"model.eos_token: {config.base} has no token {config.eos_token!r}")
+        text.eos_token = config.eos_token
+
+
+def _end_turns(model: Any, token: int) -> None:
+    """Stop generation at this token, and still at the model's own (as Qwen's chat models do); merged exports keep both."""
+    own = model.generation_config.eos_token_id
+    others = own if isinstance(own, list) else [own]
+    model.generation_config.eos_token_id = [token, *(other for other in others if other not in (token, None))]
+    model.config.eos_token_id = token
 
 
 def add_lora(model: Any, recipe: Recipe) -> Any:

@@ -30,6 +30,7 @@ from tunebook.data import preferences
 from tunebook.data.checks import words
 from tunebook.data.preferences import COLUMNS, Pair, Sample, build, check_sample, format_only, length_ratio, make_pair, marked, reference, told_apart
 from tunebook.data.prepare import data_stage, file_hash, prepare, read_parquet, tokenizer, training_rows, write_parquet, write_quarantine
+from tunebook.data.records import is_file
 from tunebook.data.rows import Reject
 from tunebook.generate import Answer, Local, Sampling, answer_file, local
 from tunebook.recipe import PairsConfig, Recipe, ServerConfig, UserError, find_file
@@ -90,6 +91,13 @@ def pairs(recipe: Recipe, number: int = 1, force: bool = False) -> dict[str, Any
     return stage.result
 
 
+def existing_pairs(recipe: Recipe, number: int = 1) -> None:
+    """Before DPO: make the pairs of an existing set where they are missing, as SFT prepares its data. Sampling takes long and is asked for."""
+    if set(recipe.pairs.methods) == {"dataset"} and not pairs_stage(recipe, number).done:
+        models.backend()  # what comes after it in this process wants it first
+        pairs(recipe, number)
+
+
 def pairs_stage(recipe: Recipe, number: int = 1) -> Stage:
     """The stage that `pairs` fills in a round. Raises UserError when the model to sample from is missing."""
     config = recipe.pairs
@@ -102,7 +110,7 @@ def pairs_stage(recipe: Recipe, number: int = 1) -> Stage:
     if _uses_model(recipe):
         inputs[policy_name(number)] = finished_key(recipe, policy_name(number))
     files = [f"prompt/{strategy}.txt" for strategy in config.strategies] if "injected_error" in config.methods else []
-    files += [config.dataset] if config.dataset and config.dataset.endswith((".jsonl", ".parquet")) else []
+    files += [config.dataset] if config.dataset and is_file(config.dataset) else []
     inputs |= {name: file_hash(find_file(name)) for name in files}
     return Stage(recipe, round_name("pairs", number), {**settings, "seed": recipe.seed, "round": number, "verifier": verifier()}, inputs)
 
@@ -159,7 +167,10 @@ def dataset(work: Work) -> list[Pair]:
     read = list(preferences.read(work.recipe, work.count_tokens))
     work.rejects += [r for r in read if isinstance(r, Reject)]
     work.record["quarantined"] = dict(Counter(r.reason for r in work.rejects))
-    return [p for p in read if not isinstance(p, Reject)]
+    found = [p for p in read if not isinstance(p, Reject)]
+    if margins := sorted(p["margin"] for p in found if p["margin"] is not None):
+        work.record["margin"] = {"min": margins[0], "median": margins[len(margins) // 2], "max": margins[-1]}
+    return found
 
 
 METHODS = {"on_policy": on_policy, "injected_error": injected_error, "dataset": dataset}
@@ -176,6 +187,8 @@ def summary(record: dict[str, Any]) -> Table:
     for what, key in (("samples", "samples"), ("answers asked to be wrong", "errors"), ("quarantined", "quarantined")):
         if record.get(key):
             table.add_row(what, ", ".join(f"{n} {name}" for name, n in record[key].items()))
+    if margin := record.get("margin"):
+        table.add_row("score margin: min / median / max", f"{margin['min']:.2f} / {margin['median']:.2f} / {margin['max']:.2f}")
     table.add_row("mean tokens (chosen / rejected)", f"{record['tokens']['chosen']:.0f} / {record['tokens']['rejected']:.0f}")
     trait, told = next(iter(record["format_only_accuracy"].items()))
     for by, share, mend in (
@@ -191,7 +204,8 @@ def show(stage: Stage) -> None:
     console = Console()
     console.print(summary(stage.result))
     for pair in read_parquet(stage.dir / "train.parquet").select(range(min(3, stage.result["rows"]["train"]))):
-        table = Table("chosen", "rejected", title=f"{pair['prompt'][-1]['content']} (answer: {pair['gold']})", title_justify="left")
+        gold = "" if pair["gold"] is None else f" (answer: {pair['gold']})"
+        table = Table("chosen", "rejected", title=pair["prompt"][-1]["content"] + gold, title_justify="left")
         table.add_row(Text(pair["chosen"][0]["content"]), Text.assemble(*((part, "bold red" if new else "") for part, new in marked(pair))))
         console.print(table)
 

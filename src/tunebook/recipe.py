@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, create_model, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PlainValidator, PrivateAttr, ValidationError, create_model, field_validator, model_validator
 
 ROOT = Path(os.environ.get("TUNEBOOK_HOME") or Path(__file__).parents[2]).resolve()
 DEFAULT = "smollm2-math"
@@ -67,6 +67,10 @@ class ModelConfig(Section):
     """None: the library's choice. On a CPU `eager` is faster: the backward pass of PyTorch's bfloat16 SDPA kernel is slow there."""
     revision: str | None = None
     """Branch, tag or commit of a hub id."""
+    chat_template: str | None = None
+    """A Jinja file such as `prompt/chatml.jinja` in place of the model's own template. Saved with the adapter and every export."""
+    eos_token: str | None = None
+    """The token that ends an answer, for a base model that chats: its own ends a document. None: the model's own."""
 
 
 class GeometrySource(Section):
@@ -81,14 +85,32 @@ class GeometrySource(Section):
     """Problems: half of the slice `same families`, a third of `new wordings`, a sixth of `new families`."""
 
 
-class ChatSource(Section):
-    """`messages` or `prompt` + `completion` rows; an optional `answer` is checked against the completion."""
+def _count_or_share(value: Any) -> Any:
+    if value is None or (isinstance(value, int) and value >= 1) or (isinstance(value, float) and 0 < value <= 1):
+        return value
+    raise ValueError("should be a count such as 5000, or a share such as 0.1")
 
-    format: Literal["chat"]
+
+Rows = Annotated[int | float | None, PlainValidator(_count_or_share)]
+
+
+class ChatSource(Section):
+    """Rows of a file or a hub id in one of the common formats; an optional `answer` is checked against the completion."""
+
+    format: Literal["chat", "alpaca", "sharegpt", "gsm8k"]
+    """The columns, as `data/sources.py` reads them. `chat`: `messages`, or `prompt` and `completion`. `alpaca`: `instruction`, `input`,
+    `output`. `sharegpt`: `conversations` of `from` and `value`. `gsm8k`: `question`, and `answer` with the result after `####`."""
     path: str
-    """A .jsonl or .parquet file (`{run}/clean/rows.jsonl`: what `tunebook clean` has made), or a hub id."""
+    """A .jsonl, .json, .parquet or .csv file (`{run}/clean/rows.jsonl`: what `tunebook clean` has made), or a hub id."""
+    hub_config: str | None = None
+    """The configuration (subset) of a hub id, where it has several."""
     hub_split: str = "train"
     """The split to read of a hub id."""
+    columns: dict[str, str] = {}
+    """Other names of the format's columns: `{prompt: instruct, completion: reply, answer: label}`."""
+    rows: Rows = None
+    """So many rows (5000), or this share of them (0.1), drawn by a hash of the row and the recipe's seed before any check. What is drawn
+    does not depend on the other sources. None: all."""
     split: Literal["train", "val", "test"] | None = None
     """Put every row there. None: by a hash of the prompt, with the shares below."""
     val: float = Field(0.05, ge=0, lt=1)
@@ -235,9 +257,15 @@ class PairsConfig(Section):
     A `process_error` may end in the right answer; leave it out to keep verified wrong answers alone.
     """
     dataset: str | None = None
-    """A .jsonl or .parquet file or a hub id with `prompt`, `chosen`, `rejected` as text or messages (`dataset`)."""
+    """A .jsonl, .json, .parquet or .csv file or a hub id with `prompt`, `chosen`, `rejected` as text or messages (`dataset`)."""
     dataset_split: str = "train"
     """The split to read of a hub id."""
+    columns: dict[str, str] = {}
+    """Other names of its columns: `{prompt: question, score_chosen: chosen-rating, score_rejected: rejected-rating}`."""
+    rows: Rows = None
+    """So many of its rows, or this share of them, drawn as those of a source. None: all."""
+    min_margin: float | None = Field(None, gt=0)
+    """Only its pairs with `score_chosen` - `score_rejected` of at least this. None: any that are not scored the wrong way round."""
     val: float = Field(0.1, ge=0, lt=1)
     """Share of prompts whose pairs are kept for evaluation during DPO."""
     compare: Literal["answer", "step"] = "answer"
@@ -251,7 +279,7 @@ class PairsConfig(Section):
     @model_validator(mode="after")
     def _dataset_is_named(self) -> PairsConfig:
         if "dataset" in self.methods and self.dataset is None:
-            raise ValueError("the method `dataset` needs pairs.dataset: a .jsonl or .parquet file or a hub id")
+            raise ValueError("the method `dataset` needs pairs.dataset: a .jsonl, .json, .parquet or .csv file or a hub id")
         return self
 
 
@@ -285,7 +313,7 @@ class BenchmarksConfig(Section):
     """Ask through the chat template. Changes scores; the same for every stage, and recorded."""
     data: str | None = None
     """A folder: of a task whose `<task>.jsonl` lies there (few-shot examples in `<task>.train.jsonl`), that file is used in
-    place of the hub's."""
+    place of the hub's. Training rows and pairs that hold one of its items are quarantined."""
     include: str | None = None
     """A folder with task files (YAML) of your own; data files that they name are looked for there."""
 
@@ -494,7 +522,7 @@ def _set(content: dict[str, Any], key: str, value: Any) -> Any:
 def _explain(error: ValidationError) -> str:
     """The first validation error in one line, with the nearest known key for an unknown one."""
     first = error.errors()[0]
-    loc = [str(p) for p in first["loc"] if p not in ("geometry", "chat", "mm_math")]
+    loc = [str(p) for p in first["loc"] if p not in ("geometry", "mm_math", "chat", "alpaca", "sharegpt", "gsm8k")]
     loc = [error.title, *loc] if error.title in _DATACLASSES else loc
     key = ".".join(loc)
     if first["type"] == "extra_forbidden":

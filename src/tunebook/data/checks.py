@@ -12,7 +12,9 @@ from collections.abc import Callable, Iterable, Iterator
 
 from datasketch import MinHash, MinHashLSH
 
-from tunebook.data.rows import Reject, Row
+from tunebook.data.rows import Messages, Reject, Row
+from tunebook.data.sources import benchmark_items
+from tunebook.recipe import Recipe
 from tunebook.verify import boxed, verify
 
 NGRAM = 8
@@ -29,12 +31,14 @@ NOT_AN_ANSWER = re.compile(
 
 
 def check_content(row: Row) -> Reject | None:
-    """Empty text, error messages and refusals, and solutions that do not end in their own `gold` answer."""
+    """Empty text, turns out of order, error messages and refusals, and solutions that do not end in their own `gold` answer."""
     answer = row.completion[0]["content"]
     if not row.question.strip():
         return _reject(row, "empty prompt")
     if not answer.strip():
         return _reject(row, "empty completion")
+    if broken := _broken_turn(row.prompt):
+        return _reject(row, "broken turns", broken)
     if NOT_AN_ANSWER.search(answer):
         return _reject(row, "error text or refusal", answer[:80])
     if row.gold is not None and not (verdict := verify(answer, row.gold)).correct:
@@ -42,6 +46,18 @@ def check_content(row: Row) -> Reject | None:
     if row.gold is None and boxed(answer) is not None:
         row.gold = boxed(answer)
     return None
+
+
+def _broken_turn(prompt: Messages) -> str:
+    """What is wrong with the turns of a prompt, which ends with the user's; empty when nothing is."""
+    turns = prompt[1:] if prompt[0]["role"] == "system" else prompt
+    for i, message in enumerate(turns):
+        expected = "user" if i % 2 == 0 else "assistant"
+        if message["role"] != expected:
+            return f"turn {i + 1} is the {message['role']}'s, the {expected}'s is expected"
+        if not message["content"].strip():
+            return f"turn {i + 1} is empty"
+    return ""
 
 
 def check_length(row: Row, limit: int) -> Reject | None:
@@ -85,14 +101,14 @@ class Duplicates:
 
 
 class Contamination:
-    """Train rows that hold a val or test question.
+    """Train rows that hold a question of `held_out`.
 
     A row is contaminated when it has at least `threshold` of a held-out question's word 8-grams (all its words, where
     it has fewer) and all of its numbers, or one of its images. A question without a number is known by its image alone.
     """
 
-    def __init__(self, threshold: float, held_out: Iterable[Row]) -> None:
-        self.threshold = threshold
+    def __init__(self, threshold: float, held_out: Iterable[Row], reason: str = "in the test or val split") -> None:
+        self.threshold, self.reason = threshold, reason
         self.index: dict[str, set[int]] = defaultdict(set)
         self.items: list[tuple[str, int, Counter[str]]] = []
         self.images: dict[str, str] = {}
@@ -112,8 +128,13 @@ class Contamination:
             for item, count in hits.items():
                 source_id, size, needed = self.items[item]
                 if count >= self.threshold * size and needed <= numbers:
-                    return _reject(row, "in the test or val split", f"holds {count} of {size} n-grams of {source_id}")
+                    return _reject(row, self.reason, f"holds {count} of {size} n-grams of {source_id}")
         return None
+
+
+def benchmarks(recipe: Recipe) -> Contamination:
+    """Against the benchmark items that lie on this machine (`evaluate.benchmarks.data`)."""
+    return Contamination(recipe.data.contamination, benchmark_items(recipe), "in a benchmark")
 
 
 def words(text: str) -> list[str]:

@@ -105,6 +105,21 @@ def _in_zip(archive: Path) -> Callable[[str], bytes]:
     return find
 
 
+def of_row(raw: dict[str, Any], find: Callable[[str], Path | bytes]) -> list[Path | bytes]:
+    """The image files (or bytes) that a row names as `images`, `image` or `file_name`. Raises BadImage for one that is not there."""
+    given: Any = next((raw[k] for k in ("images", "image", "file_name") if raw.get(k)), [])
+    out: list[Path | bytes] = []
+    for one in given if isinstance(given, list) else [given]:
+        name = one.get("path") if isinstance(one, dict) else one  # `datasets` keeps an image as {bytes, path}
+        if isinstance(one, dict) and one.get("bytes"):
+            out.append(one["bytes"])
+        elif isinstance(name, str):
+            out.append(find(name))
+        else:
+            raise BadImage("schema", f"image: {type(one).__name__} is no file name")
+    return out
+
+
 def store(image: Image.Image, folder: Path) -> str:
     """Write an RGB image to `<hash of its pixels>.png`, and a white one of its size beside it; returns the name."""
     digest = hashlib.sha256(f"{image.size}".encode() + image.tobytes()).hexdigest()[:20]

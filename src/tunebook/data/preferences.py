@@ -17,15 +17,16 @@ from typing import Any, Literal
 from tunebook.data import checks
 from tunebook.data.checks import NOT_AN_ANSWER, words
 from tunebook.data.prepare import load
+from tunebook.data.records import drawn, records, renamed, source_name
 from tunebook.data.rows import Messages, Reject, Row
-from tunebook.data.sources import Prompts, conversation, gold_of, records
+from tunebook.data.sources import Prompts, conversation, gold_of
 from tunebook.recipe import PairsConfig, Recipe
 from tunebook.verify import verify
 
 Sample = dict[str, Any]
 Pair = dict[str, Any]
 COLUMNS = dict.fromkeys(("prompt", "chosen", "rejected"), "messages") | dict.fromkeys(("source_id", "strategy", "gold", "sampling"), "string")
-COLUMNS |= {"chosen_correct": "bool", "rejected_correct": "bool", "chosen_tokens": "int32", "rejected_tokens": "int32"}
+COLUMNS |= {"chosen_correct": "bool", "rejected_correct": "bool", "chosen_tokens": "int32", "rejected_tokens": "int32", "margin": "float32"}
 
 
 def build(config: PairsConfig, rows: list[dict[str, Any]], samples: list[Sample], count_tokens: Callable[[str], int]) -> list[Pair]:
@@ -104,22 +105,23 @@ def read(recipe: Recipe, count_tokens: Callable[[str], int]) -> Iterator[Pair | 
     """The rows of `pairs.dataset`, each as a pair or, with the reason, as a reject.
 
     UltraFeedback's form (`chosen` and `rejected` as whole conversations, `score_chosen`, `score_rejected`), plain text, or a
-    message list each. A pair without an `answer` cannot be verified: its `chosen_correct` and `rejected_correct` are None.
-    Prompts of the val and test splits are refused.
+    message list each; `pairs.columns` for other names. A pair without an `answer` cannot be verified: its `chosen_correct` and
+    `rejected_correct` are None. Prompts of the val and test splits, and items of benchmarks, are refused.
     """
+    config = recipe.pairs
     prompts = Prompts(recipe)
     held_out = [_row(r["source_id"], r["prompt"], r["completion"]) for split in ("val", "test") for r in load(recipe, split)]
     contamination = checks.Contamination(recipe.data.contamination, held_out)
-    duplicates = checks.Duplicates(1.0)
-    path = str(recipe.pairs.dataset)
-    for number, raw in records(path, recipe.pairs.dataset_split, "pairs.dataset"):
-        source_id = f"{path.rsplit('/', 1)[-1]}:{number}"
-        found = raw if isinstance(raw, Reject) else _existing(source_id, raw, prompts, count_tokens)
+    benchmarks, duplicates = checks.benchmarks(recipe), checks.Duplicates(1.0)
+    path = str(config.dataset)
+    for number, raw in drawn(records(path, config.dataset_split, "pairs.dataset"), config.rows, recipe.seed):
+        source_id = f"{source_name(path, config.dataset_split)}:{number}"
+        found = raw if isinstance(raw, Reject) else _existing(source_id, renamed(raw, config.columns), prompts, count_tokens, config.min_margin)
         if isinstance(found, dict):
             asked = count_tokens("\n".join(m["content"] for m in found["prompt"]))
             sides = [_row(source_id, found["prompt"], found[side], asked + found[f"{side}_tokens"]) for side in ("chosen", "rejected")]
             found = (
-                next((r for row in sides if (r := checks.check_content(row) or contamination.check(row))), None)
+                next((r for row in sides if (r := checks.check_content(row) or contamination.check(row) or benchmarks.check(row))), None)
                 or checks.check_length(max(sides, key=lambda row: row.tokens), recipe.model.max_seq_length)
                 or duplicates.check(sides[0])
                 or found
@@ -127,13 +129,13 @@ def read(recipe: Recipe, count_tokens: Callable[[str], int]) -> Iterator[Pair | 
         yield found
 
 
-def _existing(source_id: str, raw: dict[str, Any], prompts: Prompts, count_tokens: Callable[[str], int]) -> Pair | Reject:
+def _existing(source_id: str, raw: dict[str, Any], prompts: Prompts, count_tokens: Callable[[str], int], min_margin: float | None) -> Pair | Reject:
     sides: list[tuple[Messages, Messages]] = []
     for side in ("chosen", "rejected"):
         whole = isinstance(raw.get(side), list) and len(raw[side]) > 1
         one = {"messages": raw[side]} if whole else {"prompt": raw.get("prompt"), "completion": raw.get(side)}
         try:
-            sides.append(conversation(one, prompts))
+            sides.append(conversation(one | {"system": raw.get("system")}, prompts))
         except ValueError as error:
             return Reject(source_id, "schema", f"{side}: {error}", raw)
     (prompt, chosen), (other, rejected) = sides
@@ -141,8 +143,13 @@ def _existing(source_id: str, raw: dict[str, Any], prompts: Prompts, count_token
         return Reject(source_id, "schema", "chosen and rejected answer different prompts", raw)
     if chosen[0]["content"].split() == rejected[0]["content"].split():
         return Reject(source_id, "chosen is rejected", "", raw)
-    if raw.get("score_chosen") is not None and raw.get("score_rejected") is not None and raw["score_chosen"] <= raw["score_rejected"]:
-        return Reject(source_id, "scored no better", f"chosen {raw['score_chosen']}, rejected {raw['score_rejected']}", raw)
+    try:
+        margin = _margin(raw, min_margin is not None)
+    except ValueError as error:
+        return Reject(source_id, "schema", str(error), raw)
+    if margin is not None and (margin <= 0 or margin < (min_margin or 0)):
+        reason = "scored no better" if margin <= 0 else "margin too small"
+        return Reject(source_id, reason, f"chosen {raw['score_chosen']}, rejected {raw['score_rejected']}", raw)
     gold = gold_of(raw)
     right = [None if gold is None else verify(side[0]["content"], gold).correct for side in (chosen, rejected)]
     if right[0] is False or right[1] is True:
@@ -160,7 +167,23 @@ def _existing(source_id: str, raw: dict[str, Any], prompts: Prompts, count_token
         "rejected_tokens": count_tokens(rejected[0]["content"]),
         "sampling": "",
         "images": [],
+        "margin": margin,
     }
+
+
+def _margin(raw: dict[str, Any], needed: bool) -> float | None:
+    """By how much chosen is scored better; None where a pair has no scores. Raises ValueError that names the field."""
+    scores = []
+    for name in ("score_chosen", "score_rejected"):
+        if raw.get(name) is None:
+            if needed:
+                raise ValueError(f"{name}: missing, and pairs.min_margin is set")
+            return None
+        try:
+            scores.append(float(raw[name]))
+        except (ValueError, TypeError):
+            raise ValueError(f"{name}: {raw[name]!r} is not a number") from None
+    return scores[0] - scores[1]
 
 
 def _row(source_id: str, prompt: Messages, completion: Messages, tokens: int = 0) -> Row:
@@ -168,7 +191,7 @@ def _row(source_id: str, prompt: Messages, completion: Messages, tokens: int = 0
 
 
 def make_pair(config: PairsConfig, row: dict[str, Any], chosen: Sample, rejected: Sample, strategy: str) -> Pair:
-    pair = {"prompt": row["prompt"], "source_id": row["source_id"], "strategy": strategy, "gold": row["gold"]}
+    pair = {"prompt": row["prompt"], "source_id": row["source_id"], "strategy": strategy, "gold": row["gold"], "margin": None}
     pair["images"] = [Path(path).name for path in row.get("images") or []]
     for side, sample in (("chosen", chosen), ("rejected", rejected)):
         pair[side] = [{"role": "assistant", "content": sample["text"]}]

@@ -20,6 +20,7 @@ from tqdm.auto import tqdm
 
 from tunebook import models
 from tunebook.data import checks, images, sources
+from tunebook.data.records import is_file
 from tunebook.data.rows import SPLITS, Reject, Row
 from tunebook.recipe import ChatSource, Recipe, UserError, find_file, first_line
 from tunebook.run import Stage
@@ -153,9 +154,11 @@ def tokenizer(recipe: Recipe, images: bool = False) -> Any:
     from transformers import AutoProcessor, AutoTokenizer
 
     try:
-        return (AutoProcessor if images else AutoTokenizer).from_pretrained(models.resolve(recipe.model.base), revision=recipe.model.revision)
+        tok = (AutoProcessor if images else AutoTokenizer).from_pretrained(models.resolve(recipe.model.base), revision=recipe.model.revision)
     except (OSError, ValueError) as error:
         raise UserError(f"model.base: no model at {recipe.model.base!r} ({first_line(error)})") from None
+    models.fit_tokenizer(tok, recipe.model)
+    return tok
 
 
 def _check(recipe: Recipe, folder: Path) -> tuple[dict[str, list[Row]], list[Reject]]:
@@ -177,10 +180,11 @@ def _check(recipe: Recipe, folder: Path) -> tuple[dict[str, list[Row]], list[Rej
 
     keep(tqdm(sources.read(recipe, folder), desc="checking", unit="row", mininterval=1), checks.check_content, check_length)
     held_out: list[Row] = []
+    benchmarks = checks.benchmarks(recipe)
     for split in ("test", "val", "train"):
         rows, sorted_out[split] = sorted_out[split], []
         contamination = checks.Contamination(recipe.data.contamination, held_out)
-        keep(rows, contamination.check, checks.Duplicates(recipe.data.near_duplicate).check)
+        keep(rows, contamination.check, *([benchmarks.check] if split == "train" else []), checks.Duplicates(recipe.data.near_duplicate).check)
         held_out += sorted_out[split]
     return sorted_out, rejects
 
@@ -232,10 +236,11 @@ def _settings(recipe: Recipe) -> dict[str, Any]:
 def _inputs(recipe: Recipe) -> dict[str, str]:
     """Local files by content, so that an edited file is noticed."""
     data = recipe.data
-    names = [p for p in (data.system_prompt, data.user_prompt) if p]
+    names = [p for p in (data.system_prompt, data.user_prompt, recipe.model.chat_template) if p]
     files = {name: name for name in names}
-    files |= {s.path: sources.local_path(s, recipe) for s in data.sources if isinstance(s, ChatSource) and s.path.endswith((".jsonl", ".parquet"))}
-    return {name: file_hash(find_file(path)) for name, path in files.items()}
+    files |= {s.path: sources.local_path(s, recipe) for s in data.sources if isinstance(s, ChatSource) and is_file(s.path)}
+    found = {name: find_file(path) for name, path in files.items()} | {f"benchmark {p.name}": p for p in sources.benchmark_files(recipe)}
+    return {name: file_hash(path) for name, path in found.items()}
 
 
 def file_hash(path: Path) -> str:

@@ -1,26 +1,22 @@
 """Where rows come from: one function per format, each yielding `Row`s and, for what cannot be one, `Reject`s.
 
-A row is conversational, as TRL wants it: `prompt` and `completion` are lists of messages.
+A row is conversational, as TRL wants it: `prompt` and `completion` are lists of messages. Raw rows of every format first become
+`messages`, or `prompt` + `completion` (`FORMATS`), and then a row (`conversation`).
 """
 
 from __future__ import annotations
 
-import json
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
-
-from tunebook.data import figures, geometry, images
+from tunebook.data import geometry, images
 from tunebook.data.images import BadImage
+from tunebook.data.mm_math import read_mm_math
+from tunebook.data.records import Raw, drawn, records, renamed, source_name
 from tunebook.data.rows import Messages, Reject, Row, split_of
-from tunebook.models import cache_dir
-from tunebook.recipe import ChatSource, GeometrySource, MMMathSource, Recipe, UserError, find_file, first_line
-from tunebook.verify import boxed
-
-SAMPLE = 1
-"""Version of the figures that `sample` draws; a new number draws them anew."""
+from tunebook.recipe import ChatSource, GeometrySource, Recipe, UserError, find_file
 
 
 def read(recipe: Recipe, folder: Path) -> Iterator[Row | Reject]:
@@ -78,103 +74,30 @@ def read_geometry(source: GeometrySource, recipe: Recipe, prompts: Prompts) -> I
 
 
 def read_chat(source: ChatSource, recipe: Recipe, prompts: Prompts) -> Iterator[Row | Reject]:
-    """`messages`, or `prompt` + `completion` as text or messages, with an optional `answer`."""
-    find = images.finder(Path(source.images or Path(local_path(source, recipe)).parent))
-    for number, raw in records(local_path(source, recipe), source.hub_split, "data.sources"):
-        source_id = f"{Path(source.path).name}:{number}"
+    """A file or hub id in one of `FORMATS`, with an optional `answer`."""
+    path = local_path(source, recipe)
+    find = images.finder(Path(source.images or Path(path).parent))
+    found = records(path, source.hub_split, "data.sources", source.hub_config)
+    for number, raw in drawn(found, source.rows, recipe.seed):
         if isinstance(raw, Reject):
             yield raw
             continue
+        source_id = f"{source_name(source.path, source.hub_split)}:{number}"
         try:
-            prompt, completion = conversation(raw, prompts)
+            row = FORMATS[source.format](renamed(raw, source.columns))
+            prompt, completion = conversation(row, prompts)
         except ValueError as error:
             yield Reject(source_id, "schema", str(error), raw)
             continue
-        row = Row(source_id, source.split or "train", prompt, completion, gold=gold_of(raw), slice=str(raw.get("slice") or ""))
+        out = Row(source_id, source.split or "train", prompt, completion, gold=gold_of(row), slice=str(row.get("slice") or ""))
         try:
-            row.images = _images(raw, find)
+            out.images = images.of_row(raw, find)
         except BadImage as error:
             yield Reject(source_id, error.reason, str(error), raw)
             continue
         if source.split is None:
-            row.split = "" if row.images else split_of(row.question, source.val, source.test)
-        yield row
-
-
-def read_mm_math(source: MMMathSource, recipe: Recipe, prompts: Prompts) -> Iterator[Row | Reject]:
-    """MM_Math's rows (Sun et al. 2024): the last `\\boxed{}` of `solution` is the answer, `difficult` the slice, `knowledge` the group."""
-    path = str(mm_math_sample(source.rows, recipe.seed)) if source.path == "sample" else source.path
-    place, found = _mm_math(path, source.hub_split)
-    find = images.finder(place)
-    for number, raw in found:
-        source_id = f"{Path(path).name}:{number}"
-        if isinstance(raw, Reject):
-            yield raw
-            continue
-        kept = {k: v for k, v in raw.items() if isinstance(v, str | int | float)}
-        try:
-            missing = next((k for k in ("question", "solution") if not isinstance(raw.get(k), str)), None)
-            if missing:
-                raise BadImage("schema", f"{missing}: not text")
-            shown = _images(raw, find)
-            if not shown:
-                raise BadImage("image missing", "the row names no image")
-        except BadImage as error:
-            yield Reject(source_id, error.reason, str(error), kept)
-            continue
-        if (gold := boxed(raw["solution"])) is None or not gold.strip():
-            yield Reject(source_id, "no answer", "the solution has no \\boxed{}", kept)
-            continue
-        level, knowledge = (str(raw.get(column) or "") for column in ("difficult", "knowledge"))
-        solution = [{"role": "assistant", "content": raw["solution"].strip()}]
-        yield Row(source_id, source.split or "", prompts.ask(raw["question"]), solution, gold, level, knowledge, level, shown)
-
-
-def mm_math_sample(rows: int, seed: int) -> Path:
-    """The folder with the project's own problems as figures, drawn once into the user's cache."""
-    folder = cache_dir() / f"mm-math-sample-v{SAMPLE}-{rows}-{seed}"
-    with FileLock(f"{folder}.lock"):
-        if not folder.exists():
-            figures.write_sample(folder, rows, seed)
-    return folder
-
-
-def _mm_math(path: str, hub_split: str) -> tuple[Path, Iterator[tuple[int, dict[str, Any] | Reject]]]:
-    """Where images lie (a folder or a zip file) and the rows. Raises UserError when there is no such data."""
-    if not Path(path).suffix and not Path(path).is_dir():
-        path = _download(path)
-    if not Path(path).is_dir():
-        return Path(path).parent, records(path, hub_split, "data.sources")
-    tables, archives = (sorted(Path(path).glob(kind)) for kind in ("*.jsonl", "*.zip"))
-    if len(tables) != 1:
-        raise UserError(f"data.sources: {path} should hold one .jsonl file, it holds {len(tables)}")
-    packed = bool(archives) and not any(p.is_dir() for p in Path(path).iterdir())
-    return archives[0] if packed else Path(path), records(str(tables[0]), hub_split, "data.sources")
-
-
-def _download(hub_id: str) -> str:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    try:
-        return str(snapshot_download(hub_id, repo_type="dataset"))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        raise UserError(f"data.sources: {hub_id} is neither a folder nor a data set of the hub that can be read ({first_line(error)})") from None
-
-
-def _images(raw: dict[str, Any], find: Callable[[str], Path | bytes]) -> list[Path | bytes]:
-    """The image files (or bytes) that a row names as `images`, `image` or `file_name`. Raises BadImage for one that is not there."""
-    given: Any = next((raw[k] for k in ("images", "image", "file_name") if raw.get(k)), [])
-    out: list[Path | bytes] = []
-    for one in given if isinstance(given, list) else [given]:
-        name = one.get("path") if isinstance(one, dict) else one  # `datasets` keeps an image as {bytes, path}
-        if isinstance(one, dict) and one.get("bytes"):
-            out.append(one["bytes"])
-        elif isinstance(name, str):
-            out.append(find(name))
-        else:
-            raise BadImage("schema", f"image: {type(one).__name__} is no file name")
-    return out
+            out.split = "" if out.images else split_of(out.question, source.val, source.test)
+        yield out
 
 
 def local_path(source: ChatSource, recipe: Recipe) -> str:
@@ -185,53 +108,62 @@ def local_path(source: ChatSource, recipe: Recipe) -> str:
     return path
 
 
-READERS: dict[str, Callable[..., Iterator[Row | Reject]]] = {"geometry": read_geometry, "chat": read_chat, "mm_math": read_mm_math}
+NO_INPUT = re.compile(r"\s*(?:\W*(?:no\W?input|n/a)\W*)?", re.IGNORECASE)
+"""What rows of Alpaca's form have for an input when there is none."""
+ROLES = {"human": "user", "user": "user", "gpt": "assistant", "chatgpt": "assistant", "assistant": "assistant", "system": "system"}
+"""Who speaks in ShareGPT's form, as a message's role."""
 
 
-def records(path: str, hub_split: str, key: str) -> Iterator[tuple[int, dict[str, Any] | Reject]]:
-    """Numbered raw records of a .jsonl or .parquet file (from 1, as an editor counts lines) or of a hub data set.
-
-    Raises UserError that names the recipe's `key` when it cannot be read.
-    """
-    if path.endswith(".jsonl"):
-        yield from _jsonl(find_file(path))
-        return
-    import datasets
-
-    if path.endswith(".parquet"):
-        found = {"path": "parquet", "data_files": str(find_file(path)), "split": "train"}
-    elif Path(path).suffix:
-        raise UserError(f"{key}: cannot read {path}; give a .jsonl or .parquet file or a hub id")
-    else:
-        found = {"path": path, "split": hub_split}
-    try:
-        rows = datasets.load_dataset(**found, streaming=True)
-        for name, feature in (rows.features or {}).items():
-            if isinstance(feature, datasets.Image):
-                rows = rows.cast_column(name, datasets.Image(decode=False))  # checked and decoded with the rest
-        yield from enumerate(rows, 1)
-    except (OSError, ValueError) as error:  # not found, no network, a damaged file
-        raise UserError(f"{key}: cannot read {path} ({first_line(error)})") from None
+def _alpaca(raw: Raw) -> Raw:
+    """`instruction`, `input` (often empty) and `output` (Taori et al. 2023); the input stands below the instruction."""
+    instruction, given = _text(raw, "instruction"), _text(raw | {"input": raw.get("input") or ""}, "input")
+    prompt = instruction if NO_INPUT.fullmatch(given) else f"{instruction}\n\n{given}".strip()
+    return {**raw, "messages": None, "prompt": prompt, "completion": _text(raw, "output")}
 
 
-def _jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any] | Reject]]:
-    with path.open("rb") as lines:
-        for number, line in enumerate(lines, 1):
-            source_id = f"{path.name}:{number}"
-            if not line.strip():
-                continue
-            try:
-                raw = json.loads(line.decode("utf-8"))
-            except UnicodeDecodeError as error:
-                yield number, Reject(source_id, "not UTF-8", str(error), {"line": line.decode("utf-8", "replace")})
-            except (ValueError, RecursionError) as error:
-                yield number, Reject(source_id, "bad JSON", str(error), {"line": line.decode("utf-8")})
-            else:
-                yield number, raw if isinstance(raw, dict) else Reject(source_id, "schema", "not an object", {"line": raw})
+def _sharegpt(raw: Raw) -> Raw:
+    """`conversations` of turns `from` and `value` (or `role` and `content`); the last answer is what is trained on."""
+    turns = raw.get("conversations")
+    if not isinstance(turns, list):
+        raise ValueError("conversations: not a list of turns")
+    messages = []
+    for i, turn in enumerate(turns):
+        said = turn if isinstance(turn, dict) else {}
+        who = said.get("from", said.get("role"))
+        if not isinstance(who, str) or who not in ROLES:
+            raise ValueError(f"conversations[{i}].from: {who!r} is none of {', '.join(ROLES)}")
+        text = said.get("value", said.get("content"))
+        if not isinstance(text, str):
+            raise ValueError(f"conversations[{i}].value: not text")
+        messages.append({"role": ROLES[who], "content": text})
+    return {**raw, "messages": messages}
 
 
-def conversation(raw: dict[str, Any], prompts: Prompts) -> tuple[Messages, Messages]:
-    """Prompt and completion of a raw row. Raises ValueError that names the field."""
+def _gsm8k(raw: Raw) -> Raw:
+    """`question` and `answer`, whose last line is `#### 1,234` (Cobbe et al. 2021). Calculator marks (`<<2+3=5>>`) are left out, and
+    the result is boxed, so that it is read as any other answer."""
+    solution, mark, result = _text(raw, "answer").rpartition("####")
+    if not mark or not result.strip():
+        raise ValueError("answer: no #### before the result")
+    gold = result.strip().replace(",", "")
+    solution = re.sub(r"<<[^<>]*>>", "", solution).strip()
+    return {**raw, "messages": None, "prompt": _text(raw, "question"), "completion": f"{solution}\n\\boxed{{{gold}}}".strip(), "answer": gold}
+
+
+FORMATS: dict[str, Callable[[Raw], Raw]] = {"chat": dict, "alpaca": _alpaca, "sharegpt": _sharegpt, "gsm8k": _gsm8k}
+"""A raw row of a format, as `messages` or as `prompt` + `completion`. Raises ValueError that names the field."""
+
+READERS: dict[str, Callable[..., Iterator[Row | Reject]]] = {"geometry": read_geometry, "mm_math": read_mm_math, **dict.fromkeys(FORMATS, read_chat)}
+
+
+def _text(raw: Raw, name: str) -> str:
+    if not isinstance(raw.get(name), str):
+        raise ValueError(f"{name}: {'missing' if raw.get(name) is None else 'not text'}")
+    return str(raw[name])
+
+
+def conversation(raw: Raw, prompts: Prompts) -> tuple[Messages, Messages]:
+    """Prompt and completion of a raw row; its own `system` text goes before the recipe's. Raises ValueError that names the field."""
     if raw.get("messages") is not None:
         messages = _messages(raw["messages"], "messages")
         prompt, completion = messages[:-1], messages[-1:]
@@ -239,7 +171,7 @@ def conversation(raw: dict[str, Any], prompts: Prompts) -> tuple[Messages, Messa
         for name in ("prompt", "completion"):
             if raw.get(name) is None:
                 raise ValueError(f"{name}: missing")
-        prompt = prompts.ask(raw["prompt"]) if isinstance(raw["prompt"], str) else _messages(raw["prompt"], "prompt")
+        prompt = prompts.ask(raw["prompt"])[-1:] if isinstance(raw["prompt"], str) else _messages(raw["prompt"], "prompt")
         if isinstance(raw["completion"], str):
             completion = [{"role": "assistant", "content": raw["completion"]}]
         else:
@@ -248,6 +180,8 @@ def conversation(raw: dict[str, Any], prompts: Prompts) -> tuple[Messages, Messa
         raise ValueError("completion: the last message must be the assistant's, and alone")
     if not prompt or prompt[-1]["role"] != "user":
         raise ValueError("prompt: must end with a user message")
+    if raw.get("system") and prompt[0]["role"] != "system":
+        prompt = [{"role": "system", "content": _text(raw, "system")}, *prompt]
     return prompts.with_system(prompt), completion
 
 
@@ -265,4 +199,29 @@ def _messages(value: Any, name: str) -> Messages:
 def gold_of(raw: dict[str, Any]) -> str | None:
     """The exact final answer of a raw row (`answer` or `gold`), if it has one."""
     answer = raw.get("answer", raw.get("gold"))
-    return None if answer is None else str(answer)
+    return None if answer is None or not str(answer).strip() else str(answer)
+
+
+QUESTIONS = ("question", "question_stem", "ctx", "sentence", "goal", "premise", "query", "text")
+"""Where the questions of benchmark items stand; elsewhere the longest text is taken."""
+
+
+def benchmark_files(recipe: Recipe) -> list[Path]:
+    """The files with items in `evaluate.benchmarks.data`; few-shot examples (`<task>.train.jsonl`) are none."""
+    folder = recipe.evaluate.benchmarks.data
+    if folder and not Path(folder).is_dir():
+        raise UserError(f"evaluate.benchmarks.data: no folder {folder}")
+    return sorted(p.resolve() for p in Path(folder).glob("*.jsonl") if not p.stem.endswith(".train")) if folder else []
+
+
+def benchmark_items(recipe: Recipe) -> Iterator[Row]:
+    """The questions of the benchmark items that lie on this machine, as rows; a gap (WinoGrande) also filled with either option."""
+    for path in benchmark_files(recipe):
+        for number, raw in records(str(path), "", "evaluate.benchmarks.data"):
+            if isinstance(raw, Reject):
+                raise UserError(f"evaluate.benchmarks.data: {raw.source_id}: {raw.reason}")
+            texts = [v for v in raw.values() if isinstance(v, str)]
+            text = next((raw[name] for name in QUESTIONS if isinstance(raw.get(name), str)), max(texts, key=len, default=""))
+            filled = [text.replace("_", raw[o]) for o in ("option1", "option2") if "_" in text and isinstance(raw.get(o), str)]
+            for asked in (text, *filled):
+                yield Row(f"{path.stem}:{number}", "test", [{"role": "user", "content": asked}], [])
