@@ -253,3 +253,16 @@ def test_conversion_streams(tmp_path):
     first = next(found)
     assert isinstance(first, Row) and len(read) == images.CHUNK
     assert isinstance(list(found)[-1], Reject)
+
+
+def test_a_changed_picture_or_table_is_noticed(mm_math, tmp_path, capsys):
+    path = mm_math([row(i) for i in range(4)], {f"{i}.png": png(drawing(i)) for i in range(4)}, split="train")
+    first = prepare(load_recipe(path))
+    prepare(load_recipe(path))
+    assert "data is up to date" in capsys.readouterr().out
+    (tmp_path / "MM_Math" / "images" / "2.png").write_bytes(png(drawing(2, (60, 60))))
+    second = prepare(load_recipe(path))
+    assert second["fingerprints"]["train"] != first["fingerprints"]["train"]
+    table = tmp_path / "MM_Math" / "MM_Math.jsonl"
+    table.write_text(table.read_text().replace("easy", "hard"))
+    assert prepare(load_recipe(path))["slices"]["train"] == {"hard": 4}

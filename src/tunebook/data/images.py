@@ -87,6 +87,17 @@ def finder(place: Path) -> Callable[[str], Path | bytes]:
     return find
 
 
+def listing(place: Path) -> str:
+    """A short hash of what a file or folder holds: names and sizes, and the content of its tables."""
+    digest = hashlib.sha256()
+    for path in sorted(p for p in (place.rglob("*") if place.is_dir() else [place]) if p.is_file()):
+        digest.update(f"{path.relative_to(place)} {path.stat().st_size}\n".encode())
+        if path.suffix in (".jsonl", ".parquet"):
+            with path.open("rb") as file:
+                digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()[:16]
+
+
 def _in_zip(archive: Path) -> Callable[[str], bytes]:
     try:
         files = zipfile.ZipFile(archive)

@@ -22,7 +22,7 @@ from tunebook import models
 from tunebook.data import checks, images, sources
 from tunebook.data.records import is_file
 from tunebook.data.rows import SPLITS, Reject, Row
-from tunebook.recipe import ChatSource, Recipe, UserError, find_file, first_line
+from tunebook.recipe import ChatSource, MMMathSource, Recipe, UserError, find_file, first_line
 from tunebook.run import Stage
 
 COLUMNS = {"prompt": "messages", "completion": "messages"} | dict.fromkeys(("source_id", "gold", "slice", "group", "difficulty"), "string")
@@ -234,13 +234,13 @@ def _settings(recipe: Recipe) -> dict[str, Any]:
 
 
 def _inputs(recipe: Recipe) -> dict[str, str]:
-    """Local files by content, so that an edited file is noticed."""
+    """Local files by content, so that an edited file is noticed; folders of images by the names and sizes in them."""
     data = recipe.data
-    names = [p for p in (data.system_prompt, data.user_prompt, recipe.model.chat_template) if p]
-    files = {name: name for name in names}
+    files = {name: name for name in (data.system_prompt, data.user_prompt, recipe.model.chat_template) if name}
     files |= {s.path: sources.local_path(s, recipe) for s in data.sources if isinstance(s, ChatSource) and is_file(s.path)}
     found = {name: find_file(path) for name, path in files.items()} | {f"benchmark {p.name}": p for p in sources.benchmark_files(recipe)}
-    return {name: file_hash(path) for name, path in found.items()}
+    folders = [s.path if isinstance(s, MMMathSource) else s.images for s in data.sources if isinstance(s, MMMathSource | ChatSource)]
+    return {name: file_hash(path) for name, path in found.items()} | {f: images.listing(Path(f)) for f in folders if f and Path(f).exists()}
 
 
 def file_hash(path: Path) -> str:

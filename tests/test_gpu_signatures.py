@@ -1,0 +1,73 @@
+"""What the recipes hand on is what Unsloth's GPU classes take: held against their real signatures and generated configs.
+
+In a process of its own, with Unsloth's GPU code imported on a machine without a GPU; nothing is loaded or trained there.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import textwrap
+
+import pytest
+
+from tunebook.recipe import ROOT
+
+RECIPES = ("smollm2-math", "gemma3n-mm-math", "qwen3-4b-instruct")
+SCRIPT = textwrap.dedent(
+    """
+    import inspect, json, sys
+    import unsloth
+    from unsloth import FastModel
+    from unsloth.models import rl, vision
+    rl.patch_trl_disable_gradient_checkpointing()
+    for name in ("sft_trainer", "dpo_trainer"):
+        rl._patch_trl_rl_trainers(name)
+    import trl
+    from tunebook import models, train
+    from tunebook.recipe import load_recipe
+
+    def names(function):
+        return set(inspect.signature(function).parameters)
+
+    out = {"device": unsloth.DEVICE_TYPE, "generated": trl.SFTConfig.__module__, "recipes": {}}
+    asked = {}
+    def loaded(**given):
+        asked["load"] = given
+        class Model:
+            class config: pass
+        return Model(), type("Processor", (), {"image_processor": 1, "chat_template": "x", "get_vocab": lambda self: {"<|im_end|>": 1}})()
+    real_load, real_peft = unsloth.models.loader.FastModel.from_pretrained, vision.FastBaseModel.get_peft_model
+    for recipe in sys.argv[1:]:
+        r = load_recipe(recipe)
+        known_load, known_peft = names(real_load), names(real_peft)
+        FastModel.from_pretrained = staticmethod(loaded)
+        try:
+            models.load(r)
+        except AttributeError:
+            pass  # what comes after loading needs a real model
+        lora = {"random_state": r.seed, "use_gradient_checkpointing": False, **r.lora}
+        given = {"load": sorted(set(asked["load"]) - known_load), "lora": sorted(set(lora) - known_peft)}
+        for section, config in (("sft", trl.SFTConfig), ("dpo", trl.DPOConfig)):
+            values = getattr(r, section)
+            given[section] = sorted(set(values) - names(config.__init__) - {"early_stopping_patience", "early_stopping_threshold"})
+        out["recipes"][recipe] = given
+    print("RESULT " + json.dumps(out))
+    """
+)
+
+
+@pytest.mark.slow
+def test_every_argument_is_known_to_the_gpu_classes(tmp_path):
+    environment = os.environ | {"UNSLOTH_ALLOW_CPU": "1", "UNSLOTH_COMPILE_LOCATION": str(tmp_path / "compiled"), "HF_HUB_OFFLINE": "1"}
+    environment.pop("UNSLOTH_FORCE_CPU", None)
+    (tmp_path / "check.py").write_text(SCRIPT)
+    command = [sys.executable, str(tmp_path / "check.py"), *RECIPES]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment | {"PYTHONPATH": str(ROOT / "src")}, cwd=tmp_path, check=False)
+    line = next((line for line in done.stdout.splitlines() if line.startswith("RESULT ")), None)
+    assert line, done.stdout[-1000:] + done.stderr[-3000:]
+    found = json.loads(line.removeprefix("RESULT "))
+    assert found["device"] == "cuda" and "Unsloth" in found["generated"]
+    assert found["recipes"] == {recipe: {"load": [], "lora": [], "sft": [], "dpo": []} for recipe in RECIPES}

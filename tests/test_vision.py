@@ -1,0 +1,133 @@
+"""Images from the data folder to the answer: a tiny Gemma 3n learns what stands only in the pictures, through the README's commands."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import yaml
+from PIL import Image, ImageDraw, ImageFont
+
+from tunebook.recipe import ROOT, load_recipe
+from tunebook.run import read_json
+
+pytestmark = pytest.mark.slow
+ANGLES = ((65, 65), (75, 70), (60, 60), (50, 45), (40, 60), (45, 45))
+QUESTION = "As shown in the figure, find $\\angle C$."
+
+
+def triangle(a: int, b: int, corner: int, size: int = 96) -> Image.Image:
+    """Angles at A and B are written, the one at C is asked for. `corner` is the grey of one pixel: another picture that looks the same."""
+    image = Image.new("RGB", (size, size), "white")
+    pen, font = ImageDraw.Draw(image), ImageFont.load_default(size=size // 10)
+    ra, rb = math.radians(a), math.radians(b)
+    h = math.tan(ra) * math.tan(rb) / (math.tan(ra) + math.tan(rb))
+    k = 0.7 * size / max(1, h)
+    left, right = (0.12 * size, 0.85 * size), (0.12 * size + k, 0.85 * size)
+    top = (left[0] + k * h / math.tan(ra), left[1] - k * h)
+    pen.line([left, right, top, left], fill="black", width=2)
+    for at, text, anchor in ((left, f"A {a}°", "mt"), (right, f"B {b}°", "mt"), (top, "C ?", "mb")):
+        pen.text(at, text, fill="black", font=font, anchor=anchor)
+    image.putpixel((0, 0), (corner, corner, corner))
+    return image
+
+
+def write_rows(folder: Path, corner: int) -> None:
+    """MM_Math's form; every question is the same, so that only the picture tells the answers apart."""
+    (folder / "images").mkdir(parents=True)
+    lines = []
+    for a, b in ANGLES:
+        triangle(a, b, corner).save(folder / "images" / f"{a}-{b}.png")
+        solution = f"$\\angle C = \\boxed{{{180 - a - b}}}$"
+        row = {"file_name": f"{a}-{b}.png", "question": QUESTION, "solution": solution}
+        lines.append(json.dumps(row | {"difficult": "easy", "year": "seven", "knowledge": "Triangles"}) + "\n")
+    (folder / "MM_Math.jsonl").write_text("".join(lines))
+
+
+@pytest.fixture
+def canary(tmp_path) -> Path:
+    """The sample recipe over six triangles; the test has them with another pixel: no picture is in both splits, and each is known."""
+    write_rows(tmp_path / "train", 200)
+    write_rows(tmp_path / "test", 255)
+    content = yaml.safe_load((ROOT / "configs" / "mm-math-sample.yaml").read_text())
+    content["name"] = "canary"
+    content["data"]["sources"] = [{"format": "mm_math", "path": str(tmp_path / name), "split": name} for name in ("train", "test")]
+    content["lora"] |= {"r": 16, "lora_alpha": 32}
+    content["sft"] |= {"per_device_train_batch_size": 6, "num_train_epochs": 80, "eval_strategy": "no", "logging_steps": 10}
+    content["pairs"] |= {"samples": 8, "max_new_tokens": 24}
+    content["dpo"] |= {"per_device_train_batch_size": 6, "learning_rate": 1e-4}
+    content["evaluate"] |= {"max_new_tokens": 24, "ablation": 10}
+    path = tmp_path / "canary.yaml"
+    path.write_text(yaml.safe_dump(content))
+    return path
+
+
+def test_the_whole_chain_sees_its_images(canary, run_cli, tmp_path):
+    import papermill
+
+    done = run_cli("run", "--recipe", str(canary))
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    run = load_recipe(canary).run_dir
+    stages = read_json(run / "manifest.json")["stages"]
+    assert stages["data"]["rows"] == {"train": 6, "val": 0, "test": 6} and stages["data"]["images"] == {"train": 6, "val": 0, "test": 6}
+    audit = stages["sft"]["audit"]
+    assert (audit["rows"], audit["images"], audit["image_tokens"]) == (6, 6, 6 * 16) and 0 < audit["trained_share"] < 0.5
+    assert abs(stages["dpo"]["audit"]["loss"] - math.log(2)) < 0.01 and abs(stages["dpo"]["audit"]["margin"]) < 0.01
+    assert {k: math.isfinite(v) for k, v in stages["dpo"]["image_margins"].items()} == dict.fromkeys(("true", "blank", "swapped"), True)
+    sft = read_json(run / "eval" / "summary.json")["stages"]["sft"]["images"]
+    assert sft["true"] >= 5 / 6 and sft["blank"] <= 1 / 3 and sft["swapped"] <= 1 / 3  # another picture, another answer
+    assert sft["gain"]["interval"][0] > 0
+    report = (run / "report.md").read_text()
+    assert "looks at the image" in report and "| sft | 6 | " in report and "rewards/margins after DPO" in report
+    assert {p.name for p in (run / "notebooks").glob("*.ipynb")} == {p.name for p in (ROOT / "notebooks").glob("0*.ipynb")}
+    again = run_cli("run", "--recipe", str(canary))
+    assert again.returncode == 0 and "up to date" in again.stdout and "Executing" not in again.stderr
+
+    out = tmp_path / "out.ipynb"
+    picture = tmp_path / "train" / "images" / "60-60.png"
+    given = {"recipe": str(canary), "model": "sft", "question": QUESTION, "image": str(picture), "max_new_tokens": 24, "compare_items": 2}
+    papermill.execute_notebook(str(ROOT / "notebooks" / "inference.ipynb"), str(out), given, cwd=str(ROOT), progress_bar=False)
+    shown = [o["data"] for cell in json.loads(out.read_text())["cells"] for o in cell.get("outputs", []) if "data" in o]
+    assert any("\\boxed{60}" in "".join(data.get("text/markdown", "")) for data in shown)
+
+
+def test_batched_answers_with_images_are_the_answers_given_alone(tmp_path):
+    """In float32, of random weights: rows of different lengths and pictures, one without a picture."""
+    from tunebook import models
+    from tunebook.generate import Local, Sampling, generate
+
+    models.backend()
+    model, processor = models.load(load_recipe("mm-math-sample"))
+    paths = []
+    for a, b in ANGLES[:3]:
+        paths.append([str(tmp_path / f"{a}.png")])
+        triangle(a, b, 255).save(paths[-1][0])
+    prompts = [[{"role": "user", "content": QUESTION + " Why?" * i}] for i in range(4)]
+    shown = [*paths, []]
+    with models.use_adapter(model, None) as active:
+        source = Local(active, processor)
+
+        def answers(batch: int, images: list[list[str]]) -> list[str]:
+            found = {i: a for part in generate(source, prompts, Sampling(12, batch), images) for i, a in part.items()}
+            return [found[i].text for i in range(4)]
+
+        alone, together = answers(1, shown), answers(4, shown)
+        assert alone == together
+        assert answers(4, [paths[1], paths[2], paths[0], []])[:3] != alone[:3]  # other pictures, other answers
+
+
+def test_lora_goes_where_the_switches_say():
+    """On a CPU as on a GPU: never on the audio tower, and the vision part only if asked."""
+    from tunebook import models
+
+    models.backend()
+    places = {}
+    for vision in (True, False):
+        recipe = load_recipe("mm-math-sample", overrides={"lora.finetune_vision_layers": vision})
+        model = models.add_lora(models.load(recipe)[0], recipe)
+        places[vision] = {name.split(".lora_")[0] for name, p in model.named_parameters() if p.requires_grad}
+    assert not any("audio" in name for names in places.values() for name in names)
+    assert any("vision" in name for name in places[True]) and not any("vision" in name for name in places[False])
+    assert sum("language_model" in name for name in places[False]) >= 24
