@@ -9,7 +9,6 @@ TRL keeps a frozen copy of the adapter it starts from under the name `ref`.
 from __future__ import annotations
 
 import math
-import shutil
 from typing import Any
 
 from tunebook import models, train
@@ -58,10 +57,7 @@ def dpo(recipe: Recipe, number: int = 1, force: bool = False, resume: bool = Tru
         if recipe.pairs.compare == "step":
             first_steps(trainer, tokenizer)
         audit = audit_step_0(trainer)
-        for checkpoint in (folder / "checkpoints").glob("checkpoint-*/ref"):
-            # With a `ref` folder beside it, transformers' resume would leave the trained adapter at its start.
-            shutil.rmtree(checkpoint)
-        metrics = train.run(trainer, folder, resume)
+        metrics = train.run(trainer, folder)
         stage.record = {"audit": audit, "metrics": metrics, "warnings": health.warnings, "rows": {"train": len(trainer.train_dataset)}}
         models.save_adapter(model, tokenizer, folder / "adapter")
     return stage.result

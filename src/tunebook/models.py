@@ -21,6 +21,7 @@ from filelock import FileLock
 from platformdirs import user_cache_path
 
 from tunebook.recipe import UserError
+from tunebook.run import rank
 
 if TYPE_CHECKING:
     from tunebook.recipe import ModelConfig, Recipe
@@ -225,9 +226,13 @@ def use_adapter(model: Any, name: str | None) -> Iterator[Any]:
 
 
 def save_adapter(model: Any, tokenizer: Any, folder: Path) -> None:
-    """Adapter (safetensors) and tokenizer. TRL's frozen `ref` adapter, if there, is left out."""
-    model.save_pretrained(folder, selected_adapters=["default"], safe_serialization=True)
-    tokenizer.save_pretrained(folder)
+    """Adapter (safetensors) and tokenizer. TRL's frozen `ref` adapter, if there, is left out.
+
+    Of several processes all must call it (a sharded model is gathered from all); the first one writes.
+    """
+    model.save_pretrained(folder, selected_adapters=["default"], safe_serialization=True, is_main_process=rank() == 0)
+    if rank() == 0:
+        tokenizer.save_pretrained(folder)
 
 
 def save_merged(model: Any, tokenizer: Any, folder: Path) -> None:

@@ -48,7 +48,7 @@ def sft(recipe: Recipe, force: bool = False, resume: bool = True) -> dict[str, A
         if recipe.data.for_pairs:
             print(f"{len(trainer.train_dataset)} rows; {recipe.data.for_pairs:.0%} of the train rows are kept for preference pairs (data.for_pairs)")
         audit = train.audit_mask(trainer, tokenizer)
-        metrics = train.run(trainer, folder, resume)
+        metrics = train.run(trainer, folder)
         stage.record = {"audit": audit, "metrics": metrics, "rows": {"train": len(trainer.train_dataset)}}
         models.save_adapter(model, tokenizer, folder / "adapter")
     return stage.result
