@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from tunebook import models, train
+from tunebook import memory, models, train
 from tunebook.data.preferences import shared
 from tunebook.data.prepare import read_parquet
 from tunebook.pairs import pairs_stage
@@ -39,11 +39,12 @@ def dpo(recipe: Recipe, number: int = 1, force: bool = False, resume: bool = Tru
     models.backend()
     rows = {split: read_parquet(pairs.dir / f"{split}.parquet").select_columns(COLUMNS) for split in ("train", "val")}
     with stage.open(resume and not force) as folder:
-        model, tokenizer = models.load(recipe)
-        model = models.restore_lora(models.add_lora(model, recipe), recipe.run_dir / start / "adapter")
         from trl import DPOConfig, DPOTrainer
 
         args, callbacks = train.arguments(DPOConfig, recipe, "dpo", folder)
+        needed = memory.preflight(recipe, args, rows["train"], "dpo")
+        model, tokenizer = models.load(recipe)
+        model = models.restore_lora(models.add_lora(model, recipe), recipe.run_dir / start / "adapter")
         health = watch(args.beta)
         trainer = DPOTrainer(
             model=model,
@@ -58,7 +59,8 @@ def dpo(recipe: Recipe, number: int = 1, force: bool = False, resume: bool = Tru
             first_steps(trainer, tokenizer)
         audit = audit_step_0(trainer)
         metrics = train.run(trainer, folder)
-        stage.record = {"audit": audit, "metrics": metrics, "warnings": health.warnings, "rows": {"train": len(trainer.train_dataset)}}
+        counts = {"train": len(trainer.train_dataset)}
+        stage.record = {"audit": audit, "metrics": metrics, "warnings": health.warnings, "rows": counts, "preflight": needed}
         models.save_adapter(model, tokenizer, folder / "adapter")
     return stage.result
 
