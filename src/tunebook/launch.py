@@ -13,6 +13,7 @@ import logging
 import os
 import re
 import shutil
+import signal
 import sys
 import time
 import traceback
@@ -61,6 +62,7 @@ def launched(recipe: Recipe) -> bool:
             raise KeyboardInterrupt from None
         except ChildFailedError as failed:
             kind, line = explain(failed.failures)
+            print(file=sys.stderr)  # a progress bar was cut off in the middle of its line
         if kind != "OutOfMemory" or os.environ.get("NNODES", "1") != "1":
             raise UserError(line if kind == "UserError" else f"{line}. All processes were stopped; the same command goes on from the last checkpoint")
         print(f"{line}: all processes start again with half of them and twice the accumulation; a step has as many rows as before.", flush=True)
@@ -87,9 +89,9 @@ def options(processes: int, logs: Path, environment: Mapping[str, str]) -> list[
 def explain(failures: Mapping[int, Any]) -> tuple[str, str]:
     """The kind of error and one line about the process that failed first, out of torchrun's `ProcessFailure`s by rank.
 
-    One that was killed comes first: an error in another is then what it led to.
+    One that was killed comes first, since an error in another is then what it led to; one that torchrun itself ended comes last.
     """
-    number, failure = min(failures.items(), key=lambda item: (item[1].exitcode >= 0, item[1].timestamp))
+    number, failure = min(failures.items(), key=lambda item: (item[1].exitcode == -signal.SIGTERM, item[1].exitcode >= 0, item[1].timestamp))
     if failure.exitcode < 0:
         cause = " (often for want of memory)" if failure.signal_name() == "SIGKILL" else ""
         return "signal", f"process {number} was ended by {failure.signal_name()}{cause}"

@@ -31,6 +31,9 @@ CHUNK = 16 * 2**20
 """Logits that the loss has before it at a time, on either backend: the whole of them is never there."""
 LOGIT_COPIES = 3
 """Logits in float32, their softmax, and the part of the gradient that is made of it."""
+GAPS = {"sft": 0.35, "dpo": 0.75}
+"""What glibc's heap holds in gaps on a CPU, as a share of the activations: found with eight rows a batch (benchmarks/memory.py), where
+what is in use is as counted and the resident memory so much more. DPO's second pass, for the reference, leaves more of them."""
 FULL = 0.95
 """Share of the free memory from which on it is likely not to be enough."""
 
@@ -60,18 +63,21 @@ class Plan:
     """Bytes of optimiser state for one trainable parameter."""
     copies: int = 1
     """Adapters in memory: 2 in DPO, which keeps the one that it starts from as the reference."""
+    gaps: float = 0.0
+    """Share of the activations that the allocator takes on top of them."""
 
     def parts(self) -> dict[str, int]:
         """Bytes by what they are for."""
         base = self.linear * NF4_BITS / 8 + self.other * self.width if self.four_bit else (self.linear + self.other) * self.width
-        layer = self.kept // max(1, self.layers)
+        activations = self.layers * self.entering + self.kept // max(1, self.layers) if self.checkpointing else self.kept
         return {
             "base model": int(base),
             "adapter": 4 * self.trainable * self.copies,
             "gradients": 4 * self.trainable,
             "optimiser": self.optimizer * self.trainable,
-            "activations": self.layers * self.entering + layer if self.checkpointing else self.kept,
+            "activations": activations,
             "logits": LOGIT_COPIES * 4 * min(self.logits, CHUNK),
+            "gaps in the heap": int(self.gaps * activations),
         }
 
     @property
@@ -99,7 +105,7 @@ def preflight(recipe: Recipe, args: Any, rows: Any, section: str) -> dict[str, A
 
 def _preflight(recipe: Recipe, args: Any, lengths: Sequence[int], section: str) -> dict[str, Any]:
     longest = min(max(lengths), args.max_length or max(lengths))
-    plan = make_plan(recipe, args, longest, pairs=section == "dpo")
+    plan = make_plan(recipe, args, longest, section)
     free, where = available()
     each = plan.total * (int(os.environ.get("LOCAL_WORLD_SIZE", 1)) if where == "RAM" else 1)
     rows = args.per_device_train_batch_size * args.gradient_accumulation_steps * world_size()
@@ -120,7 +126,7 @@ def _preflight(recipe: Recipe, args: Any, lengths: Sequence[int], section: str) 
     return {"parts": plan.parts(), "total": plan.total, "free": free, "where": where, "longest": longest}
 
 
-def make_plan(recipe: Recipe, args: Any, longest: int, pairs: bool) -> Plan:
+def make_plan(recipe: Recipe, args: Any, longest: int, section: str) -> Plan:
     """Count a recipe's parameters and the tensors that a forward pass of its longest batch would keep; nothing is loaded."""
     import torch
     import transformers
@@ -128,7 +134,7 @@ def make_plan(recipe: Recipe, args: Any, longest: int, pairs: bool) -> Plan:
     from transformers import AutoConfig
     from unsloth import is_bfloat16_supported
 
-    gpu = torch.cuda.is_available() and models.backend() != "cpu"
+    gpu, pairs = models.backend() != "cpu", section == "dpo"
     dtype = getattr(torch, recipe.model.dtype or ("bfloat16" if is_bfloat16_supported() else "float16" if gpu else "float32"))
     config = AutoConfig.from_pretrained(models.resolve(recipe.model.base), revision=recipe.model.revision)
     attention = {"attn_implementation": recipe.model.attn_implementation or "sdpa"}
@@ -154,6 +160,7 @@ def make_plan(recipe: Recipe, args: Any, longest: int, pairs: bool) -> Plan:
         checkpointing=bool(args.gradient_checkpointing or recipe.lora.get("use_gradient_checkpointing")),
         optimizer=2 if "8bit" in str(args.optim) else 8,
         copies=2 if pairs else 1,
+        gaps=0.0 if gpu else GAPS[section],
     )
 
 
@@ -190,7 +197,7 @@ def available() -> tuple[int, str]:
     import psutil
     import torch
 
-    if torch.cuda.is_available() and models.backend() != "cpu":
+    if models.backend() == "cuda":
         return torch.cuda.mem_get_info()[0], "GPU"
     free = [psutil.virtual_memory().available]
     root = Path("/sys/fs/cgroup")

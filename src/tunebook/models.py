@@ -60,6 +60,7 @@ def backend() -> str:
 
     if unsloth.DEVICE_TYPE == "cpu":
         _keep_freed_memory()
+        os.environ["ACCELERATE_TORCH_DEVICE"] = "cpu"  # of several processes: not `cpu:0`, to which no checkpoint can be loaded
     return str(unsloth.DEVICE_TYPE)
 
 

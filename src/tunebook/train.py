@@ -33,8 +33,6 @@ def arguments(config: Any, recipe: Recipe, section: str, folder: Path) -> tuple[
 
     Raises UserError when the config refuses a value, or when a step's rows cannot be divided among the processes.
     """
-    from transformers import EarlyStoppingCallback
-
     given = dict(getattr(recipe, section))
     stopping = {k: given.pop(k) for k in ("early_stopping_patience", "early_stopping_threshold") if k in given}
     defaults = {"seed": recipe.seed, "data_seed": recipe.seed, "report_to": "none", "max_length": recipe.model.max_seq_length}
@@ -57,6 +55,8 @@ def arguments(config: Any, recipe: Recipe, section: str, folder: Path) -> tuple[
     if stopping:
         if not args.load_best_model_at_end:
             raise UserError(f"{section}.early_stopping_patience needs {section}.load_best_model_at_end: true (and the same eval and save steps)")
+        from transformers import EarlyStoppingCallback
+
         callbacks.append(EarlyStoppingCallback(**stopping))
     return args, callbacks
 
