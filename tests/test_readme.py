@@ -54,7 +54,7 @@ def test_shell_scripts_parse_and_pass_options_on(tmp_path):
     uv = tmp_path / "uv"
     uv.write_text('#!/bin/sh\necho "$@"\n')
     uv.chmod(0o755)
-    for script, command in (("train_sft.sh", "sft"),):
+    for script, command in (("train_sft.sh", "sft"), ("train_dpo.sh", "dpo")):
         done = subprocess.run(
             ["bash", str(ROOT / script), "--set", "a=b c"],
             capture_output=True,

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from tunebook import launch
 from tunebook.recipe import DEFAULT, Recipe, UserError, load_recipe, parse_set
 from tunebook.run import round_name
 
@@ -105,13 +106,15 @@ def clean(
 
 @app.command()
 def sft(recipe: RecipeOption = None, run: RunOption = None, set_: SetOption = None, force: ForceOption = False, resume: ResumeOption = True) -> None:
-    """Supervised fine-tuning; prepares the data first where it is missing.
+    """Supervised fine-tuning; prepares the data first where it is missing. On several GPUs: `NPROC_PER_NODE=4 tunebook sft`.
 
     tunebook sft --set sft.learning_rate=2e-4 --set lora.r=32
     """
     from tunebook.sft import sft as stage
 
     parsed = _recipe(recipe, run, set_)
+    if launch.launched(parsed):
+        return
     metrics = stage(parsed, force, resume)["metrics"]
     print("  ".join(f"{k}: {v}" for k, v in metrics.items() if v is not None))
     _done(parsed, "sft/adapter", "tunebook evaluate")
@@ -143,7 +146,7 @@ def dpo(
     resume: ResumeOption = True,
     number: RoundOption = 1,
 ) -> None:
-    """Direct preference optimisation, from the SFT adapter and with it as the reference.
+    """Direct preference optimisation, from the SFT adapter and with it as the reference. On several GPUs: `NPROC_PER_NODE=4 tunebook dpo`.
 
     tunebook dpo --set dpo.beta=0.2 --set dpo.learning_rate=5e-6
     """
@@ -152,6 +155,8 @@ def dpo(
 
     parsed = _recipe(recipe, run, set_)
     existing_pairs(parsed, number)
+    if launch.launched(parsed):
+        return
     metrics = stage(parsed, number, force, resume)["metrics"]
     print("  ".join(f"{k}: {v}" for k, v in metrics.items() if v is not None))
     _done(parsed, f"{round_name('dpo', number)}/adapter", "tunebook evaluate")
@@ -298,6 +303,9 @@ def serve(
 
 def main() -> None:
     """Entry point: a user's mistake is one line on stderr and exit code 2, never a traceback."""
+    if launch.is_worker():
+        launch.work(app)
+        return
     try:
         app()
     except UserError as error:

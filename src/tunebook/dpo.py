@@ -9,10 +9,9 @@ TRL keeps a frozen copy of the adapter it starts from under the name `ref`.
 from __future__ import annotations
 
 import math
-import shutil
 from typing import Any
 
-from tunebook import models, train
+from tunebook import memory, models, train
 from tunebook.data.images import Instead, instead
 from tunebook.data.preferences import shared
 from tunebook.data.prepare import read_rows
@@ -46,11 +45,12 @@ def dpo(recipe: Recipe, number: int = 1, force: bool = False, resume: bool = Tru
     models.backend()
     rows = {split: train.only(COLUMNS, read_rows(recipe, pairs.dir / f"{split}.parquet")) for split in ("train", "val")}
     with stage.open(resume and not force) as folder:
-        model, tokenizer = models.load(recipe)
-        model = models.restore_lora(models.add_lora(model, recipe), recipe.run_dir / start / "adapter")
         from trl import DPOConfig, DPOTrainer
 
         args, callbacks = train.arguments(DPOConfig, recipe, "dpo", folder)
+        needed = memory.preflight(recipe, args, rows["train"], "dpo")
+        model, tokenizer = models.load(recipe)
+        model = models.restore_lora(models.add_lora(model, recipe), recipe.run_dir / start / "adapter")
         health = watch(args.beta)
         trainer = DPOTrainer(
             model=model,
@@ -66,11 +66,9 @@ def dpo(recipe: Recipe, number: int = 1, force: bool = False, resume: bool = Tru
         if train.sees_images(trainer):
             train.audit_images(trainer, tokenizer)
         audit = audit_step_0(trainer)
-        for checkpoint in (folder / "checkpoints").glob("checkpoint-*/ref"):
-            # With a `ref` folder beside it, transformers' resume would leave the trained adapter at its start.
-            shutil.rmtree(checkpoint)
-        metrics = train.run(trainer, folder, resume)
-        stage.record = {"audit": audit, "metrics": metrics, "warnings": health.warnings, "rows": {"train": len(trainer.train_dataset)}}
+        metrics = train.run(trainer, folder)
+        counts = {"train": len(trainer.train_dataset)}
+        stage.record = {"audit": audit, "metrics": metrics, "warnings": health.warnings, "rows": counts, "preflight": needed}
         if train.sees_images(trainer):
             stage.record["image_margins"] = image_margins(trainer, rows["val"] if len(rows["val"]) else rows["train"])
         models.save_adapter(model, tokenizer, folder / "adapter")

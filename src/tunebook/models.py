@@ -22,6 +22,7 @@ from platformdirs import user_cache_path
 
 from tunebook import tiny
 from tunebook.recipe import UserError, find_file
+from tunebook.run import rank
 
 if TYPE_CHECKING:
     from tunebook.recipe import ModelConfig, Recipe
@@ -61,6 +62,7 @@ def backend() -> str:
 
     if unsloth.DEVICE_TYPE == "cpu":
         _keep_freed_memory()
+        os.environ["ACCELERATE_TORCH_DEVICE"] = "cpu"  # of several processes: not `cpu:0`, to which no checkpoint can be loaded
     return str(unsloth.DEVICE_TYPE)
 
 
@@ -282,9 +284,13 @@ def use_adapter(model: Any, name: str | None) -> Iterator[Any]:
 
 
 def save_adapter(model: Any, tokenizer: Any, folder: Path) -> None:
-    """Adapter (safetensors) and tokenizer. TRL's frozen `ref` adapter, if there, is left out."""
-    model.save_pretrained(folder, selected_adapters=["default"], safe_serialization=True)
-    tokenizer.save_pretrained(folder)
+    """Adapter (safetensors) and tokenizer. TRL's frozen `ref` adapter, if there, is left out.
+
+    Of several processes all must call it (a sharded model is gathered from all); the first one writes.
+    """
+    model.save_pretrained(folder, selected_adapters=["default"], safe_serialization=True, is_main_process=rank() == 0)
+    if rank() == 0:
+        tokenizer.save_pretrained(folder)
 
 
 def save_merged(model: Any, tokenizer: Any, folder: Path) -> None:

@@ -17,6 +17,7 @@ import resource
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -54,19 +55,30 @@ class Stage:
         print(f"{self.name} is up to date ({self.dir}); force runs it again")
         return True
 
+    def await_rank_0(self) -> bool:
+        """Of several processes, all but the first wait here until it has filled the stage; False in the first."""
+        while rank() and not self.done:  # without a time limit: torchrun ends this process if the first one fails
+            time.sleep(0.5)
+        return bool(rank())
+
     @property
     def result(self) -> dict[str, Any]:
         """What the finished stage recorded."""
-        return read_json(self.dir / "stage.json")
+        return (rank() and self.record) or read_json(self.dir / "stage.json")
 
     @contextlib.contextmanager
     def open(self, resume: bool = True) -> Iterator[Path]:
         """Yield the folder to write into; on success it becomes the stage's folder and the manifest is renewed.
 
-        With `resume`, what an interrupted run of the same settings left is kept; else the folder starts empty.
+        With `resume`, what an interrupted run of the same settings left is kept; else the folder starts empty. Of several
+        processes the first does all this and the others are only told the folder.
 
         Raises UserError when another process is at work in this run folder.
         """
+        if rank():
+            yield self.partial
+            return
+        resume = resume or halvings() > 0
         with _lock(self.recipe.run_dir):
             _recover(self.dir)
             if not (resume and read_json(self.partial / "started.json").get("key") == self.key):
@@ -94,6 +106,21 @@ class Stage:
             **environment(),
             **self.record,
         }
+
+
+def rank() -> int:
+    """This process's number among those that torchrun started; 0 when it is the only one. Rank 0 writes and reports."""
+    return int(os.environ.get("RANK", 0))
+
+
+def world_size() -> int:
+    """How many processes train together."""
+    return int(os.environ.get("WORLD_SIZE", 1))
+
+
+def halvings() -> int:
+    """How many times `launch` has started this command again with half the per-device batch, because memory ran out."""
+    return int(os.environ.get("TUNEBOOK_HALVINGS", 0))
 
 
 def finished_key(recipe: Recipe, name: str) -> str:

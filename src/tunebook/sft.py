@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from tunebook import models, train
+from tunebook import memory, models, train
 from tunebook.data.prepare import data_stage, load, prepare, training_rows
 from tunebook.recipe import Recipe
 from tunebook.run import Stage
@@ -31,25 +31,27 @@ def sft(recipe: Recipe, force: bool = False, resume: bool = True) -> dict[str, A
         return stage.result
     models.backend()  # Unsloth comes before whatever imports transformers
     prepare(recipe)
+    rows = training_rows(recipe, "sft")
     with stage.open(resume and not force) as folder:
-        model, tokenizer = models.load(recipe)
-        model = models.add_lora(model, recipe)
         from trl import SFTConfig, SFTTrainer
 
         args, callbacks = train.arguments(SFTConfig, recipe, "sft", folder)
+        needed = memory.preflight(recipe, args, rows, "sft")
+        model, tokenizer = models.load(recipe)
+        model = models.add_lora(model, recipe)
         trainer = SFTTrainer(
             model=model,
             args=args,
             processing_class=tokenizer,
-            train_dataset=train.only(COLUMNS, training_rows(recipe, "sft")),
+            train_dataset=train.only(COLUMNS, rows),
             eval_dataset=train.eval_rows(args, train.only(COLUMNS, load(recipe, "val"))),
             callbacks=callbacks,
         )
         if recipe.data.for_pairs:
             print(f"{len(trainer.train_dataset)} rows; {recipe.data.for_pairs:.0%} of the train rows are kept for preference pairs (data.for_pairs)")
         audit = train.audit_mask(trainer, tokenizer)
-        metrics = train.run(trainer, folder, resume)
-        stage.record = {"audit": audit, "metrics": metrics, "rows": {"train": len(trainer.train_dataset)}}
+        metrics = train.run(trainer, folder)
+        stage.record = {"audit": audit, "metrics": metrics, "rows": {"train": len(trainer.train_dataset)}, "preflight": needed}
         models.save_adapter(model, tokenizer, folder / "adapter")
     return stage.result
 

@@ -1,10 +1,15 @@
-"""What SFT and DPO share: trainer arguments from the recipe, the mask audit, checkpoints, the loss trace."""
+"""What SFT and DPO share: trainer arguments from the recipe, the mask audit, checkpoints, the loss trace, running out of memory.
+
+A step takes as many rows as the recipe says on any number of GPUs, and after the per-device batch had to be halved.
+"""
 
 from __future__ import annotations
 
+import inspect
 import json
 import math
 import shutil
+import time
 from pathlib import Path
 from typing import Any
 
@@ -12,31 +17,47 @@ from rich.console import Console
 from rich.text import Text
 
 from tunebook.data.images import TokenCounter
-from tunebook.recipe import Recipe, UserError
-from tunebook.run import read_json
+from tunebook.recipe import Recipe, UserError, find_file
+from tunebook.run import halvings, rank, read_json, world_size
 
 AUDITED = 8
 """Rows whose masks are counted before the first step; two of them are shown."""
+ROWS, STEPS = "per_device_train_batch_size", "gradient_accumulation_steps"
+
+
+class OutOfMemory(UserError):
+    """One of several processes ran out of memory; `launch` starts all of them again with half the per-device batch."""
 
 
 def arguments(config: Any, recipe: Recipe, section: str, folder: Path) -> tuple[Any, list[Any]]:
     """The trainer's config from a recipe section, and the callbacks that go with it.
 
-    Raises UserError when the config refuses a value.
+    Raises UserError when the config refuses a value, or when a step's rows cannot be divided among the processes.
     """
-    from transformers import EarlyStoppingCallback
-
     given = dict(getattr(recipe, section))
     stopping = {k: given.pop(k) for k in ("early_stopping_patience", "early_stopping_threshold") if k in given}
     defaults = {"seed": recipe.seed, "data_seed": recipe.seed, "report_to": "none", "max_length": recipe.model.max_seq_length}
+    if world_size() > 1 or halvings():
+        known = inspect.signature(config).parameters
+        rows, steps = (given.get(k, known[k].default) for k in (ROWS, STEPS))
+        try:
+            given |= dict(zip((ROWS, STEPS), share(rows, steps, world_size(), halvings()), strict=True))
+        except ValueError as error:
+            raise UserError(f"{section}.{error}; set {section}.{ROWS} and {section}.{STEPS} accordingly") from None
+        # Searching the graph for them costs time, and with reentrant checkpointing (gemma-3n) it fails.
+        defaults["ddp_find_unused_parameters"] = False
+    if isinstance(given.get("deepspeed"), str):
+        given["deepspeed"] = str(find_file(given["deepspeed"]))
     try:
         args = config(output_dir=str(folder / "checkpoints"), **(defaults | given))
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, ImportError) as error:
         raise UserError(f"{section}: {' '.join(str(error).split())}") from None
-    callbacks = [metrics_file(folder / "metrics.jsonl")]
+    callbacks = [metrics_file(folder / "metrics.jsonl"), remaining_time()] if rank() == 0 else []
     if stopping:
         if not args.load_best_model_at_end:
             raise UserError(f"{section}.early_stopping_patience needs {section}.load_best_model_at_end: true (and the same eval and save steps)")
+        from transformers import EarlyStoppingCallback
+
         callbacks.append(EarlyStoppingCallback(**stopping))
     return args, callbacks
 
@@ -100,12 +121,48 @@ def audit_mask(trainer: Any, tokenizer: Any) -> dict[str, Any]:
     return {"rows": len(ids), "trained_share": round(share, 4)} | (audit_images(trainer, tokenizer) if images else {})
 
 
-def run(trainer: Any, folder: Path, resume: bool) -> dict[str, Any]:
-    """Train, from the last whole checkpoint if asked and there is one; returns the metrics of the run."""
-    checkpoint = last_checkpoint(folder / "checkpoints") if resume else None
-    if checkpoint is not None:
-        print(f"Going on from {checkpoint.name} of the interrupted run.")
-    output = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+def share(rows: int, steps: int, processes: int, halved: int = 0) -> tuple[int, int]:
+    """Per-device batch and accumulation steps for each of several processes: rows x steps x processes stays what it is for one.
+
+    The accumulation is divided first, so that the micro-batches are the very same ones; what remains, the batch is divided by.
+    Then the batch is divided `halved` times by its smallest prime factor.
+
+    Raises ValueError when it does not divide.
+    """
+    common = math.gcd(steps, processes)
+    if rows % (processes // common):
+        raise ValueError(f"{ROWS} {rows} x {STEPS} {steps} = {rows * steps} rows a step is no multiple of {processes} processes")
+    rows, steps = rows // (processes // common), steps // common
+    for _ in range(halved):
+        factor = next(n for n in range(2, rows + 1) if rows % n == 0)
+        rows, steps = rows // factor, steps * factor
+    return rows, steps
+
+
+def run(trainer: Any, folder: Path) -> dict[str, Any]:
+    """Train, from the last whole checkpoint if there is one; returns the metrics of the run.
+
+    Out of memory, it goes on from there with half the per-device batch and twice the accumulation. transformers'
+    `auto_find_batch_size` is not used for that: it takes a tenth off the batch and leaves the accumulation, so that the
+    effective batch, the number of steps and the learning rate's schedule change.
+
+    Raises UserError when memory runs out at a per-device batch of 1, or when the loss is not finite.
+    """
+    start = {name: p.detach().clone().cpu() for name, p in trainer.model.named_parameters() if p.requires_grad}
+    while True:
+        checkpoint = _same_for_all(last_checkpoint(folder / "checkpoints") if rank() == 0 else None)
+        history = read_json(checkpoint / "trainer_state.json").get("log_history", []) if checkpoint else []
+        trainer._total_train_tokens = _tokens(history) or 0
+        if checkpoint is not None:
+            print(f"Going on from {checkpoint.name} of the interrupted run.")
+        try:
+            output = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+            break
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            _halve(trainer.args)
+        _reset(trainer, start)  # not above: there the error's frames still hold tensors
     state = trainer.state
     evals = [entry["eval_loss"] for entry in state.log_history if "eval_loss" in entry]
     if not math.isfinite(output.training_loss):
@@ -117,9 +174,69 @@ def run(trainer: Any, folder: Path, resume: bool) -> dict[str, Any]:
         "best_checkpoint": Path(state.best_model_checkpoint).name if state.best_model_checkpoint else None,
         "optimizer_learning_rate": trainer.optimizer.param_groups[0]["initial_lr"],
         "effective_batch_size": trainer.args.train_batch_size * trainer.args.gradient_accumulation_steps * trainer.args.world_size,
-        "tokens": next((int(e["num_tokens"]) for e in reversed(state.log_history) if "num_tokens" in e), None),
+        "per_device_batch_size": trainer.args.train_batch_size,
+        "processes": trainer.args.world_size,
+        "tokens": _tokens(state.log_history),
         "runtime_s": round(output.metrics["train_runtime"], 1),
     }
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that the memory of the GPU or of the machine was not enough."""
+    import torch
+
+    said = ("out of memory", "DefaultCPUAllocator: ", "CUBLAS_STATUS_ALLOC_FAILED")
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or (isinstance(error, RuntimeError) and any(s in str(error) for s in said))
+
+
+def _halve(args: Any) -> None:
+    """Half the per-device batch (and that of the evaluation), twice the accumulation. Raises UserError where that cannot be."""
+    rows, steps = args.per_device_train_batch_size, args.gradient_accumulation_steps
+    if rows == 1:
+        raise UserError(
+            "out of memory with one row at a time: set lora.use_gradient_checkpointing=true, model.load_in_4bit=true, "
+            "a smaller model.max_seq_length (longer rows are put aside) or a smaller lora.r"
+        ) from None
+    smaller, more = share(rows, steps, 1, 1)
+    if world_size() > 1:  # the others wait for this one's gradients and cannot be told
+        raise OutOfMemory(f"out of memory with {rows} rows a device") from None
+    args.per_device_train_batch_size, args.gradient_accumulation_steps = smaller, more
+    args.per_device_eval_batch_size = max(1, args.per_device_eval_batch_size // 2)
+    print(f"Out of memory with {rows} rows a device: goes on with {smaller}, accumulating {more} times; a step has {smaller * more} rows as before.")
+
+
+def _reset(trainer: Any, start: dict[str, Any]) -> None:
+    """Make the trainer as it was before `train`, with the changed batch: first weights, no optimiser state, no gradients."""
+    import torch
+    from accelerate.utils.memory import clear_device_cache
+    from transformers import set_seed
+
+    trainer._train_batch_size = trainer.args.train_batch_size
+    trainer.optimizer = trainer.lr_scheduler = None
+    trainer.model_wrapped = trainer.model
+    trainer.model.zero_grad(set_to_none=True)
+    with torch.no_grad():
+        for name, parameter in trainer.model.named_parameters():
+            if name in start:
+                parameter.copy_(start[name])
+    for metrics in trainer._metrics.values():
+        metrics.clear()
+    set_seed(trainer.args.seed)
+    trainer.accelerator.free_memory()
+    clear_device_cache(garbage_collection=True)
+
+
+def _same_for_all(value: Any) -> Any:
+    """What the first process says, in every process."""
+    if world_size() == 1:
+        return value
+    from accelerate.utils import broadcast_object_list
+
+    return broadcast_object_list([value])[0]
+
+
+def _tokens(history: list[dict[str, Any]]) -> int | None:
+    return next((int(e["num_tokens"]) for e in reversed(history) if "num_tokens" in e), None)
 
 
 def last_checkpoint(folder: Path) -> Path | None:
@@ -127,6 +244,8 @@ def last_checkpoint(folder: Path) -> Path | None:
     found = sorted(folder.glob("checkpoint-*"), key=lambda p: int(p.name.split("-")[1]), reverse=True)
     for checkpoint in found:
         if read_json(checkpoint / "trainer_state.json"):
+            # With DPO's `ref` folder beside it, transformers' resume would leave the trained adapter at its start.
+            shutil.rmtree(checkpoint / "ref", ignore_errors=True)
             return checkpoint
         shutil.rmtree(checkpoint)
     return None
@@ -151,6 +270,30 @@ def metrics_file(path: Path) -> Any:
                 file.write(json.dumps(state.log_history[-1]) + "\n")
 
     return MetricsFile()
+
+
+TIMED = 5
+"""Steps that the estimate of the remaining time rests on, after the first one, which is slower."""
+
+
+def remaining_time() -> Any:
+    """A callback that says once, after the first steps, how long the rest will take (evaluations not counted)."""
+    from transformers import TrainerCallback
+
+    class RemainingTime(TrainerCallback):  # type: ignore[misc]
+        def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            self.first, self.started = state.global_step, time.monotonic()
+
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            done = state.global_step - self.first
+            if done == 1:
+                self.started = time.monotonic()
+            if done == 1 + TIMED and state.max_steps > state.global_step:
+                step = (time.monotonic() - self.started) / TIMED
+                left = state.max_steps - state.global_step
+                print(f"{step:.2g} s a step: about {step * left / 60:.1f} minutes for the {left} steps left.")
+
+    return RemainingTime()
 
 
 def _coloured(tokenizer: Any, ids: list[int], labels: list[int], real: list[int]) -> Text:

@@ -39,7 +39,7 @@ def prepare(recipe: Recipe, force: bool = False) -> dict[str, Any]:
     Raises UserError when a source cannot be read or no training row is left.
     """
     stage = data_stage(recipe)
-    if stage.skip(force):
+    if stage.await_rank_0() or stage.skip(force):
         return stage.result
     with stage.open(resume=False) as folder:
         kept, rejects = _check(recipe, folder / "images")
