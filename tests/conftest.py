@@ -15,6 +15,8 @@ from tunebook.recipe import ROOT
 
 os.environ.setdefault("UNSLOTH_FORCE_CPU", "1")  # the same tests on a machine with a GPU
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing is fetched
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # two processes that each want every core slow each other down many times over
 models.set_environment()  # before any test imports transformers
 
 

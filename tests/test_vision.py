@@ -15,6 +15,8 @@ from tunebook.run import read_json
 
 pytestmark = pytest.mark.slow
 ANGLES = ((65, 65), (75, 70), (60, 60), (50, 45), (40, 60), (45, 45))
+DISPUTED = ((70, 50, 60), (70, 50, 55), (35, 35, 110), (35, 35, 100), (30, 60, 90), (30, 60, 95))
+"""Pictures that look the same with two answers each: on these the trained model wavers, which gives right and wrong samples."""
 QUESTION = "As shown in the figure, find $\\angle C$."
 
 
@@ -34,14 +36,13 @@ def triangle(a: int, b: int, corner: int, size: int = 96) -> Image.Image:
     return image
 
 
-def write_rows(folder: Path, corner: int) -> None:
+def write_rows(folder: Path, corner: int, disputed: tuple[tuple[int, int, int], ...] = ()) -> None:
     """MM_Math's form; every question is the same, so that only the picture tells the answers apart."""
     (folder / "images").mkdir(parents=True)
     lines = []
-    for a, b in ANGLES:
-        triangle(a, b, corner).save(folder / "images" / f"{a}-{b}.png")
-        solution = f"$\\angle C = \\boxed{{{180 - a - b}}}$"
-        row = {"file_name": f"{a}-{b}.png", "question": QUESTION, "solution": solution}
+    for i, (a, b, answer) in enumerate([*((a, b, 180 - a - b) for a, b in ANGLES), *disputed]):
+        triangle(a, b, corner + i).save(folder / "images" / f"{a}-{b}-{answer}.png")
+        row = {"file_name": f"{a}-{b}-{answer}.png", "question": QUESTION, "solution": f"$\\angle C = \\boxed{{{answer}}}$"}
         lines.append(json.dumps(row | {"difficult": "easy", "year": "seven", "knowledge": "Triangles"}) + "\n")
     (folder / "MM_Math.jsonl").write_text("".join(lines))
 
@@ -49,15 +50,15 @@ def write_rows(folder: Path, corner: int) -> None:
 @pytest.fixture
 def canary(tmp_path) -> Path:
     """The sample recipe over six triangles; the test has them with another pixel: no picture is in both splits, and each is known."""
-    write_rows(tmp_path / "train", 200)
-    write_rows(tmp_path / "test", 255)
+    write_rows(tmp_path / "train", 200, DISPUTED)
+    write_rows(tmp_path / "test", 240)
     content = yaml.safe_load((ROOT / "configs" / "mm-math-sample.yaml").read_text())
     content["name"] = "canary"
     content["data"]["sources"] = [{"format": "mm_math", "path": str(tmp_path / name), "split": name} for name in ("train", "test")]
     content["lora"] |= {"r": 16, "lora_alpha": 32}
-    content["sft"] |= {"per_device_train_batch_size": 6, "num_train_epochs": 80, "eval_strategy": "no", "logging_steps": 10}
-    content["pairs"] |= {"samples": 8, "max_new_tokens": 24}
-    content["dpo"] |= {"per_device_train_batch_size": 6, "learning_rate": 1e-4}
+    content["sft"] |= {"per_device_train_batch_size": 6, "num_train_epochs": 60, "eval_strategy": "no", "logging_steps": 10}
+    content["pairs"] |= {"samples": 16, "max_new_tokens": 24}
+    content["dpo"] |= {"per_device_train_batch_size": 6, "num_train_epochs": 4}
     content["evaluate"] |= {"max_new_tokens": 24, "ablation": 10}
     path = tmp_path / "canary.yaml"
     path.write_text(yaml.safe_dump(content))
@@ -71,9 +72,9 @@ def test_the_whole_chain_sees_its_images(canary, run_cli, tmp_path):
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     run = load_recipe(canary).run_dir
     stages = read_json(run / "manifest.json")["stages"]
-    assert stages["data"]["rows"] == {"train": 6, "val": 0, "test": 6} and stages["data"]["images"] == {"train": 6, "val": 0, "test": 6}
+    assert stages["data"]["rows"] == {"train": 12, "val": 0, "test": 6} and stages["data"]["images"] == {"train": 12, "val": 0, "test": 6}
     audit = stages["sft"]["audit"]
-    assert (audit["rows"], audit["images"], audit["image_tokens"]) == (6, 6, 6 * 16) and 0 < audit["trained_share"] < 0.5
+    assert (audit["rows"], audit["images"], audit["image_tokens"]) == (8, 8, 8 * 16) and 0 < audit["trained_share"] < 0.5
     assert abs(stages["dpo"]["audit"]["loss"] - math.log(2)) < 0.01 and abs(stages["dpo"]["audit"]["margin"]) < 0.01
     assert {k: math.isfinite(v) for k, v in stages["dpo"]["image_margins"].items()} == dict.fromkeys(("true", "blank", "swapped"), True)
     sft = read_json(run / "eval" / "summary.json")["stages"]["sft"]["images"]
@@ -86,7 +87,7 @@ def test_the_whole_chain_sees_its_images(canary, run_cli, tmp_path):
     assert again.returncode == 0 and "up to date" in again.stdout and "Executing" not in again.stderr
 
     out = tmp_path / "out.ipynb"
-    picture = tmp_path / "train" / "images" / "60-60.png"
+    picture = tmp_path / "train" / "images" / "60-60-60.png"
     given = {"recipe": str(canary), "model": "sft", "question": QUESTION, "image": str(picture), "max_new_tokens": 24, "compare_items": 2}
     papermill.execute_notebook(str(ROOT / "notebooks" / "inference.ipynb"), str(out), given, cwd=str(ROOT), progress_bar=False)
     shown = [o["data"] for cell in json.loads(out.read_text())["cells"] for o in cell.get("outputs", []) if "data" in o]

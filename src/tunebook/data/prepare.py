@@ -21,7 +21,7 @@ from tqdm.auto import tqdm
 from tunebook import models
 from tunebook.data import checks, images, sources
 from tunebook.data.records import is_file
-from tunebook.data.rows import SPLITS, Reject, Row
+from tunebook.data.rows import SPLITS, Reject, Row, share
 from tunebook.recipe import ChatSource, MMMathSource, Recipe, UserError, find_file, first_line
 from tunebook.run import Stage
 
@@ -111,12 +111,14 @@ def read_rows(recipe: Recipe, path: Path) -> Any:
 
 
 def training_rows(recipe: Recipe, stage: Literal["sft", "pairs"]) -> Any:
-    """The train rows of one of the two, by `data.for_pairs` and a hash of the prompt; all of them when nothing is kept apart."""
+    """The train rows of one of the two, by `data.for_pairs` and a hash of the prompt (and its images); all of them when nothing is
+    kept apart."""
     rows, kept = load(recipe, "train"), recipe.data.for_pairs
     if not kept:
         return rows
-    shares = (int(hashlib.sha256(f"for pairs/{p[-1]['content']}".encode()).hexdigest()[:13], 16) / 16**13 for p in rows["prompt"])
-    return rows.select([i for i, share in enumerate(shares) if (share < kept) == (stage == "pairs")])
+    names = ("".join(Path(path).name for path in r.get("images") or []) for r in rows)
+    shares = (share(f"for pairs/{p[-1]['content']}{name}") for p, name in zip(rows["prompt"], names, strict=True))
+    return rows.select([i for i, at in enumerate(shares) if (at < kept) == (stage == "pairs")])
 
 
 def read_parquet(path: Path) -> Any:
