@@ -20,6 +20,12 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 models.set_environment()  # before any test imports transformers
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files that train come first: one of them left for the end would keep one worker waiting for the other."""
+    training = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in training)
+
+
 @pytest.fixture(autouse=True)
 def _runs(tmp_path, monkeypatch):
     monkeypatch.setenv("TUNEBOOK_RUNS", str(tmp_path / "runs"))

@@ -69,7 +69,7 @@ def test_a_streamed_answer_is_the_whole_answer(models):
         assert 0 < len(steps) < 1000
         assert not sees_images(source)
         with pytest.raises(UserError, match="sees no images"):
-            next(stream(source, messages, Drawing(4), image=object()))
+            next(stream(source, messages, Drawing(4), {0: object()}))
         with pytest.raises(UserError, match="start a new one"):
             next(stream(source, [{"role": "user", "content": "x " * 3000}], Drawing(4)))
         broken = Local(source.model, source.tokenizer)

@@ -25,14 +25,14 @@ SCRIPT = textwrap.dedent(
     rl.patch_trl_disable_gradient_checkpointing()
     for name in ("sft_trainer", "dpo_trainer"):
         rl._patch_trl_rl_trainers(name)
-    import trl
+    configs = {"sft": sys.modules["UnslothSFTTrainer"].UnslothSFTConfig, "dpo": sys.modules["UnslothDPOTrainer"].UnslothDPOConfig}
     from tunebook import models, train
     from tunebook.recipe import load_recipe
 
     def names(function):
         return set(inspect.signature(function).parameters)
 
-    out = {"device": unsloth.DEVICE_TYPE, "generated": trl.SFTConfig.__module__, "recipes": {}}
+    out = {"device": unsloth.DEVICE_TYPE, "generated": ["unsloth_num_chunks" in names(c.__init__) for c in configs.values()], "recipes": {}}
     asked = {}
     def loaded(**given):
         asked["load"] = given
@@ -42,7 +42,8 @@ SCRIPT = textwrap.dedent(
     real_load, real_peft = unsloth.models.loader.FastModel.from_pretrained, vision.FastBaseModel.get_peft_model
     for recipe in sys.argv[1:]:
         r = load_recipe(recipe)
-        known_load, known_peft = names(real_load), names(real_peft)
+        # The first is no parameter of the loader's: it goes on to transformers.
+        known_load, known_peft = names(real_load) | {"attn_implementation"}, names(real_peft)
         FastModel.from_pretrained = staticmethod(loaded)
         try:
             models.load(r)
@@ -50,9 +51,10 @@ SCRIPT = textwrap.dedent(
             pass  # what comes after loading needs a real model
         lora = {"random_state": r.seed, "use_gradient_checkpointing": False, **r.lora}
         given = {"load": sorted(set(asked["load"]) - known_load), "lora": sorted(set(lora) - known_peft)}
-        for section, config in (("sft", trl.SFTConfig), ("dpo", trl.DPOConfig)):
+        for section, config in configs.items():
             values = getattr(r, section)
-            given[section] = sorted(set(values) - names(config.__init__) - {"early_stopping_patience", "early_stopping_threshold"})
+            stock = config.__mro__[1]  # what the generated config does not name goes on to it, and is dropped where it has no such field
+            given[section] = sorted(set(values) - names(config.__init__) - names(stock.__init__))
         out["recipes"][recipe] = given
     print("RESULT " + json.dumps(out))
     """
@@ -69,5 +71,5 @@ def test_every_argument_is_known_to_the_gpu_classes(tmp_path):
     line = next((line for line in done.stdout.splitlines() if line.startswith("RESULT ")), None)
     assert line, done.stdout[-1000:] + done.stderr[-3000:]
     found = json.loads(line.removeprefix("RESULT "))
-    assert found["device"] == "cuda" and "Unsloth" in found["generated"]
+    assert found["device"] == "cuda" and found["generated"] == [True, True]
     assert found["recipes"] == {recipe: {"load": [], "lora": [], "sft": [], "dpo": []} for recipe in RECIPES}

@@ -283,6 +283,8 @@ def _from_model(source: Local, prompts: list[Messages], images: Images, sampling
 
     if any(images) and not sees_images(source):
         raise UserError(NO_EYES)
+    if not prompts:  # which a tokenizer will not take
+        return
     texts = [render(source.tokenizer, prompt, len(shown)) for prompt, shown in zip(prompts, images, strict=True)]
     lengths = [len(ids) for ids in text_tokenizer(source.tokenizer)(texts, add_special_tokens=False)["input_ids"]]
     seeds = sampling.seeds or list(range(len(prompts)))
