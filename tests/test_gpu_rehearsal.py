@@ -1,0 +1,119 @@
+"""Unsloth's GPU path without a GPU: our SFT and DPO through its GPU classes and the trainers it generates, on tiny models in RAM.
+
+A rehearsal: it shows that the calls fit and what they come to, nothing of kernels, 4 bit, precision or speed. The fakes are in `gpu_fakes.py`.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tunebook import models
+from tunebook.recipe import ROOT, load_recipe
+
+pytestmark = pytest.mark.slow
+SCRIPT = textwrap.dedent(
+    """
+    import json, sys, time
+    from pathlib import Path
+    started = time.monotonic()
+    import gpu_fakes
+    gpu_fakes.install()
+    import torch, trl, unsloth
+    print("imported", time.monotonic() - started, flush=True)
+    import tiny_qwen3
+    from tunebook import models, pairs, train
+    from tunebook.data import preferences
+    from tunebook.dpo import dpo
+    from tunebook.recipe import load_recipe
+    from tunebook.run import read_json
+    from tunebook.sft import sft
+
+    def given(work):  # instead of samples: the solution, and it with a wrong box
+        for row in work.rows:
+            right = preferences.reference(row, work.count_tokens)
+            wrong = right | {"text": right["text"].replace(f"boxed{{{row['gold']}}}", "boxed{1234}")}
+            yield preferences.make_pair(work.recipe.pairs, row, right, wrong, "given")
+
+    def noted(recipe, call, *args):
+        loaded = call(*args)
+        seen["processors"].append(type(loaded[1]).__name__)
+        return loaded
+
+    def adapted(model, recipe):
+        model = add_lora(model, recipe)
+        seen["lora"] = sorted({n.split(".lora_")[0] for n, p in model.named_parameters() if p.requires_grad})
+        return model
+
+    load, add_lora = models.load, models.add_lora
+    models.load, models.add_lora = (lambda recipe: noted(recipe, load, recipe)), adapted
+    pairs.METHODS["on_policy"] = given
+    tiny_qwen3.build(Path(sys.argv[1]), Path(sys.argv[2]))
+    out = {"device": unsloth.DEVICE_TYPE, "trainers": [trl.SFTTrainer.__name__, trl.DPOTrainer.__name__, trl.DPOConfig.__name__]}
+    for path in sys.argv[3:]:
+        recipe, seen = load_recipe(path), {"processors": []}
+        begun = time.monotonic()
+        seen["sft"] = sft(recipe)
+        print("sft", time.monotonic() - begun, flush=True)
+        pairs.pairs(recipe)
+        seen["dpo"] = dpo(recipe)
+        print("dpo", time.monotonic() - begun, flush=True)
+        seen["losses"] = {stage: [e["loss"] for e in train.log_history(recipe.run_dir / stage) if "loss" in e] for stage in ("sft", "dpo")}
+        model, processor = models.load(recipe)
+        model = models.load_adapters(model, {"sft": recipe.run_dir / "sft" / "adapter", "dpo": recipe.run_dir / "dpo" / "adapter"})
+        seen["adapters"] = {
+            name: sum(float(p.detach().abs().sum()) for n, p in model.named_parameters() if f"lora_B.{name}." in n) for name in ("sft", "dpo")
+        }
+        out[recipe.name] = seen
+        print("model", time.monotonic() - begun, flush=True)
+    print("RESULT " + json.dumps(out))
+    """
+)
+
+
+def recipe_of(name: str, path: Path, **changes: dict) -> Path:
+    content = yaml.safe_load((ROOT / "configs" / f"{name}.yaml").read_text())
+    content["name"] = path.stem
+    content["model"]["dtype"] = None  # as the recipes for a GPU have it
+    for section in ("sft", "dpo"):
+        content[section] |= {"max_steps": 2, "per_device_train_batch_size": 2, "logging_steps": 1, "eval_strategy": "no", "learning_rate": 1e-3}
+    for section, values in changes.items():
+        content[section] |= values
+    path.write_text(yaml.safe_dump(content))
+    return path
+
+
+@pytest.fixture(scope="module")
+def rehearsed(tmp_path_factory, embedded) -> dict:
+    """Both models in one process; importing the GPU classes takes longest."""
+    tmp = tmp_path_factory.mktemp("rehearsal")
+    models.tiny_vision_model()
+    big = load_recipe("qwen3-4b-instruct").model
+    chat = {"base": str(tmp / "qwen3"), "chat_template": big.chat_template, "eos_token": big.eos_token}
+    recipes = [
+        recipe_of("smollm2-alpaca", tmp / "text.yaml", model=chat),
+        recipe_of(
+            "mm-math-sample", tmp / "images.yaml", data={"sources": [{"format": "mm_math", "path": "sample", "rows": 12, "val": 0.1, "test": 0.1}]}
+        ),
+    ]
+    environment = os.environ | {"UNSLOTH_COMPILE_LOCATION": str(tmp / "compiled"), "TUNEBOOK_RUNS": str(tmp / "runs"), "OMP_NUM_THREADS": "1"}
+    environment["PYTHONPATH"] = os.pathsep.join([str(ROOT / "src"), str(ROOT / "tests")])
+    command = [sys.executable, "-c", SCRIPT, str(tmp / "qwen3"), str(embedded), *map(str, recipes)]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp, check=False)
+    line = next((line for line in done.stdout.splitlines() if line.startswith("RESULT ")), None)
+    assert line, done.stdout[-2000:] + done.stderr[-6000:]
+    print(done.stdout)
+    return json.loads(line.removeprefix("RESULT "))
+
+
+def test_rehearsal(rehearsed):
+    print(json.dumps(rehearsed, indent=1))
+    assert math.log(2)
