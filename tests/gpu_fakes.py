@@ -19,14 +19,18 @@ def install() -> None:
     os.environ |= {"UNSLOTH_ALLOW_CPU": "1", "UNSLOTH_COMPILE_DISABLE": "1"}
     os.environ.pop("UNSLOTH_FORCE_CPU", None)
     _driver()
-    import unsloth  # noqa: F401
+    import unsloth  # noqa: F401, I001 - before trl
+    import trl
     from unsloth.models import rl
+    from unsloth.trainer import _patch_trl_trainer
     from unsloth_zoo.cpu.ops import patch_trl_fused_lm_head
 
     patch_trl_fused_lm_head()  # TRL's loss is a Triton kernel
     rl.patch_trl_disable_gradient_checkpointing()
     for name in ("sft_trainer", "dpo_trainer"):  # with UNSLOTH_ALLOW_CPU the import leaves them as TRL has them
         rl._patch_trl_rl_trainers(name)
+    del trl.__UNSLOTH_BACKWARDS_COMPATIBLE__  # done at the import to the trainers as TRL has them: once more, to the generated ones
+    _patch_trl_trainer()
     _in_ram()
 
 

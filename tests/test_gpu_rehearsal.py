@@ -32,7 +32,9 @@ SCRIPT = textwrap.dedent(
     import tiny_qwen3
     from tunebook import models, pairs, train
     from tunebook.data import preferences
+    from tunebook.data.prepare import read_rows
     from tunebook.dpo import dpo
+    from tunebook.generate import Local, Sampling, generate
     from tunebook.recipe import load_recipe
     from tunebook.run import read_json
     from tunebook.sft import sft
@@ -72,6 +74,11 @@ SCRIPT = textwrap.dedent(
         seen["adapters"] = {
             name: sum(float(p.detach().abs().sum()) for n, p in model.named_parameters() if f"lora_B.{name}." in n) for name in ("sft", "dpo")
         }
+        rows = read_rows(recipe, recipe.run_dir / "pairs" / "train.parquet")
+        shown = [row.get("images") or [] for row in rows.select(range(2))]
+        with models.use_adapter(model, "dpo") as active:
+            answers = generate(Local(active, processor), rows["prompt"][:2], Sampling(3, 2), shown)
+            seen["answers"] = [a.tokens for part in answers for a in part.values()]
         out[recipe.name] = seen
         print("model", time.monotonic() - begun, flush=True)
     print("RESULT " + json.dumps(out))
@@ -82,7 +89,7 @@ SCRIPT = textwrap.dedent(
 def recipe_of(name: str, path: Path, **changes: dict) -> Path:
     content = yaml.safe_load((ROOT / "configs" / f"{name}.yaml").read_text())
     content["name"] = path.stem
-    content["model"]["dtype"] = None  # as the recipes for a GPU have it
+    content["model"]["dtype"] = "float32"  # asked for, Unsloth trains in it too where bfloat16 is missing
     for section in ("sft", "dpo"):
         content[section] |= {"max_steps": 2, "per_device_train_batch_size": 2, "logging_steps": 1, "eval_strategy": "no", "learning_rate": 1e-3}
     for section, values in changes.items():
