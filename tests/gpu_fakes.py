@@ -29,8 +29,8 @@ def install() -> None:
     rl.patch_trl_disable_gradient_checkpointing()
     for name in ("sft_trainer", "dpo_trainer"):  # with UNSLOTH_ALLOW_CPU the import leaves them as TRL has them
         rl._patch_trl_rl_trainers(name)
-    del trl.__UNSLOTH_BACKWARDS_COMPATIBLE__  # done at the import to the trainers as TRL has them: once more, to the generated ones
-    _patch_trl_trainer()
+    vars(trl).pop("__UNSLOTH_BACKWARDS_COMPATIBLE__", None)
+    _patch_trl_trainer()  # after the import, as on a GPU: it sets text batches without padding
     _in_ram()
 
 
