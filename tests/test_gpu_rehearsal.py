@@ -27,7 +27,7 @@ SCRIPT = textwrap.dedent(
     started = time.monotonic()
     import gpu_fakes
     gpu_fakes.install()
-    import torch, trl, unsloth
+    import trl, unsloth
     print("imported", time.monotonic() - started, flush=True)
     import tiny_qwen3
     from tunebook import models, pairs, train
@@ -36,7 +36,6 @@ SCRIPT = textwrap.dedent(
     from tunebook.dpo import dpo
     from tunebook.generate import Local, Sampling, generate
     from tunebook.recipe import load_recipe
-    from tunebook.run import read_json
     from tunebook.sft import sft
 
     def given(work):  # instead of samples: the solution, and it with a wrong box
@@ -45,21 +44,31 @@ SCRIPT = textwrap.dedent(
             wrong = right | {"text": right["text"].replace(f"boxed{{{row['gold']}}}", "boxed{1234}")}
             yield preferences.make_pair(work.recipe.pairs, row, right, wrong, "given")
 
-    def noted(recipe, call, *args):
-        loaded = call(*args)
-        seen["processors"].append(type(loaded[1]).__name__)
-        return loaded
+    def loaded(**keys):
+        model, processor = from_pretrained(**keys)
+        seen["processors"].append(type(processor).__name__)
+        return model, processor
 
     def adapted(model, recipe):
         model = add_lora(model, recipe)
         seen["lora"] = sorted({n.split(".lora_")[0] for n, p in model.named_parameters() if p.requires_grad})
         return model
 
-    load, add_lora = models.load, models.add_lora
-    models.load, models.add_lora = (lambda recipe: noted(recipe, load, recipe)), adapted
+    def audited(trainer, tokenizer):
+        rows = [trainer.train_dataset[i] for i in range(4)]
+        batch = trainer.data_collator(rows)
+        seen["unpadded"] = "attention_mask" not in batch
+        starts = (batch["position_ids"][0] == 0).nonzero().flatten().tolist()[1:] if seen["unpadded"] else []
+        parts = batch["labels"][0].tensor_split(starts) if seen["unpadded"] else batch["labels"]
+        seen["trained"] = [tokenizer.decode(row[row != -100]) for row in parts]
+        return audit_mask(trainer, tokenizer)
+
+    from_pretrained, add_lora, audit_mask = unsloth.FastModel.from_pretrained, models.add_lora, train.audit_mask
+    unsloth.FastModel.from_pretrained, models.add_lora, train.audit_mask = staticmethod(loaded), adapted, audited
     pairs.METHODS["on_policy"] = given
     tiny_qwen3.build(Path(sys.argv[1]), Path(sys.argv[2]))
-    out = {"device": unsloth.DEVICE_TYPE, "trainers": [trl.SFTTrainer.__name__, trl.DPOTrainer.__name__, trl.DPOConfig.__name__]}
+    out = {"device": unsloth.DEVICE_TYPE}
+    out["trainers"] = [c.__module__ for c in (trl.SFTTrainer, trl.SFTConfig, trl.DPOTrainer, trl.DPOConfig)]
     for path in sys.argv[3:]:
         recipe, seen = load_recipe(path), {"processors": []}
         begun = time.monotonic()
@@ -112,6 +121,7 @@ def rehearsed(tmp_path_factory, embedded) -> dict:
         ),
     ]
     environment = os.environ | {"UNSLOTH_COMPILE_LOCATION": str(tmp / "compiled"), "TUNEBOOK_RUNS": str(tmp / "runs"), "OMP_NUM_THREADS": "1"}
+    environment["UNSLOTH_DATASET_NUM_PROC"] = "0"  # a handful of rows
     environment["PYTHONPATH"] = os.pathsep.join([str(ROOT / "src"), str(ROOT / "tests")])
     command = [sys.executable, "-c", SCRIPT, str(tmp / "qwen3"), str(embedded), *map(str, recipes)]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp, check=False)
@@ -121,6 +131,32 @@ def rehearsed(tmp_path_factory, embedded) -> dict:
     return json.loads(line.removeprefix("RESULT "))
 
 
-def test_rehearsal(rehearsed):
-    print(json.dumps(rehearsed, indent=1))
-    assert math.log(2)
+def test_the_classes_are_those_of_a_gpu(rehearsed):
+    assert rehearsed["device"] == "cuda" and all("Unsloth" in module for module in rehearsed["trainers"])
+    assert rehearsed["images"]["processors"] == ["Gemma3nProcessor"] * 3  # a CPU gives a tokenizer, which `models.load` mends
+
+
+def test_lora_is_where_the_switches_say(rehearsed):
+    text, images = (rehearsed[name]["lora"] for name in ("text", "images"))
+    assert len(text) == 2 * 7 and len(images) >= 24
+    assert sum("language_model" in name for name in images) >= 24 and not any("audio" in name for name in images)
+    assert [name.split(".")[-1] for name in images if "language_model" not in name] == ["embedding_projection"]
+
+
+@pytest.mark.parametrize("name", ["text", "images"])
+def test_sft_and_dpo_train_as_on_a_cpu(rehearsed, name):
+    found = rehearsed[name]
+    audit = found["sft"]["audit"]
+    assert audit["rows"] == 8 and 0 < audit["trained_share"] < 0.9
+    assert all(text.endswith({"text": "<|im_end|>\n", "images": "<end_of_turn>\n"}[name]) for text in found["trained"])
+    assert all("user" not in text for text in found["trained"])  # the completion alone
+    assert all(len(found["losses"][stage]) == 2 and all(map(math.isfinite, found["losses"][stage])) for stage in ("sft", "dpo"))
+    assert found["dpo"]["audit"]["loss"] == pytest.approx(math.log(2), abs=0.01) and abs(found["dpo"]["audit"]["margin"]) < 0.01
+    assert 0 < found["adapters"]["sft"] != found["adapters"]["dpo"]
+    assert len(found["answers"]) == 2 and all(1 <= tokens <= 3 for tokens in found["answers"])
+
+
+def test_images_are_seen_and_text_is_not_padded(rehearsed):
+    audit = rehearsed["images"]["sft"]["audit"]
+    assert (audit["images"], audit["image_tokens"]) == (8, 8 * 16)
+    assert rehearsed["text"]["unpadded"] and not rehearsed["images"]["unpadded"]
