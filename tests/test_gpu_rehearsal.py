@@ -22,13 +22,11 @@ from tunebook.recipe import ROOT, load_recipe
 pytestmark = pytest.mark.slow
 SCRIPT = textwrap.dedent(
     """
-    import json, sys, time
+    import json, sys
     from pathlib import Path
-    started = time.monotonic()
     import gpu_fakes
     gpu_fakes.install()
     import trl, unsloth
-    print("imported", time.monotonic() - started, flush=True)
     import tiny_qwen3
     from tunebook import models, pairs, train
     from tunebook.data import preferences
@@ -71,12 +69,9 @@ SCRIPT = textwrap.dedent(
     out["trainers"] = [c.__module__ for c in (trl.SFTTrainer, trl.SFTConfig, trl.DPOTrainer, trl.DPOConfig)]
     for path in sys.argv[3:]:
         recipe, seen = load_recipe(path), {"processors": []}
-        begun = time.monotonic()
         seen["sft"] = sft(recipe)
-        print("sft", time.monotonic() - begun, flush=True)
         pairs.pairs(recipe)
         seen["dpo"] = dpo(recipe)
-        print("dpo", time.monotonic() - begun, flush=True)
         seen["losses"] = {stage: [e["loss"] for e in train.log_history(recipe.run_dir / stage) if "loss" in e] for stage in ("sft", "dpo")}
         model, processor = models.load(recipe)
         model = models.load_adapters(model, {"sft": recipe.run_dir / "sft" / "adapter", "dpo": recipe.run_dir / "dpo" / "adapter"})
@@ -89,7 +84,6 @@ SCRIPT = textwrap.dedent(
             answers = generate(Local(active, processor), rows["prompt"][:2], Sampling(3, 2), shown)
             seen["answers"] = [a.tokens for part in answers for a in part.values()]
         out[recipe.name] = seen
-        print("model", time.monotonic() - begun, flush=True)
     print("RESULT " + json.dumps(out))
     """
 )
@@ -127,7 +121,6 @@ def rehearsed(tmp_path_factory, embedded) -> dict:
     done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp, check=False)
     line = next((line for line in done.stdout.splitlines() if line.startswith("RESULT ")), None)
     assert line, done.stdout[-2000:] + done.stderr[-6000:]
-    print(done.stdout)
     return json.loads(line.removeprefix("RESULT "))
 
 
