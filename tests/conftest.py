@@ -13,8 +13,6 @@ import yaml
 from tunebook import models
 from tunebook.recipe import ROOT
 
-os.environ.setdefault("UNSLOTH_FORCE_CPU", "1")  # the same tests on a machine with a GPU
-os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing is fetched
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # two processes that each want every core slow each other down many times over
 models.set_environment()  # before any test imports transformers
@@ -24,6 +22,29 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Files that train come first: one of them left for the end would keep one worker waiting for the other."""
     training = {item.path for item in items if item.get_closest_marker("slow")}
     items.sort(key=lambda item: item.path not in training)
+
+
+def pytest_configure(config):
+    if config.getoption("markexpr") != "gpu":
+        os.environ.setdefault("UNSLOTH_FORCE_CPU", "1")  # the same tests on a machine with a GPU
+        os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing is fetched
+
+
+def pytest_runtest_setup(item):
+    if item.get_closest_marker("gpu"):
+        if item.config.getoption("markexpr") != "gpu":
+            pytest.skip("fetches and trains large models: asked for with -m gpu")
+        import torch
+
+        if not torch.cuda.is_available():
+            pytest.skip("needs a CUDA GPU")
+
+
+def pytest_terminal_summary(terminalreporter):
+    """What the tests on a GPU found, as a table."""
+    reports = [report for name in ("passed", "failed") for report in terminalreporter.stats.get(name, [])]
+    if rows := [value for report in reports if report.when == "call" for key, value in report.user_properties if key == "gpu"]:
+        print("", "| recipe | stage | seconds | GPU memory, GB | loss |", "|---|---|---|---|---|", *rows, sep="\n")
 
 
 @pytest.fixture(autouse=True)

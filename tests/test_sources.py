@@ -6,6 +6,7 @@ import json
 import math
 
 import pytest
+import tiny_qwen3
 import yaml
 
 from tunebook.data import checks, preferences, sources
@@ -297,21 +298,11 @@ def test_the_recipes_load():
 
 @pytest.fixture(scope="module")
 def tiny_base(tmp_path_factory, embedded):
-    """A random qwen3 that is as bare as a base model: no chat template, and `<|endoftext|>` ends."""
     from tunebook import models
 
     models.backend()
-    import torch
-    from transformers import AutoTokenizer, Qwen3Config, Qwen3ForCausalLM
-
     path = tmp_path_factory.mktemp("model") / "tiny-base"
-    torch.manual_seed(0)
-    sizes = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16}
-    config = Qwen3Config(vocab_size=49152, **sizes, tie_word_embeddings=True, bos_token_id=0, eos_token_id=0, pad_token_id=0)
-    Qwen3ForCausalLM(config).save_pretrained(path)
-    tokenizer = AutoTokenizer.from_pretrained(embedded)
-    tokenizer.eos_token, tokenizer.chat_template = "<|endoftext|>", None
-    tokenizer.save_pretrained(path)
+    tiny_qwen3.build(path, embedded)
     return path
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -91,6 +92,14 @@ def test_every_token_trained_or_none_is_refused(tiny_recipe, tiny):
     stand_in = SimpleNamespace(train_dataset=datasets.Dataset.from_dict({"input_ids": [[5, 6, 7]]}), data_collator=lambda rows: batch)
     with pytest.raises(UserError, match="no token carries loss"):
         train.audit_mask(stand_in, AutoTokenizer.from_pretrained(tiny))
+    from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
+
+    unpadded = DataCollatorForLanguageModeling(pad_token_id=0, padding_free=True)  # as Unsloth sets it on a GPU
+    for trained, share in (([-100, -100, 7], 1 / 2), ([5, 6, 7], 1)):
+        rows = datasets.Dataset.from_dict({"input_ids": [[5, 6, 7]] * 2, "labels": [trained] * 2})
+        stand_in = SimpleNamespace(train_dataset=rows, data_collator=unpadded)
+        with pytest.raises(UserError, match="every token") if share == 1 else contextlib.nullcontext():
+            assert train.audit_mask(stand_in, AutoTokenizer.from_pretrained(tiny)) == {"rows": 2, "trained_share": share}
 
 
 def test_the_same_seed_gives_the_same_trace_and_another_does_not(tiny_recipe):

@@ -104,8 +104,11 @@ def audit_mask(trainer: Any, tokenizer: Any) -> dict[str, Any]:
     Raises UserError when no token or every token of the rows carries loss.
     """
     rows, images = trainer.train_dataset.select(range(min(AUDITED, len(trainer.train_dataset)))), sees_images(trainer)
-    batch = trainer.data_collator([{k: v for k, v in row.items() if images or k != "prompt"} for row in rows])
-    ids, labels, real = (batch[k].tolist() for k in ("input_ids", "labels", "attention_mask"))
+    # Text row by row: Unsloth on a GPU pads nothing and makes a batch one long row.
+    parts = [[row] for row in rows] if not images else [list(rows)]
+    batches = [trainer.data_collator([{k: v for k, v in row.items() if images or k != "prompt"} for row in part]) for part in parts]
+    ids, labels = ([row for batch in batches for row in batch[k].tolist()] for k in ("input_ids", "labels"))
+    real = [row for batch in batches for row in _there(batch).tolist()]
     trained = sum(label != -100 for row in labels for label in row)
     share = trained / sum(map(sum, real))
     console = Console()
@@ -119,6 +122,12 @@ def audit_mask(trainer: Any, tokenizer: Any) -> dict[str, Any]:
     if share == 1:
         raise UserError("mask audit: every token carries loss, the prompts too; rows need separate `prompt` and `completion` columns")
     return {"rows": len(ids), "trained_share": round(share, 4)} | (audit_images(trainer, tokenizer) if images else {})
+
+
+def _there(batch: Any) -> Any:
+    """Which tokens of a batch could carry loss: those that are no padding. Without padding there is no attention mask, and TRL gives no
+    loss to the tokens at which the positions start anew."""
+    return batch["attention_mask"] if "attention_mask" in batch else batch["position_ids"] != 0
 
 
 def share(rows: int, steps: int, processes: int, halved: int = 0) -> tuple[int, int]:

@@ -1,0 +1,19 @@
+"""A random qwen3 that is as bare as a base model, for the tests of two processes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+
+def build(path: Path, tokenizer: Path) -> None:
+    """Write it with this folder's tokenizer, which loses its chat template, and in which `<|endoftext|>` ends."""
+    import torch
+    from transformers import AutoTokenizer, Qwen3Config, Qwen3ForCausalLM
+
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16}
+    config = Qwen3Config(vocab_size=49152, **sizes, tie_word_embeddings=True, bos_token_id=0, eos_token_id=0, pad_token_id=0)
+    Qwen3ForCausalLM(config).save_pretrained(path)
+    bare = AutoTokenizer.from_pretrained(tokenizer)
+    bare.eos_token, bare.chat_template = "<|endoftext|>", None
+    bare.save_pretrained(path)
