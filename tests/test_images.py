@@ -266,3 +266,29 @@ def test_a_changed_picture_or_table_is_noticed(mm_math, tmp_path, capsys):
     table = tmp_path / "MM_Math" / "MM_Math.jsonl"
     table.write_text(table.read_text().replace("easy", "hard"))
     assert prepare(load_recipe(path))["slices"]["train"] == {"hard": 4}
+
+
+def test_planted_errors_are_asked_for_with_the_picture_by_a_server_that_is_made_up(monkeypatch):
+    from tunebook import pairs
+    from tunebook.data.prepare import read_rows
+    from tunebook.generate import Answer, with_urls
+
+    given = {"pairs.methods": ["injected_error"], "pairs.strategies": ["calculation_error"], "pairs.server": {"url": "http://x/v1", "model": "m"}}
+    recipe = load_recipe("mm-math-sample", overrides={"data.sources.0.rows": 12, "data.sources.0.split": "train", **given})
+    prepare(recipe)
+    rows = {r["prompt"][-1]["content"] + r["images"][0]: r for r in load(recipe, "train")}
+    asked: list[dict] = []
+
+    def answer_file(path, source, prompts, sampling, record, label, shown):
+        asked.extend(with_urls(prompt, files)[-1]["content"][0] for prompt, files in zip(prompts, shown, strict=True))
+        texts = [row["completion"][0]["content"].replace(f"boxed{{{row['gold']}}}", "boxed{1234}") for row in rows.values()]
+        return [{"index": i} | record(i, Answer(text, len(text) // 3, False)) for i, text in enumerate(texts)]
+
+    monkeypatch.setattr(pairs, "answer_file", answer_file)
+    assert pairs.pairs(recipe)["strategies"] == {"calculation_error": 12}
+    assert len(asked) == 12 and all(part["image_url"]["url"].startswith("data:image/png;base64,") for part in asked)
+    made = [pair for name in ("train", "val") for pair in read_rows(recipe, pairs.pairs_stage(recipe).dir / f"{name}.parquet")]
+    assert len(made) == 12
+    for pair in made:
+        row = rows[pair["prompt"][-1]["content"] + pair["images"][0]]
+        assert pair["images"] == row["images"] and pair["chosen_correct"] and not pair["rejected_correct"] and pair["gold"] == row["gold"]
