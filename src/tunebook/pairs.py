@@ -31,7 +31,7 @@ from tunebook.data.checks import words
 from tunebook.data.preferences import COLUMNS, Pair, Sample, build, check_sample, format_only, length_ratio, make_pair, marked, reference, told_apart
 from tunebook.data.prepare import data_stage, file_hash, prepare, read_parquet, tokenizer, training_rows, write_parquet, write_quarantine
 from tunebook.data.records import is_file
-from tunebook.data.rows import Reject
+from tunebook.data.rows import Reject, share
 from tunebook.generate import Answer, Local, Sampling, answer_file, local
 from tunebook.recipe import PairsConfig, Recipe, ServerConfig, UserError, find_file
 from tunebook.run import Stage, finished_key, policy_name, round_name
@@ -73,7 +73,7 @@ def pairs(recipe: Recipe, number: int = 1, force: bool = False) -> dict[str, Any
         write_quarantine(work.rejects, folder / "quarantine.jsonl")
         if not found:
             raise UserError(f"nothing gave a pair; {json.dumps(work.record)}. Raise pairs.temperature, pairs.samples or pairs.prompts")
-        val = {p["source_id"] for p in found if _share(p["source_id"]) < recipe.pairs.val}
+        val = {p["source_id"] for p in found if share(f"pairs/{p['source_id']}") < recipe.pairs.val}
         val = val if len(val) < len({p["source_id"] for p in found}) else set()  # of a handful, all to train
         split = {"train": [p for p in found if p["source_id"] not in val], "val": [p for p in found if p["source_id"] in val]}
         columns = COLUMNS | ({"images": "files"} if any(p["images"] for p in found) else {})
@@ -191,11 +191,11 @@ def summary(record: dict[str, Any]) -> Table:
         table.add_row("score margin: min / median / max", f"{margin['min']:.2f} / {margin['median']:.2f} / {margin['max']:.2f}")
     table.add_row("mean tokens (chosen / rejected)", f"{record['tokens']['chosen']:.0f} / {record['tokens']['rejected']:.0f}")
     trait, told = next(iter(record["format_only_accuracy"].items()))
-    for by, share, mend in (
+    for by, rate, mend in (
         ("length", record["length_only_accuracy"], "lower pairs.max_length_ratio"),
         (f"format ({trait})", told, "look at the pairs: one side is written differently"),
     ):
-        table.add_row(f"told apart by {by} alone", f"{share:.0%} ({f'above 70%: {mend}' if share > 0.7 else 'near 50% is healthy'})")
+        table.add_row(f"told apart by {by} alone", f"{rate:.0%} ({f'above 70%: {mend}' if rate > 0.7 else 'near 50% is healthy'})")
     return table
 
 
@@ -255,10 +255,6 @@ def _sample(answer: Answer, gold: str, like: str, seed: int) -> Sample:
 
 def _verdicts(samples: list[Sample]) -> dict[str, int]:
     return dict(Counter(s["verdict"] for s in samples).most_common())
-
-
-def _share(source_id: str) -> float:
-    return int(hashlib.sha256(f"pairs/{source_id}".encode()).hexdigest()[:13], 16) / 16**13
 
 
 def _seed(work: Work, source_id: str, what: str) -> int:

@@ -58,9 +58,9 @@ def read(source: Path | bytes, max_size: int | None = None) -> Image.Image:
         raise BadImage("image too large", first_line(error)) from None
     except UnidentifiedImageError:
         raise BadImage("not an image", f"starts with {data[:16]!r}") from None
+    except BadImage:
+        raise
     except (OSError, SyntaxError, ValueError, EOFError) as error:
-        if isinstance(error, BadImage):
-            raise
         raise BadImage("image damaged", first_line(error)) from None
     if max_size:
         found.thumbnail((max_size, max_size), Image.Resampling.LANCZOS)
