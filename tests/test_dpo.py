@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import signal
 import subprocess
 import sys
@@ -205,7 +206,7 @@ def test_the_pipeline_skips_what_is_done_and_stops_at_the_first_failure(paired, 
     assert pipeline.run(recipe, str(tiny_recipe)) == plan
     assert sorted(p.stem for p in (recipe.run_dir / "notebooks").iterdir()) == ["04_dpo", "05_evaluate"]
     assert list(read_json(recipe.run_dir / "eval" / "summary.json")["stages"]) == ["base", "sft", "dpo"]
-    capsys.readouterr()
+    assert re.search(r"^Minutes: dpo \d+\.\d \(\d+%\), evaluate \d+\.\d \(\d+%\), in all \d+\.\d$", capsys.readouterr().out, re.MULTILINE)
     assert pipeline.run(recipe, str(tiny_recipe)) == []
     assert capsys.readouterr().out.count("up to date") == 5
     changed = load_recipe(

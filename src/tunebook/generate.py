@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import threading
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -17,6 +16,7 @@ from tqdm.auto import tqdm
 
 from tunebook import models
 from tunebook.data.images import data_url, open_all, render
+from tunebook.data.preferences import shared
 from tunebook.data.rows import Messages
 from tunebook.recipe import ServerConfig, UserError, secret
 
@@ -353,17 +353,17 @@ def _read_once(model: Any, given: dict[str, Any]) -> dict[str, Any]:
     whole = [tuple(ids[seen.bool()].tolist()) for ids, seen in zip(given["input_ids"], given["attention_mask"], strict=True)]
     prompts = sorted(set(whole))
     longest = max(map(len, prompts))
-    shared = min(len(os.path.commonprefix(prompts)), min(map(len, prompts)) - 1)
+    start = min(shared(prompts[0], prompts[-1]), min(map(len, prompts)) - 1)
     gaps = [longest - len(prompt) for prompt in prompts]  # the padding, between what is shared and the rest
-    ids = torch.tensor([[*p[:shared], *[0] * gap, *p[shared:]] for p, gap in zip(prompts, gaps, strict=True)], device=model.device)
-    mask = torch.tensor([[1] * shared + [0] * gap + [1] * (longest - shared - gap) for gap in gaps], device=model.device)
+    ids = torch.tensor([[*p[:start], *[0] * gap, *p[start:]] for p, gap in zip(prompts, gaps, strict=True)], device=model.device)
+    mask = torch.tensor([[1] * start + [0] * gap + [1] * (longest - start - gap) for gap in gaps], device=model.device)
     positions = (mask.cumsum(1) - 1).clamp(min=0)
     cache = None
-    if shared:
-        cache = model(input_ids=ids[:1, :shared], use_cache=True, logits_to_keep=1).past_key_values
+    if start:
+        cache = model(input_ids=ids[:1, :start], use_cache=True, logits_to_keep=1).past_key_values
         cache.batch_repeat_interleave(len(prompts))
-    if longest - 1 > shared:
-        part = slice(shared, longest - 1)
+    if longest - 1 > start:
+        part = slice(start, longest - 1)
         seen = {"attention_mask": mask[:, :-1], "position_ids": positions[:, part], "past_key_values": cache}
         cache = model(input_ids=ids[:, part], use_cache=True, logits_to_keep=1, **seen).past_key_values
     if cache is None:  # every prompt is a single token

@@ -5,6 +5,7 @@ uv run tunebook run --recipe smollm2-math --until sft
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -55,14 +56,19 @@ def run(recipe: Recipe, recipe_name: str, first: str | None = None, last: str | 
         if name is not None and name not in names:
             raise UserError(f"no step {name!r}: choose from {', '.join(names)}")
     chosen = names[names.index(first) if first else 0 : names.index(last) + 1 if last else None]
-    ran: list[str] = []
+    ran, took = list[str](), list[float]()
     for name in chosen:
         reason = "--force" if force else f"after {ran[-1]}" if dry_run and ran else _why(todo[name], recipe)
         print(f"{name:9} {'would run: ' if dry_run and reason else 'runs: ' if reason else ''}{reason or 'up to date'}", flush=True)
         if reason:
             ran.append(name)
             if not dry_run:
+                started = time.monotonic()
                 _execute(todo[name], recipe, recipe_name, force)
+                took.append(time.monotonic() - started)
+    if took:
+        parts = (f"{name} {seconds / 60:.1f} ({seconds / sum(took):.0%})" for name, seconds in zip(ran, took, strict=True))
+        print(f"Minutes: {', '.join(parts)}, in all {sum(took) / 60:.1f}")
     return ran
 
 

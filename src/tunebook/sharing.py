@@ -7,10 +7,11 @@ serves all of them: same loss, same gradients, fewer tokens. Inference servers s
 
 from __future__ import annotations
 
-import os
 import types
 from dataclasses import dataclass
 from typing import Any
+
+from tunebook.data.preferences import shared
 
 
 @dataclass(frozen=True)
@@ -32,10 +33,10 @@ class Plan:
 
 def plan(rows: list[list[int]]) -> Plan | None:
     """The cheapest way to compute rows of token ids; None where sharing saves less than a tenth. Every row keeps its last token."""
-    start, found = min(len(os.path.commonprefix(rows)), min(map(len, rows)) - 1), list[tuple[int, list[int]]]()
+    start, found = min(shared(min(rows), max(rows)), min(map(len, rows)) - 1), list[tuple[int, list[int]]]()
     for i in sorted(range(len(rows)), key=rows.__getitem__):
         end, members = found[-1] if found else (0, [])
-        common = min(end, len(os.path.commonprefix([rows[members[0]], rows[i]])), len(rows[i]) - 1) if members else 0
+        common = min(end, shared(rows[members[0]], rows[i]), len(rows[i]) - 1) if members else 0
         if (common - start) * len(members) > (end - start) * (len(members) - 1):  # the larger group saves more tokens
             found[-1] = (common, [*members, i])
         else:
@@ -82,7 +83,8 @@ class _Pass:
     def __init__(self, forward: Any) -> None:
         import torch
 
-        self.forward, self.cache, self.count = forward, None, 0
+        self.forward, self.count = forward, 0
+        self.cache: Any = None
         self.hidden: list[Any] = []
         self.seen = torch.ones(1, 0, dtype=torch.long)
 
