@@ -52,12 +52,9 @@ def main(section: str, sides: dict[str, dict[str, Any]], turns: int, steps: int,
         ("unsloth", "trl", "peft", "transformers", "torch"),
     )
     for name, side in found.items():
-        times = (
-            f"; {first.name} makes {ratios[name]['median']:.2f} times its tokens/s ({ratios[name]['lowest']:.2f} to {ratios[name]['highest']:.2f})"
-        )
-        print(
-            f"{name}: {side['tokens_per_s']['median']:.0f} tokens/s, {side['peak_gb']} GB, loss {side['last_losses']}{times if name in ratios else ''}"
-        )
+        print(f"{name}: {side['tokens_per_s']['median']:.0f} tokens/s, {side['peak_gb']} GB, loss {side['last_losses']}")
+        if times := ratios.get(name):
+            print(f"  {first.name} makes {times['median']:.2f} times its tokens/s ({times['lowest']:.2f} to {times['highest']:.2f})")
 
 
 class Worker:

@@ -13,11 +13,11 @@ from typing import Any
 
 from tunebook import memory, models, train
 from tunebook.data.images import Instead, instead
-from tunebook.data.preferences import shared
 from tunebook.data.prepare import read_rows
 from tunebook.pairs import pairs_stage
 from tunebook.recipe import Recipe, UserError
 from tunebook.run import Stage, finished_key, policy_name, round_name
+from tunebook.sharing import shared
 
 COLUMNS = ["prompt", "chosen", "rejected", "images"]
 

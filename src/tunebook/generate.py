@@ -16,9 +16,9 @@ from tqdm.auto import tqdm
 
 from tunebook import models
 from tunebook.data.images import data_url, open_all, render
-from tunebook.data.preferences import shared
 from tunebook.data.rows import Messages
 from tunebook.recipe import ServerConfig, UserError, secret
+from tunebook.sharing import shared
 
 
 @dataclass(frozen=True)

@@ -7,11 +7,16 @@ serves all of them: same loss, same gradients, fewer tokens. Inference servers s
 
 from __future__ import annotations
 
+import itertools
 import types
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tunebook.data.preferences import shared
+
+def shared(a: Sequence[Any], b: Sequence[Any]) -> int:
+    """The length of the beginning that two texts (or lists of tokens) have in common."""
+    return sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], zip(a, b, strict=False)))
 
 
 @dataclass(frozen=True)

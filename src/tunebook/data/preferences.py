@@ -7,10 +7,9 @@ checked. A sample is a dict with `text`, `tokens`, `seed` and its `verdict`.
 from __future__ import annotations
 
 import difflib
-import itertools
 import json
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,6 +20,7 @@ from tunebook.data.records import drawn, records, renamed, source_name
 from tunebook.data.rows import Messages, Reject, Row
 from tunebook.data.sources import Prompts, conversation, gold_of
 from tunebook.recipe import PairsConfig, Recipe
+from tunebook.sharing import shared
 from tunebook.verify import verify
 
 Sample = dict[str, Any]
@@ -204,11 +204,6 @@ def make_pair(config: PairsConfig, row: dict[str, Any], chosen: Sample, rejected
 def _distinct(samples: list[Sample]) -> list[Sample]:
     """Without those that repeat an earlier one but for layout, case or punctuation."""
     return list({" ".join(words(s["text"])): s for s in reversed(samples)}.values())[::-1]
-
-
-def shared(a: Sequence[Any], b: Sequence[Any]) -> int:
-    """The length of the beginning that two texts (or lists of tokens) have in common."""
-    return sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], zip(a, b, strict=False)))
 
 
 def length_ratio(a: Sample, b: Sample) -> float:
