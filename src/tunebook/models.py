@@ -190,7 +190,7 @@ def load(recipe: Recipe) -> tuple[Any, Any]:
         tokenizer = AutoProcessor.from_pretrained(resolve(config.base), revision=config.revision)
     fit_tokenizer(tokenizer, config)
     if config.eos_token:
-        _end_turns(model, getattr(tokenizer, "tokenizer", tokenizer).eos_token_id)
+        _end_turns(model, text_tokenizer(tokenizer).eos_token_id)
     return model, tokenizer
 
 
@@ -201,11 +201,16 @@ def fit_tokenizer(tokenizer: Any, config: ModelConfig) -> None:
         tokenizer.chat_template = find_file(config.chat_template).read_text(encoding="utf-8")
     if not tokenizer.chat_template:
         raise UserError(f"{config.base} has no chat template: set model.chat_template, for example to prompt/chatml.jinja")
-    text = getattr(tokenizer, "tokenizer", tokenizer)
+    text = text_tokenizer(tokenizer)
     if config.eos_token:
         if config.eos_token not in text.get_vocab():
             raise UserError(f"model.eos_token: {config.base} has no token {config.eos_token!r}")
         text.eos_token = config.eos_token
+
+
+def text_tokenizer(tokenizer: Any) -> Any:
+    """The tokenizer in a processor; a tokenizer itself."""
+    return getattr(tokenizer, "tokenizer", tokenizer)
 
 
 def _end_turns(model: Any, token: int) -> None:

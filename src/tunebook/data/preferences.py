@@ -18,7 +18,7 @@ from tunebook.data import checks
 from tunebook.data.checks import NOT_AN_ANSWER, words
 from tunebook.data.prepare import load
 from tunebook.data.records import drawn, records, renamed, source_name
-from tunebook.data.rows import Messages, Reject, Row
+from tunebook.data.rows import Messages, Reject, Row, images_of
 from tunebook.data.sources import Prompts, conversation, gold_of
 from tunebook.recipe import PairsConfig, Recipe
 from tunebook.verify import verify
@@ -192,7 +192,7 @@ def _row(source_id: str, prompt: Messages, completion: Messages, tokens: int = 0
 
 def make_pair(config: PairsConfig, row: dict[str, Any], chosen: Sample, rejected: Sample, strategy: str) -> Pair:
     pair = {"prompt": row["prompt"], "source_id": row["source_id"], "strategy": strategy, "gold": row["gold"], "margin": None}
-    pair["images"] = [Path(path).name for path in row.get("images") or []]
+    pair["images"] = [Path(path).name for path in images_of(row)]
     for side, sample in (("chosen", chosen), ("rejected", rejected)):
         pair[side] = [{"role": "assistant", "content": sample["text"]}]
         pair[f"{side}_correct"] = verify(sample["text"], row["gold"], boxed_only=True).correct

@@ -21,7 +21,7 @@ from tqdm.auto import tqdm
 from tunebook import models
 from tunebook.data import checks, images, sources
 from tunebook.data.records import is_file
-from tunebook.data.rows import SPLITS, Reject, Row, share
+from tunebook.data.rows import SPLITS, Reject, Row, images_of, share
 from tunebook.recipe import ChatSource, MMMathSource, Recipe, UserError, find_file, first_line
 from tunebook.run import Stage
 
@@ -116,7 +116,7 @@ def training_rows(recipe: Recipe, stage: Literal["sft", "pairs"]) -> Any:
     rows, kept = load(recipe, "train"), recipe.data.for_pairs
     if not kept:
         return rows
-    names = ("".join(Path(path).name for path in r.get("images") or []) for r in rows)
+    names = ("".join(Path(path).name for path in images_of(r)) for r in rows)
     shares = (share(f"for pairs/{p[-1]['content']}{name}") for p, name in zip(rows["prompt"], names, strict=True))
     return rows.select([i for i, at in enumerate(shares) if (at < kept) == (stage == "pairs")])
 
