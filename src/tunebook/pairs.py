@@ -164,7 +164,7 @@ def injected_error(work: Work) -> list[Pair]:
 
 def dataset(work: Work) -> list[Pair]:
     """An existing preference set; what cannot be used goes to `quarantine.jsonl` with the reason."""
-    read = list(preferences.read(work.recipe, work.count_tokens))
+    read = list(preferences.read(work.recipe, work.count_tokens, work.folder / "images"))
     work.rejects += [r for r in read if isinstance(r, Reject)]
     work.record["quarantined"] = dict(Counter(r.reason for r in work.rejects))
     found = [p for p in read if not isinstance(p, Reject)]
