@@ -289,11 +289,13 @@ def use_adapter(model: Any, name: str | None) -> Iterator[Any]:
 
 
 def save_adapter(model: Any, tokenizer: Any, folder: Path) -> None:
-    """Adapter (safetensors) and tokenizer. TRL's frozen `ref` adapter, if there, is left out.
+    """Adapter (safetensors) and tokenizer. TRL's frozen `ref` adapter, if there, is left out, and so are embeddings that were not trained
+    (not in `modules_to_save`): Unsloth on a GPU adds a padding token to a vocabulary that has none, and PEFT would save them for that.
 
     Of several processes all must call it (a sharded model is gathered from all); the first one writes.
     """
-    model.save_pretrained(folder, selected_adapters=["default"], safe_serialization=True, is_main_process=rank() == 0)
+    how = {"safe_serialization": True, "save_embedding_layers": False, "is_main_process": rank() == 0}
+    model.save_pretrained(folder, selected_adapters=["default"], **how)
     if rank() == 0:
         tokenizer.save_pretrained(folder)
 
