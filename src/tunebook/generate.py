@@ -287,11 +287,11 @@ def _from_model(source: Local, prompts: list[Messages], images: Images, sampling
         if not skip.issuperset(batch):
             generators = [torch.Generator().manual_seed(seeds[i]) for i in batch]
             with torch.inference_mode():
-                rows = _decode(source, _batch(source, [texts[i] for i in batch], [images[i] for i in batch]), sampling, generators)
+                rows = _decode(source, encode(source, [texts[i] for i in batch], [images[i] for i in batch]), sampling, generators)
             yield {i: _answer(source, row) for i, row in zip(batch, rows, strict=True)}
 
 
-def _batch(source: Local, texts: list[str], images: Images) -> dict[str, Any]:
+def encode(source: Local, texts: list[str], images: Images) -> dict[str, Any]:
     """Rendered prompts and their images as the model takes them."""
     how = {"padding": True, "padding_side": "left", "return_tensors": "pt", "add_special_tokens": False}
     if not any(images):

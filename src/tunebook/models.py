@@ -213,6 +213,11 @@ def text_tokenizer(tokenizer: Any) -> Any:
     return getattr(tokenizer, "tokenizer", tokenizer)
 
 
+def has_processor(folder: Path) -> bool:
+    """Whether a model or adapter was saved with a processor: it sees images."""
+    return any((folder / name).exists() for name in ("processor_config.json", "preprocessor_config.json"))
+
+
 def _end_turns(model: Any, token: int) -> None:
     """Stop generation at this token, and still at the model's own (as Qwen's chat models do); merged exports keep both."""
     own = model.generation_config.eos_token_id
