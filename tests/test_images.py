@@ -308,7 +308,7 @@ def test_an_existing_set_of_pairs_comes_with_its_pictures_and_their_tokens_are_c
     for name, data in (files | {"test": Path(load(recipe, "test")[0]["images"][0]).read_bytes()}).items():
         (tmp_path / f"{name}.png").write_bytes(data)
     rows = [
-        {"prompt": f"Which side is longer{' ' * i}?" * (i + 1), "chosen": f"Side {i}.", "rejected": "None.", "image": f"{name}.png"}
+        {"prompt": f"Which side is longer{' ' * i}?" * (i + 1), "chosen": f"Side number {i} is.", "rejected": "Both.", "image": f"{name}.png"}
         for i, name in enumerate(("1", "2", "gone", "cut", "test", "../1"))
     ]
     (tmp_path / "set.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
