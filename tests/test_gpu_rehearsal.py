@@ -65,6 +65,14 @@ SCRIPT = textwrap.dedent(
         seen["trained"] = [tokenizer.decode(row[row != -100]) for row in parts]
         return audit_mask(trainer, tokenizer)
 
+    def weight(model, name):
+        return sum(float(p.detach().abs().sum()) for n, p in model.named_parameters() if f"lora_B.{name}." in n)
+
+    def kept(model, tokenizer, folder):
+        seen["trained_weight"].append(weight(model, "default"))
+        save_adapter(model, tokenizer, folder)
+
+    save_adapter, models.save_adapter = models.save_adapter, kept
     from_pretrained, add_lora, audit_mask = unsloth.FastModel.from_pretrained, models.add_lora, train.audit_mask
     unsloth.FastModel.from_pretrained, models.add_lora, train.audit_mask = staticmethod(loaded), adapted, audited
     pairs.METHODS["on_policy"] = given
@@ -72,16 +80,14 @@ SCRIPT = textwrap.dedent(
     out = {"device": unsloth.DEVICE_TYPE}
     out["trainers"] = [trl.SFTTrainer.__module__, trl.DPOTrainer.__module__]
     for path in sys.argv[3:]:
-        recipe, seen = load_recipe(path), {"processors": [], "classes": []}
+        recipe, seen = load_recipe(path), {"processors": [], "classes": [], "trained_weight": []}
         seen["sft"] = sft(recipe)
         pairs.pairs(recipe)
         seen["dpo"] = dpo(recipe)
         seen["losses"] = {stage: [float(e["loss"]) for e in train.log_history(recipe.run_dir / stage) if "loss" in e] for stage in ("sft", "dpo")}
         model, processor = models.load(recipe)
         model = models.load_adapters(model, {"sft": recipe.run_dir / "sft" / "adapter", "dpo": recipe.run_dir / "dpo" / "adapter"})
-        seen["adapters"] = {
-            name: sum(float(p.detach().abs().sum()) for n, p in model.named_parameters() if f"lora_B.{name}." in n) for name in ("sft", "dpo")
-        }
+        seen["loaded_weight"] = [weight(model, name) for name in ("sft", "dpo")]
         with safe_open(recipe.run_dir / "dpo" / "adapter" / "adapter_model.safetensors", "pt") as file:
             seen["saved"] = list(file.keys())
         rows = read_rows(recipe, recipe.run_dir / "pairs" / "train.parquet")
@@ -158,7 +164,7 @@ def test_sft_and_dpo_train_as_on_a_cpu(rehearsed, name):
     assert not any(start in text for text in found["trained"] for start in ("<|im_start|>", "<start_of_turn>"))  # the completion alone
     assert all(len(found["losses"][stage]) == STEPS and all(map(math.isfinite, found["losses"][stage])) for stage in ("sft", "dpo"))
     assert found["dpo"]["audit"]["loss"] == pytest.approx(math.log(2), abs=0.01) and abs(found["dpo"]["audit"]["margin"]) < 0.01
-    assert 0 < found["adapters"]["sft"] != found["adapters"]["dpo"]
+    assert found["loaded_weight"] == pytest.approx(found["trained_weight"], rel=1e-4) and 0 < found["loaded_weight"][0] != found["loaded_weight"][1]
     assert len(found["answers"]) == 2 and all(1 <= tokens <= 3 for tokens in found["answers"])
     assert all(found[stage]["preflight"]["total"] > 0 for stage in ("sft", "dpo"))
     assert not any("embed_tokens.weight" in name or "lm_head" in name for name in found["saved"])
