@@ -165,7 +165,6 @@ def test_sft_and_dpo_train_as_on_a_cpu(rehearsed, name):
     assert found["dpo"]["audit"]["loss"] == pytest.approx(math.log(2), abs=0.01) and abs(found["dpo"]["audit"]["margin"]) < 0.01
     assert found["loaded_weight"] == pytest.approx(found["trained_weight"], rel=1e-4) and 0 < found["loaded_weight"][0] != found["loaded_weight"][1]
     assert len(found["answers"]) == 2 and all(1 <= tokens <= 3 for tokens in found["answers"])
-    assert found["sft"]["preflight"]["total"] > 0  # Unsloth's GPU patches let a model without storage through
     assert not any("embed_tokens.weight" in name or "lm_head" in name for name in found["saved"])
 
 
@@ -173,5 +172,6 @@ def test_images_are_seen_and_text_is_not_padded(rehearsed):
     audit = rehearsed["images"]["sft"]["audit"]
     assert (audit["images"], audit["image_tokens"]) == (8, 8 * 16)
     assert rehearsed["text"]["unpadded"] and not rehearsed["images"]["unpadded"]
+    assert all(rehearsed["images"][stage]["preflight"]["total"] > 0 for stage in ("sft", "dpo"))  # on fake tensors, past Unsloth's patches
     losses = rehearsed["images"]["losses"]["sft"]
     assert losses[-1] < losses[0] - 1
