@@ -53,5 +53,10 @@ def _in_ram() -> None:
     from unsloth import FastModel
 
     load, adapt = FastModel.from_pretrained, FastModel.get_peft_model
-    FastModel.from_pretrained = staticmethod(lambda *args, **kwargs: load(*args, **kwargs, device_map="cpu"))
+
+    def loaded(*args: Any, **kwargs: Any) -> tuple[Any, Any]:
+        model, processor = load(*args, **kwargs, device_map="cpu")
+        return model.float(), processor
+
+    FastModel.from_pretrained = staticmethod(loaded)
     FastModel.get_peft_model = staticmethod(lambda *args, **kwargs: adapt(*args, **kwargs).float())

@@ -6,15 +6,14 @@ import base64
 import io
 import json
 import os
-import signal
 import socket
 import subprocess
 import sys
-import time
 from collections import Counter
 from pathlib import Path
 
 import api
+import kill
 import pytest
 import yaml
 from PIL import Image
@@ -65,12 +64,8 @@ def test_chaos_ends_with_every_row_right_or_quarantined_in_spite_of_kills(server
     command = [sys.executable, "-m", "tunebook.cli", "clean", "-r", str(path)]
     said = []
     for answered in (25, 60):  # killed twice in the middle of its work
-        process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-        while not log.exists() or len(log.read_text().splitlines()) < answered:
-            assert process.poll() is None, process.communicate()
-            time.sleep(0.01)
-        process.send_signal(signal.SIGKILL)
-        said.append(process.communicate()[0])
+        enough = lambda n=answered: log.exists() and len(log.read_text().splitlines()) >= n  # noqa: E731
+        said.append(kill.tunebook("clean", "-r", str(path), when=enough, env=environment))
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     recipe = load_recipe(path)

@@ -5,11 +5,8 @@ from __future__ import annotations
 import json
 import math
 import re
-import signal
-import subprocess
-import sys
-import time
 
+import kill
 import pytest
 
 from tunebook.data.preferences import check_sample
@@ -133,14 +130,8 @@ def test_dpo_learns_from_its_own_reference_and_resumes_after_a_kill(paired, tiny
 
     stopped = paired("stopped")
     keys = [part for key, (_, value) in stopped.overrides.items() if key != "run" for part in ("--set", f"{key}={value}")]
-    command = [sys.executable, "-m", "tunebook.cli", "dpo", "--recipe", str(tiny_recipe), "--run", "stopped", *keys]
-    checkpoints = stopped.run_dir / ".dpo.partial" / "checkpoints"
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as process:
-        deadline = time.monotonic() + 240
-        while not (checkpoints / "checkpoint-10" / "trainer_state.json").exists():
-            assert process.poll() is None and time.monotonic() < deadline, process.stderr.read().decode()[-2000:]
-            time.sleep(0.01)
-        process.send_signal(signal.SIGKILL)
+    state = stopped.run_dir / ".dpo.partial" / "checkpoints" / "checkpoint-10" / "trainer_state.json"
+    kill.tunebook("dpo", "--recipe", str(tiny_recipe), "--run", "stopped", *keys, when=state.exists)
     assert not (stopped.run_dir / "dpo").exists()
     dpo(stopped)
     again = load_file(stopped.run_dir / "dpo" / "adapter" / "adapter_model.safetensors")

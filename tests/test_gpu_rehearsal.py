@@ -1,4 +1,4 @@
-"""Unsloth's GPU path without a GPU: our SFT and DPO through its GPU classes and the trainers it generates, on a tiny Qwen3 in RAM.
+"""Unsloth's GPU path without a GPU: our SFT and DPO through its GPU classes and the trainers it generates, on tiny models in RAM.
 
 A rehearsal: it shows that the calls fit and what they come to, nothing of kernels, 4 bit, precision or speed. The fakes are in `gpu_fakes.py`.
 """
@@ -16,9 +16,11 @@ from pathlib import Path
 import pytest
 import yaml
 
+from tunebook import models
 from tunebook.recipe import ROOT, load_recipe
 
 pytestmark = pytest.mark.slow
+STEPS = 4
 SCRIPT = textwrap.dedent(
     """
     import json, sys
@@ -29,7 +31,9 @@ SCRIPT = textwrap.dedent(
     import tiny_qwen3
     from tunebook import models, pairs, train
     from tunebook.data import preferences
+    from safetensors import safe_open
     from tunebook.data.prepare import read_rows
+    from tunebook.data.rows import images_of
     from tunebook.dpo import dpo
     from tunebook.generate import Local, Sampling, generate
     from tunebook.recipe import load_recipe
@@ -44,6 +48,7 @@ SCRIPT = textwrap.dedent(
     def loaded(**keys):
         model, processor = from_pretrained(**keys)
         seen["processors"].append(type(processor).__name__)
+        seen["classes"].append(type(model).__module__)
         return model, processor
 
     def adapted(model, recipe):
@@ -60,6 +65,14 @@ SCRIPT = textwrap.dedent(
         seen["trained"] = [tokenizer.decode(row[row != -100]) for row in parts]
         return audit_mask(trainer, tokenizer)
 
+    def weight(model, name):
+        return sum(float(p.detach().abs().sum()) for n, p in model.named_parameters() if f"lora_B.{name}." in n)
+
+    def kept(model, tokenizer, folder):
+        seen["trained_weight"].append(weight(model, "default"))
+        save_adapter(model, tokenizer, folder)
+
+    save_adapter, models.save_adapter = models.save_adapter, kept
     from_pretrained, add_lora, audit_mask = unsloth.FastModel.from_pretrained, models.add_lora, train.audit_mask
     unsloth.FastModel.from_pretrained, models.add_lora, train.audit_mask = staticmethod(loaded), adapted, audited
     pairs.METHODS["on_policy"] = given
@@ -67,18 +80,18 @@ SCRIPT = textwrap.dedent(
     out = {"device": unsloth.DEVICE_TYPE}
     out["trainers"] = [trl.SFTTrainer.__module__, trl.DPOTrainer.__module__]
     for path in sys.argv[3:]:
-        recipe, seen = load_recipe(path), {"processors": []}
+        recipe, seen = load_recipe(path), {"processors": [], "classes": [], "trained_weight": []}
         seen["sft"] = sft(recipe)
         pairs.pairs(recipe)
         seen["dpo"] = dpo(recipe)
         seen["losses"] = {stage: [float(e["loss"]) for e in train.log_history(recipe.run_dir / stage) if "loss" in e] for stage in ("sft", "dpo")}
         model, processor = models.load(recipe)
         model = models.load_adapters(model, {"sft": recipe.run_dir / "sft" / "adapter", "dpo": recipe.run_dir / "dpo" / "adapter"})
-        seen["adapters"] = {
-            name: sum(float(p.detach().abs().sum()) for n, p in model.named_parameters() if f"lora_B.{name}." in n) for name in ("sft", "dpo")
-        }
+        seen["loaded_weight"] = [weight(model, name) for name in ("sft", "dpo")]
+        with safe_open(recipe.run_dir / "dpo" / "adapter" / "adapter_model.safetensors", "pt") as file:
+            seen["saved"] = list(file.keys())
         rows = read_rows(recipe, recipe.run_dir / "pairs" / "train.parquet")
-        shown = [row.get("images") or [] for row in rows.select(range(2))]
+        shown = [images_of(row) for row in rows.select(range(2))]
         with models.use_adapter(model, "dpo") as active:
             answers = generate(Local(active, processor), rows["prompt"][:2], Sampling(3, 2), shown)
             seen["answers"] = [a.tokens for part in answers for a in part.values()]
@@ -93,7 +106,8 @@ def recipe_of(name: str, path: Path, **changes: dict) -> Path:
     content["name"] = path.stem
     content["model"]["dtype"] = "float32"  # asked for, Unsloth trains in it too where bfloat16 is missing
     for section in ("sft", "dpo"):
-        content[section] |= {"max_steps": 2, "per_device_train_batch_size": 2, "logging_steps": 1, "eval_strategy": "no", "learning_rate": 1e-3}
+        content[section] |= {"max_steps": STEPS, "per_device_train_batch_size": 2, "logging_steps": 1, "eval_strategy": "no"}
+        content[section] |= {"learning_rate": 5e-3, "warmup_steps": 0}
     for section, values in changes.items():
         content[section] |= values
     path.write_text(yaml.safe_dump(content))
@@ -102,12 +116,16 @@ def recipe_of(name: str, path: Path, **changes: dict) -> Path:
 
 @pytest.fixture(scope="module")
 def rehearsed(tmp_path_factory, embedded) -> dict:
-    """In one process; importing the GPU classes takes longest."""
+    """Both models in one process; importing the GPU classes takes longest."""
     tmp = tmp_path_factory.mktemp("rehearsal")
+    models.tiny_vision_model()
     big = load_recipe("qwen3-4b-instruct").model
     chat = {"base": str(tmp / "qwen3"), "chat_template": big.chat_template, "eos_token": big.eos_token}
     recipes = [
         recipe_of("smollm2-alpaca", tmp / "text.yaml", model=chat),
+        recipe_of(
+            "mm-math-sample", tmp / "images.yaml", data={"sources": [{"format": "mm_math", "path": "sample", "rows": 12, "val": 0.1, "test": 0.1}]}
+        ),
     ]
     environment = os.environ | {"UNSLOTH_COMPILE_LOCATION": str(tmp / "compiled"), "TUNEBOOK_RUNS": str(tmp / "runs"), "OMP_NUM_THREADS": "1"}
     environment["UNSLOTH_DATASET_NUM_PROC"] = "0"  # a handful of rows
@@ -123,13 +141,37 @@ def test_the_classes_are_those_of_a_gpu(rehearsed):
     assert rehearsed["device"] == "cuda" and rehearsed["trainers"] == ["UnslothSFTTrainer", "UnslothDPOTrainer"]
 
 
-def test_sft_and_dpo_train_as_on_a_cpu(rehearsed):
-    found = rehearsed["text"]
-    assert len(found["lora"]) == 2 * 7 and found["unpadded"]  # as Unsloth makes text batches on a GPU
+def test_models_are_made_of_the_classes_that_unsloth_rewrote(rehearsed):
+    """Also after the preflight has built one of transformers' own: a Gemma 3n of both has uninitialised scales, and its loss is NaN."""
+    assert rehearsed["images"]["classes"] == ["unsloth_compiled_module_gemma3n"] * 3
+    assert rehearsed["images"]["processors"] == ["Gemma3nProcessor"] * 3  # a CPU gives a tokenizer, which `models.load` mends
+
+
+def test_lora_is_where_the_switches_say(rehearsed):
+    text, images = (rehearsed[name]["lora"] for name in ("text", "images"))
+    assert len(text) == 2 * 7 and not any("audio" in name for name in images)
+    assert sum("language_model" in name for name in images) >= 24
+    assert [name.split(".")[-1] for name in images if "language_model" not in name] == ["embedding_projection"]
+
+
+@pytest.mark.parametrize("name", ["text", "images"])
+def test_sft_and_dpo_train_as_on_a_cpu(rehearsed, name):
+    found = rehearsed[name]
     audit = found["sft"]["audit"]
     assert audit["rows"] == 8 and 0 < audit["trained_share"] < 0.9
-    assert all(text.endswith("<|im_end|>\n") and "<|im_start|>" not in text for text in found["trained"])  # the completion alone
-    assert all(len(found["losses"][stage]) == 2 and all(map(math.isfinite, found["losses"][stage])) for stage in ("sft", "dpo"))
+    assert all(text.endswith({"text": "<|im_end|>\n", "images": "<end_of_turn>\n"}[name]) for text in found["trained"])
+    assert not any(start in text for text in found["trained"] for start in ("<|im_start|>", "<start_of_turn>"))  # the completion alone
+    assert all(len(found["losses"][stage]) == STEPS and all(map(math.isfinite, found["losses"][stage])) for stage in ("sft", "dpo"))
     assert found["dpo"]["audit"]["loss"] == pytest.approx(math.log(2), abs=0.01) and abs(found["dpo"]["audit"]["margin"]) < 0.01
-    assert 0 < found["adapters"]["sft"] != found["adapters"]["dpo"]
+    assert found["loaded_weight"] == pytest.approx(found["trained_weight"], rel=1e-4) and 0 < found["loaded_weight"][0] != found["loaded_weight"][1]
     assert len(found["answers"]) == 2 and all(1 <= tokens <= 3 for tokens in found["answers"])
+    assert not any("embed_tokens.weight" in name or "lm_head" in name for name in found["saved"])
+
+
+def test_images_are_seen_and_text_is_not_padded(rehearsed):
+    audit = rehearsed["images"]["sft"]["audit"]
+    assert (audit["images"], audit["image_tokens"]) == (8, 8 * 16)
+    assert rehearsed["text"]["unpadded"] and not rehearsed["images"]["unpadded"]
+    assert all(rehearsed["images"][stage]["preflight"]["total"] > 0 for stage in ("sft", "dpo"))  # on fake tensors, past Unsloth's patches
+    losses = rehearsed["images"]["losses"]["sft"]
+    assert losses[-1] < losses[0] - 1

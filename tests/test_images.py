@@ -292,3 +292,31 @@ def test_planted_errors_are_asked_for_with_the_picture_by_a_server_that_is_made_
     for pair in made:
         row = rows[pair["prompt"][-1]["content"] + pair["images"][0]]
         assert pair["images"] == row["images"] and pair["chosen_correct"] and not pair["rejected_correct"] and pair["gold"] == row["gold"]
+
+
+def test_an_existing_set_of_pairs_comes_with_its_pictures_and_their_tokens_are_counted(tmp_path):
+    from transformers import AutoProcessor
+    from trl.trainer.dpo_trainer import DataCollatorForVisionPreference
+
+    from tunebook import memory, pairs
+    from tunebook.data.prepare import read_rows
+
+    few = {"data.sources.0.rows": 12, "data.sources.0.test": 0.2, "data.sources.0.val": 0}
+    recipe = load_recipe("mm-math-sample", overrides=few | {"pairs.methods": ["dataset"], "pairs.dataset": str(tmp_path / "set.jsonl")})
+    prepare(recipe)
+    files = {"1": png(drawing(1, (900, 300))), "2": png(drawing(2)), "cut": png(drawing(3))[:60]}
+    for name, data in (files | {"test": Path(load(recipe, "test")[0]["images"][0]).read_bytes()}).items():
+        (tmp_path / f"{name}.png").write_bytes(data)
+    rows = [
+        {"prompt": f"Which side is longer{' ' * i}?" * (i + 1), "chosen": f"Side number {i} is.", "rejected": "Both.", "image": f"{name}.png"}
+        for i, name in enumerate(("1", "2", "gone", "cut", "test", "../1"))
+    ]
+    (tmp_path / "set.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    record = pairs.pairs(recipe)
+    reasons = {"image missing": 1, "image damaged": 1, "in the test or val split": 1, "image outside the folder": 1}
+    assert record["rows"] == {"train": 2, "val": 0} and record["quarantined"] == reasons
+    made = read_rows(recipe, pairs.pairs_stage(recipe).dir / "train.parquet")
+    sizes = [Image.open(path).size for (path,) in made["images"]]
+    assert sizes == [(448, 149), (120, 90)]
+    batch = DataCollatorForVisionPreference(AutoProcessor.from_pretrained(models.resolve("tiny-gemma3n")))(list(made))
+    assert memory.pair_lengths(recipe, made) == batch["attention_mask"].sum(1)[:2].tolist()  # chosen is the longer side

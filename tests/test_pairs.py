@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import json
-import signal
-import subprocess
-import sys
-import time
 
 import datasets
+import kill
 import pytest
 import yaml
 
@@ -231,17 +228,10 @@ def test_pairs_killed_and_gone_on_with_are_the_same_pairs(taught, monkeypatch):
 
     monkeypatch.setenv("TUNEBOOK_RUNS", str(taught / "runs"))
     recipe = load_recipe(taught / "taught.yaml")
-    folder = recipe.run_dir / ".pairs.partial"
-    with subprocess.Popen(
-        [sys.executable, "-m", "tunebook.cli", "pairs", "-r", str(taught / "taught.yaml")], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
-    ) as process:
-        deadline = time.monotonic() + 240
-        while not (folder / "samples.jsonl").exists() or len((folder / "samples.jsonl").read_text().splitlines()) < 24:
-            assert process.poll() is None and time.monotonic() < deadline, process.stderr.read().decode()[-2000:]
-            time.sleep(0.02)
-        process.send_signal(signal.SIGKILL)
+    path = recipe.run_dir / ".pairs.partial" / "samples.jsonl"
+    kill.tunebook("pairs", "-r", str(taught / "taught.yaml"), when=lambda: path.exists() and len(path.read_text().splitlines()) >= 24)
     assert not (recipe.run_dir / "pairs").exists()
-    before = (folder / "samples.jsonl").read_text()
+    before = path.read_text()
     assert 24 <= len(before.splitlines()) < 72
     resumed = pairs(recipe)
     after = (recipe.run_dir / "pairs" / "samples.jsonl").read_text()

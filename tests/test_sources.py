@@ -214,7 +214,7 @@ def pairs_of(path, **config):
     keys = {"pairs.methods": ["dataset"], "pairs.dataset": str(path)} | {f"pairs.{k}": v for k, v in config.items()}
     recipe = load_recipe("smollm2-alpaca", overrides={"pairs.min_margin": None} | keys)
     prepare(recipe)
-    return list(preferences.read(recipe, lambda text: len(text.split())))
+    return list(preferences.read(recipe, lambda text: len(text.split()), recipe.run_dir / "pairs" / "images"))
 
 
 def test_preference_sets_as_they_are_published(tmp_path, embedded):

@@ -5,13 +5,12 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from types import SimpleNamespace
 
+import kill
 import nbformat
 import pytest
 import yaml
@@ -124,15 +123,12 @@ def test_killed_and_resumed_ends_where_an_undisturbed_run_does(tiny_recipe, tmp_
     overrides = {"sft.max_steps": 150, "sft.eval_strategy": "no", "data.sources.0.train": 60}
     straight = load_recipe(tiny_recipe, run="straight", overrides=overrides)
     sft(straight)
-    command = [sys.executable, "-m", "tunebook.cli", "sft", "--recipe", str(tiny_recipe), "--run", "killed"]
-    command += [part for key, value in overrides.items() for part in ("--set", f"{key}={value}")]
+    keys = [part for key, value in overrides.items() for part in ("--set", f"{key}={value}")]
     checkpoints = tmp_path / "runs" / "killed" / ".sft.partial" / "checkpoints"
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as process:
-        deadline = time.monotonic() + 240
-        while not list(checkpoints.glob("checkpoint-[2-9]0/trainer_state.json")):
-            assert process.poll() is None and time.monotonic() < deadline, process.stderr.read().decode()[-2000:]
-            time.sleep(0.01)
-        process.send_signal(signal.SIGKILL)
+    kill.tunebook(
+        *("sft", "--recipe", str(tiny_recipe), "--run", "killed", *keys),
+        when=lambda: any(checkpoints.glob("checkpoint-[2-9]0/trainer_state.json")),
+    )
     killed = load_recipe(tiny_recipe, run="killed", overrides=overrides)
     assert not (killed.run_dir / "sft").exists()
     newest = max(checkpoints.glob("checkpoint-*"), key=lambda p: int(p.name.split("-")[1]))

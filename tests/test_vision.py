@@ -10,7 +10,8 @@ import pytest
 import yaml
 from PIL import Image, ImageDraw, ImageFont
 
-from tunebook.recipe import ROOT, load_recipe
+from tunebook.export import export
+from tunebook.recipe import ROOT, UserError, load_recipe
 from tunebook.run import read_json
 
 pytestmark = pytest.mark.slow
@@ -92,6 +93,21 @@ def test_the_whole_chain_sees_its_images(canary, run_cli, tmp_path):
     papermill.execute_notebook(str(ROOT / "notebooks" / "inference.ipynb"), str(out), given, cwd=str(ROOT), progress_bar=False)
     shown = [o["data"] for cell in json.loads(out.read_text())["cells"] for o in cell.get("outputs", []) if "data" in o]
     assert any("\\boxed{60}" in "".join(data.get("text/markdown", "")) for data in shown)
+    exported_with_its_pictures(canary)
+
+
+def exported_with_its_pictures(path: Path) -> None:
+    """Adapter and merged weights, loaded afresh, tell the pictures apart as the trained model does."""
+    with pytest.raises(UserError, match="use --to adapter,merged"):
+        export(load_recipe(path, overrides={"export.to": ["adapter", "gguf"]}))
+    rows = export(load_recipe(path, overrides={"export.stage": "sft"}))
+    assert list(rows) == ["adapter", "merged"]
+    for row in rows.values():
+        assert row["differs"] == [] and row["items"] == 6 and row["answers_equal"] == 1
+        assert row["accuracy"][0] == row["accuracy"][1] >= 5 / 6
+    assert rows["adapter"]["max_logit_difference"] < 1e-3
+    card = (load_recipe(path).run_dir / "export" / "adapter" / "README.md").read_text()
+    assert "pipeline_tag: image-text-to-text" in card and "AutoModelForImageTextToText" in card
 
 
 def test_batched_answers_with_images_are_the_answers_given_alone(tmp_path):
@@ -100,7 +116,7 @@ def test_batched_answers_with_images_are_the_answers_given_alone(tmp_path):
 
     from tunebook import models
     from tunebook.data.images import render
-    from tunebook.generate import Local, Sampling, _batch, generate
+    from tunebook.generate import Local, Sampling, encode, generate
 
     models.backend()
     model, processor = models.load(load_recipe("mm-math-sample"))
@@ -122,7 +138,7 @@ def test_batched_answers_with_images_are_the_answers_given_alone(tmp_path):
         assert alone == answers(4) and len(set(alone)) == 4
         text = render(processor, prompts[0], 1)
         with torch.inference_mode():
-            first, other = (active(**_batch(source, [text], [path])).logits[0, -1] for path in paths[:2])
+            first, other = (active(**encode(source, [text], [path])).logits[0, -1] for path in paths[:2])
         assert (first - other).abs().max() > 1e-3  # what it says next depends on the picture
 
 

@@ -18,7 +18,7 @@ from rich.console import Console
 
 from tunebook import models
 from tunebook.data import images
-from tunebook.data.rows import Messages
+from tunebook.data.rows import Messages, images_of
 from tunebook.data.sources import Prompts
 from tunebook.evaluate import adapter_key, load_stages, stages, trained
 from tunebook.generate import Answer, Drawing, Local, Sampling, generate, local, sees_images, stream
@@ -113,7 +113,7 @@ def compare(models: Models, rows: list[dict[str, Any]], names: list[str], max_ne
     answers: dict[str, dict[int, Answer]] = {}
     for name in names:
         with models.use(name) as source:
-            asked = [row["prompt"] for row in rows], Sampling(max_new_tokens), [row.get("images") or [] for row in rows]
+            asked = [row["prompt"] for row in rows], Sampling(max_new_tokens), [images_of(row) for row in rows]
             batches = list(generate(source, *asked, label=f"{name} answers"))
         answers[name] = {i: answer for batch in batches for i, answer in batch.items()}
     style = "text-align:left; vertical-align:top; white-space:pre-wrap"

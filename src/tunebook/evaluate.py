@@ -20,7 +20,7 @@ from rich.table import Table
 from tunebook import models
 from tunebook.data.images import instead
 from tunebook.data.prepare import data_stage, load, prepare
-from tunebook.data.rows import Messages
+from tunebook.data.rows import Messages, images_of
 from tunebook.generate import Answer, Local, Sampling, answer_file, ask, local, read_records
 from tunebook.paired import compare, compared_steps, wilson
 from tunebook.recipe import Recipe, UserError
@@ -62,7 +62,7 @@ def evaluate(recipe: Recipe, only: Iterable[str] | None = None, force: bool = Fa
                 summary = summarise(_answer(recipe, name, local(model, tokenizer, adapter), items, folder))
                 if recipe.evaluate.samples:
                     summary["sampled"] = _sample(recipe, name, local(model, tokenizer, adapter), items, folder)
-                if recipe.evaluate.ablation and any(item.get("images") for item in items):
+                if recipe.evaluate.ablation and any(images_of(item) for item in items):
                     summary["images"] = _ablate(recipe, name, local(model, tokenizer, adapter), items, folder)
                 stage.record = {"summary": summary, "verifier": verifier()}
     results = {name: stage.result["summary"] for name, stage in todo.items()}
@@ -106,7 +106,7 @@ def answers(recipe: Recipe, only: Iterable[str], rows: list[dict[str, Any]], max
     for name in wanted:
         with models.use_adapter(model, None if name == "base" else name) as active:
             for said, row in zip(out, rows, strict=True):
-                said[name] = ask(active, tokenizer, row["prompt"], max_new_tokens or recipe.evaluate.max_new_tokens, row.get("images"))
+                said[name] = ask(active, tokenizer, row["prompt"], max_new_tokens or recipe.evaluate.max_new_tokens, images_of(row))
     return out
 
 
@@ -246,13 +246,13 @@ def evenly(rows: Sequence[Any], limit: int | None) -> list[Any]:
 def _answer(recipe: Recipe, name: str, source: AbstractContextManager[Local], items: list[dict[str, Any]], folder: Path) -> list[dict[str, Any]]:
     prompts: list[Messages] = [item["prompt"] for item in items]
     sampling = Sampling(recipe.evaluate.max_new_tokens, recipe.evaluate.batch_size)
-    shown = [item.get("images") or [] for item in items]
+    shown = [images_of(item) for item in items]
     return answer_file(folder / "predictions.jsonl", source, prompts, sampling, lambda i, a: _record(items[i], a), f"{name} answers", shown)
 
 
 def _ablate(recipe: Recipe, name: str, source: AbstractContextManager[Local], all_items: list[dict[str, Any]], folder: Path) -> dict[str, Any]:
     """Items answered again with a blank image and with another item's, against the answers with their own (`predictions.jsonl`)."""
-    places = evenly([i for i, item in enumerate(all_items) if item.get("images")], recipe.evaluate.ablation)
+    places = evenly([i for i, item in enumerate(all_items) if images_of(item)], recipe.evaluate.ablation)
     items = [all_items[place] for place in places]
     prompts: list[Messages] = [item["prompt"] for item in items]
     sampling = Sampling(recipe.evaluate.max_new_tokens, recipe.evaluate.batch_size)
@@ -272,7 +272,7 @@ def _sample(recipe: Recipe, name: str, source: AbstractContextManager[Local], it
     config, k = recipe.evaluate, recipe.evaluate.samples
     prompts: list[Messages] = [item["prompt"] for item in items for _ in range(k)]
     sampling = Sampling(config.max_new_tokens, config.batch_size, config.temperature, [recipe.seed + i for i in range(len(prompts))])
-    shown = [item.get("images") or [] for item in items for _ in range(k)]
+    shown = [images_of(item) for item in items for _ in range(k)]
     found = answer_file(folder / "samples.jsonl", source, prompts, sampling, lambda i, a: _record(items[i // k], a), f"{name} samples", shown)
     groups = [found[i : i + k] for i in range(0, len(found), k)]
     return {"k": k, "temperature": config.temperature, "pass@1": sum(p["correct"] for p in found) / len(found)} | {

@@ -14,6 +14,7 @@ from typing import Any
 
 from tunebook import evaluate, llama_cpp, models, parity
 from tunebook.data.prepare import load
+from tunebook.data.rows import images_of
 from tunebook.data.sources import Prompts
 from tunebook.evaluate import evenly, print_table
 from tunebook.generate import local
@@ -34,10 +35,12 @@ def export(recipe: Recipe, force: bool = False, install_tools: bool = False, che
     are kept in `export/parity.json`. What is there and up to date is left alone; `check` compares it once more.
 
     Raises UserError for a missing stage or tool, for a disk that is too small, for an older export that `force` would have to replace,
-    and when an export is not equal.
+    for a GGUF file of a model that sees images, and when an export is not equal.
     """
     stage = exported_stage(recipe)
     names = targets(recipe)
+    if models.has_processor(recipe.run_dir / stage / "adapter") and not {"adapter", "merged"}.issuperset(names):
+        raise UserError("this model sees images, and a GGUF file would hold its text part alone: use --to adapter,merged")
     tools = llama_cpp.converter(install_tools) if any(n.startswith("gguf-") for n in names) else None
     llama_cpp.check_quantiser(recipe.export.quantizations if tools else [])
     todo = {name: export_stage(recipe, name, stage) for name in names}
@@ -112,9 +115,9 @@ def _export(recipe: Recipe, stage: str, todo: dict[str, Stage], tools: Path | No
     if not check:
         _check_space(recipe.run_dir, model.num_parameters(), list(todo))
     items = _items(recipe)
-    prompts, golds = [i["prompt"] for i in items], [i["gold"] for i in items]
+    prompts, shown, golds = [i["prompt"] for i in items], [images_of(i) for i in items], [i["gold"] for i in items]
     with local(model, tokenizer, "default") as source:
-        reference = parity.measure(source, prompts, recipe.evaluate.max_new_tokens)
+        reference = parity.measure(source, prompts, shown, recipe.evaluate.max_new_tokens)
     for name, entry in todo.items():
         with tempfile.TemporaryDirectory() as scratch, contextlib.nullcontext(entry.dir) if check else _writing(entry) as folder:
             if not check:
@@ -125,7 +128,7 @@ def _export(recipe: Recipe, stage: str, todo: dict[str, Stage], tools: Path | No
                 continue  # its weights are those of the GGUF file; its template was compared when it was made
             print(f"comparing {name} with the adapter ...", flush=True)
             target = folder / gguf_file(recipe, name).name if name.startswith("gguf-") else folder
-            row = parity.check(target, name.removeprefix("gguf-"), reference, prompts, golds, recipe.evaluate.max_new_tokens, Path(scratch))
+            row = parity.check(target, name.removeprefix("gguf-"), reference, prompts, shown, golds, recipe.evaluate.max_new_tokens, Path(scratch))
             entry.record = {"parity": row}
             path = recipe.run_dir / "export" / "parity.json"
             write_json(path, read_json(path) | {name: {"stage": stage, **row}})

@@ -152,7 +152,7 @@ def stream(source: Local, messages: Messages, drawing: Drawing, shown: dict[int,
     length, limit = inputs["input_ids"].shape[1], getattr(source.model.config.get_text_config(), "max_position_embeddings", None)
     if limit and length >= limit:
         raise UserError(f"the conversation has {length} tokens, the model reads {limit}: start a new one")
-    pieces = TextIteratorStreamer(text_tokenizer(source.tokenizer), skip_prompt=True, skip_special_tokens=True)
+    pieces = TextIteratorStreamer(models.text_tokenizer(source.tokenizer), skip_prompt=True, skip_special_tokens=True)
     stop, failed = threading.Event(), []
     sampled = (
         {"do_sample": True, "temperature": drawing.temperature, "top_p": drawing.top_p, "top_k": 0} if drawing.temperature else {"do_sample": False}
@@ -183,11 +183,6 @@ def stream(source: Local, messages: Messages, drawing: Drawing, shown: dict[int,
 def sees_images(source: Local) -> bool:
     """Whether images can go with a question."""
     return hasattr(source.tokenizer, "image_processor")
-
-
-def text_tokenizer(tokenizer: Any) -> Any:
-    """The tokenizer in a processor; a tokenizer itself."""
-    return getattr(tokenizer, "tokenizer", tokenizer)
 
 
 NO_EYES = "this model sees no images: ask in text, or choose a model that does"
@@ -287,21 +282,21 @@ def _from_model(source: Local, prompts: list[Messages], images: Images, sampling
     if not prompts:  # which a tokenizer will not take
         return
     texts = [render(source.tokenizer, prompt, len(shown)) for prompt, shown in zip(prompts, images, strict=True)]
-    lengths = [len(ids) for ids in text_tokenizer(source.tokenizer)(texts, add_special_tokens=False)["input_ids"]]
+    lengths = [len(ids) for ids in models.text_tokenizer(source.tokenizer)(texts, add_special_tokens=False)["input_ids"]]
     seeds = sampling.seeds or list(range(len(prompts)))
     for batch in batches(lengths, sampling.batch_size):
         if not skip.issuperset(batch):
             generators = [torch.Generator().manual_seed(seeds[i]) for i in batch]
             with torch.inference_mode():
-                rows = _decode(source, _batch(source, [texts[i] for i in batch], [images[i] for i in batch]), sampling, generators)
+                rows = _decode(source, encode(source, [texts[i] for i in batch], [images[i] for i in batch]), sampling, generators)
             yield {i: _answer(source, row) for i, row in zip(batch, rows, strict=True)}
 
 
-def _batch(source: Local, texts: list[str], images: Images) -> dict[str, Any]:
+def encode(source: Local, texts: list[str], images: Images) -> dict[str, Any]:
     """Rendered prompts and their images as the model takes them."""
     how = {"padding": True, "padding_side": "left", "return_tensors": "pt", "add_special_tokens": False}
     if not any(images):
-        return dict(_on(source.model, text_tokenizer(source.tokenizer)(texts, **how)))
+        return dict(_on(source.model, models.text_tokenizer(source.tokenizer)(texts, **how)))
     return dict(_on(source.model, source.tokenizer(text=texts, images=[open_all(shown) for shown in images], **how)))
 
 
@@ -324,7 +319,7 @@ def _decode(source: Local, given: dict[str, Any], sampling: Sampling, generators
             **given,
             max_new_tokens=sampling.max_new_tokens - len(rows[alive[0]]),
             do_sample=False,
-            pad_token_id=text_tokenizer(source.tokenizer).pad_token_id,
+            pad_token_id=models.text_tokenizer(source.tokenizer).pad_token_id,
             logits_processor=[_seeded_sampler(sampling.temperature, [generators[i] for i in alive])] if sampling.temperature else [],
             stopping_criteria=[_half_done(ends)] if halving else [],
             return_dict_in_generate=True,
@@ -409,10 +404,10 @@ def _seeded_sampler(temperature: float, generators: list[Any]) -> Any:
 
 def _answer(source: Local, row: list[int]) -> Answer:
     whole = row[-1] in end_ids(source)
-    return Answer(text_tokenizer(source.tokenizer).decode(row[:-1] if whole else row, skip_special_tokens=True), len(row), not whole)
+    return Answer(models.text_tokenizer(source.tokenizer).decode(row[:-1] if whole else row, skip_special_tokens=True), len(row), not whole)
 
 
 def end_ids(source: Local) -> set[int]:
     """The tokens that end a turn."""
     ends = source.model.generation_config.eos_token_id
-    return {text_tokenizer(source.tokenizer).eos_token_id, *(ends if isinstance(ends, list) else [ends])} - {None}
+    return {models.text_tokenizer(source.tokenizer).eos_token_id, *(ends if isinstance(ends, list) else [ends])} - {None}

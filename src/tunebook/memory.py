@@ -6,11 +6,13 @@ tensors autograd would keep for the backward pass (as `torch.autograd.graph.save
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import shutil
+import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +21,7 @@ from rich.console import Console
 from rich.table import Table
 
 from tunebook import models
-from tunebook.data.prepare import tokenizer
+from tunebook.data.prepare import image_counter, tokenizer
 from tunebook.recipe import Recipe, first_line
 from tunebook.run import rank, world_size
 
@@ -145,6 +147,7 @@ def make_plan(recipe: Recipe, args: Any, longest: int, section: str) -> Plan:
         head = base.get_output_embeddings()
         linear = sum(m.weight.numel() for m in base.modules() if isinstance(m, torch.nn.Linear) and m is not head)
         every = sum(p.numel() for p in base.parameters())
+        _forget(base)
         model = get_peft_model(base, LoraConfig(**({"target_modules": LORA_MODULES} | lora)))
     rows = args.per_device_train_batch_size * (2 if pairs else 1)
     text = config.get_text_config()
@@ -165,6 +168,20 @@ def make_plan(recipe: Recipe, args: Any, longest: int, section: str) -> Plan:
     )
 
 
+def _forget(model: Any) -> None:
+    """Have transformers look this model's classes up anew when they are asked for next.
+
+    Unsloth rewrites classes in transformers' modeling files when it loads the first model of a kind on a GPU; transformers hands out
+    a class as it was when first asked for. Gemma 3n, made of both, trains on uninitialised scales (its loss is NaN).
+    """
+    import transformers
+
+    for kind in {type(part) for part in model.modules() if isinstance(part, transformers.PreTrainedModel)}:
+        if kind.__module__.startswith("transformers."):
+            for place in (transformers, sys.modules[kind.__module__.rpartition(".")[0]]):
+                vars(place).pop(kind.__name__, None)
+
+
 def _kept(model: Any, rows: int, length: int, autocast: Any) -> int:
     """Bytes that autograd keeps of a forward pass, up to the head. `model` is on the meta device and is given fake tensors here."""
     import torch
@@ -177,7 +194,7 @@ def _kept(model: Any, rows: int, length: int, autocast: Any) -> int:
         kept[storage._cdata] = (storage.nbytes(), tensor)
         return tensor
 
-    with FakeTensorMode():
+    with FakeTensorMode(), _unread():
         for module in model.modules():
             for name, p in module._parameters.items():
                 if p is not None:
@@ -191,6 +208,21 @@ def _kept(model: Any, rows: int, length: int, autocast: Any) -> int:
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t), torch.autocast("cpu", autocast, enabled=autocast is not None):
             model.get_base_model().get_decoder()(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False)
     return sum(int(size) for key, (size, _) in kept.items() if key not in own)
+
+
+@contextlib.contextmanager
+def _unread() -> Iterator[None]:
+    """Nothing is compiled, and nothing looks into tensors, as Unsloth's shortcut for masks does on a GPU: fake ones have no values."""
+    import torch
+
+    shortcut = "UNSLOTH_SKIP_CAUSAL_MASK"
+    before = os.environ.get(shortcut, "1")  # Unsloth's own default
+    os.environ[shortcut] = "0"
+    try:
+        with torch.compiler.set_stance("force_eager"):
+            yield
+    finally:
+        os.environ[shortcut] = before
 
 
 def available() -> tuple[int, str]:
@@ -237,13 +269,17 @@ def checkpoints(args: Any, steps: int) -> int:
 
 
 def pair_lengths(recipe: Recipe, rows: Any, exact: int = 8) -> list[int]:
-    """Tokens of each pair's longer side with its prompt: counted for the longest ones, by their characters for the rest."""
+    """Tokens of each pair's longer side with its prompt and images: text is counted for the longest ones, by its characters for the rest."""
     tok = tokenizer(recipe)
     sides = [max((row["prompt"] + row[side] for side in ("chosen", "rejected")), key=_characters) for row in rows]
-    longest = sorted(sides, key=_characters, reverse=True)[:exact]
-    counted = [len(tok.apply_chat_template(side, tokenize=True, return_dict=True)["input_ids"]) for side in longest]
-    rate = sum(counted) / max(1, sum(map(_characters, longest)))
-    return [*counted, *(int(rate * _characters(side)) for side in sorted(sides, key=_characters, reverse=True)[exact:])]
+    longest = sorted(range(len(sides)), key=lambda i: _characters(sides[i]), reverse=True)[:exact]
+    counted = {i: len(tok.apply_chat_template(sides[i], tokenize=True, return_dict=True)["input_ids"]) for i in longest}
+    rate = sum(counted.values()) / max(1, sum(_characters(sides[i]) for i in longest))
+    lengths = [counted.get(i, int(rate * _characters(side))) for i, side in enumerate(sides)]
+    if "images" not in rows.column_names:
+        return lengths
+    counter = image_counter(recipe)
+    return [length + counter.added(row) + len(row) for length, row in zip(lengths, rows["images"], strict=True)]
 
 
 def _characters(messages: list[dict[str, str]]) -> int:

@@ -23,6 +23,15 @@ from transformers import AutoTokenizer
 model, tokenizer = AutoPeftModelForCausalLM.from_pretrained("."), AutoTokenizer.from_pretrained(".")
 # model.generate(..., eos_token_id=tokenizer.eos_token_id): the base model alone may end only with the text
 ```""",
+    "adapter, images": """A LoRA adapter:
+
+```python
+from peft import PeftModel
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+model = PeftModel.from_pretrained(AutoModelForImageTextToText.from_pretrained("{base}"), ".")
+processor = AutoProcessor.from_pretrained(".")
+```""",
     "merged": """Whole weights, 16 bit:
 
 ```bash
@@ -46,18 +55,20 @@ def card(recipe: Recipe, stage: str, name: str) -> str:
     from huggingface_hub import ModelCard, ModelCardData
 
     stages = read_json(recipe.run_dir / "manifest.json").get("stages", {})
+    sees = models.has_processor(recipe.run_dir / stage / "adapter")
     base = HUB_NAMES.get(recipe.model.base, recipe.model.base)
     done: list[str] = [s for s in ("sft", "dpo") if s == stage.partition("-")[0] or s == "sft"]
     data = ModelCardData(
         base_model=base,
         license=recipe.export.license or "unknown",
         library_name="peft" if name == "adapter" else "transformers" if name == "merged" else "gguf",
-        pipeline_tag="text-generation",
+        pipeline_tag="image-text-to-text" if sees else "text-generation",
         tags=["tunebook", "unsloth", "trl", *done],
         base_model_relation="adapter" if name == "adapter" else "quantized" if name.startswith("gguf") else "finetune",
     )
     file = f"{recipe.run_dir.name}-{name.removeprefix('gguf-')}.gguf"
-    use = USE[name.partition("-")[0]].replace("{file}", file).replace("{run}", recipe.run_dir.name)
+    use = USE["adapter, images" if sees and name == "adapter" else name.partition("-")[0]]
+    use = use.replace("{file}", file).replace("{run}", recipe.run_dir.name).replace("{base}", base)
     parts = [
         f"# {recipe.run_dir.name}",
         f"{base}, fine-tuned with {' and then '.join(s.upper() for s in done)} (LoRA) by tunebook's recipe `{recipe.name}`.",

@@ -199,7 +199,7 @@ def load(recipe: Recipe) -> tuple[Any, Any]:
         tokenizer = AutoProcessor.from_pretrained(resolve(config.base), revision=config.revision)
     fit_tokenizer(tokenizer, config)
     if config.eos_token:
-        _end_turns(model, getattr(tokenizer, "tokenizer", tokenizer).eos_token_id)
+        _end_turns(model, text_tokenizer(tokenizer).eos_token_id)
     return model, tokenizer
 
 
@@ -210,11 +210,21 @@ def fit_tokenizer(tokenizer: Any, config: ModelConfig) -> None:
         tokenizer.chat_template = find_file(config.chat_template).read_text(encoding="utf-8")
     if not tokenizer.chat_template:
         raise UserError(f"{config.base} has no chat template: set model.chat_template, for example to prompt/chatml.jinja")
-    text = getattr(tokenizer, "tokenizer", tokenizer)
+    text = text_tokenizer(tokenizer)
     if config.eos_token:
         if config.eos_token not in text.get_vocab():
             raise UserError(f"model.eos_token: {config.base} has no token {config.eos_token!r}")
         text.eos_token = config.eos_token
+
+
+def text_tokenizer(tokenizer: Any) -> Any:
+    """The tokenizer in a processor; a tokenizer itself."""
+    return getattr(tokenizer, "tokenizer", tokenizer)
+
+
+def has_processor(folder: Path) -> bool:
+    """Whether a model or adapter was saved with a processor: it sees images."""
+    return any((folder / name).exists() for name in ("processor_config.json", "preprocessor_config.json"))
 
 
 def _end_turns(model: Any, token: int) -> None:
@@ -295,11 +305,13 @@ def use_adapter(model: Any, name: str | None) -> Iterator[Any]:
 
 
 def save_adapter(model: Any, tokenizer: Any, folder: Path) -> None:
-    """Adapter (safetensors) and tokenizer. TRL's frozen `ref` adapter, if there, is left out.
+    """Adapter (safetensors) and tokenizer. TRL's frozen `ref` adapter, if there, is left out, and so are embeddings that were not trained
+    (not in `modules_to_save`): Unsloth on a GPU adds a padding token to a vocabulary that has none, and PEFT would save them for that.
 
     Of several processes all must call it (a sharded model is gathered from all); the first one writes.
     """
-    model.save_pretrained(folder, selected_adapters=["default"], safe_serialization=True, is_main_process=rank() == 0)
+    how = {"safe_serialization": True, "save_embedding_layers": False, "is_main_process": rank() == 0}
+    model.save_pretrained(folder, selected_adapters=["default"], **how)
     if rank() == 0:
         tokenizer.save_pretrained(folder)
 

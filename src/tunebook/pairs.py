@@ -31,7 +31,7 @@ from tunebook.data.checks import words
 from tunebook.data.preferences import COLUMNS, Pair, Sample, build, check_sample, format_only, length_ratio, make_pair, marked, reference, told_apart
 from tunebook.data.prepare import data_stage, file_hash, prepare, read_parquet, tokenizer, training_rows, write_parquet, write_quarantine
 from tunebook.data.records import is_file
-from tunebook.data.rows import Reject, share
+from tunebook.data.rows import Reject, images_of, share
 from tunebook.generate import Answer, Local, Sampling, answer_file, local
 from tunebook.recipe import PairsConfig, Recipe, ServerConfig, UserError, find_file
 from tunebook.run import Stage, finished_key, policy_name, round_name
@@ -126,7 +126,7 @@ def on_policy(work: Work) -> list[Pair]:
         return _sample(answer, row["gold"], row["completion"][0]["content"], seeds[i])
 
     prompts = [row["prompt"] for row, _ in flat]
-    shown = [row.get("images") or [] for row, _ in flat]
+    shown = [images_of(row) for row, _ in flat]
     samples = answer_file(work.folder / "samples.jsonl", work.source(), prompts, _sampling(config, seeds), record, "sampling", shown)
     passes = Counter(sum(s["verdict"] == "right" for s in samples[i : i + config.samples]) for i in range(0, len(samples), config.samples))
     work.record |= {"pass_counts": {str(k): passes[k] for k in range(config.samples + 1)}, "samples": _verdicts(samples)}
@@ -150,7 +150,7 @@ def injected_error(work: Work) -> list[Pair]:
         row = work.rows[i]
         return {"strategy": drawn[i]} | _sample(answer, row["gold"], row["completion"][0]["content"], seeds[i])
 
-    shown = [row.get("images") or [] for row in work.rows]
+    shown = [images_of(row) for row in work.rows]
     samples = answer_file(work.folder / "errors.jsonl", work.source(), prompts, _sampling(config, seeds), record, "writing errors", shown)
     work.record["errors"] = _verdicts(samples)
     out = []
@@ -164,7 +164,7 @@ def injected_error(work: Work) -> list[Pair]:
 
 def dataset(work: Work) -> list[Pair]:
     """An existing preference set; what cannot be used goes to `quarantine.jsonl` with the reason."""
-    read = list(preferences.read(work.recipe, work.count_tokens))
+    read = list(preferences.read(work.recipe, work.count_tokens, work.folder / "images"))
     work.rejects += [r for r in read if isinstance(r, Reject)]
     work.record["quarantined"] = dict(Counter(r.reason for r in work.rejects))
     found = [p for p in read if not isinstance(p, Reject)]

@@ -17,9 +17,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from tunebook import llama_cpp
+from tunebook import llama_cpp, models
+from tunebook.data.images import render
 from tunebook.data.rows import Messages
-from tunebook.generate import Local, Sampling, end_ids, generate
+from tunebook.generate import Images, Local, Sampling, encode, end_ids, generate
 from tunebook.recipe import UserError
 from tunebook.run import read_json, write_json
 from tunebook.verify import verify
@@ -46,17 +47,18 @@ LOSSY = (0.7, 1.0, 0.0)
 """For the smaller quantisations, which do answer differently: the table tells what they lose."""
 
 
-def measure(source: Local, prompts: list[Messages], max_new_tokens: int, forced: list[list[int]] | None = None) -> Measured:
-    """What a model in this process does with the prompts. `forced` are another model's answers as token ids; None: its own."""
-    tokenizer = source.tokenizer
-    ids = [list(tokenizer.apply_chat_template(p, add_generation_prompt=True, return_dict=True)["input_ids"]) for p in prompts]
-    found = {i: a for batch in generate(source, prompts, Sampling(max_new_tokens, 16), label="greedy answers") for i, a in batch.items()}
+def measure(source: Local, prompts: list[Messages], images: Images, max_new_tokens: int, forced: list[list[int]] | None = None) -> Measured:
+    """What a model in this process does with the prompts and their images. `forced` are another model's answers as token ids; None:
+    its own."""
+    tokenizer = models.text_tokenizer(source.tokenizer)
+    given = [encode(source, [render(source.tokenizer, p, len(shown))], [shown]) for p, shown in zip(prompts, images, strict=True)]
+    found = {i: a for batch in generate(source, prompts, Sampling(max_new_tokens, 16), images, label="greedy answers") for i, a in batch.items()}
     answers = [found[i] for i in range(len(prompts))]
     end = [tokenizer.eos_token_id]
     forced = forced or [(tokenizer(a.text, add_special_tokens=False)["input_ids"] + ([] if a.truncated else end))[:max_new_tokens] for a in answers]
-    scored = [_score(source, prompt, answer) for prompt, answer in zip(ids, forced, strict=True)]
+    scored = [_score(source, prompt, answer) for prompt, answer in zip(given, forced, strict=True)]
     return {
-        "ids": ids,
+        "ids": [inputs["input_ids"][0].tolist() for inputs in given],
         "answers": [a.text for a in answers],
         "truncated": [a.truncated for a in answers],
         "forced": forced,
@@ -66,14 +68,21 @@ def measure(source: Local, prompts: list[Messages], max_new_tokens: int, forced:
 
 
 def check(
-    export: Path, name: str, reference: Measured, prompts: list[Messages], golds: list[str | None], max_new_tokens: int, scratch: Path
+    export: Path,
+    name: str,
+    reference: Measured,
+    prompts: list[Messages],
+    images: Images,
+    golds: list[str | None],
+    max_new_tokens: int,
+    scratch: Path,
 ) -> Measured:
     """Load an export afresh and compare it with `reference`; returns a row of the parity table, its `differs` empty when all is well."""
     if export.suffix == ".gguf":
         measured = _measure_gguf(export, reference, prompts, max_new_tokens)
     else:
         given, out = scratch / "reference.json", scratch / "measured.json"
-        write_json(given, {"prompts": prompts, "max_new_tokens": max_new_tokens, "forced": reference["forced"]})
+        write_json(given, {"prompts": prompts, "images": images, "max_new_tokens": max_new_tokens, "forced": reference["forced"]})
         command = [sys.executable, "-m", "tunebook.parity", str(export), str(given), str(out)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
@@ -137,11 +146,14 @@ def _positions(length: int) -> list[int]:
     return [i * length // count for i in range(count)]
 
 
-def _score(source: Local, prompt: list[int], answer: list[int]) -> dict[str, Any]:
+def _score(source: Local, given: dict[str, Any], answer: list[int]) -> dict[str, Any]:
     import torch
 
+    prompt = given["input_ids"]
+    whole = {k: torch.nn.functional.pad(v, (0, len(answer)), value=k == "attention_mask") if v.shape == prompt.shape else v for k, v in given.items()}
+    whole["input_ids"] = torch.cat([prompt, prompt.new_tensor([answer])], 1)
     with torch.inference_mode():
-        logits = source.model(input_ids=torch.tensor([prompt + answer], device=source.model.device)).logits[0, len(prompt) - 1 : -1].float()
+        logits = source.model(**whole).logits[0, prompt.shape[1] - 1 : -1].float()
     at = _positions(len(answer))
     logps = logits.log_softmax(-1)
     return {"logps": [float(logps[i, answer[i]]) for i in at], "top": [int(logits[i].argmax()) for i in at], "logits": logits[0].tolist()}
@@ -182,18 +194,20 @@ def _measure_gguf(gguf: Path, reference: Measured, prompts: list[Messages], max_
 
 def _main(folder: Path, given: Path, out: Path) -> None:
     """The fresh process: load a folder as anybody would, without Unsloth, and measure it."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    if (folder / "adapter_config.json").exists():
-        from peft import AutoPeftModelForCausalLM as Auto
-    else:
-        Auto = AutoModelForCausalLM
     import torch
+    from peft import AutoPeftModelForCausalLM, PeftModel
+    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoProcessor, AutoTokenizer
 
-    model = Auto.from_pretrained(folder, dtype=torch.float32)
+    sees, adapter = models.has_processor(folder), read_json(folder / "adapter_config.json")
+    if not sees:
+        model = (AutoPeftModelForCausalLM if adapter else AutoModelForCausalLM).from_pretrained(folder, dtype=torch.float32)
+    else:
+        base, revision = adapter.get("base_model_name_or_path", folder), adapter.get("revision") or "main"
+        model = AutoModelForImageTextToText.from_pretrained(base, revision=revision, dtype=torch.float32)
+        model = PeftModel.from_pretrained(model, folder) if adapter else model
     asked = read_json(given)
-    source = Local(model.eval(), AutoTokenizer.from_pretrained(folder))
-    write_json(out, measure(source, asked["prompts"], asked["max_new_tokens"], asked["forced"]))
+    source = Local(model.eval(), (AutoProcessor if sees else AutoTokenizer).from_pretrained(folder))
+    write_json(out, measure(source, asked["prompts"], asked["images"], asked["max_new_tokens"], asked["forced"]))
 
 
 if __name__ == "__main__":

@@ -260,7 +260,8 @@ class PairsConfig(Section):
     A `process_error` may end in the right answer; leave it out to keep verified wrong answers alone.
     """
     dataset: str | None = None
-    """A .jsonl, .json, .parquet or .csv file or a hub id with `prompt`, `chosen`, `rejected` as text or messages (`dataset`)."""
+    """A .jsonl, .json, .parquet or .csv file or a hub id with `prompt`, `chosen`, `rejected` as text or messages (`dataset`); with images as a
+    `chat` source has them."""
     dataset_split: str = "train"
     """The split to read of a hub id."""
     columns: dict[str, str] = {}

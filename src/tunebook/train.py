@@ -77,14 +77,15 @@ def sees_images(trainer: Any) -> bool:
     return "images" in (trainer.train_dataset.column_names or ())
 
 
-def audit_images(trainer: Any, processor: Any) -> dict[str, Any]:
-    """In the first batch every image is there as pixels, and every row has the tokens that its images take.
+def audit_images(trainer: Any, processor: Any, batch: Any = None) -> dict[str, Any]:
+    """In the first batch every image is there as pixels, and every row has the tokens that its images take. `batch`: the first rows,
+    if they are collated already.
 
     Raises UserError when not: the model would be trained blind.
     """
     rows = [trainer.train_dataset[i] for i in range(min(AUDITED, len(trainer.train_dataset)))]
     paths, counter = [row["images"] for row in rows], TokenCounter(processor)
-    batch = trainer.data_collator([dict(row) for row in rows])
+    batch = batch if batch is not None else trainer.data_collator([dict(row) for row in rows])
     found = (batch["input_ids"] == processor.image_token_id).sum(1).tolist()
     twice = len(found) // len(rows)  # chosen and rejected
     wanted = [counter.soft(shown) for shown in paths] * twice
@@ -121,7 +122,7 @@ def audit_mask(trainer: Any, tokenizer: Any) -> dict[str, Any]:
         raise UserError("mask audit: no token carries loss; the completions were cut off or are empty (raise model.max_seq_length, check the data)")
     if share == 1:
         raise UserError("mask audit: every token carries loss, the prompts too; rows need separate `prompt` and `completion` columns")
-    return {"rows": len(ids), "trained_share": round(share, 4)} | (audit_images(trainer, tokenizer) if images else {})
+    return {"rows": len(ids), "trained_share": round(share, 4)} | (audit_images(trainer, tokenizer, batches[0]) if images else {})
 
 
 def _there(batch: Any) -> Any:

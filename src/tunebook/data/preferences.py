@@ -13,13 +13,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
-from tunebook.data import checks
+from tunebook.data import checks, images
 from tunebook.data.checks import NOT_AN_ANSWER, words
-from tunebook.data.prepare import load
-from tunebook.data.records import drawn, records, renamed, source_name
-from tunebook.data.rows import Messages, Reject, Row
+from tunebook.data.prepare import image_counter, load
+from tunebook.data.records import drawn, is_file, records, renamed, source_name
+from tunebook.data.rows import Messages, Reject, Row, images_of
 from tunebook.data.sources import Prompts, conversation, gold_of
-from tunebook.recipe import PairsConfig, Recipe
+from tunebook.recipe import PairsConfig, Recipe, find_file
 from tunebook.sharing import shared
 from tunebook.verify import verify
 
@@ -101,25 +101,36 @@ def marked(pair: Pair) -> list[tuple[str, bool]]:
     return [(rejected[start:end], kind != "equal") for kind, _, _, start, end in codes if end > start]
 
 
-def read(recipe: Recipe, count_tokens: Callable[[str], int]) -> Iterator[Pair | Reject]:
+def read(recipe: Recipe, count_tokens: Callable[[str], int], folder: Path) -> Iterator[Pair | Reject]:
     """The rows of `pairs.dataset`, each as a pair or, with the reason, as a reject.
 
     UltraFeedback's form (`chosen` and `rejected` as whole conversations, `score_chosen`, `score_rejected`), plain text, or a
-    message list each; `pairs.columns` for other names. A pair without an `answer` cannot be verified: its `chosen_correct` and
-    `rejected_correct` are None. Prompts of the val and test splits, and items of benchmarks, are refused.
+    message list each; `pairs.columns` for other names. Their images (`image` or `images`, files beside it) are checked and written to
+    `folder`. A pair without an `answer` cannot be verified: its `chosen_correct` and `rejected_correct` are None. Prompts of the val
+    and test splits, and items of benchmarks, are refused.
     """
     config = recipe.pairs
     prompts = Prompts(recipe)
-    held_out = [_row(r["source_id"], r["prompt"], r["completion"]) for split in ("val", "test") for r in load(recipe, split)]
+    held_out = [_row(r["source_id"], r["prompt"], r["completion"], images_of(r)) for split in ("val", "test") for r in load(recipe, split)]
     contamination = checks.Contamination(recipe.data.contamination, held_out)
     benchmarks, duplicates = checks.benchmarks(recipe), checks.Duplicates(1.0)
     path = str(config.dataset)
+    find, counters = images.finder((find_file(path) if is_file(path) else Path(path)).parent), list[images.TokenCounter]()
+
+    def keep(raw: dict[str, Any]) -> list[str]:
+        given = images.of_row(raw, find)
+        if given and not counters:
+            folder.mkdir(parents=True, exist_ok=True)
+            counters.append(image_counter(recipe))
+        return [images.store(images.read(image, recipe.data.max_image_size), folder) for image in given]
+
     for number, raw in drawn(records(path, config.dataset_split, "pairs.dataset"), config.rows, recipe.seed):
         source_id = f"{source_name(path, config.dataset_split)}:{number}"
-        found = raw if isinstance(raw, Reject) else _existing(source_id, renamed(raw, config.columns), prompts, count_tokens, config.min_margin)
+        found = raw if isinstance(raw, Reject) else _existing(source_id, renamed(raw, config.columns), prompts, count_tokens, config.min_margin, keep)
         if isinstance(found, dict):
-            asked = count_tokens("\n".join(m["content"] for m in found["prompt"]))
-            sides = [_row(source_id, found["prompt"], found[side], asked + found[f"{side}_tokens"]) for side in ("chosen", "rejected")]
+            shown = found["images"]
+            asked = count_tokens("\n".join(m["content"] for m in found["prompt"])) + sum(c.added(folder / name for name in shown) for c in counters)
+            sides = [_row(source_id, found["prompt"], found[side], shown, asked + found[f"{side}_tokens"]) for side in ("chosen", "rejected")]
             found = (
                 next((r for row in sides if (r := checks.check_content(row) or contamination.check(row) or benchmarks.check(row))), None)
                 or checks.check_length(max(sides, key=lambda row: row.tokens), recipe.model.max_seq_length)
@@ -129,7 +140,14 @@ def read(recipe: Recipe, count_tokens: Callable[[str], int]) -> Iterator[Pair | 
         yield found
 
 
-def _existing(source_id: str, raw: dict[str, Any], prompts: Prompts, count_tokens: Callable[[str], int], min_margin: float | None) -> Pair | Reject:
+def _existing(
+    source_id: str,
+    raw: dict[str, Any],
+    prompts: Prompts,
+    count_tokens: Callable[[str], int],
+    min_margin: float | None,
+    keep: Callable[[dict[str, Any]], list[str]],
+) -> Pair | Reject:
     sides: list[tuple[Messages, Messages]] = []
     for side in ("chosen", "rejected"):
         whole = isinstance(raw.get(side), list) and len(raw[side]) > 1
@@ -154,6 +172,10 @@ def _existing(source_id: str, raw: dict[str, Any], prompts: Prompts, count_token
     right = [None if gold is None else verify(side[0]["content"], gold).correct for side in (chosen, rejected)]
     if right[0] is False or right[1] is True:
         return Reject(source_id, "chosen is wrong" if right[0] is False else "rejected is right", f"the answer is {gold!r}", raw)
+    try:
+        shown = keep(raw)
+    except images.BadImage as error:
+        return Reject(source_id, error.reason, str(error), raw)
     return {
         "prompt": prompt,
         "chosen": chosen,
@@ -166,7 +188,7 @@ def _existing(source_id: str, raw: dict[str, Any], prompts: Prompts, count_token
         "chosen_tokens": count_tokens(chosen[0]["content"]),
         "rejected_tokens": count_tokens(rejected[0]["content"]),
         "sampling": "",
-        "images": [],
+        "images": shown,
         "margin": margin,
     }
 
@@ -186,13 +208,13 @@ def _margin(raw: dict[str, Any], needed: bool) -> float | None:
     return scores[0] - scores[1]
 
 
-def _row(source_id: str, prompt: Messages, completion: Messages, tokens: int = 0) -> Row:
-    return Row(source_id, "train", prompt, completion, tokens=tokens)
+def _row(source_id: str, prompt: Messages, completion: Messages, shown: list[str], tokens: int = 0) -> Row:
+    return Row(source_id, "train", prompt, completion, images=[Path(path).name for path in shown], tokens=tokens)
 
 
 def make_pair(config: PairsConfig, row: dict[str, Any], chosen: Sample, rejected: Sample, strategy: str) -> Pair:
     pair = {"prompt": row["prompt"], "source_id": row["source_id"], "strategy": strategy, "gold": row["gold"], "margin": None}
-    pair["images"] = [Path(path).name for path in row.get("images") or []]
+    pair["images"] = [Path(path).name for path in images_of(row)]
     for side, sample in (("chosen", chosen), ("rejected", rejected)):
         pair[side] = [{"role": "assistant", "content": sample["text"]}]
         pair[f"{side}_correct"] = verify(sample["text"], row["gold"], boxed_only=True).correct

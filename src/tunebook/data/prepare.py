@@ -21,7 +21,7 @@ from tqdm.auto import tqdm
 from tunebook import models
 from tunebook.data import checks, images, sources
 from tunebook.data.records import is_file
-from tunebook.data.rows import SPLITS, Reject, Row, share
+from tunebook.data.rows import SPLITS, Reject, Row, images_of, share
 from tunebook.recipe import ChatSource, MMMathSource, Recipe, UserError, find_file, first_line
 from tunebook.run import Stage
 
@@ -106,7 +106,8 @@ def read_rows(recipe: Recipe, path: Path) -> Any:
         return rows
     import datasets
 
-    places = [[str(recipe.run_dir / "data" / "images" / name) for name in names] for names in rows["images"]]
+    folders = path.parent / "images", recipe.run_dir / "data" / "images"  # an existing set of pairs brings its own
+    places = [[str(next((f / name for f in folders if (f / name).exists()), folders[1] / name)) for name in names] for names in rows["images"]]
     return rows.remove_columns("images").add_column("images", places, feature=datasets.List(datasets.Value("string")))
 
 
@@ -116,7 +117,7 @@ def training_rows(recipe: Recipe, stage: Literal["sft", "pairs"]) -> Any:
     rows, kept = load(recipe, "train"), recipe.data.for_pairs
     if not kept:
         return rows
-    names = ("".join(Path(path).name for path in r.get("images") or []) for r in rows)
+    names = ("".join(Path(path).name for path in images_of(r)) for r in rows)
     shares = (share(f"for pairs/{p[-1]['content']}{name}") for p, name in zip(rows["prompt"], names, strict=True))
     return rows.select([i for i, at in enumerate(shares) if (at < kept) == (stage == "pairs")])
 
@@ -163,6 +164,14 @@ def tokenizer(recipe: Recipe, images: bool = False) -> Any:
     return tok
 
 
+def image_counter(recipe: Recipe) -> images.TokenCounter:
+    """Counts image tokens as the base model's processor makes them. Raises UserError when the model sees no images."""
+    processor = tokenizer(recipe, images=True)
+    if not hasattr(processor, "image_processor"):
+        raise UserError(f"the data have images, but {recipe.model.base} sees none: choose another model.base")
+    return images.TokenCounter(processor)
+
+
 def _check(recipe: Recipe, folder: Path) -> tuple[dict[str, list[Row]], list[Reject]]:
     """The rows of each split that pass every check, and the rejected ones. A held-out row wins over its copy in train."""
     count = _token_counter(recipe, folder)
@@ -194,19 +203,16 @@ def _check(recipe: Recipe, folder: Path) -> tuple[dict[str, list[Row]], list[Rej
 def _token_counter(recipe: Recipe, folder: Path) -> Callable[[Row], int]:
     """Counts a row's tokens as the trainer sees them, those of its images too."""
     tok = tokenizer(recipe)
-    processors: list[images.TokenCounter] = []
+    counters: list[images.TokenCounter] = []
 
     def count(row: Row) -> int:
         messages: list[Any] = row.prompt + row.completion
         if not row.images:
             return len(tok.apply_chat_template(messages, tokenize=True, return_dict=True)["input_ids"])
-        if not processors:
-            processor = tokenizer(recipe, images=True)
-            if not hasattr(processor, "image_processor"):
-                raise UserError(f"the data have images, but {recipe.model.base} sees none: choose another model.base")
-            processors.append(images.TokenCounter(processor))
-        text = images.render(processors[0].processor, messages, len(row.images), answer_next=False)
-        return len(tok(text, add_special_tokens=False)["input_ids"]) + processors[0].added(folder / name for name in row.images)
+        if not counters:
+            counters.append(image_counter(recipe))
+        text = images.render(counters[0].processor, messages, len(row.images), answer_next=False)
+        return len(tok(text, add_special_tokens=False)["input_ids"]) + counters[0].added(folder / name for name in row.images)
 
     return count
 

@@ -36,6 +36,11 @@ class Row:
         return "\n".join(m["content"] for m in self.prompt if m["role"] != "system")
 
 
+def images_of(row: dict[str, Any]) -> list[str]:
+    """The image files of a row that was read back (`prepare.read_rows`); none where its data have no images."""
+    return row.get("images") or []
+
+
 @dataclass
 class Reject:
     """Something that is not trained on, and why. Ends in `quarantine.jsonl`."""
