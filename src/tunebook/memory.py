@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 from tunebook import models
-from tunebook.data.prepare import tokenizer
+from tunebook.data.tokens import tokenizer
 from tunebook.recipe import Recipe, first_line
 from tunebook.run import rank, world_size
 
@@ -237,7 +237,7 @@ def checkpoints(args: Any, steps: int) -> int:
 
 def pair_lengths(recipe: Recipe, rows: Any, exact: int = 8) -> list[int]:
     """Tokens of each pair's longer side with its prompt: counted for the longest ones, by their characters for the rest."""
-    tok = tokenizer(recipe)
+    tok = tokenizer(recipe.model)
     sides = [max((row["prompt"] + row[side] for side in ("chosen", "rejected")), key=_characters) for row in rows]
     longest = sorted(sides, key=_characters, reverse=True)[:exact]
     counted = [len(tok.apply_chat_template(side, tokenize=True, return_dict=True)["input_ids"]) for side in longest]
