@@ -183,16 +183,16 @@ def benchmarks(recipe: Recipe) -> Contamination:
     return Contamination(recipe.data.contamination, benchmark_items(recipe), "in a benchmark")
 
 
-def words(text: str) -> list[str]:
+@functools.lru_cache(maxsize=4_096)  # a batch's questions are asked for three times
+def words(text: str) -> tuple[str, ...]:
     """Lower-case words and numbers, punctuation and layout aside."""
-    return re.findall(r"\d+(?:\.\d+)?|[^\W\d_]+", text.lower())
+    return tuple(re.findall(r"\d+(?:\.\d+)?|[^\W\d_]+", text.lower()))
 
 
 def ngram_hashes(text: str, n: int, salt: str = "") -> Hashes:
     """The word n-grams, of a text with fewer words the whole text, as 64-bit hashes; another `salt`, other hashes."""
-    tokens = words(text)
-    tokens += [""] * (n - len(tokens))
-    known = np.fromiter(map(_hash, tokens), np.uint64, len(tokens))
+    tokens = words(text) + ("",) * (n - len(words(text)))
+    known = np.fromiter(map(_word_hash, tokens), np.uint64, len(tokens))
     return mix(np.correlate(known, ODD[:n], "valid") + np.uint64(_hash(salt)))
 
 
@@ -200,9 +200,11 @@ def _shingles(rows: list[Row]) -> list[Hashes]:
     return [ngram_hashes(row.question, SHINGLE, " ".join(number_list(row.question) + row.images)) for row in rows]
 
 
-@functools.lru_cache(maxsize=200_000)
 def _hash(text: str) -> int:
     return int.from_bytes(hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little")
+
+
+_word_hash = functools.lru_cache(maxsize=200_000)(_hash)
 
 
 def mix(values: Hashes) -> Hashes:
