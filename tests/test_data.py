@@ -167,7 +167,9 @@ def test_short_and_wordless_questions_are_compared_whole():
     held_out = checks.Contamination(0.6, [make("What is 2 + 3?")])
     assert held_out.check(make("What is 2 + 3?")) is not None
     assert held_out.check(make("What is 2 + 4?")) is None
-    assert len(checks.ngram_hashes("", 8)) == len(checks.ngram_hashes("One two!", 8)) == 1 != len(checks.ngram_hashes("1 2 3 4 5 6 7 8 9", 8))
+    assert [len(grams) for grams in checks.ngram_hashes(["", "One two!", "1 2 3 4 5 6 7 8 9", "one, two"], 8)] == [1, 1, 2, 1]
+    hashes = checks.ngram_hashes(["a b c d", "x a b c", "A B, c D"], 3)
+    assert hashes[0].tolist() == hashes[2].tolist() and hashes[0][0] == hashes[1][1]
     assert held_out.check(make("")) is None and checks.Contamination(0.6, []).check(make("")) is None
 
 

@@ -201,20 +201,21 @@ def _check(recipe: Recipe, folder: Path, put_aside: Callable[[Reject], None]) ->
 def _compare(rows: _Rows, unseen: list[checks.Contamination], threshold: float, put_aside: Callable[[Reject], None], split: str) -> None:
     """Drop what holds an item that must not be seen, then duplicates: only rows that may be alike are held in memory."""
     places: list[int] = []
-    found = []
+    signatures = []
     numbered = rows.rows(f"comparing {split}")
     while batch := list(itertools.islice(numbered, BATCH)):
         new = []
-        for i, row in batch:
-            if reject := next((reject for check in unseen if (reject := check.check(row))), None):
+        verdicts = zip(*(check.check_all([row for _, row in batch]) for check in unseen), strict=True)
+        for (i, row), found in zip(batch, verdicts, strict=True):
+            if reject := next(filter(None, found), None):
                 rows.kept[i] = False
                 put_aside(reject)
             else:
                 new.append(row)
                 places.append(i)
         if new:
-            found.append(checks.signatures(new, threshold))
-    suspects = {places[k] for k in checks.alike(np.concatenate(found))} if found else set()
+            signatures.append(checks.signatures(new, threshold))
+    suspects = {places[k] for k in checks.alike(np.concatenate(signatures))} if signatures else set()
     duplicates = checks.Duplicates(threshold)
     for i, line in rows.lines():
         if i in suspects and (reject := duplicates.check(Row(**json.loads(line)))):
