@@ -14,6 +14,7 @@ import os
 import queue
 import subprocess
 import sys
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -26,7 +27,6 @@ from tunebook.data.rows import Reject, Row
 from tunebook.recipe import ModelConfig, UserError, first_line
 
 Item = Row | Reject
-Look = Callable[[list[Row]], list[Reject | None]]
 
 BATCH = 500
 """Rows that are looked at together."""
@@ -61,28 +61,36 @@ def looked_at(items: Iterable[Item], config: ModelConfig, folder: Path, processe
     items = iter(items)
     first = list(itertools.islice(items, FEW))
     few = len(first) < FEW
+    here = (few and "transformers" in sys.modules) or any(isinstance(item, Row) and item.images for item in first)
+    count = 0 if here else 1 if few else processes
+    coming = itertools.chain(first, items)
+    del first
+    batches: Iterator[list[Item]] = iter(lambda: list(itertools.islice(coming, size)), [])
     with contextlib.ExitStack() as closing:
-        here = _Here(config, folder)
-        free: queue.SimpleQueue[Worker] = queue.SimpleQueue()
-        wanted = 0 if few and "transformers" in sys.modules else 1 if few else processes
-        pool = closing.enter_context(ThreadPoolExecutor(max(1, wanted)))
-        for _ in range(wanted):
-            free.put(closing.enter_context(Worker(config)))
+        pool = closing.enter_context(ThreadPoolExecutor(max(1, count)))
+        look = _looker(_Here(config, folder), [closing.enter_context(Worker(config)) for _ in range(count)])
+        yield from itertools.chain.from_iterable(_in_order(pool, look, batches, 2 * max(1, count)))
 
-        def look(batch: list[Item]) -> list[Item]:
-            rows = [item for item in batch if isinstance(item, Row)]
-            if not wanted or any(row.images for row in rows):
-                found = iter(here.look(rows))
-            else:
-                worker = free.get()
+
+def _looker(here: _Here, workers: list[Worker]) -> Callable[[list[Item]], list[Item]]:
+    """Looks at a batch by a worker that is free; here when there are none, or when a row has images."""
+    free: queue.SimpleQueue[Worker] = queue.SimpleQueue()
+    for worker in workers:
+        free.put(worker)
+
+    def look(batch: list[Item]) -> list[Item]:
+        rows = [item for item in batch if isinstance(item, Row)]
+        if not workers or any(row.images for row in rows):
+            found = iter(here.look(rows))
+        else:
+            worker = free.get()
+            try:
                 found = iter(worker.look(rows))
+            finally:
                 free.put(worker)
-            return [(next(found) or item) if isinstance(item, Row) else item for item in batch]
+        return [(next(found) or item) if isinstance(item, Row) else item for item in batch]
 
-        coming = itertools.chain(first, items)
-        del first
-        batches: Iterator[list[Item]] = iter(lambda: list(itertools.islice(coming, size)), [])
-        yield from itertools.chain.from_iterable(_in_order(pool, look, batches, 2 * max(1, wanted)))
+    return look
 
 
 def _in_order(pool: ThreadPoolExecutor, look: Callable[[list[Item]], list[Item]], batches: Iterable[list[Item]], ahead: int) -> Iterator[list[Item]]:
@@ -129,10 +137,12 @@ class _Here:
         self.config, self.folder = config, folder
         self.tok: Any = None
         self.images: images.TokenCounter | None = None
+        self.lock = threading.Lock()
 
     def look(self, rows: list[Row]) -> list[Reject | None]:
-        self.tok = self.tok or tokenizer(self.config)
-        return examine(rows, self._count, self.config.max_seq_length)
+        with self.lock:
+            self.tok = self.tok or tokenizer(self.config)
+            return examine(rows, self._count, self.config.max_seq_length)
 
     def _count(self, rows: list[Row]) -> list[int]:
         plain = iter(count_text(self.tok, [row for row in rows if not row.images]))
