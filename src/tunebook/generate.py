@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import threading
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -314,6 +315,8 @@ def _decode(source: Local, given: dict[str, Any], sampling: Sampling, generators
 
     model, ends = source.model, end_ids(source)
     halving = model.device.type == "cpu" and "pixel_values" not in given
+    if halving:
+        given = _read_once(model, given)
     rows: list[list[int]] = [[] for _ in given["input_ids"]]
     alive = list(range(len(rows)))
     while alive:
@@ -337,6 +340,37 @@ def _decode(source: Local, given: dict[str, Any], sampling: Sampling, generators
             out.past_key_values.batch_select_indices(torch.tensor(kept, device=model.device))
             given = {"input_ids": out.sequences[kept], "attention_mask": mask[kept], "past_key_values": out.past_key_values}
     return rows
+
+
+def _read_once(model: Any, given: dict[str, Any]) -> dict[str, Any]:
+    """The batch with a cache of all its prompts but their last tokens, each prompt read once and what all begin with (the system message)
+    once for all.
+
+    On a CPU reading prompts takes half of the time; several samples of a prompt, or a common system message, need not pay for it twice.
+    """
+    import torch
+
+    whole = [tuple(ids[seen.bool()].tolist()) for ids, seen in zip(given["input_ids"], given["attention_mask"], strict=True)]
+    prompts = sorted(set(whole))
+    longest = max(map(len, prompts))
+    shared = min(len(os.path.commonprefix(prompts)), min(map(len, prompts)) - 1)
+    gaps = [longest - len(prompt) for prompt in prompts]  # the padding, between what is shared and the rest
+    ids = torch.tensor([[*p[:shared], *[0] * gap, *p[shared:]] for p, gap in zip(prompts, gaps, strict=True)], device=model.device)
+    mask = torch.tensor([[1] * shared + [0] * gap + [1] * (longest - shared - gap) for gap in gaps], device=model.device)
+    positions = (mask.cumsum(1) - 1).clamp(min=0)
+    cache = None
+    if shared:
+        cache = model(input_ids=ids[:1, :shared], use_cache=True, logits_to_keep=1).past_key_values
+        cache.batch_repeat_interleave(len(prompts))
+    if longest - 1 > shared:
+        part = slice(shared, longest - 1)
+        seen = {"attention_mask": mask[:, :-1], "position_ids": positions[:, part], "past_key_values": cache}
+        cache = model(input_ids=ids[:, part], use_cache=True, logits_to_keep=1, **seen).past_key_values
+    if cache is None:  # every prompt is a single token
+        return given
+    rows = torch.tensor([prompts.index(prompt) for prompt in whole], device=model.device)
+    cache.batch_select_indices(rows)
+    return {"input_ids": ids[rows], "attention_mask": mask[rows], "past_key_values": cache}
 
 
 def _half_done(ends: set[int]) -> Any:

@@ -137,7 +137,8 @@ def make_plan(recipe: Recipe, args: Any, longest: int, section: str) -> Plan:
     gpu, pairs = models.backend() != "cpu", section == "dpo"
     dtype = getattr(torch, recipe.model.dtype or ("bfloat16" if is_bfloat16_supported() else "float16" if gpu else "float32"))
     config = AutoConfig.from_pretrained(models.resolve(recipe.model.base), revision=recipe.model.revision)
-    attention = {"attn_implementation": recipe.model.attn_implementation or "sdpa"}
+    how = recipe.model.attn_implementation or "sdpa"
+    attention = {"attn_implementation": "eager" if how == "grouped" else how}
     lora = {k: v for k, v in recipe.lora.items() if k in LoraConfig.__dataclass_fields__}
     with torch.device("meta"):
         base = getattr(transformers, config.architectures[0])._from_config(config, dtype=dtype, **attention)

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from filelock import FileLock
 from platformdirs import user_cache_path
 
-from tunebook import tiny
+from tunebook import attention, tiny
 from tunebook.recipe import UserError, find_file
 from tunebook.run import rank
 
@@ -64,6 +64,13 @@ def backend() -> str:
         _keep_freed_memory()
         os.environ["ACCELERATE_TORCH_DEVICE"] = "cpu"  # of several processes: not `cpu:0`, to which no checkpoint can be loaded
     return str(unsloth.DEVICE_TYPE)
+
+
+def on_cpu() -> bool:
+    """Whether Unsloth trains on the CPU. After `backend`."""
+    import unsloth
+
+    return bool(unsloth.DEVICE_TYPE == "cpu")
 
 
 def _keep_freed_memory() -> None:
@@ -174,6 +181,8 @@ def load(recipe: Recipe) -> tuple[Any, Any]:
 
     config: ModelConfig = recipe.model
     checkpointing = recipe.lora.get("use_gradient_checkpointing", False)
+    attention.register()
+    how = "eager" if config.attn_implementation == attention.NAME and not on_cpu() else config.attn_implementation
     model, tokenizer = FastModel.from_pretrained(
         model_name=resolve(config.base),
         max_seq_length=config.max_seq_length,
@@ -182,7 +191,7 @@ def load(recipe: Recipe) -> tuple[Any, Any]:
         revision=config.revision,
         use_gradient_checkpointing=checkpointing,
         trust_remote_code=False,
-        **({"attn_implementation": config.attn_implementation} if config.attn_implementation else {}),
+        **({"attn_implementation": how} if how else {}),
     )
     if hasattr(model.config, "vision_config") and not hasattr(tokenizer, "image_processor"):  # the CPU backend gives a plain tokenizer
         from transformers import AutoProcessor
@@ -218,10 +227,10 @@ def _end_turns(model: Any, token: int) -> None:
 
 def add_lora(model: Any, recipe: Recipe) -> Any:
     """Put a fresh LoRA adapter on a base model, initialised from the recipe's seed."""
-    from unsloth import DEVICE_TYPE, FastModel
+    from unsloth import FastModel
 
     given = {"random_state": recipe.seed, "use_gradient_checkpointing": False, **recipe.lora}
-    if DEVICE_TYPE == "cpu" and hasattr(model.config, "vision_config"):
+    if on_cpu() and hasattr(model.config, "vision_config"):
         given["target_modules"] = _scope(model, given)
     return FastModel.get_peft_model(model, **given)
 

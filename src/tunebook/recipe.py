@@ -63,8 +63,9 @@ class ModelConfig(Section):
     """QLoRA (NF4). Works on a CPU too, but a 4-bit model cannot be merged there."""
     dtype: Literal["bfloat16", "float32", "float16"] | None = None
     """None: bfloat16 where the hardware has it, else float32 (CPU) or float16 (GPU)."""
-    attn_implementation: Literal["eager", "sdpa", "flash_attention_2"] | None = None
-    """None: the library's choice. On a CPU `eager` is faster: the backward pass of PyTorch's bfloat16 SDPA kernel is slow there."""
+    attn_implementation: Literal["grouped", "eager", "sdpa", "flash_attention_2"] | None = None
+    """None: the library's choice. `grouped` is the fastest on a CPU (PyTorch's bfloat16 SDPA kernel is slow there, above all its backward
+    pass) and is `eager` on a GPU."""
     revision: str | None = None
     """Branch, tag or commit of a hub id."""
     chat_template: str | None = None
