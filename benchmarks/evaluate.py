@@ -2,8 +2,9 @@
 
     uv run python benchmarks/evaluate.py --out resources/evaluate.json
 
-Both ask the same model object (the run's SFT model if it is trained, else the base model) the same rendered prompts, by turns in one
-process, with the same limit, end of turn and batch size; the harness through `HFLM.generate_until`, as its generative tasks do.
+Both ask the same model (the run's SFT model if it is trained, else the base model) in the same precision the same rendered prompts, by
+turns in one process, with the same limit, end of turn and batch size. The harness loads it itself (`HFLM`, with `peft` for the
+adapter) and answers through `generate_until`, as its generative tasks do.
 """
 
 from __future__ import annotations
@@ -50,7 +51,14 @@ def main(
     adapter = rec.run_dir / "sft" / "adapter"
     model = models.load_adapters(model, {"sft": adapter} if adapter.exists() else {})
     with local(model, tokenizer, "sft" if adapter.exists() else None) as source:
-        lm = HFLM(pretrained=source.model, tokenizer=tokenizer, batch_size=batch_size)
+        trained = {"peft": str(adapter)} if adapter.exists() else {}
+        lm = HFLM(
+            pretrained=models.resolve(rec.model.base),
+            dtype=str(model.dtype).removeprefix("torch."),
+            device=str(model.device),
+            batch_size=batch_size,
+            **trained,
+        )
         settings = {"until": [tokenizer.eos_token], "max_gen_toks": max_new_tokens, "do_sample": False}
         asked = [Instance("generate_until", {}, (render(tokenizer, prompt, 0), settings), i) for i, prompt in enumerate(prompts)]
 
