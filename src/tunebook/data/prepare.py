@@ -200,7 +200,7 @@ def _check(recipe: Recipe, folder: Path, put_aside: Callable[[Reject], None]) ->
 
 def _compare(rows: _Rows, unseen: list[checks.Contamination], threshold: float, put_aside: Callable[[Reject], None], split: str) -> None:
     """Drop what holds an item that must not be seen, then duplicates: only rows that may be alike are held in memory."""
-    places: list[int] = []
+    places = array("q")
     signatures = []
     numbered = rows.rows(f"comparing {split}")
     while batch := list(itertools.islice(numbered, BATCH)):
