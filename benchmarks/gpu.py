@@ -38,7 +38,7 @@ def recipe_of(name: str, base: str | None, folder: Path, steps: int, rows: int) 
     if not data.exists():
         chat.write(data, rows)
         with pairs.open("w", encoding="utf-8") as out:
-            for row in chat.rows(rows, seed=1):
+            for row in (row for row in chat.rows(rows, seed=1) if row["completion"].startswith("###")):  # not the broken ones
                 wrong = row["completion"].replace("boxed{", "boxed{1")
                 out.write(json.dumps({"prompt": row["prompt"], "chosen": row["completion"], "rejected": wrong}) + "\n")
     source = {"format": "chat", "path": str(data), "split": "train"}
