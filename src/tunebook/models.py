@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from filelock import FileLock
 from platformdirs import user_cache_path
 
-from tunebook import attention, tiny
+from tunebook import attention, sharing, tiny
 from tunebook.recipe import UserError, find_file
 from tunebook.run import rank
 
@@ -232,6 +232,8 @@ def add_lora(model: Any, recipe: Recipe) -> Any:
     given = {"random_state": recipe.seed, "use_gradient_checkpointing": False, **recipe.lora}
     if on_cpu() and hasattr(model.config, "vision_config"):
         given["target_modules"] = _scope(model, given)
+    if on_cpu() and recipe.model.share_prompts:
+        sharing.share(model)
     return FastModel.get_peft_model(model, **given)
 
 

@@ -66,6 +66,8 @@ class ModelConfig(Section):
     attn_implementation: Literal["grouped", "eager", "sdpa", "flash_attention_2"] | None = None
     """None: the library's choice. `grouped` is the fastest on a CPU (PyTorch's bfloat16 SDPA kernel is slow there, above all its backward
     pass) and is `eager` on a GPU."""
+    share_prompts: bool = True
+    """On a CPU compute what rows of a batch begin with alike (system message, the prompt of chosen and rejected) once: the same loss."""
     revision: str | None = None
     """Branch, tag or commit of a hub id."""
     chat_template: str | None = None
