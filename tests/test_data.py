@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
+import random
 import subprocess
 import sys
 from collections import Counter
@@ -18,6 +20,7 @@ from tunebook.data.prepare import load, prepare
 from tunebook.data.rows import Reject, Row
 from tunebook.recipe import ROOT, UserError, load_recipe
 
+prepare_module = sys.modules["tunebook.data.prepare"]
 GOOD = "### Solution\n1. {a} + {b} = {s}\n### Final Answer\n\\boxed{{{s}}}"
 
 
@@ -164,7 +167,71 @@ def test_short_and_wordless_questions_are_compared_whole():
     held_out = checks.Contamination(0.6, [make("What is 2 + 3?")])
     assert held_out.check(make("What is 2 + 3?")) is not None
     assert held_out.check(make("What is 2 + 4?")) is None
-    assert checks.ngrams("", 8) == {""}
+    assert [len(grams) for grams in checks.ngram_hashes(["", "One two!", "1 2 3 4 5 6 7 8 9", "one, two"], 8)] == [1, 1, 2, 1]
+    hashes = checks.ngram_hashes(["a b c d", "x a b c", "A B, c D"], 3)
+    assert hashes[0].tolist() == hashes[2].tolist() and hashes[0][0] == hashes[1][1]
+    assert held_out.check(make("")) is None and checks.Contamination(0.6, []).check(make("")) is None
+
+
+def jaccard(a: str, b: str) -> float:
+    """By the definition, on strings: the reference for the hashes."""
+    sets = [{" ".join(words[i : i + 3]) for i in range(max(1, len(words) - 2))} for words in (checks.words(a), checks.words(b))]
+    return len(sets[0] & sets[1]) / len(sets[0] | sets[1])
+
+
+def test_near_duplicates_are_those_of_the_definition():
+    """Of 300 texts with more and more words changed, those above the threshold, and `alike` misses none of them."""
+    rng = random.Random(0)
+    vocabulary = [f"w{chr(97 + i % 26)}{chr(97 + i // 26)}" for i in range(400)]
+    originals = [rng.choices(vocabulary, k=60) for _ in range(10)]
+    texts = [" ".join(words) for words in originals]
+    for words in originals:
+        for k in range(29):
+            texts.append(" ".join(rng.choice(vocabulary) if rng.random() < k / 200 else word for word in words))
+    rows = [make(text, str(i)) for i, text in enumerate(texts)]
+    suspects = set(checks.alike(checks.signatures(rows, 0.9)))
+    seen, kept = checks.Duplicates(0.9), []
+    for i, row in enumerate(rows):
+        expected = next((j for j in kept if jaccard(texts[i], texts[j]) >= 0.9), None)
+        reject = seen.check(row)
+        assert (reject is None) == (expected is None), (i, expected)
+        assert expected is None or i in suspects
+        if expected is None:
+            kept.append(i)
+    assert 100 < len(kept) < 290
+
+
+def test_the_same_rows_whatever_the_processes_and_batches(chat, embedded, monkeypatch):
+    from tunebook.data import tokens
+
+    path, lines, expected = chat
+    found = []
+    for processes, size, few in ((1, 500, 5000), (2, 7, 10)):
+        monkeypatch.setattr(tokens, "FEW", few)
+        monkeypatch.setattr(prepare_module, "looked_at", functools.partial(tokens.looked_at, processes=processes, size=size))
+        monkeypatch.setattr(prepare_module, "BATCH", size)
+        recipe = load_recipe(path)
+        record = prepare(recipe, force=True)
+        data = recipe.run_dir / "data"
+        assert sum(record["rows"].values()) + sum(record["quarantined"].values()) == lines + 10
+        assert record["quarantined"] == expected
+        rows = [load(recipe, split).to_list() for split in ("train", "val", "test")]
+        found.append((rows, (data / "quarantine.jsonl").read_text(), record["fingerprints"]))
+        assert sorted(p.name for p in data.iterdir()) == ["quarantine.jsonl", "stage.json", "test.parquet", "train.parquet", "val.parquet"]
+    assert all(one == found[0] for one in found[1:])
+
+
+def test_a_worker_that_dies_is_one_clear_line(embedded):
+    from tunebook.data.tokens import Worker
+
+    with Worker(load_recipe().model) as worker:
+        assert worker.count("Two words") == 2
+        worker.process.kill()
+        worker.process.wait()
+        with pytest.raises(UserError, match="has ended"):
+            worker.count("Two words")
+    with Worker(load_recipe(overrides={"model.base": "/no/such/model"}).model) as worker, pytest.raises(UserError, match=r"model\.base: no model at"):
+        worker.count("x")
 
 
 @pytest.mark.parametrize(

@@ -55,14 +55,6 @@ def test_command_line_mistakes_are_one_line_and_exit_2(run_cli, args, message):
     assert len(done.stderr.strip().splitlines()) == 1
 
 
-def test_mistakes_are_found_before_anything_heavy_is_imported(run_cli):
-    code = (
-        "import sys; from tunebook.recipe import load_recipe; load_recipe()\n"
-        "print([m for m in ('torch', 'transformers', 'trl', 'unsloth') if m in sys.modules])"
-    )
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
-
-
 def test_a_file_that_is_no_recipe(tmp_path):
     for text, message in (("a: [1", "not readable YAML"), ("- 1", "does not hold a recipe"), ("name: x", "model is missing")):
         path = tmp_path / "r.yaml"

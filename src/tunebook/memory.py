@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.table import Table
 
 from tunebook import models
-from tunebook.data.prepare import image_counter, tokenizer
+from tunebook.data.tokens import image_counter, tokenizer
 from tunebook.recipe import Recipe, first_line
 from tunebook.run import rank, world_size
 
@@ -270,7 +270,7 @@ def checkpoints(args: Any, steps: int) -> int:
 
 def pair_lengths(recipe: Recipe, rows: Any, exact: int = 8) -> list[int]:
     """Tokens of each pair's longer side with its prompt and images: text is counted for the longest ones, by its characters for the rest."""
-    tok = tokenizer(recipe)
+    tok = tokenizer(recipe.model)
     sides = [max((row["prompt"] + row[side] for side in ("chosen", "rejected")), key=_characters) for row in rows]
     longest = sorted(range(len(sides)), key=lambda i: _characters(sides[i]), reverse=True)[:exact]
     counted = {i: len(tok.apply_chat_template(sides[i], tokenize=True, return_dict=True)["input_ids"]) for i in longest}
@@ -278,7 +278,7 @@ def pair_lengths(recipe: Recipe, rows: Any, exact: int = 8) -> list[int]:
     lengths = [counted.get(i, int(rate * _characters(side))) for i, side in enumerate(sides)]
     if "images" not in rows.column_names:
         return lengths
-    counter = image_counter(recipe)
+    counter = image_counter(recipe.model)
     return [length + counter.added(row) + len(row) for length, row in zip(lengths, rows["images"], strict=True)]
 
 

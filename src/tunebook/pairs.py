@@ -29,9 +29,10 @@ from tunebook import models
 from tunebook.data import preferences
 from tunebook.data.checks import words
 from tunebook.data.preferences import COLUMNS, Pair, Sample, build, check_sample, format_only, length_ratio, make_pair, marked, reference, told_apart
-from tunebook.data.prepare import data_stage, file_hash, prepare, read_parquet, tokenizer, training_rows, write_parquet, write_quarantine
+from tunebook.data.prepare import data_stage, file_hash, prepare, read_parquet, training_rows, write_parquet, write_quarantine
 from tunebook.data.records import is_file
 from tunebook.data.rows import Reject, images_of, share
+from tunebook.data.tokens import text_counter
 from tunebook.generate import Answer, Local, Sampling, answer_file, local
 from tunebook.recipe import PairsConfig, Recipe, ServerConfig, UserError, find_file
 from tunebook.run import Stage, finished_key, policy_name, round_name
@@ -66,9 +67,8 @@ def pairs(recipe: Recipe, number: int = 1, force: bool = False) -> dict[str, Any
     if _uses_model(recipe):
         models.backend()  # Unsloth comes before whatever imports transformers
     prepare(recipe)
-    with stage.open(resume=not force) as folder:
-        tok = tokenizer(recipe)
-        work = Work(recipe, _rows(recipe, number), folder, _opener(recipe, number), lambda text: len(tok(text)["input_ids"]) + 1, number)
+    with stage.open(resume=not force) as folder, text_counter(recipe.model) as count:
+        work = Work(recipe, _rows(recipe, number), folder, _opener(recipe, number), lambda text: count(text) + 1, number)
         found = [pair for method in recipe.pairs.methods for pair in METHODS[method](work)]
         write_quarantine(work.rejects, folder / "quarantine.jsonl")
         if not found:

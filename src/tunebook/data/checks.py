@@ -6,11 +6,16 @@ different numbers are different problems, so a generator's (or a textbook's) own
 
 from __future__ import annotations
 
+import functools
+import hashlib
+import itertools
+import math
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator
 
-from datasketch import MinHash, MinHashLSH
+import numpy as np
+import numpy.typing as npt
 
 from tunebook.data.rows import Messages, Reject, Row
 from tunebook.data.sources import benchmark_items
@@ -23,6 +28,11 @@ SHINGLE = 3
 """Words in a shingle for near-duplicates."""
 PERMUTATIONS = 64
 """Hashes in a MinHash."""
+SEEN = "in the test or val split"
+Hashes = npt.NDArray[np.uint64]
+NONE: Hashes = np.empty(0, np.uint64)
+ODD: Hashes = np.random.default_rng(0).integers(0, 2**63, PERMUTATIONS, np.uint64) * np.uint64(2) + np.uint64(1)
+"""Factors of hashes: of the places in an n-gram, of the permutations of a MinHash."""
 NOT_AN_ANSWER = re.compile(
     r"^\W*(error\b|api call failed|generation_error|traceback \(most recent|none\W*$|null\W*$|nan\W*$)"
     r"|^\W*(i'?m sorry,? but|i (can'?t|cannot|am unable to) (help|assist|answer|provide)|as an ai\b)",
@@ -34,15 +44,15 @@ def check_content(row: Row) -> Reject | None:
     """Empty text, turns out of order, error messages and refusals, and solutions that do not end in their own `gold` answer."""
     answer = row.completion[0]["content"]
     if not row.question.strip():
-        return _reject(row, "empty prompt")
+        return rejected(row, "empty prompt")
     if not answer.strip():
-        return _reject(row, "empty completion")
+        return rejected(row, "empty completion")
     if broken := _broken_turn(row.prompt):
-        return _reject(row, "broken turns", broken)
+        return rejected(row, "broken turns", broken)
     if NOT_AN_ANSWER.search(answer):
-        return _reject(row, "error text or refusal", answer[:80])
+        return rejected(row, "error text or refusal", answer[:80])
     if row.gold is not None and not (verdict := verify(answer, row.gold)).correct:
-        return _reject(row, "wrong answer", f"ends in {verdict.parsed!r}, the answer is {row.gold!r}")
+        return rejected(row, "wrong answer", f"ends in {verdict.parsed!r}, the answer is {row.gold!r}")
     if row.gold is None and boxed(answer) is not None:
         row.gold = boxed(answer)
     return None
@@ -62,42 +72,63 @@ def _broken_turn(prompt: Messages) -> str:
 
 def check_length(row: Row, limit: int) -> Reject | None:
     """Rows that the trainer would have to cut."""
-    return _reject(row, "too long", f"{row.tokens} tokens, max_seq_length is {limit}") if row.tokens > limit else None
+    return rejected(row, "too long", f"{row.tokens} tokens, max_seq_length is {limit}") if row.tokens > limit else None
 
 
 class Duplicates:
     """Exact and near-duplicates among the questions seen so far.
 
-    Near means a Jaccard similarity of word shingles of at least `threshold` (MinHash LSH: Broder 1997, `datasketch`)
-    with the same numbers (and images): the numbers are part of every shingle.
+    Near means a Jaccard similarity of word shingles of at least `threshold` with the same numbers (and images): the numbers are part
+    of every shingle. What may be similar is found by `signatures`; of many rows, only those that `alike` names need be checked.
     """
 
     def __init__(self, threshold: float) -> None:
         self.threshold = threshold
-        self.exact: dict[str, str] = {}
-        self.rows: dict[str, Row] = {}
-        self.lsh = MinHashLSH(threshold=0.8 * threshold, num_perm=PERMUTATIONS)  # finds candidates; a lower bar misses fewer
+        self.exact: dict[int, str] = {}
+        self.shingles: dict[str, Hashes] = {}
+        self.bands: dict[int, list[str]] = defaultdict(list)
 
     def check(self, row: Row) -> Reject | None:
         """Reject a duplicate, else remember the row."""
-        text = " ".join([*words(row.question), *row.images])
+        text, *bands = signatures([row], self.threshold)[0].tolist()
         if text in self.exact:
-            return _reject(row, "duplicate", f"of {self.exact[text]}")
-        shingles = self._shingles(row)
-        minhash = MinHash(num_perm=PERMUTATIONS)
-        minhash.update_batch([shingle.encode() for shingle in shingles])
-        for other in sorted(self.lsh.query(minhash)):
-            theirs = self._shingles(self.rows[other])
-            if len(shingles & theirs) >= self.threshold * len(shingles | theirs):
-                return _reject(row, "near-duplicate", f"of {other}")
-        self.exact[text], self.rows[row.source_id] = row.source_id, row
-        self.lsh.insert(row.source_id, minhash, check_duplication=False)
+            return rejected(row, "duplicate", f"of {self.exact[text]}")
+        shingles = np.unique(_shingles([row])[0])
+        for other in sorted({name for band in bands for name in self.bands[band]}):
+            theirs = self.shingles[other]
+            both = len(np.intersect1d(shingles, theirs, assume_unique=True))
+            if both >= self.threshold * (len(shingles) + len(theirs) - both):
+                return rejected(row, "near-duplicate", f"of {other}")
+        self.exact[text], self.shingles[row.source_id] = row.source_id, shingles
+        for band in bands:
+            self.bands[band].append(row.source_id)
         return None
 
-    @staticmethod
-    def _shingles(row: Row) -> set[str]:
-        numbers = " ".join(number_list(row.question) + row.images)
-        return {f"{shingle}|{numbers}" for shingle in ngrams(row.question, SHINGLE)}
+
+def signatures(rows: list[Row], threshold: float) -> Hashes:
+    """Of each row a line of 64-bit hashes: of its whole question, then of the bands of a MinHash of its shingles (Broder 1997).
+
+    Two questions with a Jaccard similarity of `threshold` share a band with a probability of 99.9% at least. Kept as plain arrays and
+    compared by sorting (`alike`), a million rows take 100 MB; in the dictionaries of an LSH library they take over 10 GB.
+    """
+    width = next(w for w in range(PERMUTATIONS, 0, -1) if w == 1 or (1 - threshold**w) ** (PERMUTATIONS // w) <= 1e-3)
+    bands = PERMUTATIONS // width
+    shingles = _shingles(rows)
+    starts = np.cumsum([0, *(len(part) for part in shingles[:-1])])
+    minima: Hashes = np.minimum.reduceat(np.concatenate(shingles)[:, None] * ODD[: bands * width], starts).reshape(len(rows), bands, width)
+    texts = [_hash(" ".join([*words(row.question), *row.images])) for row in rows]
+    keys: Hashes = (minima * ODD[:width]).sum(-1, np.uint64) + np.arange(bands, dtype=np.uint64)
+    return np.column_stack([np.array(texts, np.uint64), mix(keys)])
+
+
+def alike(found: Hashes) -> list[int]:
+    """The rows of `signatures` that share the text or a band with another."""
+    out = np.zeros(len(found), bool)
+    for column in found.T:
+        order = np.argsort(column, kind="stable")
+        same = column[order[1:]] == column[order[:-1]]
+        out[order[1:][same]] = out[order[:-1][same]] = True
+    return [int(i) for i in np.flatnonzero(out)]
 
 
 class Contamination:
@@ -105,30 +136,60 @@ class Contamination:
 
     A row is contaminated when it has at least `threshold` of a held-out question's word 8-grams (all its words, where
     it has fewer) and all of its numbers, or one of its images. A question without a number is known by its image alone.
+
+    So many n-grams of a question cannot be in a row without one of its rarest: only these are looked up (prefix filtering, Chaudhuri
+    et al. 2006), in one sorted array.
     """
 
-    def __init__(self, threshold: float, held_out: Iterable[Row], reason: str = "in the test or val split") -> None:
+    def __init__(self, threshold: float, held_out: Iterable[Row], reason: str = SEEN) -> None:
         self.threshold, self.reason = threshold, reason
-        self.index: dict[str, set[int]] = defaultdict(set)
-        self.items: list[tuple[str, int, Counter[str]]] = []
+        self.items: list[tuple[str, Hashes, list[str]]] = []
         self.images: dict[str, str] = {}
         for row in held_out:
             self.images |= dict.fromkeys(row.images, row.source_id)
-            grams = ngrams(row.question, NGRAM) if not row.images or number_list(row.question) else set()
-            for gram in grams:
-                self.index[gram].add(len(self.items))
-            self.items.append((row.source_id, len(grams), Counter(number_list(row.question))))
+            numbers = number_list(row.question)
+            grams = ngram_hashes([row.question], NGRAM)[0] if numbers or not row.images else NONE
+            self.items.append((row.source_id, np.unique(grams), numbers))
+        every, counts = np.unique(np.concatenate([NONE, *(grams for _, grams, _ in self.items)]), return_counts=True)
+        rare = [grams[np.argsort(counts[np.searchsorted(every, grams)], kind="stable")][: self._enough(grams)] for _, grams, _ in self.items]
+        keys, item = np.concatenate([NONE, *rare]), np.repeat(np.arange(len(rare)), [len(r) for r in rare])
+        order = np.argsort(keys, kind="stable")
+        self.keys, self.item = keys[order], item[order]
+
+    def _enough(self, grams: Hashes) -> int:
+        """So many of an item's n-grams that a row which is contaminated by it has one of them."""
+        return len(grams) - math.ceil(self.threshold * len(grams)) + 1
 
     def check(self, row: Row) -> Reject | None:
-        if seen := next((self.images[name] for name in row.images if name in self.images), None):
-            return _reject(row, "in the test or val split", f"has the image of {seen}")
-        for text in (row.question, row.completion[0]["content"]):
-            hits = Counter(item for gram in ngrams(text, NGRAM) for item in self.index.get(gram, ()))
-            numbers = Counter(number_list(text))
-            for item, count in hits.items():
-                source_id, size, needed = self.items[item]
-                if count >= self.threshold * size and needed <= numbers:
-                    return _reject(row, self.reason, f"holds {count} of {size} n-grams of {source_id}")
+        return self.check_all([row])[0]
+
+    def check_all(self, rows: list[Row]) -> list[Reject | None]:
+        """Of each row why it is contaminated; None: it is not. Many together take a fraction of the time."""
+        texts = [text for row in rows for text in (row.question, row.completion[0]["content"])]
+        held = [False] * len(texts)
+        if len(self.keys) and rows:
+            grams = ngram_hashes(texts, NGRAM)
+            flat = np.concatenate(grams)
+            found = self.keys[np.minimum(np.searchsorted(self.keys, flat), len(self.keys) - 1)] == flat
+            held = np.logical_or.reduceat(found, np.cumsum([0, *(len(part) for part in grams[:-1])])).tolist()
+        out = []
+        for k, row in enumerate(rows):
+            reject = next((rejected(row, SEEN, f"has the image of {self.images[name]}") for name in row.images if name in self.images), None)
+            for i in (2 * k, 2 * k + 1):
+                reject = reject or (self._compare(row, texts[i], grams[i]) if held[i] else None)
+            out.append(reject)
+        return out
+
+    def _compare(self, row: Row, text: str, grams: Hashes) -> Reject | None:
+        """With every item that has one of its rarest n-grams there."""
+        numbers = Counter(number_list(text))
+        first, last = (np.searchsorted(self.keys, grams, side) for side in ("left", "right"))
+        for i in np.unique(np.concatenate([self.item[a:b] for a, b in zip(first, last, strict=True)])):
+            source_id, theirs, needed = self.items[i]
+            if Counter(needed) <= numbers:
+                count = len(np.intersect1d(grams, theirs))
+                if count >= self.threshold * len(theirs):
+                    return rejected(row, self.reason, f"holds {count} of {len(theirs)} n-grams of {source_id}")
         return None
 
 
@@ -137,15 +198,40 @@ def benchmarks(recipe: Recipe) -> Contamination:
     return Contamination(recipe.data.contamination, benchmark_items(recipe), "in a benchmark")
 
 
-def words(text: str) -> list[str]:
+@functools.lru_cache(maxsize=4_096)  # a batch's questions are asked for three times
+def words(text: str) -> tuple[str, ...]:
     """Lower-case words and numbers, punctuation and layout aside."""
-    return re.findall(r"\d+(?:\.\d+)?|[^\W\d_]+", text.lower())
+    return tuple(re.findall(r"\d+(?:\.\d+)?|[^\W\d_]+", text.lower()))
 
 
-def ngrams(text: str, n: int) -> set[str]:
-    """The set of word n-grams; of a text with fewer words, the whole text."""
-    tokens = words(text)
-    return {" ".join(tokens[i : i + n]) for i in range(max(1, len(tokens) - n + 1))}
+def ngram_hashes(texts: list[str], n: int, salts: list[str] | None = None) -> list[Hashes]:
+    """Of each text the word n-grams (the whole text, where it has fewer words) as 64-bit hashes; another salt, other hashes."""
+    tokens = [words(text) + ("",) * (n - len(words(text))) for text in texts]
+    sizes = np.array([len(part) for part in tokens])
+    owner = np.repeat(np.arange(len(texts)), sizes)
+    grams = np.correlate(np.fromiter(map(_word_hash, itertools.chain.from_iterable(tokens)), np.uint64, len(owner)), ODD[:n], "valid")
+    if salts:
+        grams += np.array([_hash(salt) for salt in salts], np.uint64)[owner[: len(grams)]]
+    whole = owner[n - 1 :] == owner[: len(grams)]  # not across two texts
+    return np.split(mix(grams[whole]), np.cumsum(sizes - n + 1)[:-1])
+
+
+def _shingles(rows: list[Row]) -> list[Hashes]:
+    return ngram_hashes([row.question for row in rows], SHINGLE, [" ".join(number_list(row.question) + row.images) for row in rows])
+
+
+def _hash(text: str) -> int:
+    return int.from_bytes(hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little")
+
+
+_word_hash = functools.lru_cache(maxsize=200_000)(_hash)
+
+
+def mix(values: Hashes) -> Hashes:
+    """Scatter the bits of 64-bit integers (the finaliser of SplitMix64: Steele et al. 2014)."""
+    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return values ^ (values >> np.uint64(31))
 
 
 def number_list(text: str) -> list[str]:
@@ -161,5 +247,6 @@ def accepted(rows: Iterable[Row | Reject], checks: list[Callable[[Row], Reject |
             yield row
 
 
-def _reject(row: Row, reason: str, detail: str = "") -> Reject:
+def rejected(row: Row, reason: str, detail: str = "") -> Reject:
+    """The row as a reject."""
     return Reject(row.source_id, reason, detail, {"prompt": row.prompt, "completion": row.completion, "gold": row.gold})

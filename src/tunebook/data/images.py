@@ -159,7 +159,9 @@ def stored(rows: Iterable[Row | Reject], folder: Path, max_size: int) -> Iterato
         while chunk := list(itertools.islice(rows, CHUNK)):
             if any(isinstance(row, Row) and row.images for row in chunk):
                 folder.mkdir(parents=True, exist_ok=True)
-            yield from pool.map(keep, chunk)
+                yield from pool.map(keep, chunk)
+            else:
+                yield from chunk
 
 
 def together(rows: Iterable[Row | Reject], val: float, test: float) -> Iterator[Row | Reject]:
@@ -167,19 +169,21 @@ def together(rows: Iterable[Row | Reject], val: float, test: float) -> Iterator[
 
     A question without a number (`What is the angle at C?`) is another one with each image.
     """
-    from scipy.cluster.hierarchy import DisjointSet
-
     waiting: list[Row] = []
-    groups = DisjointSet()
     for row in rows:
         if isinstance(row, Reject) or row.split:
             yield row
-            continue
-        waiting.append(row)
-        keys = _keys(row)
-        for key in keys:
-            groups.add(key)
-            groups.merge(keys[0], key)
+        else:
+            waiting.append(row)
+    if not waiting:
+        return
+    from scipy.cluster.hierarchy import DisjointSet
+
+    groups = DisjointSet(key for row in waiting for key in _keys(row))
+    for row in waiting:
+        first_key, *others = _keys(row)
+        for key in others:
+            groups.merge(first_key, key)
     first = {root: min(groups.subset(root)) for root in {groups[_keys(row)[0]] for row in waiting}}
     for row in waiting:
         row.split = split_of(first[groups[_keys(row)[0]]], val, test)

@@ -15,10 +15,11 @@ from typing import Any, Literal
 
 from tunebook.data import checks, images
 from tunebook.data.checks import NOT_AN_ANSWER, words
-from tunebook.data.prepare import image_counter, load
+from tunebook.data.prepare import load
 from tunebook.data.records import drawn, is_file, records, renamed, source_name
 from tunebook.data.rows import Messages, Reject, Row, images_of
 from tunebook.data.sources import Prompts, conversation, gold_of
+from tunebook.data.tokens import image_counter
 from tunebook.recipe import PairsConfig, Recipe, find_file
 from tunebook.sharing import shared
 from tunebook.verify import verify
@@ -121,7 +122,7 @@ def read(recipe: Recipe, count_tokens: Callable[[str], int], folder: Path) -> It
         given = images.of_row(raw, find)
         if given and not counters:
             folder.mkdir(parents=True, exist_ok=True)
-            counters.append(image_counter(recipe))
+            counters.append(image_counter(recipe.model))
         return [images.store(images.read(image, recipe.data.max_image_size), folder) for image in given]
 
     for number, raw in drawn(records(path, config.dataset_split, "pairs.dataset"), config.rows, recipe.seed):

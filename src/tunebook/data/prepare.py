@@ -8,27 +8,29 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+from array import array
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 from rich.console import Console
 from rich.table import Table
 from tqdm.auto import tqdm
 
-from tunebook import models
 from tunebook.data import checks, images, sources
 from tunebook.data.records import is_file
 from tunebook.data.rows import SPLITS, Reject, Row, images_of, share
-from tunebook.recipe import ChatSource, MMMathSource, Recipe, UserError, find_file, first_line
+from tunebook.data.tokens import BATCH, looked_at
+from tunebook.recipe import ChatSource, MMMathSource, Recipe, UserError, find_file
 from tunebook.run import Stage
 
 COLUMNS = {"prompt": "messages", "completion": "messages"} | dict.fromkeys(("source_id", "gold", "slice", "group", "difficulty"), "string")
 COLUMNS["tokens"] = "int32"
-
-Check = Callable[[Row], Reject | None]
+WRITTEN = 10_000
+"""Rows of a row group in Parquet."""
 
 
 def prepare(recipe: Recipe, force: bool = False) -> dict[str, Any]:
@@ -41,24 +43,23 @@ def prepare(recipe: Recipe, force: bool = False) -> dict[str, Any]:
     stage = data_stage(recipe)
     if stage.await_rank_0() or stage.skip(force):
         return stage.result
-    with stage.open(resume=False) as folder:
-        kept, rejects = _check(recipe, folder / "images")
-        if not kept["train"]:
-            reasons = ", ".join(f"{n} {reason}" for reason, n in Counter(r.reason for r in rejects).most_common())
-            raise UserError(f"no training row is left ({reasons or 'the sources are empty'})")
-        columns = COLUMNS | ({"images": "files"} if any(row.images for rows in kept.values() for row in rows) else {})
-        for split, rows in kept.items():
-            write_parquet([asdict(row) for row in rows], folder / f"{split}.parquet", **columns)
-        write_quarantine(rejects, folder / "quarantine.jsonl")
-        stage.record = {
-            "rows": {split: len(rows) for split, rows in kept.items()},
-            "quarantined": dict(Counter(r.reason for r in rejects)),
-            "slices": {split: dict(Counter(r.slice for r in rows if r.slice)) for split, rows in kept.items()},
-            "fingerprints": {split: _fingerprint(rows) for split, rows in kept.items()},
-            "tokens": {split: _lengths(rows) for split, rows in kept.items()},
-        }
+    with stage.open(resume=False) as folder, (folder / "quarantine.jsonl").open("w", encoding="utf-8") as out:
+        reasons: Counter[str] = Counter()
+
+        def put_aside(reject: Reject) -> None:
+            reasons[reject.reason] += 1
+            out.write(quarantine_line(reject))
+
+        splits = _check(recipe, folder, put_aside)
+        if not any(splits["train"].kept):
+            found = ", ".join(f"{n} {reason}" for reason, n in reasons.most_common())
+            raise UserError(f"no training row is left ({found or 'the sources are empty'})")
+        columns = COLUMNS | ({"images": "files"} if any(rows.images for rows in splits.values()) else {})
+        written = {split: _write(rows, folder / f"{split}.parquet", columns) for split, rows in splits.items()}
+        stage.record = {key: {split: found[key] for split, found in written.items()} for key in ("rows", "slices", "fingerprints", "tokens")}
+        stage.record["quarantined"] = dict(reasons)
         if "images" in columns:
-            stage.record["images"] = {split: len({name for row in rows for name in row.images}) for split, rows in kept.items()}
+            stage.record["images"] = {split: found["images"] for split, found in written.items()}
     return stage.result
 
 
@@ -130,106 +131,130 @@ def read_parquet(path: Path) -> Any:
     return datasets.Dataset(pyarrow.parquet.read_table(path, memory_map=True))
 
 
-def write_parquet(rows: list[dict[str, Any]], path: Path, **columns: str) -> None:
-    """Rows as Parquet; `columns` maps each name to `messages`, `files` or a `datasets` type such as `string`."""
-    import datasets
+def write_parquet(rows: Iterable[dict[str, Any]], path: Path, **columns: str) -> None:
+    """Rows as Parquet, some thousands at a time; `columns` maps each name to `messages`, `files` or a type of Arrow such as `string`."""
+    import pyarrow
+    import pyarrow.parquet
 
-    text = datasets.Value("string")
-    kinds = {"messages": datasets.List({"role": text, "content": text}), "files": datasets.List(text)}
-    features = datasets.Features({name: kinds.get(kind) or datasets.Value(kind) for name, kind in columns.items()})
-    datasets.disable_progress_bars()
-    datasets.Dataset.from_dict({name: [row[name] for row in rows] for name in columns}, features=features).to_parquet(path)
-    datasets.enable_progress_bars()
+    text = pyarrow.string()
+    kinds = {"messages": pyarrow.list_(pyarrow.struct({"role": text, "content": text})), "files": pyarrow.list_(text)}
+    schema = pyarrow.schema({name: kinds.get(kind) or pyarrow.type_for_alias(kind) for name, kind in columns.items()})
+    rows = iter(rows)
+    with pyarrow.parquet.ParquetWriter(path, schema) as out:
+        while part := list(itertools.islice(rows, WRITTEN)):
+            out.write_table(pyarrow.Table.from_pylist(part, schema))
 
 
 def write_quarantine(rejects: list[Reject], path: Path) -> None:
     """What is not trained on, a JSON line each with the reason."""
     with path.open("w", encoding="utf-8") as out:
-        out.writelines(json.dumps(asdict(reject), ensure_ascii=True, default=str) + "\n" for reject in rejects)
+        out.writelines(map(quarantine_line, rejects))
 
 
-def tokenizer(recipe: Recipe, images: bool = False) -> Any:
-    """The base model's tokenizer (or, for `images`, its processor), without loading the model or importing Unsloth.
-
-    Raises UserError when there is no such model, or when it sees no images.
-    """
-    models.set_environment()
-    from transformers import AutoProcessor, AutoTokenizer
-
-    try:
-        tok = (AutoProcessor if images else AutoTokenizer).from_pretrained(models.resolve(recipe.model.base), revision=recipe.model.revision)
-    except (OSError, ValueError) as error:
-        raise UserError(f"model.base: no model at {recipe.model.base!r} ({first_line(error)})") from None
-    models.fit_tokenizer(tok, recipe.model)
-    return tok
+def quarantine_line(reject: Reject) -> str:
+    """A reject as it stands in `quarantine.jsonl`."""
+    return json.dumps(asdict(reject), ensure_ascii=True, default=str) + "\n"
 
 
-def image_counter(recipe: Recipe) -> images.TokenCounter:
-    """Counts image tokens as the base model's processor makes them. Raises UserError when the model sees no images."""
-    processor = tokenizer(recipe, images=True)
-    if not hasattr(processor, "image_processor"):
-        raise UserError(f"the data have images, but {recipe.model.base} sees none: choose another model.base")
-    return images.TokenCounter(processor)
+class _Rows:
+    """The rows of a split, on disk while they are checked: a JSON line each, whose hash is the fingerprint."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.kept, self.images = path, bytearray(), False
+        self.out = path.open("w", encoding="ascii")
+
+    def add(self, row: Row) -> None:
+        values = vars(row) if row.images else {k: v for k, v in vars(row).items() if k != "images"}  # text has the fingerprint it always had
+        self.out.write(json.dumps(values, sort_keys=True) + "\n")
+        self.kept.append(True)
+        self.images = self.images or bool(row.images)
+
+    def lines(self) -> Iterator[tuple[int, str]]:
+        """The rows that are kept, numbered."""
+        self.out.flush()
+        with self.path.open(encoding="ascii") as lines:
+            yield from ((i, line) for i, line in enumerate(lines) if self.kept[i])
+
+    def rows(self, what: str = "") -> Iterator[tuple[int, Row]]:
+        """The same; `what` is done with them is shown."""
+        for i, line in tqdm(self.lines(), desc=what, unit="row", total=sum(self.kept), mininterval=1, disable=not what):
+            yield i, Row(**json.loads(line))
 
 
-def _check(recipe: Recipe, folder: Path) -> tuple[dict[str, list[Row]], list[Reject]]:
-    """The rows of each split that pass every check, and the rejected ones. A held-out row wins over its copy in train."""
-    count = _token_counter(recipe, folder)
-    sorted_out: dict[str, list[Row]] = {split: [] for split in SPLITS}
-    rejects: list[Reject] = []
-
-    def check_length(row: Row) -> Reject | None:
-        row.tokens = count(row)
-        return checks.check_length(row, recipe.model.max_seq_length)
-
-    def keep(rows: Iterable[Row | Reject], *checked: Check) -> None:
-        for row in checks.accepted(rows, list(checked)):
-            if isinstance(row, Row):
-                sorted_out[row.split].append(row)
-            else:
-                rejects.append(row)
-
-    keep(tqdm(sources.read(recipe, folder), desc="checking", unit="row", mininterval=1), checks.check_content, check_length)
-    held_out: list[Row] = []
+def _check(recipe: Recipe, folder: Path, put_aside: Callable[[Reject], None]) -> dict[str, _Rows]:
+    """The rows of each split that pass every check; the others are put aside. A held-out row wins over its copy in train."""
+    splits = {split: _Rows(folder / f".{split}.jsonl") for split in SPLITS}
+    read = looked_at(sources.read(recipe, folder / "images"), recipe.model, folder / "images")
+    for row in tqdm(read, desc="checking", unit="row", mininterval=1):
+        if isinstance(row, Row):
+            splits[row.split].add(row)
+        else:
+            put_aside(row)
+    held_out: list[_Rows] = []
     benchmarks = checks.benchmarks(recipe)
     for split in ("test", "val", "train"):
-        rows, sorted_out[split] = sorted_out[split], []
-        contamination = checks.Contamination(recipe.data.contamination, held_out)
-        keep(rows, contamination.check, *([benchmarks.check] if split == "train" else []), checks.Duplicates(recipe.data.near_duplicate).check)
-        held_out += sorted_out[split]
-    return sorted_out, rejects
+        contamination = checks.Contamination(recipe.data.contamination, (row for rows in held_out for _, row in rows.rows()))
+        _compare(splits[split], [contamination, *([benchmarks] if split == "train" else [])], recipe.data.near_duplicate, put_aside, split)
+        held_out.append(splits[split])
+    return splits
 
 
-def _token_counter(recipe: Recipe, folder: Path) -> Callable[[Row], int]:
-    """Counts a row's tokens as the trainer sees them, those of its images too."""
-    tok = tokenizer(recipe)
-    counters: list[images.TokenCounter] = []
+def _compare(rows: _Rows, unseen: list[checks.Contamination], threshold: float, put_aside: Callable[[Reject], None], split: str) -> None:
+    """Drop what holds an item that must not be seen, then duplicates: only rows that may be alike are held in memory."""
+    places = array("q")
+    signatures = []
+    numbered = rows.rows(f"comparing {split}")
+    while batch := list(itertools.islice(numbered, BATCH)):
+        new = []
+        verdicts = zip(*(check.check_all([row for _, row in batch]) for check in unseen), strict=True)
+        for (i, row), found in zip(batch, verdicts, strict=True):
+            if reject := next(filter(None, found), None):
+                rows.kept[i] = False
+                put_aside(reject)
+            else:
+                new.append(row)
+                places.append(i)
+        if new:
+            signatures.append(checks.signatures(new, threshold))
+    suspects = {places[k] for k in checks.alike(np.concatenate(signatures))} if signatures else set()
+    duplicates = checks.Duplicates(threshold)
+    for i, line in rows.lines():
+        if i in suspects and (reject := duplicates.check(Row(**json.loads(line)))):
+            rows.kept[i] = False
+            put_aside(reject)
 
-    def count(row: Row) -> int:
-        messages: list[Any] = row.prompt + row.completion
-        if not row.images:
-            return len(tok.apply_chat_template(messages, tokenize=True, return_dict=True)["input_ids"])
-        if not counters:
-            counters.append(image_counter(recipe))
-        text = images.render(counters[0].processor, messages, len(row.images), answer_next=False)
-        return len(tok(text, add_special_tokens=False)["input_ids"]) + counters[0].added(folder / name for name in row.images)
 
-    return count
+def _write(rows: _Rows, path: Path, columns: dict[str, str]) -> dict[str, Any]:
+    """Write a split's rows; what the record says of it."""
+    digest, slices, lengths, seen = hashlib.sha256(), Counter[str](), array("i"), set[str]()
+
+    def written() -> Iterator[dict[str, Any]]:
+        for _, line in rows.lines():
+            digest.update(line[:-1].encode())
+            row = json.loads(line)
+            slices.update([row["slice"]] if row["slice"] else [])
+            lengths.append(row["tokens"])
+            seen.update(row.get("images", ()))
+            yield row
+
+    write_parquet(written(), path, **columns)
+    rows.out.close()
+    rows.path.unlink()
+    return {
+        "rows": len(lengths),
+        "slices": dict(slices),
+        "fingerprints": digest.hexdigest()[:16],
+        "tokens": _lengths(lengths),
+        "images": len(seen),
+    }
 
 
-def _lengths(rows: list[Row]) -> dict[str, int]:
-    ordered = sorted(row.tokens for row in rows)
-    if not ordered:
+def _lengths(tokens: Sequence[int]) -> dict[str, int]:
+    ordered = np.sort(tokens)
+    if not len(ordered):
         return {}
-    return {"total": sum(ordered), "median": ordered[len(ordered) // 2], "p95": ordered[int(0.95 * (len(ordered) - 1))], "max": ordered[-1]}
-
-
-def _fingerprint(rows: list[Row]) -> str:
-    digest = hashlib.sha256()
-    for row in rows:
-        known = {k: v for k, v in asdict(row).items() if k != "images" or v}  # text alone has the fingerprint it always had
-        digest.update(json.dumps(known, sort_keys=True).encode())
-    return digest.hexdigest()[:16]
+    values = {"total": ordered.sum(), "median": ordered[len(ordered) // 2], "p95": ordered[int(0.95 * (len(ordered) - 1))], "max": ordered[-1]}
+    return {name: int(value) for name, value in values.items()}
 
 
 def _settings(recipe: Recipe) -> dict[str, Any]:

@@ -78,11 +78,12 @@ def read_chat(source: ChatSource, recipe: Recipe, prompts: Prompts) -> Iterator[
     path = local_path(source, recipe)
     find = images.finder(Path(source.images or Path(path).parent))
     found = records(path, source.hub_split, "data.sources", source.hub_config)
+    name = source_name(source.path, source.hub_split)
     for number, raw in drawn(found, source.rows, recipe.seed):
         if isinstance(raw, Reject):
             yield raw
             continue
-        source_id = f"{source_name(source.path, source.hub_split)}:{number}"
+        source_id = f"{name}:{number}"
         try:
             row = FORMATS[source.format](renamed(raw, source.columns))
             prompt, completion = conversation(row, prompts)

@@ -1,0 +1,225 @@
+"""Rows looked at one by one and their tokens counted, in processes of their own (`python -m tunebook.data.tokens`).
+
+That takes most of the time of `prepare`, and it needs transformers, which loads PyTorch: 15 s and 800 MB. The processes hide
+PyTorch from it, as transformers allows (its tokenizers work, its models don't). It cannot be hidden in a process that may
+train later.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+import os
+import queue
+import subprocess
+import sys
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from tunebook import models
+from tunebook.data import checks, images
+from tunebook.data.rows import Reject, Row
+from tunebook.recipe import ModelConfig, UserError, first_line
+
+Item = Row | Reject
+
+BATCH = 500
+"""Rows that are looked at together."""
+FEW = 5_000
+"""Fewer rows than this are not worth a second process: each takes 4 s to start."""
+PROCESSES = min(4, len(os.sched_getaffinity(0)))
+"""Of 150 MB each. More than four would wait for the process that reads and writes."""
+
+
+def tokenizer(config: ModelConfig, images: bool = False) -> Any:
+    """The base model's tokenizer (or, for `images`, its processor), without loading the model or importing Unsloth.
+
+    Raises UserError when there is no such model, or when it sees no images.
+    """
+    models.set_environment()
+    from transformers import AutoProcessor, AutoTokenizer
+
+    try:
+        tok = (AutoProcessor if images else AutoTokenizer).from_pretrained(models.resolve(config.base), revision=config.revision)
+    except (OSError, ValueError) as error:
+        raise UserError(f"model.base: no model at {config.base!r} ({first_line(error)})") from None
+    models.fit_tokenizer(tok, config)
+    return tok
+
+
+def image_counter(config: ModelConfig) -> images.TokenCounter:
+    """Counts image tokens as the base model's processor makes them. Raises UserError when the model sees no images."""
+    processor = tokenizer(config, images=True)
+    if not hasattr(processor, "image_processor"):
+        raise UserError(f"the data have images, but {config.base} sees none: choose another model.base")
+    return images.TokenCounter(processor)
+
+
+def looked_at(items: Iterable[Item], config: ModelConfig, folder: Path, processes: int = PROCESSES, size: int = BATCH) -> Iterator[Item]:
+    """The items in their order; each row with its tokens, or as a reject when its content is not sound or it is too long.
+
+    They come and go in batches of `size`, few at a time: memory stays flat. `folder` holds the images of rows; rows with images
+    are looked at in this process, by a processor that needs PyTorch.
+    """
+    items = iter(items)
+    first = list(itertools.islice(items, FEW))
+    few = len(first) < FEW
+    here = (few and "transformers" in sys.modules) or any(isinstance(item, Row) and item.images for item in first)
+    count = 0 if here else 1 if few else processes
+    coming = itertools.chain(first, items)
+    del first
+    batches: Iterator[list[Item]] = iter(lambda: list(itertools.islice(coming, size)), [])
+    with contextlib.ExitStack() as closing:
+        pool = closing.enter_context(ThreadPoolExecutor(max(1, count)))
+        look = _looker(_Here(config, folder), [closing.enter_context(Worker(config)) for _ in range(count)])
+        yield from itertools.chain.from_iterable(_in_order(pool, look, batches, 2 * max(1, count)))
+
+
+def _looker(here: _Here, workers: list[Worker]) -> Callable[[list[Item]], list[Item]]:
+    """Looks at a batch by a worker that is free; here when there are none, or when a row has images."""
+    free: queue.SimpleQueue[Worker] = queue.SimpleQueue()
+    for worker in workers:
+        free.put(worker)
+
+    def look(batch: list[Item]) -> list[Item]:
+        rows = [item for item in batch if isinstance(item, Row)]
+        if not workers or any(row.images for row in rows):
+            found = iter(here.look(rows))
+        else:
+            worker = free.get()
+            try:
+                found = iter(worker.look(rows))
+            finally:
+                free.put(worker)
+        return [(next(found) or item) if isinstance(item, Row) else item for item in batch]
+
+    return look
+
+
+def _in_order(pool: ThreadPoolExecutor, look: Callable[[list[Item]], list[Item]], batches: Iterable[list[Item]], ahead: int) -> Iterator[list[Item]]:
+    """What `pool.map` gives, with no more than `ahead` batches under way (that one reads all of them first)."""
+    waiting: deque[Future[list[Item]]] = deque()
+    for batch in batches:
+        waiting.append(pool.submit(look, batch))
+        if len(waiting) > ahead:
+            yield waiting.popleft().result()
+    while waiting:
+        yield waiting.popleft().result()
+
+
+@contextlib.contextmanager
+def text_counter(config: ModelConfig) -> Iterator[Callable[[str], int]]:
+    """Counts a text's tokens, in this process if transformers is there already."""
+    if "transformers" in sys.modules:
+        tok = tokenizer(config)
+        yield lambda text: len(tok(text)["input_ids"])
+    else:
+        with Worker(config) as worker:
+            yield worker.count
+
+
+def examine(rows: list[Row], count: Callable[[list[Row]], list[int]], limit: int) -> list[Reject | None]:
+    """Why each row is not sound (None: it is); fills in `tokens`, and `gold` where it can be read from the answer."""
+    found = [checks.check_content(row) for row in rows]
+    sound = [row for row, reject in zip(rows, found, strict=True) if reject is None]
+    for row, tokens in zip(sound, count(sound), strict=True):
+        row.tokens = tokens
+    return [reject or checks.check_length(row, limit) for row, reject in zip(rows, found, strict=True)]
+
+
+def count_text(tok: Any, rows: list[Row]) -> list[int]:
+    """Tokens of each row as the trainer sees them."""
+    texts = [tok.apply_chat_template(row.prompt + row.completion, tokenize=False) for row in rows]
+    return [len(ids) for ids in tok(texts, add_special_tokens=False)["input_ids"]] if texts else []
+
+
+class _Here:
+    """In this process, with PyTorch: of rows with images their images' tokens are counted too."""
+
+    def __init__(self, config: ModelConfig, folder: Path) -> None:
+        self.config, self.folder = config, folder
+        self.tok: Any = None
+        self.images: images.TokenCounter | None = None
+        self.lock = threading.Lock()
+
+    def look(self, rows: list[Row]) -> list[Reject | None]:
+        with self.lock:
+            self.tok = self.tok or tokenizer(self.config)
+            return examine(rows, self._count, self.config.max_seq_length)
+
+    def _count(self, rows: list[Row]) -> list[int]:
+        plain = iter(count_text(self.tok, [row for row in rows if not row.images]))
+        return [self._with_images(row) if row.images else next(plain) for row in rows]
+
+    def _with_images(self, row: Row) -> int:
+        self.images = self.images or image_counter(self.config)
+        text = images.render(self.images.processor, row.prompt + row.completion, len(row.images), answer_next=False)
+        return len(self.tok(text, add_special_tokens=False)["input_ids"]) + self.images.added(self.folder / name for name in row.images)
+
+
+class Worker:
+    """A process that looks at batches of rows, or counts the tokens of texts; ended with the `with` block."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        models.resolve(config.base)  # made here, once: that needs PyTorch
+        command = [sys.executable, "-m", "tunebook.data.tokens", config.model_dump_json()]
+        env = os.environ | {"TRANSFORMERS_VERBOSITY": "error"}  # it would tell of the missing PyTorch
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=env, text=True)
+
+    def __enter__(self) -> Worker:
+        return self
+
+    def __exit__(self, *args: object) -> None:
+        self.process.kill()
+        self.process.communicate()
+
+    def look(self, rows: list[Row]) -> list[Reject | None]:
+        """As `examine`."""
+        out: list[Reject | None] = []
+        for row, (gold, tokens, reason, detail) in zip(rows, self._ask([vars(row) for row in rows]), strict=True):
+            row.gold, row.tokens = gold, tokens
+            out.append(checks.rejected(row, reason, detail) if reason else None)
+        return out
+
+    def count(self, text: str) -> int:
+        """Tokens of a text, without those of a chat template."""
+        return int(self._ask([text])[0])
+
+    def _ask(self, batch: list[Any]) -> list[Any]:
+        assert self.process.stdin is not None and self.process.stdout is not None  # noqa: S101 - for the type checker
+        with contextlib.suppress(BrokenPipeError):
+            self.process.stdin.write(json.dumps(batch) + "\n")
+            self.process.stdin.flush()
+        reply = json.loads(self.process.stdout.readline() or "null")
+        if not isinstance(reply, list):
+            raise UserError(reply or "a process that counted tokens has ended, perhaps for want of memory: run the same command again")
+        return reply
+
+
+def _serve(config: ModelConfig) -> None:
+    """The worker's side: a line with rows or texts in, a line with what was found out."""
+    try:
+        tok = tokenizer(config)
+    except UserError as error:
+        print(json.dumps(str(error)), flush=True)
+        return
+    for line in sys.stdin:
+        batch = json.loads(line)
+        if isinstance(batch[0], str):
+            reply: list[Any] = [len(ids) for ids in tok(batch)["input_ids"]]
+        else:
+            rows = [Row(**values) for values in batch]
+            found = examine(rows, lambda sound: count_text(tok, sound), config.max_seq_length)
+            reply = [[row.gold, row.tokens, *((r.reason, r.detail) if r else ("", ""))] for row, r in zip(rows, found, strict=True)]
+        print(json.dumps(reply), flush=True)
+
+
+if __name__ == "__main__":
+    sys.modules["torch"] = None  # type: ignore[assignment]
+    with contextlib.suppress(KeyboardInterrupt):
+        _serve(ModelConfig.model_validate_json(sys.argv[1]))
