@@ -8,6 +8,8 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import os
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import asdict
@@ -43,13 +45,12 @@ def prepare(recipe: Recipe, force: bool = False) -> dict[str, Any]:
         return stage.result
     with stage.open(resume=False) as folder:
         kept, rejects = _check(recipe, folder / "images")
+        write_quarantine(rejects, folder / "quarantine.jsonl")
         if not kept["train"]:
-            reasons = ", ".join(f"{n} {reason}" for reason, n in Counter(r.reason for r in rejects).most_common())
-            raise UserError(f"no training row is left ({reasons or 'the sources are empty'})")
+            raise UserError(f"no training row is left: {_why_none(recipe, rejects, folder)}")
         columns = COLUMNS | ({"images": "files"} if any(row.images for rows in kept.values() for row in rows) else {})
         for split, rows in kept.items():
             write_parquet([asdict(row) for row in rows], folder / f"{split}.parquet", **columns)
-        write_quarantine(rejects, folder / "quarantine.jsonl")
         stage.record = {
             "rows": {split: len(rows) for split, rows in kept.items()},
             "quarantined": dict(Counter(r.reason for r in rejects)),
@@ -60,6 +61,24 @@ def prepare(recipe: Recipe, force: bool = False) -> dict[str, Any]:
         if "images" in columns:
             stage.record["images"] = {split: len({name for row in rows for name in row.images}) for split, rows in kept.items()}
     return stage.result
+
+
+MENDS = {
+    "schema": lambda row: f"its columns are {', '.join(row)}: name them in `columns`, for example {{prompt: {next(iter(row))}}}",
+    "too long": lambda row: "raise model.max_seq_length",
+}
+"""What helps against the reasons for which all rows of a source are put aside at once."""
+
+
+def _why_none(recipe: Recipe, rejects: list[Reject], folder: Path) -> str:
+    """Of rows that were all put aside: the commonest reason, an example, what helps, and where the others are."""
+    if not rejects:
+        return "the sources are empty, or all of their rows went to val and test"
+    reasons = Counter(r.reason for r in rejects).most_common()
+    first = next(r for r in rejects if r.reason == reasons[0][0])
+    counts = ", ".join(f"{n} {reason}" for reason, n in reasons)
+    mend = f"; {MENDS[first.reason](first.row)}" if first.reason in MENDS and first.row else ""
+    return f"{counts} (the first: {first.detail}){mend}. All of them are in {folder / 'quarantine.jsonl'}"
 
 
 def data_stage(recipe: Recipe) -> Stage:
@@ -88,14 +107,14 @@ def quarantine(recipe: Recipe, rows: int = 20) -> Table:
         for line in itertools.islice(lines, rows):
             reject = json.loads(line)
             table.add_row(reject["source_id"], reject["reason"], reject["detail"])
-    return table
+    return table if table.rows else Table("nothing was put aside")
 
 
 def load(recipe: Recipe, split: str) -> Any:
     """A prepared split as a `datasets.Dataset`. Raises UserError that names the command when it is not there."""
     path = recipe.run_dir / "data" / f"{split}.parquet"
     if not path.exists():
-        raise UserError(f"no {path}: run `tunebook prepare --recipe {recipe.name}` first")
+        raise UserError(f"no {path}: run `{recipe.command('prepare')}` first")
     return read_rows(recipe, path)
 
 
@@ -158,9 +177,17 @@ def tokenizer(recipe: Recipe, images: bool = False) -> Any:
     try:
         tok = (AutoProcessor if images else AutoTokenizer).from_pretrained(models.resolve(recipe.model.base), revision=recipe.model.revision)
     except (OSError, ValueError) as error:
-        raise UserError(f"model.base: no model at {recipe.model.base!r} ({first_line(error)})") from None
+        raise UserError(f"model.base: {_no_model(recipe.model.base, error)}") from None
     models.fit_tokenizer(tok, recipe.model)
     return tok
+
+
+def _no_model(base: str, error: Exception) -> str:
+    if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", base):
+        return f"there is no folder {base}, and it is no hub id such as user/name"
+    if os.environ.get("HF_HUB_OFFLINE") == "1":
+        return f"{base} is not on this disk, and HF_HUB_OFFLINE=1 forbids fetching it: unset that, or give a folder"
+    return f"no model at {base!r} ({first_line(error)}); look at the name, log in with `hf auth login` if it is gated, or give a folder"
 
 
 def _check(recipe: Recipe, folder: Path) -> tuple[dict[str, list[Row]], list[Reject]]:
