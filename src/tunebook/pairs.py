@@ -96,7 +96,7 @@ def _why_none(record: dict[str, Any]) -> str:
     if not counts:
         return "; look at quarantine.jsonl"
     helps = "train SFT longer or raise pairs.max_new_tokens: they are cut off or without a box"
-    if max(counts, key=counts.get) != "broken":
+    if max(counts, key=lambda kind: int(counts[kind])) != "broken":
         helps = "raise pairs.temperature, pairs.samples or pairs.prompts"
     return f": of {sum(counts.values())} samples {', '.join(f'{n} are {kind}' for kind, n in counts.items())}; {helps}"
 

@@ -6,6 +6,7 @@ import html
 from typing import Any
 
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator
 
 from tunebook.data.preferences import marked
 
@@ -35,6 +36,9 @@ def losses(history: list[dict[str, Any]]) -> Figure:
         if points:
             axes.plot(*zip(*points, strict=True), label=label, color=colour, marker=marker)
     axes.set(xlabel="step", ylabel="loss per trained token", yscale="log", title="Loss")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))  # a loss rarely goes through a power of ten
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.minorticks_off()
     axes.legend(frameon=False)
     return figure
 

@@ -63,7 +63,7 @@ def prepare(recipe: Recipe, force: bool = False) -> dict[str, Any]:
     return stage.result
 
 
-MENDS = {
+MENDS: dict[str, Callable[[dict[str, Any]], str]] = {
     "schema": lambda row: f"its columns are {', '.join(row)}: name them in `columns`, for example {{prompt: {next(iter(row))}}}",
     "too long": lambda row: "raise model.max_seq_length",
 }
