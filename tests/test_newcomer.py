@@ -59,7 +59,10 @@ RUN = {
     "uv run tunebook run --until sft": (0, r"sft +up to date\nNothing to do\."),
     "uv sync && uv run jupyter lab": (0, r"200"),
     "uv run papermill notebooks/02_sft.ipynb out.ipynb -p lr 2e-4": (0, r"Executing"),
-    "bash train_sft.sh --set sft.learning_rate=2e-4": (0, r"Mask audit[\s\S]*sft/adapter\. Next: uv run tunebook evaluate .*--set sft\.learning_rate=0\.0002\b"),
+    "bash train_sft.sh --set sft.learning_rate=2e-4": (
+        0,
+        r"Mask audit[\s\S]*Next: uv run tunebook evaluate --set sft\.learning_rate=0\.0002\n",
+    ),
     "bash train_dpo.sh": (0, r"Step-0 audit: loss 0\.69[\s\S]*dpo/adapter\. Next: uv run tunebook evaluate"),
     "uv run tunebook sft": (0, r"sft is up to date"),
     "uv run tunebook pairs": (0, r"pairs\. Next: uv run tunebook dpo"),

@@ -52,8 +52,8 @@ def doctor(recipe: Recipe) -> bool:
     here = [*interpreter(), *packages(), *hardware(), *disk(recipe), *tools(), *keys()]
     _print("this machine", "found", [(f.what, f.found + (f"\n-> {f.mend}" if f.mend else ""), "red" if f.broken else "") for f in here])
     gpu = backend()[0] == "cuda"
-    recipes = {name: load_recipe(name) for name in sorted(p.stem for p in (ROOT / "configs").glob("*.yaml"))}
-    _print("the recipes", "need", [(name, "\n".join(needs(r, gpu)) or "nothing more", "") for name, r in (recipes | {recipe.name: recipe}).items()])
+    needed = {name: _needs(name, gpu) for name in sorted(p.stem for p in (ROOT / "configs").glob("*.yaml"))} | {recipe.name: [*needs(recipe, gpu)]}
+    _print("the recipes", "need", [(name, "\n".join(phrases) or "nothing more", "") for name, phrases in needed.items()])
     broken = [f for f in here if f.broken]
     if broken:
         Console(stderr=True).print(f"{recipe.name} cannot run here: {broken[0].what}: {broken[0].found}. {broken[0].mend}", style="red", markup=False)
@@ -189,6 +189,13 @@ def needs(recipe: Recipe, gpu: bool) -> Iterator[str]:
     if recipe.clean:
         unset = [n for n, given in (("BASE_URL", recipe.clean.url), ("MODEL", recipe.clean.model), ("API_KEY", None)) if not given and not secret(n)]
         yield "for `clean` " + (f"the variables {', '.join(unset)}" if unset else "a server (its variables are set)")
+
+
+def _needs(name: str, gpu: bool) -> list[str]:
+    try:
+        return list(needs(load_recipe(name), gpu))
+    except UserError as error:  # overrides from the environment that are not for this one
+        return [str(error)]
 
 
 def _from_hub(path: str) -> bool:

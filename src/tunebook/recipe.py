@@ -406,8 +406,9 @@ class Recipe(Section):
 
     def command(self, step: str) -> str:
         """The shell command for another step of this run: with its recipe, its folder, and what was overridden for every stage."""
-        shared = {k: v for k, (_, v) in self.overrides.items() if k.split(".")[0] in ("model", "lora", "data", "sft", "pairs", "dpo", "seed")}
-        items = [f"{k}={v if isinstance(v, str) else json.dumps(v)}" for k, v in shared.items() if step != "report"]  # which reads folders alone
+        shared, there = ("model", "lora", "data", "sft", "pairs", "dpo", "seed"), _environment()
+        changed = {k: v for k, (_, v) in self.overrides.items() if k.split(".")[0] in shared and there.get(k) != v}
+        items = [f"{k}={v if isinstance(v, str) else json.dumps(v)}" for k, v in changed.items() if step != "report"]  # which reads folders alone
         options = [] if self._given == DEFAULT else ["--recipe", self._given]
         options += ["--run", self.run] if self.run else []
         return f"uv run tunebook {shlex.join([*step.split(), *options, *(part for item in items for part in ('--set', item))])}"
@@ -436,8 +437,7 @@ def load_recipe(
     name = str(recipe or os.environ.get("TUNEBOOK_RECIPE") or DEFAULT)
     path = _recipe_path(name)
     content = _read_yaml(path)
-    given = {k[len(ENV_PREFIX) :].lower().replace("__", "."): _parse(v) for k, v in os.environ.items() if k.startswith(ENV_PREFIX)}
-    given |= overrides or {}
+    given = _environment() | (overrides or {})
     if unknown := sorted(short.keys() - SHORT.keys()):
         raise UserError(f"{unknown[0]!r} is not a short name{_nearest(unknown[0], [*SHORT, 'seed', 'run', 'recipe'])}")
     given |= {f"{stage}.{SHORT[k]}": v for k, v in short.items() if v is not None}
@@ -452,6 +452,11 @@ def load_recipe(
         raise UserError(f"recipe {path.stem}: {_explain(error)}") from None
     parsed._overrides, parsed._given = changes, name
     return parsed
+
+
+def _environment() -> dict[str, Any]:
+    """Overrides from `$TUNEBOOK__SECTION__KEY` variables, by dotted key."""
+    return {k[len(ENV_PREFIX) :].lower().replace("__", "."): _parse(v) for k, v in os.environ.items() if k.startswith(ENV_PREFIX)}
 
 
 def parse_set(items: list[str]) -> dict[str, Any]:
