@@ -1,7 +1,7 @@
 """Every notebook in a real browser: opened in JupyterLab, Run All, no red cell; in the inference notebook a question is asked too, and its
 answer must stream in with its LaTeX rendered. Leaves a picture of each notebook to look at.
 
-Not part of the test run: it needs Chromium (`apt-get install chromium`, or `uv run --with playwright playwright install chromium`) and some
+Not part of the test run: it needs Chromium (`apt-get install chromium`; without one on the PATH it asks for playwright's own) and some
 minutes. The notebooks are copies whose parameters make them small; they share one run folder, so give them in order.
 
     uv run --with playwright python tests/browser_check.py --pictures pictures
