@@ -42,7 +42,7 @@ def test_an_untrained_run_has_its_base_only(tmp_path):
     for wrong in ("dop", "a/b/c", ""):
         with pytest.raises(UserError, match="choose from base, sft"), models.use(wrong):
             pass
-    with pytest.raises(UserError, match="run `tunebook sft"), models.use("sft"):
+    with pytest.raises(UserError, match="run `uv run tunebook sft"), models.use("sft"):
         pass
 
 

@@ -106,7 +106,7 @@ def test_errors_are_one_line_before_or_after_work(server, tmp_path, monkeypatch)
     with pytest.raises(UserError, match="no `clean` section"):
         c.clean(load_recipe())
     for given, missing in (({}, "BASE_URL"), ({"url": "https://host/v1"}, "API_KEY"), ({"url": url, "model": None}, "MODEL")):
-        with pytest.raises(UserError, match=f"{missing} is not set: put it into the environment or into .env"):
+        with pytest.raises(UserError, match=f"{missing} is not set: put it into the environment or into .env, as in {missing}="):
             c.clean(load_recipe(recipe_file(tmp_path, 2, **given)))
     monkeypatch.setenv("API_KEY", "sk-wrong")
     recipe = load_recipe(recipe_file(tmp_path, 30, url=url, concurrency=4))

@@ -121,7 +121,7 @@ def test_unchanged_data_is_not_prepared_again_and_an_edited_file_is(chat, embedd
 def test_no_row_left_is_one_clear_line(tmp_path, embedded):
     data = tmp_path / "bad.jsonl"
     data.write_text("{}\n")
-    with pytest.raises(UserError, match=r"no training row is left \(1 schema\)"):
+    with pytest.raises(UserError, match=r"no training row is left: 1 schema \(the first: "):
         prepare(load_recipe(overrides={"data.sources": [{"format": "chat", "path": str(data), "split": "train"}]}))
     (tmp_path / "bad.parquet").write_text("PAR1 not")
     for path, message in (

@@ -180,7 +180,7 @@ def test_steps_instead_of_answers_are_trained_on_too(paired, tiny_recipe):
 def test_a_missing_stage_names_its_command(tiny_recipe):
     from tunebook.dpo import dpo
 
-    with pytest.raises(UserError, match="run `tunebook pairs"):
+    with pytest.raises(UserError, match="run `uv run tunebook pairs"):
         dpo(load_recipe(tiny_recipe))
 
 

@@ -167,7 +167,7 @@ def test_nothing_is_written_where_it_does_not_fit(tmp_path, monkeypatch):
 
 
 def test_missing_stages_and_tools_are_named(tmp_path, monkeypatch):
-    with pytest.raises(UserError, match="run `tunebook sft"):
+    with pytest.raises(UserError, match="run `uv run tunebook sft"):
         ex.export(load_recipe())
     monkeypatch.setenv("TUNEBOOK_CACHE", str(tmp_path))
     monkeypatch.setenv("UNSLOTH_LLAMA_CPP_PATH", str(tmp_path))

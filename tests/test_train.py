@@ -161,7 +161,7 @@ def test_evaluation_goes_on_where_it_was_cut(tiny_recipe):
 
     recipe = load_recipe(tiny_recipe)
     prepare(recipe)
-    with pytest.raises(UserError, match="run `tunebook sft"):
+    with pytest.raises(UserError, match="run `uv run tunebook sft"):
         evaluate.evaluate(recipe, ["sft"])
     results = evaluate.evaluate(recipe)
     assert list(results) == ["base"]

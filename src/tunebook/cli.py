@@ -16,15 +16,16 @@ app = typer.Typer(
     add_completion=False,
     rich_markup_mode="markdown",
     pretty_exceptions_show_locals=False,  # locals may hold secrets
-    help="""Fine-tune an open model with Unsloth and TRL: data, SFT, evaluation.
+    help="""Fine-tune an open model with Unsloth and TRL: data, SFT, preference pairs, DPO, evaluation, export.
 
 Each command reads a recipe (`configs/*.yaml`) and the stage before it, and writes one folder of `runs/<run>/`.
 A stage whose inputs and settings are unchanged is not run again (`--force` does).
 
-    tunebook run                                   the whole chain of the default recipe, on any machine
-    tunebook sft --recipe my.yaml --run trial-2    another recipe, another run folder
-    tunebook sft --set sft.learning_rate=2e-4      one value changed
-    tunebook evaluate                              base and fine-tuned model on held-out problems
+    uv run tunebook doctor                                what this machine lacks, and for which recipe
+    uv run tunebook run                                   the whole chain of the default recipe, on any machine
+    uv run tunebook sft --recipe my.yaml --run trial-2    another recipe, another run folder
+    uv run tunebook sft --set sft.learning_rate=2e-4      one value changed
+    uv run tunebook chat                                  ask what is trained
 """,
 )
 
@@ -50,7 +51,7 @@ def run(
 
     Steps whose inputs and settings are unchanged are left out.
 
-        tunebook run --until sft
+        uv run tunebook run --until sft
     """
     from tunebook import pipeline
 
@@ -66,14 +67,14 @@ def prepare(recipe: RecipeOption = None, run: RunOption = None, set_: SetOption 
 
     Rows that fail a check end in `runs/<run>/data/quarantine.jsonl` with the reason.
 
-        tunebook prepare --set data.sources.0.train=500
+        uv run tunebook prepare --set data.sources.0.train=500
     """
     from tunebook.data import prepare as stage
 
     parsed = _recipe(recipe, run, set_)
     print(parsed.describe())
     stage.show(stage.prepare(parsed, force))
-    _done(parsed, "data", "tunebook sft")
+    _done(parsed, "data", "sft")
 
 
 @app.command()
@@ -89,7 +90,7 @@ def clean(
     `API_KEY`, `BASE_URL` and `MODEL` come from the environment or `.env`. Rows that fail the checks twice end in
     `runs/<run>/clean/quarantine.jsonl`.
 
-        tunebook clean --recipe my.yaml --dry-run
+        uv run tunebook clean --recipe my.yaml --dry-run
     """
     from tunebook.data import clean as stage
 
@@ -101,14 +102,14 @@ def clean(
     print(", ".join(f"{n} {name}" for name, n in record["rows"].items()), f"; {record['requests']} requests, cost {record['cost']:.2f}", sep="")
     for question, before, after in stage.examples(parsed):
         print(f"\n--- {question}\n\n{before}\n\n->\n\n{after}")
-    _done(parsed, "clean", "tunebook prepare")
+    _done(parsed, "clean", "prepare")
 
 
 @app.command()
 def sft(recipe: RecipeOption = None, run: RunOption = None, set_: SetOption = None, force: ForceOption = False, resume: ResumeOption = True) -> None:
     """Supervised fine-tuning; prepares the data first where it is missing. On several GPUs: `NPROC_PER_NODE=4 tunebook sft`.
 
-    tunebook sft --set sft.learning_rate=2e-4 --set lora.r=32
+    uv run tunebook sft --set sft.learning_rate=2e-4 --set lora.r=32
     """
     from tunebook.sft import sft as stage
 
@@ -117,7 +118,7 @@ def sft(recipe: RecipeOption = None, run: RunOption = None, set_: SetOption = No
         return
     metrics = stage(parsed, force, resume)["metrics"]
     print("  ".join(f"{k}: {v}" for k, v in metrics.items() if v is not None))
-    _done(parsed, "sft/adapter", "tunebook evaluate")
+    _done(parsed, "sft/adapter", "evaluate")
 
 
 @app.command()
@@ -127,14 +128,14 @@ def pairs(recipe: RecipeOption = None, run: RunOption = None, set_: SetOption = 
     By default from the SFT model's own answers; `pairs.methods` also takes `injected_error` and `dataset`, and
     `pairs.server` lets an OpenAI-compatible server answer.
 
-        tunebook pairs --set pairs.samples=8 --set 'pairs.methods=[on_policy, injected_error]'
+        uv run tunebook pairs --set pairs.samples=8 --set 'pairs.methods=[on_policy, injected_error]'
     """
     from tunebook import pairs as stage
 
     parsed = _recipe(recipe, run, set_)
     stage.pairs(parsed, number, force)
     stage.show(stage.pairs_stage(parsed, number))
-    _done(parsed, round_name("pairs", number), "tunebook dpo" + (f" --round {number}" if number > 1 else ""))
+    _done(parsed, round_name("pairs", number), "dpo" + (f" --round {number}" if number > 1 else ""))
 
 
 @app.command()
@@ -148,7 +149,7 @@ def dpo(
 ) -> None:
     """Direct preference optimisation, from the SFT adapter and with it as the reference. On several GPUs: `NPROC_PER_NODE=4 tunebook dpo`.
 
-    tunebook dpo --set dpo.beta=0.2 --set dpo.learning_rate=5e-6
+    uv run tunebook dpo --set dpo.beta=0.2 --set dpo.learning_rate=5e-6
     """
     from tunebook.dpo import dpo as stage
     from tunebook.pairs import existing_pairs
@@ -159,7 +160,7 @@ def dpo(
         return
     metrics = stage(parsed, number, force, resume)["metrics"]
     print("  ".join(f"{k}: {v}" for k, v in metrics.items() if v is not None))
-    _done(parsed, f"{round_name('dpo', number)}/adapter", "tunebook evaluate")
+    _done(parsed, f"{round_name('dpo', number)}/adapter", "evaluate")
 
 
 @app.command()
@@ -173,13 +174,13 @@ def evaluate(
 ) -> None:
     """Let each stage's model answer the same held-out items; accuracy with n and a 95% interval, paired comparisons.
 
-    tunebook evaluate base sft --set evaluate.split=val --set evaluate.limit=100
+    uv run tunebook evaluate base sft --set evaluate.split=val --set evaluate.limit=100
     """
     from tunebook import evaluate as stage
 
     parsed = _recipe(recipe, run, set_)
     stage.show(parsed, stage.evaluate(parsed, stages, force))
-    _done(parsed, "eval", "tunebook report")
+    _done(parsed, "eval", "report")
     if gate and (failed := stage.gate(parsed)):
         raise UserError(f"gate: {'; '.join(failed)}")
 
@@ -194,7 +195,7 @@ def bench(
 ) -> None:
     """Benchmarks of lm-evaluation-harness for each stage's model, with paired comparisons. Needs `uv sync --extra eval`.
 
-    tunebook bench --set 'evaluate.benchmarks.tasks=[gsm8k]' --set evaluate.benchmarks.limit=200
+    uv run tunebook bench --set 'evaluate.benchmarks.tasks=[gsm8k]' --set evaluate.benchmarks.limit=200
     """
     from tunebook import bench as stage
     from tunebook.evaluate import print_table
@@ -203,7 +204,7 @@ def bench(
     summary = stage.bench(parsed, stages, force)
     print_table("benchmarks", stage.COLUMNS, stage.cells(summary))
     print_table("the same items, pair by pair", stage.PAIRED, stage.paired_cells(summary))
-    _done(parsed, "bench", "tunebook report")
+    _done(parsed, "bench", "report")
 
 
 @app.command()
@@ -214,7 +215,7 @@ def report(
 ) -> None:
     """The report card of a run: `report.md` and `report.html` in its folder. Of several runs: a comparison, printed.
 
-    tunebook report && tunebook report runs/smollm2-math runs/trial-2
+    uv run tunebook report runs/smollm2-math runs/trial-2
     """
     from pathlib import Path
 
@@ -246,7 +247,7 @@ def chat(
 ) -> None:
     """Talk to a model, prompted as in training. In a conversation: `/model NAME`, `/reset`, `/quit`.
 
-    tunebook chat --question "A square has sides of 7 cm. What is its area?" --model sft
+    uv run tunebook chat --question "A square has sides of 7 cm. What is its area?" --model sft
     """
     from tunebook.chat import terminal
     from tunebook.generate import Drawing
@@ -272,14 +273,14 @@ def export(
     Each export is loaded from disk in a fresh process and compared with the adapter: probabilities, answers, chat template, stop.
     The table lies in `runs/<run>/export/parity.json`; the command fails when an export is not equal.
 
-        tunebook export --to adapter,merged,gguf,ollama --quantization f16,q8_0 --install-tools
+        uv run tunebook export --to adapter,merged,gguf,ollama --quantization f16,q8_0 --install-tools
     """
     from tunebook import export as stage_
 
     given = {"export.to": to and to.split(","), "export.quantizations": quantization and quantization.split(","), "export.stage": stage}
     parsed = load_recipe(recipe, run, parse_set(set_ or []) | {k: v for k, v in (given | {"export.hub_id": push}).items() if v})
     stage_.show(stage_.export(parsed, force, install_tools, check))
-    _done(parsed, "export", "tunebook chat --model merged")
+    _done(parsed, "export", "chat --model merged")
 
 
 @app.command()
@@ -292,13 +293,30 @@ def serve(
 ) -> None:
     """Serve an exported GGUF file with llama.cpp, OpenAI-compatible, on this machine only.
 
-    On a GPU `vllm serve runs/<run>/export/merged` is faster.
+    Until Ctrl-C; `curl http://127.0.0.1:8080/v1/models` in another terminal shows that it answers. On a GPU
+    `vllm serve runs/<run>/export/merged` is faster.
 
-        tunebook serve --port 8080 && curl http://127.0.0.1:8080/v1/models
+        uv run tunebook serve --port 8080
     """
     from tunebook.export import served
 
     served(_recipe(recipe, run, set_), gguf, port)
+
+
+@app.command()
+def doctor(recipe: RecipeOption = None, run: RunOption = None, set_: SetOption = None) -> None:
+    """What is on this machine, what each recipe needs, and the command that mends what is missing.
+
+    Python and packages against `uv.lock`, GPU or CPU and why, bfloat16, memory, disk, optional tools, keys (set or not, never their
+    values); for each recipe whether it needs a GPU, the hub, a server. Exit code 1 when the recipe (the default one, unless `--recipe`
+    says otherwise) cannot run here. Nothing is changed or fetched.
+
+        uv run tunebook doctor --recipe my.yaml
+    """
+    from tunebook.doctor import doctor as look
+
+    if not look(_recipe(recipe, run, set_)):
+        raise typer.Exit(1)
 
 
 def main() -> None:
@@ -321,9 +339,8 @@ def _recipe(recipe: str | None, run: str | None, set_: list[str] | None) -> Reci
     return load_recipe(recipe, run, overrides)
 
 
-def _done(recipe: Recipe, what: str, following: str | None) -> None:
-    options = "" if recipe.name == DEFAULT else f" --recipe {recipe.name}"
-    print(f"Wrote {recipe.run_dir / what}" + (f". Next: {following}{options}" if following else ""))
+def _done(recipe: Recipe, what: str, following: str) -> None:
+    print(f"Wrote {recipe.run_dir / what}. Next: {recipe.command(following)}")
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ def compare_runs(runs: list[Path]) -> str:
     items coincide, and, over the runs, the mean and spread of each step's difference."""
     summaries = {run.name: read_json(run / "eval" / "summary.json") for run in runs}
     if missing := [name for name, s in summaries.items() if not s]:
-        raise UserError(f"{missing[0]} has not been evaluated: run `tunebook evaluate` there first")
+        raise UserError(f"{missing[0]} has not been evaluated: run `uv run tunebook evaluate` there first")
     names = list(dict.fromkeys(stage for s in summaries.values() for stage in s["stages"]))
     lines = [f"# {' and '.join(summaries)}", "## What differs", _differences(runs), "## Accuracy"]
     rows = [(run, stage, *cells({stage: s["stages"][stage]})[0][2:]) for stage in names for run, s in summaries.items() if stage in s["stages"]]

@@ -41,7 +41,7 @@ def dpo(recipe: Recipe, number: int = 1, force: bool = False, resume: bool = Tru
         return stage.result
     pairs, start = pairs_stage(recipe, number), policy_name(number)
     if not pairs.done:
-        raise UserError(f"the pairs in {pairs.dir} are of other settings or another {start} model: run `tunebook pairs` again")
+        raise UserError(f"the pairs in {pairs.dir} are of other settings or another {start} model: run `{recipe.command('pairs')}` again")
     models.backend()
     rows = {split: train.only(COLUMNS, read_rows(recipe, pairs.dir / f"{split}.parquet")) for split in ("train", "val")}
     with stage.open(resume and not force) as folder:

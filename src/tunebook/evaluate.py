@@ -51,6 +51,8 @@ def evaluate(recipe: Recipe, only: Iterable[str] | None = None, force: bool = Fa
     wanted = list(only or trained(recipe))
     todo = {name: eval_stage(recipe, name) for name in wanted}
     missing = {name: stage for name, stage in todo.items() if force or not stage.done}
+    if wanted == ["base"] and not only:
+        print(f"Nothing is trained in {recipe.run_dir}: the base model alone is evaluated.")
     if missing:
         models.backend()
         prepare(recipe)
@@ -232,7 +234,7 @@ def _items(recipe: Recipe) -> list[dict[str, Any]]:
     if not rows:
         raise UserError(
             f"the {recipe.evaluate.split} split has no row with an answer to check against: add a source that has (an `answer` column, "
-            "or format gsm8k), or run `tunebook bench`"
+            "or format gsm8k), or run `uv run tunebook bench`"
         )
     return evenly(rows, recipe.evaluate.limit)
 

@@ -198,7 +198,9 @@ def _items(recipe: Recipe) -> list[dict[str, Any]]:
     """Held-out rows, evenly from all of the split."""
     rows = load(recipe, recipe.evaluate.split)
     if not rows:
-        raise UserError(f"the {recipe.evaluate.split} split is empty: export compares answers to held-out questions, run `tunebook prepare`")
+        raise UserError(
+            f"the {recipe.evaluate.split} split is empty: export compares answers to held-out questions, run `{recipe.command('prepare')}`"
+        )
     return evenly(rows, recipe.export.items)
 
 
@@ -225,6 +227,8 @@ def served(recipe: Recipe, gguf: str | None, port: int) -> None:
     """Serve a GGUF file until interrupted. Raises UserError when there is none."""
     files = [Path(gguf)] if gguf else sorted((recipe.run_dir / "export").glob("gguf-*/*.gguf"))
     if not files or not files[0].exists():
-        raise UserError(f"no GGUF file {gguf or 'in ' + str(recipe.run_dir / 'export')}: run `tunebook export --to gguf --install-tools` first")
+        raise UserError(
+            f"no GGUF file {gguf or 'in ' + str(recipe.run_dir / 'export')}: run `{recipe.command('export --to gguf --install-tools')}` first"
+        )
     print(f"serving {files[0]}; Ctrl-C ends it")
     llama_cpp.serve(files[0], port)

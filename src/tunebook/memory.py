@@ -23,7 +23,7 @@ from rich.table import Table
 from tunebook import models
 from tunebook.data.tokens import image_counter, tokenizer
 from tunebook.recipe import Recipe, first_line
-from tunebook.run import rank, world_size
+from tunebook.run import free_ram, rank, world_size
 
 LORA_MODULES = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 """What Unsloth adapts where the recipe does not say."""
@@ -227,19 +227,9 @@ def _unread() -> Iterator[None]:
 
 def available() -> tuple[int, str]:
     """Free bytes of the GPU, or of the machine within the limit of its control group."""
-    import psutil
     import torch
 
-    if models.backend() == "cuda":
-        return torch.cuda.mem_get_info()[0], "GPU"
-    free = [psutil.virtual_memory().available]
-    root = Path("/sys/fs/cgroup")
-    for limit, used in (("memory.max", "memory.current"), ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes")):
-        try:
-            free.append(int((root / limit).read_text()) - int((root / used).read_text()))
-        except (OSError, ValueError):  # another version of control groups, or `max`
-            continue
-    return min(free), "RAM"
+    return (torch.cuda.mem_get_info()[0], "GPU") if models.backend() == "cuda" else (free_ram(), "RAM")
 
 
 def mend(plan: Plan, free: int, args: Any, section: str) -> str:

@@ -273,7 +273,9 @@ def restore_lora(model: Any, path: Path) -> Any:
     except RuntimeError as error:
         missing = [str(error)]
     if missing:
-        raise UserError(f"the adapter in {path} does not fit the recipe's lora section ({missing[0][:80]}): train it again with `tunebook sft`")
+        raise UserError(
+            f"the adapter in {path} does not fit the recipe's lora section ({missing[0][:80]}): train it again with `uv run tunebook sft`"
+        )
     return model
 
 

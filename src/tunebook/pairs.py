@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import random
 import re
 from collections import Counter
@@ -72,7 +71,7 @@ def pairs(recipe: Recipe, number: int = 1, force: bool = False) -> dict[str, Any
         found = [pair for method in recipe.pairs.methods for pair in METHODS[method](work)]
         write_quarantine(work.rejects, folder / "quarantine.jsonl")
         if not found:
-            raise UserError(f"nothing gave a pair; {json.dumps(work.record)}. Raise pairs.temperature, pairs.samples or pairs.prompts")
+            raise UserError(f"nothing gave a pair{_why_none(work.record)}")
         val = {p["source_id"] for p in found if share(f"pairs/{p['source_id']}") < recipe.pairs.val}
         val = val if len(val) < len({p["source_id"] for p in found}) else set()  # of a handful, all to train
         split = {"train": [p for p in found if p["source_id"] not in val], "val": [p for p in found if p["source_id"] in val]}
@@ -89,6 +88,17 @@ def pairs(recipe: Recipe, number: int = 1, force: bool = False) -> dict[str, Any
             **work.record,
         }
     return stage.result
+
+
+def _why_none(record: dict[str, Any]) -> str:
+    """What became of the samples, and what helps; of an existing set its rejects are in the quarantine."""
+    counts = record.get("samples") or {}
+    if not counts:
+        return "; look at quarantine.jsonl"
+    helps = "train SFT longer or raise pairs.max_new_tokens: they are cut off or without a box"
+    if max(counts, key=lambda kind: int(counts[kind])) != "broken":
+        helps = "raise pairs.temperature, pairs.samples or pairs.prompts"
+    return f": of {sum(counts.values())} samples {', '.join(f'{n} are {kind}' for kind, n in counts.items())}; {helps}"
 
 
 def existing_pairs(recipe: Recipe, number: int = 1) -> None:

@@ -6,6 +6,7 @@ import html
 from typing import Any
 
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator
 
 from tunebook.data.preferences import marked
 
@@ -35,6 +36,9 @@ def losses(history: list[dict[str, Any]]) -> Figure:
         if points:
             axes.plot(*zip(*points, strict=True), label=label, color=colour, marker=marker)
     axes.set(xlabel="step", ylabel="loss per trained token", yscale="log", title="Loss")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))  # a loss rarely goes through a power of ten
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.minorticks_off()
     axes.legend(frameon=False)
     return figure
 
@@ -123,7 +127,9 @@ def side_by_side(pair: dict[str, Any]) -> str:
     """A pair as an HTML table, with what rejected changes marked."""
     chosen = html.escape(pair["chosen"][0]["content"])
     rejected = "".join(f"<mark>{html.escape(part)}</mark>" if new else html.escape(part) for part, new in marked(pair))
-    cell = '<td style="text-align:left; vertical-align:top"><pre>{}</pre></td>'
-    question = html.escape(f"{pair['prompt'][-1]['content']} (answer: {pair['gold']}; {pair['strategy']})")
-    head = f"<caption>{question}</caption><tr><th>chosen</th><th>rejected</th></tr>"
-    return f"<table>{head}<tr>{cell.format(chosen)}{cell.format(rejected)}</tr></table>"
+    left = "text-align:left; vertical-align:top"
+    cell = f'<td style="{left}; white-space:pre-wrap; font-family:monospace">{{}}</td>'
+    known = f"answer: {pair['gold']}; " if pair["gold"] else ""
+    question = html.escape(f"{pair['prompt'][-1]['content']} ({known}{pair['strategy']})")
+    head = f'<caption style="{left}">{question}</caption><tr><th style="{left}">chosen</th><th style="{left}">rejected</th></tr>'
+    return f'<table style="width:100%; table-layout:fixed">{head}<tr>{cell.format(chosen)}{cell.format(rejected)}</tr></table>'

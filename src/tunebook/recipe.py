@@ -12,8 +12,10 @@ import ast
 import difflib
 import functools
 import importlib.util
+import json
 import os
 import re
+import shlex
 import typing
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -386,6 +388,8 @@ class Recipe(Section):
     evaluate: EvaluateConfig = EvaluateConfig()
     export: ExportConfig = ExportConfig()
     _overrides: dict[str, tuple[Any, Any]] = PrivateAttr(default_factory=dict)
+    _given: str = PrivateAttr(default=DEFAULT)
+    """The name or path under which it was asked for."""
 
     @field_validator("name", "run")
     @classmethod
@@ -403,6 +407,15 @@ class Recipe(Section):
     def overrides(self) -> dict[str, tuple[Any, Any]]:
         """Dotted key -> (the file's value, the value used), for everything given beside the recipe file."""
         return self._overrides
+
+    def command(self, step: str) -> str:
+        """The shell command for another step of this run: with its recipe, its folder, and what was overridden for every stage."""
+        shared, there = ("model", "lora", "data", "sft", "pairs", "dpo", "seed"), _environment()
+        changed = {k: v for k, (_, v) in self.overrides.items() if k.split(".")[0] in shared and there.get(k) != v}
+        items = [f"{k}={v if isinstance(v, str) else json.dumps(v)}" for k, v in changed.items() if step != "report"]  # which reads folders alone
+        options = [] if self._given == DEFAULT else ["--recipe", self._given]
+        options += ["--run", self.run] if self.run else []
+        return f"uv run tunebook {shlex.join([*step.split(), *options, *(part for item in items for part in ('--set', item))])}"
 
     def describe(self) -> str:
         """One line: which recipe and run, and what was overridden."""
@@ -425,10 +438,10 @@ def load_recipe(
 
     Raises UserError in one line that names the nearest valid key or choice.
     """
-    path = _recipe_path(str(recipe or os.environ.get("TUNEBOOK_RECIPE") or DEFAULT))
+    name = str(recipe or os.environ.get("TUNEBOOK_RECIPE") or DEFAULT)
+    path = _recipe_path(name)
     content = _read_yaml(path)
-    given = {k[len(ENV_PREFIX) :].lower().replace("__", "."): _parse(v) for k, v in os.environ.items() if k.startswith(ENV_PREFIX)}
-    given |= overrides or {}
+    given = _environment() | (overrides or {})
     if unknown := sorted(short.keys() - SHORT.keys()):
         raise UserError(f"{unknown[0]!r} is not a short name{_nearest(unknown[0], [*SHORT, 'seed', 'run', 'recipe'])}")
     given |= {f"{stage}.{SHORT[k]}": v for k, v in short.items() if v is not None}
@@ -441,8 +454,13 @@ def load_recipe(
             setattr(parsed, section, values)
     except ValidationError as error:
         raise UserError(f"recipe {path.stem}: {_explain(error)}") from None
-    parsed._overrides = changes
+    parsed._overrides, parsed._given = changes, name
     return parsed
+
+
+def _environment() -> dict[str, Any]:
+    """Overrides from `$TUNEBOOK__SECTION__KEY` variables, by dotted key."""
+    return {k[len(ENV_PREFIX) :].lower().replace("__", "."): _parse(v) for k, v in os.environ.items() if k.startswith(ENV_PREFIX)}
 
 
 def parse_set(items: list[str]) -> dict[str, Any]:
@@ -466,7 +484,8 @@ def find_file(path: str | Path) -> Path:
             return candidate.resolve()
     folder = (ROOT / path).parent
     names = [str(Path(path).parent / p.name) for p in folder.iterdir()] if folder.is_dir() else []
-    raise UserError(f"no file {path}{_nearest(str(path), names)}")
+    where = "" if Path(path).is_absolute() else f" in {Path.cwd()}" + (f" or {ROOT}" if Path.cwd() != ROOT else "")
+    raise UserError(f"no file {path}{_nearest(str(path), names) or where}")
 
 
 class _Loader(yaml.SafeLoader):
@@ -530,11 +549,24 @@ def _explain(error: ValidationError) -> str:
     loc = [error.title, *loc] if error.title in _DATACLASSES else loc
     key = ".".join(loc)
     if first["type"] == "extra_forbidden":
-        return f"unknown key {key}{_nearest(loc[-1], _known_keys(loc))}"
+        return f"unknown key {key}{_in_a_section(key) or _nearest(loc[-1], _known_keys(loc))}"
     if first["type"] == "missing":
         return f"{key} is missing"
     message = first["msg"].removeprefix("Value error, ").replace("Input should be", "should be")
     return f"{key}: {message} (it is {first['input']!r})" if loc else message
+
+
+def _in_a_section(key: str) -> str:
+    """Where a key belongs that was given without its section: `learning_rate`, or by its short name `lr`."""
+    name = SHORT.get(key, key)
+    found = [f"{s}.{name}" for s, field in Recipe.model_fields.items() if name in _fields(s, field.annotation)]
+    return f", did you mean {' or '.join(found)}?" if found else ""
+
+
+def _fields(section: str, kind: Any) -> typing.Iterable[str]:
+    if section in _DATACLASSES:
+        return _section(section).model_fields
+    return kind.model_fields if isinstance(kind, type) and issubclass(kind, Section) else ()
 
 
 def _known_keys(loc: list[str]) -> list[str]:

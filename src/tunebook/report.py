@@ -46,7 +46,7 @@ def parts(run: Path) -> list[Part]:
     """What the report says, in order; what the run does not have is left out."""
     stages = read_json(run / "manifest.json").get("stages")
     if not stages:
-        raise UserError(f"{run} holds no finished stage: run `tunebook run` first")
+        raise UserError(f"{run} holds no finished stage: run `uv run tunebook run` first")
     summary = read_json(run / "eval" / "summary.json")
     found: list[Part | None] = [
         f"# {run.name}",

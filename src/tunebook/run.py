@@ -128,9 +128,7 @@ def finished_key(recipe: Recipe, name: str) -> str:
     key = read_json(recipe.run_dir / name / "stage.json").get("key")
     if key is None:
         step, _, number = name.partition("-")
-        command = (
-            f"tunebook {step} --recipe {recipe.name}" + (f" --run {recipe.run}" if recipe.run else "") + (f" --round {number}" if number else "")
-        )
+        command = recipe.command(f"{step} --round {number}" if number else step)
         raise UserError(f"{recipe.run_dir / name} holds no finished result: run `{command}` first")
     return str(key)
 
@@ -163,6 +161,20 @@ def environment() -> dict[str, Any]:
         "versions": {"python": platform.python_version(), **{p: _version(p) for p in PACKAGES}},
         "hardware": {"cpu": _cpu(), "cores": len(os.sched_getaffinity(0)), "memory_gb": round(memory, 1), "gpus": gpus},
     }
+
+
+def free_ram() -> int:
+    """Free bytes of the machine, within the limit of its control group."""
+    import psutil
+
+    free = [psutil.virtual_memory().available]
+    root = Path("/sys/fs/cgroup")
+    for limit, used in (("memory.max", "memory.current"), ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes")):
+        try:
+            free.append(int((root / limit).read_text()) - int((root / used).read_text()))
+        except (OSError, ValueError):  # another version of control groups, or `max`
+            continue
+    return int(min(free))
 
 
 def peak_memory_gb() -> dict[str, float]:

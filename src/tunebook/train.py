@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.table import Table
 from rich.text import Text
 
 from tunebook.data.images import TokenCounter
@@ -189,6 +190,19 @@ def run(trainer: Any, folder: Path) -> dict[str, Any]:
         "tokens": _tokens(state.log_history),
         "runtime_s": round(output.metrics["train_runtime"], 1),
     }
+
+
+def summary(record: dict[str, Any]) -> Table:
+    """What a stage recorded of its training, as a table: metrics, and of DPO its margins with other images and its warnings."""
+    table = Table(title="training", show_header=False)
+    margins = {f"rewards/margins, {kind} image": margin for kind, margin in record.get("image_margins", {}).items()}
+    for name, value in (record["metrics"] | margins).items():
+        if value is not None:
+            shown = f"{value:,.4g}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)
+            table.add_row(name.replace("_", " "), shown)
+    if record.get("warnings"):
+        table.caption = "\n".join(record["warnings"])
+    return table
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -148,7 +148,7 @@ def item_table(item: dict[str, dict[str, Any]]) -> str:
     heads = "".join(f'<th style="text-align:left">{"✓" if p["correct"] else "✗"} {html.escape(name)}</th>' for name, p in item.items())
     cells = "".join(f'<td style="{style}">{html.escape(p["answer"])}</td>' for p in item.values())
     question = f"<p>{html.escape(first['prompt'])} <b>answer: {html.escape(first['gold'])}</b> ({html.escape(first['slice'] or first['group'])})</p>"
-    return f"{question}<table><tr>{heads}</tr><tr>{cells}</tr></table>"
+    return f"{question}<table style='width:100%; table-layout:fixed'><tr>{heads}</tr><tr>{cells}</tr></table>"
 
 
 def _display(text: str) -> tuple[dict[str, Any], ...]:

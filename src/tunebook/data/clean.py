@@ -32,6 +32,7 @@ from tunebook.run import Stage
 from tunebook.verify import boxed, verify
 
 LOCAL = re.compile(r"^https?://(localhost|127\.|\[::1\])")
+EXAMPLE = {"BASE_URL": "https://host/v1", "MODEL": "the-name-there", "API_KEY": "..."}
 CHARACTERS_A_TOKEN = 3.5
 """For the estimate before the first request; the server's own count after it."""
 FORMAT = re.compile(r"^### Solution\n+1\. .+?\n### Final Answer\n+.*\\boxed\s*\{", re.DOTALL)
@@ -302,7 +303,7 @@ def _server(config: CleanConfig) -> Server:
     key = secret("API_KEY") or ("none" if url and LOCAL.match(url) else None)
     for name, value in (("BASE_URL", url), ("MODEL", model), ("API_KEY", key)):
         if not value:
-            raise UserError(f"{name} is not set: put it into the environment or into .env")
+            raise UserError(f"{name} is not set: put it into the environment or into .env, as in {name}={EXAMPLE[name]}")
     return Server(str(url), str(model), str(key))
 
 

@@ -219,7 +219,7 @@ def open_all(paths: Iterable[str]) -> list[Image.Image]:
     try:
         return [read(Path(path)) for path in paths]
     except BadImage as error:
-        raise UserError(f"an image of the data cannot be read ({error}): run `tunebook prepare --force`") from None
+        raise UserError(f"an image of the data cannot be read ({error}): run `uv run tunebook prepare --force`") from None
 
 
 def data_url(source: Path | bytes) -> str:

@@ -44,16 +44,16 @@ def prepare(recipe: Recipe, force: bool = False) -> dict[str, Any]:
     if stage.await_rank_0() or stage.skip(force):
         return stage.result
     with stage.open(resume=False) as folder, (folder / "quarantine.jsonl").open("w", encoding="utf-8") as out:
-        reasons: Counter[str] = Counter()
+        reasons, first = Counter[str](), dict[str, Reject]()
 
         def put_aside(reject: Reject) -> None:
             reasons[reject.reason] += 1
+            first.setdefault(reject.reason, reject)
             out.write(quarantine_line(reject))
 
         splits = _check(recipe, folder, put_aside)
         if not any(splits["train"].kept):
-            found = ", ".join(f"{n} {reason}" for reason, n in reasons.most_common())
-            raise UserError(f"no training row is left ({found or 'the sources are empty'})")
+            raise UserError(f"no training row is left: {_why_none(reasons, first, folder)}")
         columns = COLUMNS | ({"images": "files"} if any(rows.images for rows in splits.values()) else {})
         written = {split: _write(rows, folder / f"{split}.parquet", columns) for split, rows in splits.items()}
         stage.record = {key: {split: found[key] for split, found in written.items()} for key in ("rows", "slices", "fingerprints", "tokens")}
@@ -61,6 +61,23 @@ def prepare(recipe: Recipe, force: bool = False) -> dict[str, Any]:
         if "images" in columns:
             stage.record["images"] = {split: found["images"] for split, found in written.items()}
     return stage.result
+
+
+MENDS: dict[str, Callable[[dict[str, Any]], str]] = {
+    "schema": lambda row: f"its columns are {', '.join(row)}: name them in `columns`, for example {{prompt: {next(iter(row))}}}",
+    "too long": lambda row: "raise model.max_seq_length",
+}
+"""What helps against the reasons for which all rows of a source are put aside at once."""
+
+
+def _why_none(reasons: Counter[str], first: dict[str, Reject], folder: Path) -> str:
+    """Of rows that were all put aside: the commonest reason, an example, what helps, and where the others are."""
+    if not reasons:
+        return "the sources are empty, or all of their rows went to val and test"
+    example = first[reasons.most_common(1)[0][0]]
+    counts = ", ".join(f"{n} {reason}" for reason, n in reasons.most_common())
+    mend = f"; {MENDS[example.reason](example.row)}" if example.reason in MENDS and example.row else ""
+    return f"{counts} (the first: {example.detail}){mend}. All of them are in {folder / 'quarantine.jsonl'}"
 
 
 def data_stage(recipe: Recipe) -> Stage:
@@ -89,14 +106,14 @@ def quarantine(recipe: Recipe, rows: int = 20) -> Table:
         for line in itertools.islice(lines, rows):
             reject = json.loads(line)
             table.add_row(reject["source_id"], reject["reason"], reject["detail"])
-    return table
+    return table if table.rows else Table("nothing was put aside")
 
 
 def load(recipe: Recipe, split: str) -> Any:
     """A prepared split as a `datasets.Dataset`. Raises UserError that names the command when it is not there."""
     path = recipe.run_dir / "data" / f"{split}.parquet"
     if not path.exists():
-        raise UserError(f"no {path}: run `tunebook prepare --recipe {recipe.name}` first")
+        raise UserError(f"no {path}: run `{recipe.command('prepare')}` first")
     return read_rows(recipe, path)
 
 

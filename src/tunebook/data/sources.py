@@ -105,7 +105,7 @@ def local_path(source: ChatSource, recipe: Recipe) -> str:
     """The source's path with the run folder in place of `{run}`. Raises UserError when `tunebook clean` has not made it yet."""
     path = source.path.replace("{run}", str(recipe.run_dir))
     if path.startswith(str(recipe.run_dir / "clean")) and not Path(path).exists():
-        raise UserError(f"no {path}: run `tunebook clean` first")
+        raise UserError(f"no {path}: run `{recipe.command('clean')}` first")
     return path
 
 

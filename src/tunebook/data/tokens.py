@@ -12,6 +12,7 @@ import itertools
 import json
 import os
 import queue
+import re
 import subprocess
 import sys
 import threading
@@ -47,9 +48,17 @@ def tokenizer(config: ModelConfig, images: bool = False) -> Any:
     try:
         tok = (AutoProcessor if images else AutoTokenizer).from_pretrained(models.resolve(config.base), revision=config.revision)
     except (OSError, ValueError) as error:
-        raise UserError(f"model.base: no model at {config.base!r} ({first_line(error)})") from None
+        raise UserError(f"model.base: {_no_model(config.base, error)}") from None
     models.fit_tokenizer(tok, config)
     return tok
+
+
+def _no_model(base: str, error: Exception) -> str:
+    if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", base):
+        return f"there is no folder {base}, and it is no hub id such as user/name"
+    if os.environ.get("HF_HUB_OFFLINE") == "1":
+        return f"{base} is not on this disk, and HF_HUB_OFFLINE=1 forbids fetching it: unset that, or give a folder"
+    return f"no model at {base!r} ({first_line(error)}); look at the name, log in with `hf auth login` if it is gated, or give a folder"
 
 
 def image_counter(config: ModelConfig) -> images.TokenCounter:
