@@ -27,15 +27,18 @@ from rich.text import Text
 
 from tunebook import models
 from tunebook.data import preferences
-from tunebook.data.checks import words
+from tunebook.data.checks import control_tokens, words
 from tunebook.data.preferences import COLUMNS, Pair, Sample, build, check_sample, format_only, length_ratio, make_pair, marked, reference, told_apart
 from tunebook.data.prepare import data_stage, file_hash, prepare, read_parquet, tokenizer, training_rows, write_parquet, write_quarantine
 from tunebook.data.records import is_file
-from tunebook.data.rows import Reject, share
-from tunebook.generate import Answer, Local, Sampling, answer_file, local
-from tunebook.recipe import PairsConfig, Recipe, ServerConfig, UserError, find_file
+from tunebook.data.rows import Reject, Row, share
+from tunebook.generate import Answer, Local, Sampling, answer_file, local, repeats
+from tunebook.recipe import PairsConfig, Recipe, ServerConfig, UserError, find_file, read_text
 from tunebook.run import Stage, finished_key, policy_name, round_name
 from tunebook.verify import verifier
+
+NOTICED = 32
+"""Answers before a model is said to have collapsed."""
 
 
 @dataclass
@@ -50,6 +53,20 @@ class Work:
     number: int
     record: dict[str, Any] = field(default_factory=dict)
     rejects: list[Reject] = field(default_factory=list)
+    control: Callable[[Row], Reject | None] = lambda _: None
+    """The check for control tokens in the text."""
+    answered: int = 0
+    repeating: int = 0
+
+    def notice(self, answer: Answer) -> None:
+        """Count an answer. Raises UserError when nearly all so far repeat one piece of text to their end: such a model gives no pairs."""
+        self.answered += 1
+        self.repeating += repeats(answer.text)
+        if self.answered >= NOTICED and self.repeating > 0.9 * self.answered:
+            raise UserError(
+                f"{self.repeating} of {self.answered} answers repeat one piece of text to their end, the model that answers has collapsed: "
+                "train it again with a lower learning_rate, or lower pairs.temperature"
+            )
 
 
 def pairs(recipe: Recipe, number: int = 1, force: bool = False) -> dict[str, Any]:
@@ -69,6 +86,7 @@ def pairs(recipe: Recipe, number: int = 1, force: bool = False) -> dict[str, Any
     with stage.open(resume=not force) as folder:
         tok = tokenizer(recipe)
         work = Work(recipe, _rows(recipe, number), folder, _opener(recipe, number), lambda text: len(tok(text)["input_ids"]) + 1, number)
+        work.control = control_tokens(tok)
         found = [pair for method in recipe.pairs.methods for pair in METHODS[method](work)]
         write_quarantine(work.rejects, folder / "quarantine.jsonl")
         if not found:
@@ -122,6 +140,7 @@ def on_policy(work: Work) -> list[Pair]:
     seeds = [_seed(work, row["source_id"], str(k)) for row, k in flat]
 
     def record(i: int, answer: Answer) -> Sample:
+        work.notice(answer)
         row = flat[i][0]
         return _sample(answer, row["gold"], row["completion"][0]["content"], seeds[i])
 
@@ -140,13 +159,14 @@ def injected_error(work: Work) -> list[Pair]:
     """
     config = work.recipe.pairs
     drawn = [random.Random(f"{work.recipe.seed}/{work.number}/{row['source_id']}").choice(config.strategies) for row in work.rows]  # noqa: S311
-    texts = {s: find_file(f"prompt/{s}.txt").read_text(encoding="utf-8") for s in config.strategies}
+    texts = {s: read_text(find_file(f"prompt/{s}.txt")) for s in config.strategies}
     prompts, seeds = [], [_seed(work, row["source_id"], "error") for row in work.rows]
     for row, strategy in zip(work.rows, drawn, strict=True):
         parts = {"{question}": row["prompt"][-1]["content"], "{solution}": row["completion"][0]["content"]}
         prompts.append([{"role": "user", "content": _fill(texts[strategy], parts)}])
 
     def record(i: int, answer: Answer) -> Sample:
+        work.notice(answer)
         row = work.rows[i]
         return {"strategy": drawn[i]} | _sample(answer, row["gold"], row["completion"][0]["content"], seeds[i])
 
@@ -164,7 +184,7 @@ def injected_error(work: Work) -> list[Pair]:
 
 def dataset(work: Work) -> list[Pair]:
     """An existing preference set; what cannot be used goes to `quarantine.jsonl` with the reason."""
-    read = list(preferences.read(work.recipe, work.count_tokens))
+    read = list(preferences.read(work.recipe, work.count_tokens, work.control))
     work.rejects += [r for r in read if isinstance(r, Reject)]
     work.record["quarantined"] = dict(Counter(r.reason for r in work.rejects))
     found = [p for p in read if not isinstance(p, Reject)]

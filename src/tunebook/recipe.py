@@ -15,6 +15,7 @@ import importlib.util
 import os
 import re
 import typing
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -42,12 +43,34 @@ def first_line(error: BaseException) -> str:
     return next(iter(str(error).strip().splitlines()), "") or type(error).__name__
 
 
+def read_text(path: Path) -> str:
+    """A text file. Raises UserError when it cannot be read, or is not UTF-8."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} cannot be read as text: {first_line(error)}") from None
+
+
 def secret(name: str) -> str | None:
     """A key from the environment or from `.env` in the working folder or the project."""
     from dotenv import dotenv_values
 
     files = [dotenv_values(folder / ".env").get(name) for folder in (Path.cwd(), ROOT)]
     return next((value for value in (os.environ.get(name), *files) if value), None)
+
+
+SECRET = re.compile(
+    r"\b(?:sk-[\w-]{16}|hf_[A-Za-z0-9]{20}|gh[pousr]_[A-Za-z0-9]{20}|github_pat_\w{20}|glpat-[\w-]{16}|xox[abp]-[\w-]{10}|AKIA[0-9A-Z]{16}|AIza[\w-]{30})[\w-]*"
+    r"|(?<=://)[^/\s:@]+:[^/\s@]+(?=@)|Bearer\s+[\w.~+/-]{12,}=*|-----BEGIN [A-Z ]*PRIVATE KEY-----"
+)
+"""What a key, a token or a password in an address looks like."""
+
+
+def scrubbed(text: str, *keys: str) -> str:
+    """A text without these keys and without anything else that looks like a secret."""
+    for key in keys:
+        text = text.replace(key, "***") if len(key) > 4 else text  # `none`, for a server that asks for no key, is no secret
+    return SECRET.sub("***", text)
 
 
 class Section(BaseModel):
@@ -165,7 +188,7 @@ class ServerConfig(Section):
     """Up to and with `/v1`, for example `http://127.0.0.1:8000/v1`."""
     model: str
     """The name under which the server offers the model."""
-    api_key_env: str = "OPENAI_API_KEY"
+    api_key_env: str = Field("OPENAI_API_KEY", pattern=r"^[A-Z_][A-Z0-9_]*$", max_length=60)
     """The variable (in the environment or in `.env`) that holds the key. A server on this machine needs none."""
     concurrency: int = Field(16, ge=1)
     """Requests under way at a time."""
@@ -386,8 +409,8 @@ class Recipe(Section):
     @field_validator("name", "run")
     @classmethod
     def _folder_name(cls, value: str | None) -> str | None:
-        if value is not None and not re.fullmatch(r"[\w.-]*\w[\w.-]*", value):
-            raise ValueError("should be a folder name of letters, digits, '.', '_' and '-'")
+        if value is not None and not (len(value) <= 100 and re.fullmatch(r"[\w.-]*\w[\w.-]*", value)):
+            raise ValueError("should be a folder name of at most 100 letters, digits, '.', '_' and '-'")
         return value
 
     @property
@@ -424,12 +447,15 @@ def load_recipe(
     path = _recipe_path(str(recipe or os.environ.get("TUNEBOOK_RECIPE") or DEFAULT))
     content = _read_yaml(path)
     given = {k[len(ENV_PREFIX) :].lower().replace("__", "."): _parse(v) for k, v in os.environ.items() if k.startswith(ENV_PREFIX)}
+    if not isinstance(overrides or {}, dict) or not all(isinstance(key, str) for key in overrides or {}):
+        raise UserError(f"overrides: should be {{'section.key': value}} (it is {_shown(overrides)})")
     given |= overrides or {}
     if unknown := sorted(short.keys() - SHORT.keys()):
         raise UserError(f"{unknown[0]!r} is not a short name{_nearest(unknown[0], [*SHORT, 'seed', 'run', 'recipe'])}")
     given |= {f"{stage}.{SHORT[k]}": v for k, v in short.items() if v is not None}
     given |= {k: v for k, v in {"run": run or os.environ.get("TUNEBOOK_RUN"), "seed": seed}.items() if v is not None}
     changes = {key: (_set(content, key, value), value) for key, value in given.items()}
+    _check_values(content)
     try:
         parsed = Recipe.model_validate(content)
         for section in _DATACLASSES:  # also makes types right: "2e-4" becomes a number
@@ -457,11 +483,14 @@ def find_file(path: str | Path) -> Path:
 
     Raises UserError when there is none.
     """
-    for candidate in (Path(path), ROOT / path):
-        if candidate.is_file():
-            return candidate.resolve()
-    folder = (ROOT / path).parent
-    names = [str(Path(path).parent / p.name) for p in folder.iterdir()] if folder.is_dir() else []
+    try:
+        for candidate in (Path(path), ROOT / path):
+            if candidate.is_file():
+                return candidate.resolve()
+        folder = (ROOT / path).parent
+        names = [str(Path(path).parent / p.name) for p in folder.iterdir()] if folder.is_dir() else []
+    except OSError as error:  # a name that is too long, a folder that may not be read
+        raise UserError(f"no file {_shown(str(path))}: {error.strerror}") from None
     raise UserError(f"no file {path}{_nearest(str(path), names)}")
 
 
@@ -475,18 +504,24 @@ _Loader.add_implicit_resolver(_BOOL, re.compile("^(?:true|True|false|False)$"), 
 _Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+0123456789."))
 
 
+_NO_YAML = (yaml.YAMLError, ValueError, RecursionError, OverflowError)
+"""What PyYAML raises: also for a date or a number that there is not, and for a thousand brackets."""
+
+
 def _parse(text: str) -> Any:
     try:
         return yaml.load(text, _Loader)  # noqa: S506 - a SafeLoader
-    except yaml.YAMLError:
+    except _NO_YAML:
         return text
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
         content = yaml.load(path.read_text(encoding="utf-8"), _Loader)  # noqa: S506 - a SafeLoader
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not readable YAML: {' '.join(str(error).split())}") from None
+    except (*_NO_YAML, OSError) as error:
+        mark = getattr(error, "problem_mark", None)  # not the line itself: it may hold a secret
+        why = f"{getattr(error, 'problem', None)}, line {mark.line + 1}" if mark else type(error).__name__
+        raise UserError(f"{path} is not readable YAML: {why}") from None
     if not isinstance(content, dict):
         raise UserError(f"{path} does not hold a recipe: expected keys such as `model:` and `data:`")
     return content
@@ -519,6 +554,43 @@ def _set(content: dict[str, Any], key: str, value: Any) -> Any:
     return old
 
 
+LARGE = 20_000
+"""Values of a recipe: more come from aliases of aliases."""
+
+
+def _values(content: Any) -> Iterator[tuple[str, Any]]:
+    """All keys and values of a recipe, each with its dotted key. Raises UserError for one that never ends."""
+    waiting: list[tuple[str, Any]] = [("", content)]
+    for _ in range(LARGE):
+        if not waiting:
+            return
+        at, value = waiting.pop()
+        yield at, value
+        inside = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list | tuple) else ()
+        waiting += [(f"{at}.{key}".lstrip("."), part) for key, part in inside]
+    raise UserError(f"the recipe has more than {LARGE} values: look for aliases (*name) that hold each other")
+
+
+def _check_values(content: Any) -> None:
+    """Raises UserError for a secret in a recipe, for what is no value of YAML's own, and for text that is no UTF-8."""
+    names = re.compile(r"(?:KEY|TOKEN|SECRET|PASSWORD)$")
+    known = {v for k, v in os.environ.items() if names.search(k) and len(v) >= 8}
+    for at, value in _values(content):
+        for text in (value, *value) if isinstance(value, dict) else (value,):
+            if not isinstance(text, str | int | float | list | tuple | dict | None):
+                raise UserError(f"{_shown(at)}: should be text, a number, a list or a section (it is {_shown(text)})")
+            if isinstance(text, str) and (SECRET.search(text) or any(key in text for key in known)):
+                raise UserError(f"{scrubbed(at, *known)} holds a secret: keys come from the environment or from .env, never from a recipe")
+            if isinstance(text, str) and not text.isascii() and text.encode("utf-8", "replace").decode() != text:
+                raise UserError(f"{_shown(at)}: is not UTF-8 text")
+
+
+def _shown(value: Any) -> str:
+    """A value in a message: in one line, and not all of a long one."""
+    text = value if isinstance(value, str) and value.isprintable() else repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
 def _explain(error: ValidationError) -> str:
     """The first validation error in one line, with the nearest known key for an unknown one."""
     first = error.errors()[0]
@@ -529,19 +601,27 @@ def _explain(error: ValidationError) -> str:
         return f"unknown key {key}{_nearest(loc[-1], _known_keys(loc))}"
     if first["type"] == "missing":
         return f"{key} is missing"
-    message = first["msg"].removeprefix("Value error, ").replace("Input should be", "should be")
-    return f"{key}: {message} (it is {first['input']!r})" if loc else message
+    message = " ".join(first["msg"].removeprefix("Value error, ").replace("Input should be", "should be").split())
+    if key.endswith("api_key_env"):  # most likely the key itself
+        return f"{key}: should be the name of a variable such as OPENAI_API_KEY"
+    return f"{_shown(key)}: {message} (it is {_shown(first['input'])})" if loc else message
 
 
 def _known_keys(loc: list[str]) -> list[str]:
+    """The keys of the section that `loc` points into."""
     if loc[0] in _DATACLASSES:
         return list(_section(loc[0]).model_fields)
-    model: Any = Recipe
+    models: list[type[BaseModel]] = [Recipe]
     for part in loc[:-1]:
-        if part == "sources":
-            return sorted({*GeometrySource.model_fields, *ChatSource.model_fields, *MMMathSource.model_fields})
-        model = model.model_fields[part].annotation
-    return list(model.model_fields)
+        models = [m for model in models if part in model.model_fields for m in _models(model.model_fields[part].annotation)] or models
+    return sorted({name for model in models for name in model.model_fields})
+
+
+def _models(annotation: Any) -> list[type[BaseModel]]:
+    """The sections in a type such as `ServerConfig | None` or `list[GateRule]`."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [model for part in typing.get_args(annotation) for model in _models(part)]
 
 
 def _nearest(word: str, choices: typing.Iterable[str]) -> str:
@@ -566,8 +646,8 @@ _UNSLOTH_LORA: dict[str, Any] = {
 }
 _EARLY_STOPPING: dict[str, Any] = {"early_stopping_patience": int, "early_stopping_threshold": float}
 """Arguments of transformers' EarlyStoppingCallback, taken out before the config is made."""
-_OURS = {"output_dir", "resume_from_checkpoint", "task_type", "local_rank"}
-"""Set by the stages themselves."""
+_OURS = {"output_dir", "resume_from_checkpoint", "task_type", "local_rank", "hub_token"}
+"""Set by the stages themselves, or a secret."""
 
 
 @functools.cache

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 from datasketch import MinHash, MinHashLSH
 
@@ -58,6 +59,19 @@ def _broken_turn(prompt: Messages) -> str:
         if not message["content"].strip():
             return f"turn {i + 1} is empty"
     return ""
+
+
+def control_tokens(tokenizer: Any) -> Callable[[Row], Reject | None]:
+    """A check for text that holds one of the tokenizer's own control tokens, such as `<|im_end|>`: rendered, it would end the turn."""
+    inner = getattr(tokenizer, "tokenizer", tokenizer)
+    tokens = {t.content for t in inner.added_tokens_decoder.values() if t.special and t.content.strip()}
+    found = re.compile("|".join(map(re.escape, sorted(tokens, key=len, reverse=True))) or r"(?!)")
+
+    def check(row: Row) -> Reject | None:
+        match = next((m for message in row.prompt + row.completion if (m := found.search(message["content"]))), None)
+        return _reject(row, "control token in the text", match[0]) if match else None
+
+    return check
 
 
 def check_length(row: Row, limit: int) -> Reject | None:

@@ -14,6 +14,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
+import jinja2
 from rich.console import Console
 from rich.table import Table
 from tqdm.auto import tqdm
@@ -144,7 +145,7 @@ def write_parquet(rows: list[dict[str, Any]], path: Path, **columns: str) -> Non
 def write_quarantine(rejects: list[Reject], path: Path) -> None:
     """What is not trained on, a JSON line each with the reason."""
     with path.open("w", encoding="utf-8") as out:
-        out.writelines(json.dumps(asdict(reject), ensure_ascii=True, default=str) + "\n" for reject in rejects)
+        out.writelines(json.dumps(vars(reject), ensure_ascii=True, default=str) + "\n" for reject in rejects)
 
 
 def tokenizer(recipe: Recipe, images: bool = False) -> Any:
@@ -165,12 +166,15 @@ def tokenizer(recipe: Recipe, images: bool = False) -> Any:
 
 def _check(recipe: Recipe, folder: Path) -> tuple[dict[str, list[Row]], list[Reject]]:
     """The rows of each split that pass every check, and the rejected ones. A held-out row wins over its copy in train."""
-    count = _token_counter(recipe, folder)
+    count, control = _token_counter(recipe, folder), checks.control_tokens(tokenizer(recipe))
     sorted_out: dict[str, list[Row]] = {split: [] for split in SPLITS}
     rejects: list[Reject] = []
 
     def check_length(row: Row) -> Reject | None:
-        row.tokens = count(row)
+        try:
+            row.tokens = count(row)
+        except jinja2.TemplateError as error:
+            return Reject(row.source_id, "refused by the chat template", first_line(error), {"prompt": row.prompt, "completion": row.completion})
         return checks.check_length(row, recipe.model.max_seq_length)
 
     def keep(rows: Iterable[Row | Reject], *checked: Check) -> None:
@@ -180,7 +184,7 @@ def _check(recipe: Recipe, folder: Path) -> tuple[dict[str, list[Row]], list[Rej
             else:
                 rejects.append(row)
 
-    keep(tqdm(sources.read(recipe, folder), desc="checking", unit="row", mininterval=1), checks.check_content, check_length)
+    keep(tqdm(sources.read(recipe, folder), desc="checking", unit="row", mininterval=1), checks.check_content, control, check_length)
     held_out: list[Row] = []
     benchmarks = checks.benchmarks(recipe)
     for split in ("test", "val", "train"):
