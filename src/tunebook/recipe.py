@@ -474,7 +474,7 @@ def parse_set(items: list[str]) -> dict[str, Any]:
     """
     for item in items:
         if "=" not in item:
-            raise UserError(f"--set {item}: write it as key=value, for example --set sft.learning_rate=2e-4")
+            raise UserError(f"--set {_shown(item)}: write it as key=value, for example --set sft.learning_rate=2e-4")
     return {key.strip(): _parse(value) for key, value in (item.split("=", 1) for item in items)}
 
 
@@ -491,7 +491,7 @@ def find_file(path: str | Path) -> Path:
         names = [str(Path(path).parent / p.name) for p in folder.iterdir()] if folder.is_dir() else []
     except OSError as error:  # a name that is too long, a folder that may not be read
         raise UserError(f"no file {_shown(str(path))}: {error.strerror}") from None
-    raise UserError(f"no file {path}{_nearest(str(path), names)}")
+    raise UserError(f"no file {_shown(str(path))}{_nearest(str(path), names)}")
 
 
 class _Loader(yaml.SafeLoader):
@@ -532,7 +532,7 @@ def _recipe_path(recipe: str) -> Path:
         return find_file(recipe)
     names = sorted(p.stem for p in (ROOT / "configs").glob("*.yaml"))
     if recipe not in names:
-        raise UserError(f"no recipe {recipe!r}{_nearest(recipe, names)}; there are: {', '.join(names)} (or give a path to a .yaml file)")
+        raise UserError(f"no recipe {_shown(repr(recipe))}{_nearest(recipe, names)}; there are: {', '.join(names)} (or give a path to a .yaml file)")
     return ROOT / "configs" / f"{recipe}.yaml"
 
 
@@ -544,11 +544,11 @@ def _set(content: dict[str, Any], key: str, value: Any) -> Any:
         try:
             node = node[int(part)] if isinstance(node, list) else node.setdefault(part, {})
         except (ValueError, IndexError):
-            raise UserError(f"{key}: there is no item {part!r}; this list has {len(node)}") from None
+            raise UserError(f"{_shown(key)}: there is no item {_shown(repr(part))}; this list has {len(node)}") from None
         if not isinstance(node, dict | list):
-            raise UserError(f"{key}: {part} is a value, not a section")
+            raise UserError(f"{_shown(key)}: {_shown(part)} is a value, not a section")
     if isinstance(node, list):
-        raise UserError(f"{key}: set a key of one item, for example {'.'.join(parents)}.0.key")
+        raise UserError(f"{_shown(key)}: set a key of one item, for example {'.'.join(parents)}.0.key")
     old = node.get(last)
     node[last] = value
     return old
@@ -598,9 +598,9 @@ def _explain(error: ValidationError) -> str:
     loc = [error.title, *loc] if error.title in _DATACLASSES else loc
     key = ".".join(loc)
     if first["type"] == "extra_forbidden":
-        return f"unknown key {key}{_nearest(loc[-1], _known_keys(loc))}"
+        return f"unknown key {_shown(key)}{_nearest(loc[-1], _known_keys(loc))}"
     if first["type"] == "missing":
-        return f"{key} is missing"
+        return f"{_shown(key)} is missing"
     message = " ".join(first["msg"].removeprefix("Value error, ").replace("Input should be", "should be").split())
     if key.endswith("api_key_env"):  # most likely the key itself
         return f"{key}: should be the name of a variable such as OPENAI_API_KEY"

@@ -21,7 +21,7 @@ from tunebook.data.rows import Messages, Reject, Row, split_of
 from tunebook.recipe import UserError, first_line
 
 warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # `read` refuses such an image
-FORMATS = ("PNG", "JPEG", "MPO", "GIF", "BMP", "TIFF", "WEBP")
+FORMATS = ("PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP")
 """What is read as an image. Not all that Pillow can: for EPS it would start Ghostscript."""
 MAX_BYTES = 200 * 2**20
 """Of an image file."""
