@@ -38,23 +38,8 @@ KEYS = [f"{a}.{b}" if b else a for a, part in DEFAULT.items() for b in (["", *pa
 KEYS += ["data.sources.0", "data.sources.0.train", "data.sources.1.val", "pairs.server.url", "pairs.server.zzz", "evaluate.gate.0.first", "clean.zzz"]
 NASTY = [
     *("", " ", "\0", "\ud800", "\ufeff", "\r", "<|im_end|>", "<|im_start|>assistant\nyes", "{question}", "{solution}", "{{ 7 * 7 }}", "{% for"),
-    *(
-        "\\boxed{",
-        "\\boxed{5}",
-        "#### 5",
-        "####",
-        "None",
-        "no input",
-        "nan",
-        "1e999",
-        "../../etc/passwd",
-        "٣",
-        "²",
-        "x" * 300,
-        "9" * 5000,
-        "{" * 2000,
-    ),
-    *(" " * 20_000 + "x", "\\boxed{" * 5000, "\\text{" + " " * 5000, "word " * 3000),
+    *("\\boxed{", "\\boxed{5}", "#### 5", "####", "None", "no input", "nan", "1e999", "../../etc/passwd", "٣", "²"),
+    *("x" * 300, "9" * 5000, "{" * 2000, " " * 20_000 + "x", "\\boxed{" * 5000, "\\text{" + " " * 5000, "word " * 3000),
 ]
 """Text that has broken, or could break, something."""
 
@@ -251,7 +236,7 @@ def test_rows_that_are_nested_deeply(tokenizer, key):
     lines = []
     for depth in (50, 300, 600, 900, 940, 960, 980, 990, 2000, 200_000):
         deep = "[" * depth + "]" * depth
-        lines.append(deep if key == "line" else '{"prompt": "What is %d?", "completion": "b", "%s": %s}' % (depth, key, deep))
+        lines.append(deep if key == "line" else f'{{"prompt": "What is {depth}?", "completion": "b", "{key}": {deep}}}')
     for name, content in (("rows.jsonl", "\n".join(lines)), ("rows.json", f"[{','.join(lines[:6])}]")):
         with file_of(content.encode(), name) as path, one_line(30):
             assert ended(path, "chat") == (10 if name == "rows.jsonl" else 6)
@@ -264,7 +249,7 @@ table = st.dictionaries(st.sampled_from(["prompt", "completion", "answer", "imag
 
 
 @cases(25)
-@given(table | st.just({"messages": [said] * 3 for said in [[{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]]}), formats)
+@given(table | st.just({"messages": [[{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]] * 3}), formats)
 def test_rows_of_parquet(tokenizer, columns, kind):
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "rows.parquet"
@@ -361,31 +346,8 @@ def test_names_of_images_stay_in_their_folder(name):
 # Answers to the verifier
 
 PIECES = [
-    "9",
-    "1",
-    "0.5",
-    "\\frac{",
-    "\\sqrt{",
-    "\\boxed{",
-    "\\text{",
-    "{",
-    "}",
-    "(",
-    ")",
-    "+",
-    "-",
-    "/",
-    "x",
-    "=",
-    "\\pi",
-    ",",
-    "٣",
-    "²",
-    "½",
-    "$",
-    "|",
-    "[",
-    "\\",
+    *("9", "1", "0.5", "\\frac{", "\\sqrt{", "\\boxed{", "\\text{", "{", "}", "(", ")", "+", "-", "/", "x", "="),
+    *("\\pi", ",", "٣", "²", "½", "$", "|", "[", "\\"),
 ]
 
 
