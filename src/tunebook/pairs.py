@@ -149,7 +149,17 @@ def on_policy(work: Work) -> list[Pair]:
     samples = answer_file(work.folder / "samples.jsonl", work.source(), prompts, _sampling(config, seeds), record, "sampling", shown)
     passes = Counter(sum(s["verdict"] == "right" for s in samples[i : i + config.samples]) for i in range(0, len(samples), config.samples))
     work.record |= {"pass_counts": {str(k): passes[k] for k in range(config.samples + 1)}, "samples": _verdicts(samples)}
-    return build(config, work.rows, samples, work.count_tokens)
+    found = build(config, work.rows, samples, work.count_tokens)
+    paired = {p["source_id"] for p in found}
+    own = [{s["verdict"] for s in samples[i : i + config.samples]} for i in range(0, len(samples), config.samples)]
+    fates = ("paired" if row["source_id"] in paired else unpaired(verdicts) for row, verdicts in zip(work.rows, own, strict=True))
+    work.record["prompts"] = dict(Counter(fates).most_common())
+    return found
+
+
+def unpaired(verdicts: set[str]) -> str:
+    """Why samples of these verdicts gave no pair."""
+    return next((f"never {verdict}" for verdict in ("right", "wrong") if verdict not in verdicts), "lengths too far apart")
 
 
 def injected_error(work: Work) -> list[Pair]:
@@ -173,12 +183,19 @@ def injected_error(work: Work) -> list[Pair]:
     shown = [row.get("images") or [] for row in work.rows]
     samples = answer_file(work.folder / "errors.jsonl", work.source(), prompts, _sampling(config, seeds), record, "writing errors", shown)
     work.record["errors"] = _verdicts(samples)
-    out = []
+    out, fates = [], Counter[str]()
     for row, sample, strategy in zip(work.rows, samples, drawn, strict=True):
         chosen = reference(row, work.count_tokens)
-        flawed = sample["verdict"] == "wrong" or (sample["verdict"] == "right" and strategy == "process_error")
-        if flawed and words(sample["text"]) != words(chosen["text"]) and length_ratio(chosen, sample) <= config.max_length_ratio:
+        if sample["verdict"] != "wrong" and not (sample["verdict"] == "right" and strategy == "process_error"):
+            fates[sample["verdict"]] += 1
+        elif words(sample["text"]) == words(chosen["text"]):
+            fates["the same text"] += 1
+        elif length_ratio(chosen, sample) > config.max_length_ratio:
+            fates["lengths too far apart"] += 1
+        else:
+            fates["paired"] += 1
             out.append(make_pair(config, row, chosen, sample, strategy))
+    work.record["error_prompts"] = dict(fates.most_common())
     return out
 
 
@@ -204,7 +221,13 @@ def summary(record: dict[str, Any]) -> Table:
         table.add_row(f"strategy {strategy}", str(n))
     for right, prompts in record.get("pass_counts", {}).items():
         table.add_row(f"prompts with {right} right samples", str(prompts))
-    for what, key in (("samples", "samples"), ("answers asked to be wrong", "errors"), ("quarantined", "quarantined")):
+    for what, key in (
+        ("prompts", "prompts"),
+        ("samples", "samples"),
+        ("prompts asked for errors", "error_prompts"),
+        ("answers asked to be wrong", "errors"),
+        ("quarantined", "quarantined"),
+    ):
         if record.get(key):
             table.add_row(what, ", ".join(f"{n} {name}" for name, n in record[key].items()))
     if margin := record.get("margin"):
