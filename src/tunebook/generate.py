@@ -267,7 +267,7 @@ def _from_server(server: ServerConfig, prompts: list[Messages], images: Images, 
         settings = {"max_tokens": sampling.max_new_tokens, "temperature": sampling.temperature, **seed, **server.extra}
         messages = with_urls(prompts[i], images[i])
         reply = client.chat.completions.create(model=server.model, messages=messages, extra_body=settings)  # type: ignore[arg-type]
-        if getattr(reply, "choices", None) == []:
+        if not getattr(reply, "choices", True):
             return Answer("", 0, truncated=True)
         text, truncated, _, tokens = replied(reply)
         return Answer(text, tokens, truncated)
