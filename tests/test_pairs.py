@@ -130,7 +130,7 @@ def test_every_prompt_has_a_pair_or_a_reason(monkeypatch):
 
 
 def test_a_collapsed_model_is_noticed_while_it_answers(monkeypatch):
-    with pytest.raises(UserError, match="32 of 32 answers repeat one piece of text to their end.*lower learning_rate"):
+    with pytest.raises(UserError, match=r"32 of 32 answers repeat one piece of text to their end.*lower learning_rate"):
         on_policy(work_of(["So 7 " + "7 " * 40] * 40, 10, monkeypatch))
     on_policy(work_of(["So 7 " + "7 " * 40, WRONG] * 20, 10, monkeypatch))  # half of them: a weak model
 

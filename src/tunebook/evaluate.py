@@ -313,5 +313,5 @@ def _shares(predictions: list[dict[str, Any]]) -> dict[str, Any]:
         "truncated": sum(p["truncated"] for p in predictions) / n,
         "no_answer": sum(p["how"] == "none" for p in predictions) / n,
         "mean_tokens": sum(p["tokens"] for p in predictions) / n,
-        "repeating": sum(repeats(p["answer"]) for p in predictions) / n,
+        "repeating": sum(repeats(p.get("answer", "")) for p in predictions) / n,
     }
