@@ -78,7 +78,7 @@ def test_a_server_that_says_the_key_back(keys, echo, tmp_path, capsys, status):
         ("pairs.server", {"url": "http://127.0.0.1/v1", "model": "m", "api_key": "aNotherKeyThatIsNotInTheEnvironment"}),
         ("sft.hub_token", "hf_" + "a" * 34),
         ("sft.run_name", f"trial {FAKE['HF_TOKEN']}"),
-        ("data.system_prompt", "sk-" + "proj-" + "b" * 30),
+        ("data.system_prompt", "sk-" + "proj-1" + "b" * 30),
         ("name", FAKE["API_KEY"]),
         (FAKE["API_KEY"], 1),
     ],
@@ -93,6 +93,14 @@ def test_a_secret_in_a_recipe_is_refused_and_not_repeated(keys, tmp_path, key, v
             load_recipe(**given)
         clean_of_keys(str(error.value))
         assert not any(part in str(error.value) for part in ("aNother", "pass1234", "abcdefghij", "aaaaa", "bbbbb")), error.value
+
+
+def test_a_key_of_the_env_file_is_known_too(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / ".env").write_text("API_KEY=only-in-the-file-1\n")
+    monkeypatch.delenv("API_KEY", raising=False)
+    with pytest.raises(UserError, match=r"sft\.run_name holds a secret"):
+        load_recipe(overrides={"sft.run_name": "only-in-the-file-1"})
 
 
 def test_a_recipe_that_cannot_be_read_is_not_repeated(keys, tmp_path):
@@ -112,9 +120,9 @@ def test_commands_that_work_and_that_fail_leave_no_key(keys, run_cli, tmp_path):
 
 
 def test_what_is_scrubbed():
-    assert scrubbed("key none, sk-" + "a" * 20 + " and https://u:p@host", "none") == "key none, *** and https://***@host"
+    assert scrubbed("key none, sk-" + "a1" * 10 + " and https://u:p@host", "none") == "key none, *** and https://***@host"
     assert scrubbed("Bearer " + "x" * 20 + ", mine-is-here.", "mine-is-here") == "***, ***."
-    assert scrubbed("tasks sk-learn, hf_hub, http://127.0.0.1:80/v1") == "tasks sk-learn, hf_hub, http://127.0.0.1:80/v1"
+    assert scrubbed("tasks sk-learn-and-other-kits, hf_hub, http://127.0.0.1:80/v1") == "tasks sk-learn-and-other-kits, hf_hub, http://127.0.0.1:80/v1"
 
 
 def test_no_secret_in_the_repository():

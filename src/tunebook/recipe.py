@@ -53,14 +53,19 @@ def read_text(path: Path) -> str:
 
 def secret(name: str) -> str | None:
     """A key from the environment or from `.env` in the working folder or the project."""
+    return _environment().get(name)
+
+
+def _environment() -> dict[str, str]:
+    """The variables that are set, with those of the `.env` files."""
     from dotenv import dotenv_values
 
-    files = [dotenv_values(folder / ".env").get(name) for folder in (Path.cwd(), ROOT)]
-    return next((value for value in (os.environ.get(name), *files) if value), None)
+    places = (dotenv_values(ROOT / ".env"), dotenv_values(Path.cwd() / ".env"), os.environ)
+    return {name: value for place in places for name, value in place.items() if value}
 
 
 SECRET = re.compile(
-    r"\b(?:sk-[\w-]{16}|hf_[A-Za-z0-9]{20}|gh[pousr]_[A-Za-z0-9]{20}|github_pat_\w{20}|glpat-[\w-]{16}|xox[abp]-[\w-]{10}|AKIA[0-9A-Z]{16}|AIza[\w-]{30})[\w-]*"
+    r"\b(?:sk-(?=[\w-]*\d)[\w-]{16}|hf_[A-Za-z0-9]{20}|gh[pousr]_[A-Za-z0-9]{20}|github_pat_\w{20}|glpat-[\w-]{16}|xox[abp]-[\w-]{10}|AKIA[0-9A-Z]{16}|AIza[\w-]{30})[\w-]*"
     r"|(?<=://)[^/\s:@]+:[^/\s@]+(?=@)|Bearer\s+[\w.~+/-]{12,}=*|-----BEGIN [A-Z ]*PRIVATE KEY-----"
 )
 """What a key, a token or a password in an address looks like."""
@@ -574,7 +579,7 @@ def _values(content: Any) -> Iterator[tuple[str, Any]]:
 def _check_values(content: Any) -> None:
     """Raises UserError for a secret in a recipe, for what is no value of YAML's own, and for text that is no UTF-8."""
     names = re.compile(r"(?:KEY|TOKEN|SECRET|PASSWORD)$")
-    known = {v for k, v in os.environ.items() if names.search(k) and len(v) >= 8}
+    known = {v for k, v in _environment().items() if names.search(k) and len(v) >= 8}
     for at, value in _values(content):
         for text in (value, *value) if isinstance(value, dict) else (value,):
             if not isinstance(text, str | int | float | list | tuple | dict | None):
