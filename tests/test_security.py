@@ -122,7 +122,9 @@ def test_commands_that_work_and_that_fail_leave_no_key(keys, run_cli, tmp_path):
 def test_what_is_scrubbed():
     assert scrubbed("key none, sk-" + "a1" * 10 + " and https://u:p@host", "none") == "key none, *** and https://***@host"
     assert scrubbed("Bearer " + "x" * 20 + ", mine-is-here.", "mine-is-here") == "***, ***."
-    assert scrubbed("tasks sk-learn-and-other-kits, hf_hub, http://127.0.0.1:80/v1") == "tasks sk-learn-and-other-kits, hf_hub, http://127.0.0.1:80/v1"
+    assert (
+        scrubbed("tasks sk-learn-and-other-kits, hf_hub, http://127.0.0.1:80/v1") == "tasks sk-learn-and-other-kits, hf_hub, http://127.0.0.1:80/v1"
+    )
 
 
 def test_no_secret_in_the_repository():
