@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from hypothesis import settings
 
 from tunebook import models
 from tunebook.recipe import ROOT
@@ -16,6 +17,7 @@ from tunebook.recipe import ROOT
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # two processes that each want every core slow each other down many times over
 models.set_environment()  # before any test imports transformers
+settings.register_profile("long", max_examples=2000)  # pytest tests/test_fuzz.py --hypothesis-profile=long
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -12,7 +12,8 @@ import yaml
 from tunebook.data.geometry import problems
 from tunebook.data.preferences import COLUMNS, build, check_sample, format_only, told_apart
 from tunebook.data.prepare import data_stage, prepare, read_parquet, training_rows, write_parquet
-from tunebook.pairs import _rows, pairs, pairs_stage, summary
+from tunebook.generate import Answer
+from tunebook.pairs import Work, _rows, injected_error, on_policy, pairs, pairs_stage, summary
 from tunebook.recipe import ROOT, PairsConfig, UserError, load_recipe
 from tunebook.verify import verify
 
@@ -100,6 +101,35 @@ def test_shortcuts_are_seen():
     record = {"rows": {"train": 1, "val": 0}, "strategies": {}, "tokens": {"chosen": 1, "rejected": 1}, "length_only_accuracy": 0.5}
     cells = list(summary(record | {"format_only_accuracy": format_only(shouting)}).columns[1].cells)
     assert cells[-1].startswith("100% (above 70%: look at the pairs") and cells[-2] == "50% (near 50% is healthy)"
+
+
+def work_of(answers: list[str], rows: int, monkeypatch, **given) -> Work:
+    """What is left when a model has answered so."""
+    config = {"pairs.samples": 4, "pairs.max_length_ratio": 2.0} | given
+    recipe = load_recipe(overrides=config)
+    work = Work(recipe, [ROW | {"source_id": f"row/{i}"} for i in range(rows)], ROOT, lambda: None, lambda text: len(text) // 2, 1)
+
+    def answer_file(path, source, prompts, sampling, record, label, shown):
+        return [{"index": i} | record(i, Answer(text, len(text) // 2, False)) for i, text in enumerate(answers)]
+
+    monkeypatch.setattr("tunebook.pairs.answer_file", answer_file)
+    return work
+
+
+def test_every_prompt_has_a_pair_or_a_reason(monkeypatch):
+    long = WRONG.replace("2 + 3", "2 + 3" + " + 0" * 30)
+    work = work_of([RIGHT, WRONG, "?", "?"] + [RIGHT] * 4 + [WRONG] * 4 + [RIGHT, long, "?", ""], 4, monkeypatch)
+    assert len(on_policy(work)) == 1
+    assert work.record["prompts"] == {"paired": 1, "never wrong": 1, "never right": 1, "lengths too far apart": 1}
+    work = work_of([WRONG, RIGHT, "?", long], 4, monkeypatch, **{"pairs.strategies": ["process_error"]})
+    assert len(injected_error(work)) == 1
+    assert work.record["error_prompts"] == {"paired": 1, "the same text": 1, "broken": 1, "lengths too far apart": 1}
+
+
+def test_a_collapsed_model_is_noticed_while_it_answers(monkeypatch):
+    with pytest.raises(UserError, match=r"32 of 32 answers repeat one piece of text to their end.*lower learning_rate"):
+        on_policy(work_of(["So 7 " + "7 " * 40] * 40, 10, monkeypatch))
+    on_policy(work_of(["So 7 " + "7 " * 40, WRONG] * 20, 10, monkeypatch))  # half of them: a weak model
 
 
 def test_written_pairs_are_what_trl_wants(tmp_path):
@@ -260,6 +290,7 @@ def test_the_model_is_asked_for_errors_and_a_second_round_starts_from_the_first(
     recipe = load_recipe(taught / "taught.yaml", overrides=keys)
     assert recipe.run_dir.joinpath("sft").exists()
     first = pairs(recipe)
+    assert sum(first["prompts"].values()) == sum(first["error_prompts"].values()) == 5  # each has a pair or a reason
     assert sum(first["errors"].values()) == 5 and sum(first["samples"].values()) == 40
     dpo(recipe)
     second = pairs(recipe, 2)

@@ -21,7 +21,7 @@ from tunebook import models
 from tunebook.data.images import instead
 from tunebook.data.prepare import data_stage, load, prepare
 from tunebook.data.rows import Messages, images_of
-from tunebook.generate import Answer, Local, Sampling, answer_file, ask, local, read_records
+from tunebook.generate import Answer, Local, Sampling, answer_file, ask, local, read_records, repeats
 from tunebook.paired import compare, compared_steps, wilson
 from tunebook.recipe import Recipe, UserError
 from tunebook.run import Stage, finished_key, read_json, round_name, write_json
@@ -66,6 +66,8 @@ def evaluate(recipe: Recipe, only: Iterable[str] | None = None, force: bool = Fa
                     summary["sampled"] = _sample(recipe, name, local(model, tokenizer, adapter), items, folder)
                 if recipe.evaluate.ablation and any(images_of(item) for item in items):
                     summary["images"] = _ablate(recipe, name, local(model, tokenizer, adapter), items, folder)
+                if name != "base" and summary["repeating"] > 0.5:
+                    print(f"Warning: {summary['repeating']:.0%} of {name}'s answers repeat one piece of text to their end: it has collapsed")
                 stage.record = {"summary": summary, "verifier": verifier()}
     results = {name: stage.result["summary"] for name, stage in todo.items()}
     write_json(recipe.run_dir / "eval" / "summary.json", {"split": recipe.evaluate.split, "stages": results, "comparisons": comparisons(todo)})
@@ -313,4 +315,5 @@ def _shares(predictions: list[dict[str, Any]]) -> dict[str, Any]:
         "truncated": sum(p["truncated"] for p in predictions) / n,
         "no_answer": sum(p["how"] == "none" for p in predictions) / n,
         "mean_tokens": sum(p["tokens"] for p in predictions) / n,
+        "repeating": sum(repeats(p.get("answer", "")) for p in predictions) / n,
     }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import threading
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -12,12 +13,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import jinja2
 from tqdm.auto import tqdm
 
 from tunebook import models
+from tunebook.data.clean import replied
 from tunebook.data.images import data_url, open_all, render
 from tunebook.data.rows import Messages
-from tunebook.recipe import ServerConfig, UserError, secret
+from tunebook.recipe import ServerConfig, UserError, first_line, scrubbed, secret
 from tunebook.sharing import shared
 
 
@@ -51,6 +54,14 @@ class Sampling:
 
 Images = list[list[str]]
 """Of each prompt the files that go with its first question."""
+
+
+LOOP = re.compile(r"(.{1,40}?)\1{9}.{0,40}\Z", re.DOTALL)
+
+
+def repeats(text: str) -> bool:
+    """Whether a text ends in one piece of up to 40 characters, ten times and more in a row, as those of a collapsed model do."""
+    return LOOP.search(text[-500:]) is not None
 
 
 @contextlib.contextmanager
@@ -197,7 +208,10 @@ def _chat_inputs(source: Local, messages: Messages, shown: dict[int, Any]) -> An
         ]
     elif shown:
         raise UserError(NO_EYES)
-    inputs = source.tokenizer.apply_chat_template(given, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt")
+    try:
+        inputs = source.tokenizer.apply_chat_template(given, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt")
+    except jinja2.TemplateError as error:
+        raise UserError(f"the model's chat template refuses this conversation: {first_line(error)}") from None
     return _on(source.model, inputs)
 
 
@@ -235,20 +249,24 @@ def _from_server(server: ServerConfig, prompts: list[Messages], images: Images, 
     In threads rather than on an event loop: a notebook's own loop is already running. The client retries with
     exponential back-off and heeds `Retry-After`.
     """
+    import httpx
     import openai
 
     key = secret(server.api_key_env) or "none"  # a server on this machine asks for none
-    client = openai.OpenAI(base_url=server.url, api_key=key, max_retries=server.retries, timeout=server.timeout)
+    try:
+        client = openai.OpenAI(base_url=server.url, api_key=key, max_retries=server.retries, timeout=server.timeout)
+    except (ValueError, TypeError, httpx.InvalidURL) as error:
+        raise UserError(f"pairs.server.url: {first_line(error)}") from None
 
     def request(i: int) -> Answer:
         seed = {"seed": sampling.seeds[i]} if sampling.seeds else {}
         settings = {"max_tokens": sampling.max_new_tokens, "temperature": sampling.temperature, **seed, **server.extra}
         messages = with_urls(prompts[i], images[i])
         reply = client.chat.completions.create(model=server.model, messages=messages, extra_body=settings)  # type: ignore[arg-type]
-        if not reply.choices:
+        if not getattr(reply, "choices", True):
             return Answer("", 0, truncated=True)
-        choice = reply.choices[0]
-        return Answer(choice.message.content or "", reply.usage.completion_tokens if reply.usage else 0, choice.finish_reason != "stop")
+        text, truncated, _, tokens = replied(reply)
+        return Answer(text, tokens, truncated)
 
     pool = ThreadPoolExecutor(server.concurrency)
     try:
@@ -256,10 +274,16 @@ def _from_server(server: ServerConfig, prompts: list[Messages], images: Images, 
         for future in as_completed(waiting):
             yield {waiting[future]: future.result()}
     except openai.APIStatusError as error:
-        why = f"set {server.api_key_env} in the environment or in .env" if error.status_code in (401, 403) else " ".join(str(error).split())[:200]
+        why = (
+            f"set {server.api_key_env} in the environment or in .env"
+            if error.status_code in (401, 403)
+            else scrubbed(" ".join(str(error).split()), key)[:200]
+        )
         raise UserError(f"{server.url} refused a request (HTTP {error.status_code}): {why}") from None
     except openai.APIConnectionError:
         raise UserError(f"{server.url} does not answer: start it and run the same command again, answers so far are kept") from None
+    except (openai.OpenAIError, ValueError, RecursionError) as error:
+        raise UserError(f"{server.url} is no OpenAI-compatible server, or not up to /v1: {scrubbed(first_line(error), key)[:200]}") from None
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
         client.close()

@@ -11,6 +11,7 @@ import ctypes
 import importlib.util
 import json
 import logging
+import multiprocessing
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -21,7 +22,7 @@ from filelock import FileLock
 from platformdirs import user_cache_path
 
 from tunebook import attention, sharing, tiny
-from tunebook.recipe import UserError, find_file
+from tunebook.recipe import UserError, find_file, first_line, read_text
 from tunebook.run import rank
 
 if TYPE_CHECKING:
@@ -177,22 +178,27 @@ def load(recipe: Recipe) -> tuple[Any, Any]:
     """
     backend()
     import torch
+    from safetensors import SafetensorError
     from unsloth import FastModel
 
     config: ModelConfig = recipe.model
     checkpointing = recipe.lora.get("use_gradient_checkpointing", False)
     attention.register()
     how = "eager" if config.attn_implementation == attention.NAME and not on_cpu() else config.attn_implementation
-    model, tokenizer = FastModel.from_pretrained(
-        model_name=resolve(config.base),
-        max_seq_length=config.max_seq_length,
-        dtype=getattr(torch, config.dtype) if config.dtype else None,
-        load_in_4bit=config.load_in_4bit,
-        revision=config.revision,
-        use_gradient_checkpointing=checkpointing,
-        trust_remote_code=False,
-        **({"attn_implementation": how} if how else {}),
-    )
+    try:
+        model, tokenizer = FastModel.from_pretrained(
+            model_name=resolve(config.base),
+            max_seq_length=config.max_seq_length,
+            dtype=getattr(torch, config.dtype) if config.dtype else None,
+            load_in_4bit=config.load_in_4bit,
+            revision=config.revision,
+            use_gradient_checkpointing=checkpointing,
+            trust_remote_code=False,
+            use_safetensors=True,  # else transformers takes pickled weights (pytorch_model.bin) where there are no others
+            **({"attn_implementation": how} if how else {}),
+        )
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"model.base: {config.base} cannot be loaded, its weights must be whole safetensors files ({first_line(error)})") from None
     if hasattr(model.config, "vision_config") and not hasattr(tokenizer, "image_processor"):  # the CPU backend gives a plain tokenizer
         from transformers import AutoProcessor
 
@@ -207,9 +213,10 @@ def fit_tokenizer(tokenizer: Any, config: ModelConfig) -> None:
     """Give a tokenizer (or processor) the recipe's chat template and end of turn. Raises UserError when it ends up without a template,
     or lacks the token."""
     if config.chat_template:
-        tokenizer.chat_template = find_file(config.chat_template).read_text(encoding="utf-8")
+        tokenizer.chat_template = read_text(find_file(config.chat_template))
     if not tokenizer.chat_template:
         raise UserError(f"{config.base} has no chat template: set model.chat_template, for example to prompt/chatml.jinja")
+    check_template(tokenizer, config.base)
     text = text_tokenizer(tokenizer)
     if config.eos_token:
         if config.eos_token not in text.get_vocab():
@@ -225,6 +232,52 @@ def text_tokenizer(tokenizer: Any) -> Any:
 def has_processor(folder: Path) -> bool:
     """Whether a model or adapter was saved with a processor: it sees images."""
     return any((folder / name).exists() for name in ("processor_config.json", "preprocessor_config.json"))
+
+
+RENDERING_S, RENDERING_BYTES = 10.0, 2**30
+"""What a chat template may take for two short messages."""
+_checked: set[str] = set()
+
+
+def check_template(tokenizer: Any, name: str) -> None:
+    """Render two short messages with a tokenizer's (or processor's) chat template, in a process that is ended when it takes too long.
+
+    transformers renders in Jinja's sandbox: a template reaches no file and no Python object, but may loop as long as it likes.
+    Raises UserError for one that cannot be rendered.
+    """
+    template = repr(tokenizer.chat_template)
+    if template in _checked:
+        return
+    fork = multiprocessing.get_context("fork")  # the tokenizer as it is, in no time
+    ours, theirs = fork.Pipe(duplex=False)
+    process = fork.Process(target=_render, args=(tokenizer, theirs), daemon=True)
+    process.start()
+    theirs.close()
+    try:
+        why = ours.recv() if ours.poll(RENDERING_S) else f"it takes more than {RENDERING_S:.0f} s"
+    except EOFError:
+        why = "it ended the process"
+    process.kill()
+    process.join()
+    if why:
+        raise UserError(f"the chat template of {name} cannot be used: {why}. Set model.chat_template, for example to prompt/chatml.jinja")
+    _checked.add(template)
+
+
+def _render(tokenizer: Any, answer: Any) -> None:
+    import resource
+
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (used + RENDERING_BYTES,) * 2)
+    parts = hasattr(tokenizer, "image_processor")  # a processor wants every content as a list of parts
+    texts = {"user": "Hi", "assistant": "Hello"}
+    said = [{"role": role, "content": [{"type": "text", "text": text}] if parts else text} for role, text in texts.items()]
+    try:
+        tokenizer.apply_chat_template(said, tokenize=False)
+        tokenizer.apply_chat_template(said[:1], tokenize=False, add_generation_prompt=True)
+        answer.send("")
+    except Exception as error:
+        answer.send(f"{type(error).__name__}: {first_line(error)}")
 
 
 def _end_turns(model: Any, token: int) -> None:
@@ -265,9 +318,13 @@ def restore_lora(model: Any, path: Path) -> Any:
     Raises UserError when the shapes differ (`lora` was changed since it was trained).
     """
     from peft import set_peft_model_state_dict
+    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    weights = load_file(path / "adapter_model.safetensors")
+    try:
+        weights = load_file(path / "adapter_model.safetensors")
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"no whole adapter_model.safetensors in {path} ({first_line(error)}): train it again") from None
     try:
         missing = [k for k in set_peft_model_state_dict(model, weights).missing_keys if "lora_" in k]
     except RuntimeError as error:
@@ -287,6 +344,8 @@ def load_adapters(model: Any, adapters: dict[str, Path]) -> Any:
     from peft import PeftModel
 
     for name, path in adapters.items():
+        if not (path / "adapter_model.safetensors").is_file():  # PEFT would take a pickled adapter_model.bin in its place
+            raise UserError(f"no adapter_model.safetensors in {path}: train it again")
         if isinstance(model, PeftModel):
             model.load_adapter(str(path), adapter_name=name, autocast_adapter_dtype=False)
         else:

@@ -26,16 +26,19 @@ from rich.text import Text
 
 from tunebook import models
 from tunebook.data import preferences
-from tunebook.data.checks import words
+from tunebook.data.checks import without, words
 from tunebook.data.preferences import COLUMNS, Pair, Sample, build, check_sample, format_only, length_ratio, make_pair, marked, reference, told_apart
 from tunebook.data.prepare import data_stage, file_hash, prepare, read_parquet, training_rows, write_parquet, write_quarantine
 from tunebook.data.records import is_file
-from tunebook.data.rows import Reject, images_of, share
+from tunebook.data.rows import Reject, Row, images_of, share
 from tunebook.data.tokens import text_counter
-from tunebook.generate import Answer, Local, Sampling, answer_file, local
-from tunebook.recipe import PairsConfig, Recipe, ServerConfig, UserError, find_file
+from tunebook.generate import Answer, Local, Sampling, answer_file, local, repeats
+from tunebook.recipe import PairsConfig, Recipe, ServerConfig, UserError, find_file, read_text
 from tunebook.run import Stage, finished_key, policy_name, round_name
 from tunebook.verify import verifier
+
+NOTICED = 32
+"""Answers before a model is said to have collapsed."""
 
 
 @dataclass
@@ -50,6 +53,20 @@ class Work:
     number: int
     record: dict[str, Any] = field(default_factory=dict)
     rejects: list[Reject] = field(default_factory=list)
+    control: Callable[[Row], Reject | None] = lambda _: None
+    """The check for control tokens in the text."""
+    answered: int = 0
+    repeating: int = 0
+
+    def notice(self, answer: Answer) -> None:
+        """Count an answer. Raises UserError when nearly all so far repeat one piece of text to their end: such a model gives no pairs."""
+        self.answered += 1
+        self.repeating += repeats(answer.text)
+        if self.answered >= NOTICED and self.repeating > 0.9 * self.answered:
+            raise UserError(
+                f"{self.repeating} of {self.answered} answers repeat one piece of text to their end, the model that answers has collapsed: "
+                "train it again with a lower learning_rate, or lower pairs.temperature"
+            )
 
 
 def pairs(recipe: Recipe, number: int = 1, force: bool = False) -> dict[str, Any]:
@@ -66,8 +83,9 @@ def pairs(recipe: Recipe, number: int = 1, force: bool = False) -> dict[str, Any
     if _uses_model(recipe):
         models.backend()  # Unsloth comes before whatever imports transformers
     prepare(recipe)
-    with stage.open(resume=not force) as folder, text_counter(recipe.model) as count:
+    with stage.open(resume=not force) as folder, text_counter(recipe.model) as (count, control):
         work = Work(recipe, _rows(recipe, number), folder, _opener(recipe, number), lambda text: count(text) + 1, number)
+        work.control = without(control)
         found = [pair for method in recipe.pairs.methods for pair in METHODS[method](work)]
         write_quarantine(work.rejects, folder / "quarantine.jsonl")
         if not found:
@@ -132,6 +150,7 @@ def on_policy(work: Work) -> list[Pair]:
     seeds = [_seed(work, row["source_id"], str(k)) for row, k in flat]
 
     def record(i: int, answer: Answer) -> Sample:
+        work.notice(answer)
         row = flat[i][0]
         return _sample(answer, row["gold"], row["completion"][0]["content"], seeds[i])
 
@@ -140,7 +159,17 @@ def on_policy(work: Work) -> list[Pair]:
     samples = answer_file(work.folder / "samples.jsonl", work.source(), prompts, _sampling(config, seeds), record, "sampling", shown)
     passes = Counter(sum(s["verdict"] == "right" for s in samples[i : i + config.samples]) for i in range(0, len(samples), config.samples))
     work.record |= {"pass_counts": {str(k): passes[k] for k in range(config.samples + 1)}, "samples": _verdicts(samples)}
-    return build(config, work.rows, samples, work.count_tokens)
+    found = build(config, work.rows, samples, work.count_tokens)
+    paired = {p["source_id"] for p in found}
+    own = [{s["verdict"] for s in samples[i : i + config.samples]} for i in range(0, len(samples), config.samples)]
+    fates = ("paired" if row["source_id"] in paired else unpaired(verdicts) for row, verdicts in zip(work.rows, own, strict=True))
+    work.record["prompts"] = dict(Counter(fates).most_common())
+    return found
+
+
+def unpaired(verdicts: set[str]) -> str:
+    """Why samples of these verdicts gave no pair."""
+    return next((f"never {verdict}" for verdict in ("right", "wrong") if verdict not in verdicts), "lengths too far apart")
 
 
 def injected_error(work: Work) -> list[Pair]:
@@ -150,31 +179,39 @@ def injected_error(work: Work) -> list[Pair]:
     """
     config = work.recipe.pairs
     drawn = [random.Random(f"{work.recipe.seed}/{work.number}/{row['source_id']}").choice(config.strategies) for row in work.rows]  # noqa: S311
-    texts = {s: find_file(f"prompt/{s}.txt").read_text(encoding="utf-8") for s in config.strategies}
+    texts = {s: read_text(find_file(f"prompt/{s}.txt")) for s in config.strategies}
     prompts, seeds = [], [_seed(work, row["source_id"], "error") for row in work.rows]
     for row, strategy in zip(work.rows, drawn, strict=True):
         parts = {"{question}": row["prompt"][-1]["content"], "{solution}": row["completion"][0]["content"]}
         prompts.append([{"role": "user", "content": _fill(texts[strategy], parts)}])
 
     def record(i: int, answer: Answer) -> Sample:
+        work.notice(answer)
         row = work.rows[i]
         return {"strategy": drawn[i]} | _sample(answer, row["gold"], row["completion"][0]["content"], seeds[i])
 
     shown = [images_of(row) for row in work.rows]
     samples = answer_file(work.folder / "errors.jsonl", work.source(), prompts, _sampling(config, seeds), record, "writing errors", shown)
     work.record["errors"] = _verdicts(samples)
-    out = []
+    out, fates = [], Counter[str]()
     for row, sample, strategy in zip(work.rows, samples, drawn, strict=True):
         chosen = reference(row, work.count_tokens)
-        flawed = sample["verdict"] == "wrong" or (sample["verdict"] == "right" and strategy == "process_error")
-        if flawed and words(sample["text"]) != words(chosen["text"]) and length_ratio(chosen, sample) <= config.max_length_ratio:
+        if sample["verdict"] != "wrong" and not (sample["verdict"] == "right" and strategy == "process_error"):
+            fates[sample["verdict"]] += 1
+        elif words(sample["text"]) == words(chosen["text"]):
+            fates["the same text"] += 1
+        elif length_ratio(chosen, sample) > config.max_length_ratio:
+            fates["lengths too far apart"] += 1
+        else:
+            fates["paired"] += 1
             out.append(make_pair(config, row, chosen, sample, strategy))
+    work.record["error_prompts"] = dict(fates.most_common())
     return out
 
 
 def dataset(work: Work) -> list[Pair]:
     """An existing preference set; what cannot be used goes to `quarantine.jsonl` with the reason."""
-    read = list(preferences.read(work.recipe, work.count_tokens, work.folder / "images"))
+    read = list(preferences.read(work.recipe, work.count_tokens, work.folder / "images", work.control))
     work.rejects += [r for r in read if isinstance(r, Reject)]
     work.record["quarantined"] = dict(Counter(r.reason for r in work.rejects))
     found = [p for p in read if not isinstance(p, Reject)]
@@ -194,7 +231,13 @@ def summary(record: dict[str, Any]) -> Table:
         table.add_row(f"strategy {strategy}", str(n))
     for right, prompts in record.get("pass_counts", {}).items():
         table.add_row(f"prompts with {right} right samples", str(prompts))
-    for what, key in (("samples", "samples"), ("answers asked to be wrong", "errors"), ("quarantined", "quarantined")):
+    for what, key in (
+        ("prompts", "prompts"),
+        ("samples", "samples"),
+        ("prompts asked for errors", "error_prompts"),
+        ("answers asked to be wrong", "errors"),
+        ("quarantined", "quarantined"),
+    ):
         if record.get(key):
             table.add_row(what, ", ".join(f"{n} {name}" for name, n in record[key].items()))
     if margin := record.get("margin"):

@@ -17,6 +17,7 @@ import os
 import re
 import shlex
 import typing
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -44,12 +45,39 @@ def first_line(error: BaseException) -> str:
     return next(iter(str(error).strip().splitlines()), "") or type(error).__name__
 
 
+def read_text(path: Path) -> str:
+    """A text file. Raises UserError when it cannot be read, or is not UTF-8."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} cannot be read as text: {first_line(error)}") from None
+
+
 def secret(name: str) -> str | None:
     """A key from the environment or from `.env` in the working folder or the project."""
+    return _environment().get(name)
+
+
+def _environment() -> dict[str, str]:
+    """The variables that are set, with those of the `.env` files."""
     from dotenv import dotenv_values
 
-    files = [dotenv_values(folder / ".env").get(name) for folder in (Path.cwd(), ROOT)]
-    return next((value for value in (os.environ.get(name), *files) if value), None)
+    places = (dotenv_values(ROOT / ".env"), dotenv_values(Path.cwd() / ".env"), os.environ)
+    return {name: value for place in places for name, value in place.items() if value}
+
+
+SECRET = re.compile(
+    r"\b(?:sk-(?=[\w-]*\d)[\w-]{16}|hf_[A-Za-z0-9]{20}|gh[pousr]_[A-Za-z0-9]{20}|github_pat_\w{20}|glpat-[\w-]{16}|xox[abp]-[\w-]{10}|AKIA[0-9A-Z]{16}|AIza[\w-]{30})[\w-]*"
+    r"|(?<=://)[^/\s:@]+:[^/\s@]+(?=@)|Bearer\s+[\w.~+/-]{12,}=*|-----BEGIN [A-Z ]*PRIVATE KEY-----"
+)
+"""What a key, a token or a password in an address looks like."""
+
+
+def scrubbed(text: str, *keys: str) -> str:
+    """A text without these keys and without anything else that looks like a secret."""
+    for key in keys:
+        text = text.replace(key, "***") if len(key) > 4 else text  # `none`, for a server that asks for no key, is no secret
+    return SECRET.sub("***", text)
 
 
 class Section(BaseModel):
@@ -170,7 +198,7 @@ class ServerConfig(Section):
     """Up to and with `/v1`, for example `http://127.0.0.1:8000/v1`."""
     model: str
     """The name under which the server offers the model."""
-    api_key_env: str = "OPENAI_API_KEY"
+    api_key_env: str = Field("OPENAI_API_KEY", pattern=r"^[A-Z_][A-Z0-9_]*$", max_length=60)
     """The variable (in the environment or in `.env`) that holds the key. A server on this machine needs none."""
     concurrency: int = Field(16, ge=1)
     """Requests under way at a time."""
@@ -394,8 +422,8 @@ class Recipe(Section):
     @field_validator("name", "run")
     @classmethod
     def _folder_name(cls, value: str | None) -> str | None:
-        if value is not None and not re.fullmatch(r"[\w.-]*\w[\w.-]*", value):
-            raise ValueError("should be a folder name of letters, digits, '.', '_' and '-'")
+        if value is not None and not (len(value) <= 100 and re.fullmatch(r"[\w.-]*\w[\w.-]*", value)):
+            raise ValueError("should be a folder name of at most 100 letters, digits, '.', '_' and '-'")
         return value
 
     @property
@@ -410,7 +438,7 @@ class Recipe(Section):
 
     def command(self, step: str) -> str:
         """The shell command for another step of this run: with its recipe, its folder, and what was overridden for every stage."""
-        shared, there = ("model", "lora", "data", "sft", "pairs", "dpo", "seed"), _environment()
+        shared, there = ("model", "lora", "data", "sft", "pairs", "dpo", "seed"), _from_variables()
         changed = {k: v for k, (_, v) in self.overrides.items() if k.split(".")[0] in shared and there.get(k) != v}
         items = [f"{k}={v if isinstance(v, str) else json.dumps(v)}" for k, v in changed.items() if step != "report"]  # which reads folders alone
         options = [] if self._given == DEFAULT else ["--recipe", self._given]
@@ -441,12 +469,15 @@ def load_recipe(
     name = str(recipe or os.environ.get("TUNEBOOK_RECIPE") or DEFAULT)
     path = _recipe_path(name)
     content = _read_yaml(path)
-    given = _environment() | (overrides or {})
+    if not isinstance(overrides or {}, dict) or not all(isinstance(key, str) for key in overrides or {}):
+        raise UserError(f"overrides: should be {{'section.key': value}} (it is {_shown(overrides)})")
+    given = _from_variables() | (overrides or {})
     if unknown := sorted(short.keys() - SHORT.keys()):
         raise UserError(f"{unknown[0]!r} is not a short name{_nearest(unknown[0], [*SHORT, 'seed', 'run', 'recipe'])}")
     given |= {f"{stage}.{SHORT[k]}": v for k, v in short.items() if v is not None}
     given |= {k: v for k, v in {"run": run or os.environ.get("TUNEBOOK_RUN"), "seed": seed}.items() if v is not None}
     changes = {key: (_set(content, key, value), value) for key, value in given.items()}
+    _check_values(content)
     try:
         parsed = Recipe.model_validate(content)
         for section in _DATACLASSES:  # also makes types right: "2e-4" becomes a number
@@ -458,7 +489,7 @@ def load_recipe(
     return parsed
 
 
-def _environment() -> dict[str, Any]:
+def _from_variables() -> dict[str, Any]:
     """Overrides from `$TUNEBOOK__SECTION__KEY` variables, by dotted key."""
     return {k[len(ENV_PREFIX) :].lower().replace("__", "."): _parse(v) for k, v in os.environ.items() if k.startswith(ENV_PREFIX)}
 
@@ -470,7 +501,7 @@ def parse_set(items: list[str]) -> dict[str, Any]:
     """
     for item in items:
         if "=" not in item:
-            raise UserError(f"--set {item}: write it as key=value, for example --set sft.learning_rate=2e-4")
+            raise UserError(f"--set {_shown(item)}: write it as key=value, for example --set sft.learning_rate=2e-4")
     return {key.strip(): _parse(value) for key, value in (item.split("=", 1) for item in items)}
 
 
@@ -479,13 +510,16 @@ def find_file(path: str | Path) -> Path:
 
     Raises UserError when there is none.
     """
-    for candidate in (Path(path), ROOT / path):
-        if candidate.is_file():
-            return candidate.resolve()
-    folder = (ROOT / path).parent
-    names = [str(Path(path).parent / p.name) for p in folder.iterdir()] if folder.is_dir() else []
+    try:
+        for candidate in (Path(path), ROOT / path):
+            if candidate.is_file():
+                return candidate.resolve()
+        folder = (ROOT / path).parent
+        names = [str(Path(path).parent / p.name) for p in folder.iterdir()] if folder.is_dir() else []
+    except OSError as error:  # a name that is too long, a folder that may not be read
+        raise UserError(f"no file {_shown(str(path))}: {error.strerror}") from None
     where = "" if Path(path).is_absolute() else f" in {Path.cwd()}" + (f" or {ROOT}" if Path.cwd() != ROOT else "")
-    raise UserError(f"no file {path}{_nearest(str(path), names) or where}")
+    raise UserError(f"no file {_shown(str(path))}{_nearest(str(path), names) or where}")
 
 
 class _Loader(yaml.SafeLoader):
@@ -498,18 +532,24 @@ _Loader.add_implicit_resolver(_BOOL, re.compile("^(?:true|True|false|False)$"), 
 _Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+0123456789."))
 
 
+_NO_YAML = (yaml.YAMLError, ValueError, RecursionError, OverflowError)
+"""What PyYAML raises: also for a date or a number that there is not, and for a thousand brackets."""
+
+
 def _parse(text: str) -> Any:
     try:
         return yaml.load(text, _Loader)  # noqa: S506 - a SafeLoader
-    except yaml.YAMLError:
+    except _NO_YAML:
         return text
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
         content = yaml.load(path.read_text(encoding="utf-8"), _Loader)  # noqa: S506 - a SafeLoader
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not readable YAML: {' '.join(str(error).split())}") from None
+    except (*_NO_YAML, OSError) as error:
+        mark = getattr(error, "problem_mark", None)  # not the line itself: it may hold a secret
+        why = f"{getattr(error, 'problem', None)}, line {mark.line + 1}" if mark else type(error).__name__
+        raise UserError(f"{path} is not readable YAML: {why}") from None
     if not isinstance(content, dict):
         raise UserError(f"{path} does not hold a recipe: expected keys such as `model:` and `data:`")
     return content
@@ -520,7 +560,7 @@ def _recipe_path(recipe: str) -> Path:
         return find_file(recipe)
     names = sorted(p.stem for p in (ROOT / "configs").glob("*.yaml"))
     if recipe not in names:
-        raise UserError(f"no recipe {recipe!r}{_nearest(recipe, names)}; there are: {', '.join(names)} (or give a path to a .yaml file)")
+        raise UserError(f"no recipe {_shown(repr(recipe))}{_nearest(recipe, names)}; there are: {', '.join(names)} (or give a path to a .yaml file)")
     return ROOT / "configs" / f"{recipe}.yaml"
 
 
@@ -532,14 +572,51 @@ def _set(content: dict[str, Any], key: str, value: Any) -> Any:
         try:
             node = node[int(part)] if isinstance(node, list) else node.setdefault(part, {})
         except (ValueError, IndexError):
-            raise UserError(f"{key}: there is no item {part!r}; this list has {len(node)}") from None
+            raise UserError(f"{_shown(key)}: there is no item {_shown(repr(part))}; this list has {len(node)}") from None
         if not isinstance(node, dict | list):
-            raise UserError(f"{key}: {part} is a value, not a section")
+            raise UserError(f"{_shown(key)}: {_shown(part)} is a value, not a section")
     if isinstance(node, list):
-        raise UserError(f"{key}: set a key of one item, for example {'.'.join(parents)}.0.key")
+        raise UserError(f"{_shown(key)}: set a key of one item, for example {'.'.join(parents)}.0.key")
     old = node.get(last)
     node[last] = value
     return old
+
+
+LARGE = 20_000
+"""Values of a recipe: more come from aliases of aliases."""
+
+
+def _values(content: Any) -> Iterator[tuple[str, Any]]:
+    """All keys and values of a recipe, each with its dotted key. Raises UserError for one that never ends."""
+    waiting: list[tuple[str, Any]] = [("", content)]
+    for _ in range(LARGE):
+        if not waiting:
+            return
+        at, value = waiting.pop()
+        yield at, value
+        inside = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list | tuple) else ()
+        waiting += [(f"{at}.{key}".lstrip("."), part) for key, part in inside]
+    raise UserError(f"the recipe has more than {LARGE} values: look for aliases (*name) that hold each other")
+
+
+def _check_values(content: Any) -> None:
+    """Raises UserError for a secret in a recipe, for what is no value of YAML's own, and for text that is no UTF-8."""
+    names = re.compile(r"(?:KEY|TOKEN|SECRET|PASSWORD)$")
+    known = {v for k, v in _environment().items() if names.search(k) and len(v) >= 8}
+    for at, value in _values(content):
+        for text in (value, *value) if isinstance(value, dict) else (value,):
+            if not isinstance(text, str | int | float | list | tuple | dict | None):
+                raise UserError(f"{_shown(at)}: should be text, a number, a list or a section (it is {_shown(text)})")
+            if isinstance(text, str) and (SECRET.search(text) or any(key in text for key in known)):
+                raise UserError(f"{scrubbed(at, *known)} holds a secret: keys come from the environment or from .env, never from a recipe")
+            if isinstance(text, str) and not text.isascii() and text.encode("utf-8", "replace").decode() != text:
+                raise UserError(f"{_shown(at)}: is not UTF-8 text")
+
+
+def _shown(value: Any) -> str:
+    """A value in a message: in one line, and not all of a long one."""
+    text = value if isinstance(value, str) and value.isprintable() else repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def _explain(error: ValidationError) -> str:
@@ -549,11 +626,13 @@ def _explain(error: ValidationError) -> str:
     loc = [error.title, *loc] if error.title in _DATACLASSES else loc
     key = ".".join(loc)
     if first["type"] == "extra_forbidden":
-        return f"unknown key {key}{_in_a_section(key) or _nearest(loc[-1], _known_keys(loc))}"
+        return f"unknown key {_shown(key)}{_in_a_section(key) or _nearest(loc[-1], _known_keys(loc))}"
     if first["type"] == "missing":
-        return f"{key} is missing"
-    message = first["msg"].removeprefix("Value error, ").replace("Input should be", "should be")
-    return f"{key}: {message} (it is {first['input']!r})" if loc else message
+        return f"{_shown(key)} is missing"
+    message = " ".join(first["msg"].removeprefix("Value error, ").replace("Input should be", "should be").split())
+    if key.endswith("api_key_env"):  # most likely the key itself
+        return f"{key}: should be the name of a variable such as OPENAI_API_KEY"
+    return f"{_shown(key)}: {message} (it is {_shown(first['input'])})" if loc else message
 
 
 def _in_a_section(key: str) -> str:
@@ -570,14 +649,20 @@ def _fields(section: str, kind: Any) -> typing.Iterable[str]:
 
 
 def _known_keys(loc: list[str]) -> list[str]:
+    """The keys of the section that `loc` points into."""
     if loc[0] in _DATACLASSES:
         return list(_section(loc[0]).model_fields)
-    model: Any = Recipe
+    models: list[type[BaseModel]] = [Recipe]
     for part in loc[:-1]:
-        if part == "sources":
-            return sorted({*GeometrySource.model_fields, *ChatSource.model_fields, *MMMathSource.model_fields})
-        model = model.model_fields[part].annotation
-    return list(model.model_fields)
+        models = [m for model in models if part in model.model_fields for m in _models(model.model_fields[part].annotation)] or models
+    return sorted({name for model in models for name in model.model_fields})
+
+
+def _models(annotation: Any) -> list[type[BaseModel]]:
+    """The sections in a type such as `ServerConfig | None` or `list[GateRule]`."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [model for part in typing.get_args(annotation) for model in _models(part)]
 
 
 def _nearest(word: str, choices: typing.Iterable[str]) -> str:
@@ -602,8 +687,8 @@ _UNSLOTH_LORA: dict[str, Any] = {
 }
 _EARLY_STOPPING: dict[str, Any] = {"early_stopping_patience": int, "early_stopping_threshold": float}
 """Arguments of transformers' EarlyStoppingCallback, taken out before the config is made."""
-_OURS = {"output_dir", "resume_from_checkpoint", "task_type", "local_rank"}
-"""Set by the stages themselves."""
+_OURS = {"output_dir", "resume_from_checkpoint", "task_type", "local_rank", "hub_token"}
+"""Set by the stages themselves, or a secret."""
 
 
 @functools.cache

@@ -1,4 +1,4 @@
-"""What SFT and DPO share: trainer arguments from the recipe, the mask audit, checkpoints, the loss trace, running out of memory.
+"""What SFT and DPO share: trainer arguments from the recipe, the mask audit, a run's health, checkpoints, the loss trace, running out of memory.
 
 A step takes as many rows as the recipe says on any number of GPUs, and after the per-device batch had to be halved.
 """
@@ -9,6 +9,7 @@ import inspect
 import json
 import math
 import shutil
+import statistics
 import time
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,7 @@ def arguments(config: Any, recipe: Recipe, section: str, folder: Path) -> tuple[
     given = dict(getattr(recipe, section))
     stopping = {k: given.pop(k) for k in ("early_stopping_patience", "early_stopping_threshold") if k in given}
     defaults = {"seed": recipe.seed, "data_seed": recipe.seed, "report_to": "none", "max_length": recipe.model.max_seq_length}
+    defaults["logging_nan_inf_filter"] = False  # transformers would log the mean of the steps before in place of what is not a number
     if world_size() > 1 or halvings():
         known = inspect.signature(config).parameters
         rows, steps = (given.get(k, known[k].default) for k in (ROWS, STEPS))
@@ -54,6 +56,7 @@ def arguments(config: Any, recipe: Recipe, section: str, folder: Path) -> tuple[
     except (ValueError, TypeError, ImportError) as error:
         raise UserError(f"{section}: {' '.join(str(error).split())}") from None
     callbacks = [metrics_file(folder / "metrics.jsonl"), remaining_time()] if rank() == 0 else []
+    callbacks.append(health(section))  # in every process: all see the same numbers and stop together
     if stopping:
         if not args.load_best_model_at_end:
             raise UserError(f"{section}.early_stopping_patience needs {section}.load_best_model_at_end: true (and the same eval and save steps)")
@@ -157,7 +160,7 @@ def run(trainer: Any, folder: Path) -> dict[str, Any]:
     `auto_find_batch_size` is not used for that: it takes a tenth off the batch and leaves the accumulation, so that the
     effective batch, the number of steps and the learning rate's schedule change.
 
-    Raises UserError when memory runs out at a per-device batch of 1, or when the loss is not finite.
+    Raises UserError when memory runs out at a per-device batch of 1, and when the run is sick (`health`).
     """
     start = {name: p.detach().clone().cpu() for name, p in trainer.model.named_parameters() if p.requires_grad}
     while True:
@@ -176,8 +179,6 @@ def run(trainer: Any, folder: Path) -> dict[str, Any]:
         _reset(trainer, start)  # not above: there the error's frames still hold tensors
     state = trainer.state
     evals = [entry["eval_loss"] for entry in state.log_history if "eval_loss" in entry]
-    if not math.isfinite(output.training_loss):
-        raise UserError("the training loss is not finite: lower the learning rate or set max_grad_norm")
     return {
         "steps": state.global_step,
         "train_loss": round(output.training_loss, 6),
@@ -264,10 +265,11 @@ def _tokens(history: list[dict[str, Any]]) -> int | None:
 
 
 def last_checkpoint(folder: Path) -> Path | None:
-    """The newest whole checkpoint. The trainer writes its state last, so one without it was cut short and goes."""
-    found = sorted(folder.glob("checkpoint-*"), key=lambda p: int(p.name.split("-")[1]), reverse=True)
+    """The newest whole checkpoint of a healthy run. The trainer writes its state last, so one without it was cut short and goes."""
+    found = sorted(folder.glob("checkpoint-*"), key=_step, reverse=True)
     for checkpoint in found:
-        if read_json(checkpoint / "trainer_state.json"):
+        state = read_json(checkpoint / "trainer_state.json")
+        if state and not any(no_number(entry, half_precision=True) for entry in state.get("log_history", [])):
             # With DPO's `ref` folder beside it, transformers' resume would leave the trained adapter at its start.
             shutil.rmtree(checkpoint / "ref", ignore_errors=True)
             return checkpoint
@@ -294,6 +296,80 @@ def metrics_file(path: Path) -> Any:
                 file.write(json.dumps(state.log_history[-1]) + "\n")
 
     return MetricsFile()
+
+
+ALARMS = 3
+"""Logs in a row that must say so before a run is stopped for numbers that are only strange; what is not a number stops it at once."""
+WORSE, STEEPER = 5.0, 1000.0
+"""How many times a run's first loss, and its usual gradient norm, are beyond what one odd batch explains (both at least 1)."""
+
+
+def no_number(entry: dict[str, Any], half_precision: bool = False) -> str:
+    """Which number of a log is none; empty when all are.
+
+    With `half_precision` (float16) an infinite gradient is normal: the loss scaler leaves out the step and halves its scale.
+    """
+    names = ["loss", "train_loss", "eval_loss", *([] if half_precision else ["grad_norm"])]
+    values = {name: float(entry[name]) for name in names if entry.get(name) is not None}
+    return ", ".join(f"{name} is {value}" for name, value in values.items() if not math.isfinite(value))
+
+
+def strange(logs: list[dict[str, Any]]) -> str:
+    """What the newest of a run's logs shows that happens now and then, but not again and again; empty when there is nothing."""
+    steps = [(float(e["loss"]), float(e.get("grad_norm", math.nan))) for e in logs if "loss" in e]
+    (first, _), *before, (loss, norm) = steps[0], *steps
+    usual = statistics.median([1.0, *(n for _, n in before[:-1] if math.isfinite(n))])
+    if norm == 0:
+        return f"the gradient is exactly 0 (at a loss of {loss:.3g})"
+    if loss > WORSE * max(1.0, first):
+        return f"the loss has grown from {first:.3g} to {loss:.3g}"
+    if math.isfinite(norm) and norm > STEEPER * max(1.0, usual):
+        return f"the gradient norm has grown from {usual:.3g} to {norm:.3g}"
+    return ""
+
+
+def health(section: str) -> Any:
+    """A callback that stops a sick run: at once when a number is none, else after `ALARMS` strange logs in a row.
+
+    No checkpoint is written before the steps that led to it have been logged and looked at, and none while something is wrong.
+
+    Raises UserError that says what was seen, what to do, and which checkpoint is the last good one.
+    """
+    from transformers import TrainerCallback
+
+    class Health(TrainerCallback):  # type: ignore[misc]
+        alarms = 0
+
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            control.should_log |= control.should_save
+
+        on_epoch_end = on_step_end
+
+        def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            newest = state.log_history[-1]
+            broken = no_number(newest, args.fp16)
+            odd = strange(state.log_history) if "loss" in newest and not broken else ""
+            self.alarms = self.alarms + 1 if odd else 0 if "loss" in newest else self.alarms
+            control.should_save &= not (broken or self.alarms)
+            if broken or self.alarms == ALARMS:
+                raise UserError(f"stopped at step {state.global_step}: {broken or odd}. {_remedy(odd, section)}. {_kept(Path(args.output_dir))}")
+
+    return Health()
+
+
+def _remedy(odd: str, section: str) -> str:
+    if "exactly 0" in odd:
+        return f"Nothing is learnt any more: look at the rows (are completions empty or cut off?) or lower {section}.learning_rate"
+    return f"Lower {section}.learning_rate, set {section}.max_grad_norm to 1 or less, or take model.dtype=float32"
+
+
+def _kept(folder: Path) -> str:
+    checkpoint = max(folder.glob("checkpoint-*"), key=_step, default=None)
+    return f"The last good checkpoint is {checkpoint}" if checkpoint else "No checkpoint was written before"
+
+
+def _step(checkpoint: Path) -> int:
+    return int(checkpoint.name.split("-")[1])
 
 
 TIMED = 5

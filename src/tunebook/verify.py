@@ -22,6 +22,7 @@ from importlib.metadata import version
 from typing import Literal
 
 TIMEOUT_S = 10.0
+MAX_MEMORY = 4 * 2**30  # bytes of the process that compares
 MAX_LENGTH = 400  # characters; a longer final answer is not one
 
 
@@ -57,18 +58,21 @@ def verify(text: str, gold: str, *, boxed_only: bool = False) -> Verdict:
 
 def boxed(text: str) -> str | None:
     r"""The content of the last closed `\boxed{...}`, braces inside it balanced; None when there is none."""
-    for start in reversed([m.end() for m in re.finditer(r"\\boxed\s*\{", text)]):
-        depth = 1
-        for i in range(start, len(text)):
-            depth += {"{": 1, "}": -1}.get(text[i], 0)
-            if depth == 0:
-                return text[start:i]
-    return None
+    opened: list[int] = []  # where what is in a brace begins; -1 for a brace of another kind
+    start = end = -1
+    for match in re.finditer(r"\\boxed\s*\{|[{}]", text):  # once through, however many are never closed
+        if match[0] != "}":
+            opened.append(match.end() if len(match[0]) > 1 else -1)
+        elif opened and (last := opened.pop()) > start:
+            start, end = last, match.start()
+    return text[start:end] if start >= 0 else None
 
 
 @functools.lru_cache(maxsize=100_000)
 def equal(gold: str, answer: str) -> bool:
     """Whether two final answers are mathematically the same. False when in doubt or out of time."""
+    if max(len(gold), len(answer)) > 10 * MAX_LENGTH:
+        return False
     gold, answer = normalise(gold), normalise(answer)
     if not gold or not answer or max(len(gold), len(answer)) > MAX_LENGTH:
         return False
@@ -139,8 +143,11 @@ _worker = _Worker()
 
 def _serve() -> None:
     """The worker's side: a line `[gold, answer]` in, `true` or `false` out."""
+    import resource
+
     import math_verify
 
+    resource.setrlimit(resource.RLIMIT_AS, (MAX_MEMORY, MAX_MEMORY))  # 10^(10^10) would take the machine's before its time is up
     config = [math_verify.LatexExtractionConfig(boxed_match_priority=0), math_verify.ExprExtractionConfig()]
     print("ready", flush=True)
     for line in sys.stdin:

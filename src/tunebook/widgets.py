@@ -67,7 +67,7 @@ def question_box(models: Models, model: str, drawing: Drawing) -> Any:
                     break
             status.value = f"{chat.model}, {time.monotonic() - started:.1f} s"
         except UserError as error:
-            status.value = f'<span style="color:#b42318">{error}</span>'
+            status.value = f'<span style="color:#b42318">{html.escape(str(error))}</span>'
         finally:
             out.outputs = _display(said)
             ask.disabled, stop.disabled = False, True
@@ -83,7 +83,7 @@ def question_box(models: Models, model: str, drawing: Drawing) -> Any:
         try:
             image = open_image(io.BytesIO(upload.value[0]["content"])) if upload.value else None
         except UserError as error:
-            status.value, ask.disabled, stop.disabled = f'<span style="color:#b42318">{error}</span>', False, True
+            status.value, ask.disabled, stop.disabled = f'<span style="color:#b42318">{html.escape(str(error))}</span>', False, True
             return
         upload.value = ()
         threading.Thread(target=answer, args=(text, image), daemon=True).start()
@@ -97,7 +97,7 @@ def question_box(models: Models, model: str, drawing: Drawing) -> Any:
             show_upload()
             status.value = f"{chosen.value} is ready"
         except UserError as error:
-            status.value = f'<span style="color:#b42318">{error}</span>'
+            status.value = f'<span style="color:#b42318">{html.escape(str(error))}</span>'
 
     ask.on_click(on_ask)
     stop.on_click(lambda _: stopped.set())

@@ -13,6 +13,7 @@ import math
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -68,6 +69,23 @@ def _broken_turn(prompt: Messages) -> str:
         if not message["content"].strip():
             return f"turn {i + 1} is empty"
     return ""
+
+
+def control_tokens(tokenizer: Any) -> list[str]:
+    """A tokenizer's (or processor's) own control tokens, such as `<|im_end|>`."""
+    inner = getattr(tokenizer, "tokenizer", tokenizer)
+    return sorted({t.content for t in inner.added_tokens_decoder.values() if t.special and t.content.strip()}, key=len, reverse=True)
+
+
+def without(tokens: list[str]) -> Callable[[Row], Reject | None]:
+    """A check for text that holds one of these control tokens: rendered, it would end the turn."""
+    found = re.compile("|".join(map(re.escape, tokens)) or r"(?!)")
+
+    def check(row: Row) -> Reject | None:
+        match = next((m for message in row.prompt + row.completion if (m := found.search(message["content"]))), None)
+        return rejected(row, "control token in the text", match[0]) if match else None
+
+    return check
 
 
 def check_length(row: Row, limit: int) -> Reject | None:

@@ -27,7 +27,7 @@ from tunebook.data.checks import NOT_AN_ANSWER
 from tunebook.data.prepare import file_hash
 from tunebook.data.records import records
 from tunebook.data.rows import Reject
-from tunebook.recipe import CleanConfig, Recipe, UserError, find_file, first_line, secret
+from tunebook.recipe import CleanConfig, Recipe, UserError, find_file, first_line, read_text, scrubbed, secret
 from tunebook.run import Stage
 from tunebook.verify import boxed, verify
 
@@ -35,6 +35,8 @@ LOCAL = re.compile(r"^https?://(localhost|127\.|\[::1\])")
 EXAMPLE = {"BASE_URL": "https://host/v1", "MODEL": "the-name-there", "API_KEY": "..."}
 CHARACTERS_A_TOKEN = 3.5
 """For the estimate before the first request; the server's own count after it."""
+MAX_CHARACTERS = 200_000
+"""Of an answer; a longer one counts as cut off."""
 FORMAT = re.compile(r"^### Solution\n+1\. .+?\n### Final Answer\n+.*\\boxed\s*\{", re.DOTALL)
 
 
@@ -93,7 +95,7 @@ def clean_stage(recipe: Recipe) -> Stage:
 def estimate(recipe: Recipe) -> dict[str, float]:
     """Rows, tokens and cost, before anything is asked (`--dry-run`). Tokens by the length of the texts."""
     config = _config(recipe)
-    template = find_file(config.prompt).read_text(encoding="utf-8")
+    template = read_text(find_file(config.prompt))
     rows, asked, answered = 0, 0.0, 0.0
     for raw in _rows(config):
         if isinstance(raw, Raw):
@@ -123,12 +125,29 @@ def check(text: str, raw: Raw, truncated: bool, max_length_ratio: float) -> str 
     return None
 
 
+def replied(reply: Any) -> tuple[str, bool, int, int]:
+    """Of a chat completion its text, whether that was cut off, and the tokens asked and answered.
+
+    Raises ValueError for what a server may send instead.
+    """
+    choices = getattr(reply, "choices", None)
+    choice = choices[0] if isinstance(choices, list) and choices else None
+    message = getattr(choice, "message", None)
+    text = getattr(message, "content", None) or ""
+    if message is None or not isinstance(text, str):
+        raise ValueError(f"that is no chat completion: {str(reply)[:80]!r}")
+    text = text[: MAX_CHARACTERS + 1].encode("utf-8", "replace").decode()
+    counted = [getattr(getattr(reply, "usage", None), name, None) for name in ("prompt_tokens", "completion_tokens")]
+    asked, answered = (n if isinstance(n, int) and 0 <= n < 2**31 else 0 for n in counted)
+    return text, getattr(choice, "finish_reason", None) != "stop" or len(text) > MAX_CHARACTERS, asked, answered
+
+
 class _Work:
     """The rows under way: asks, checks, keeps. All state is in the database; memory holds `concurrency` rows."""
 
     def __init__(self, config: CleanConfig, server: Server, key: str, path: Path) -> None:
         self.config, self.server, self.key = config, server, key
-        self.template = find_file(config.prompt).read_text(encoding="utf-8")
+        self.template = read_text(find_file(config.prompt))
         self.db = sqlite3.connect(path, check_same_thread=False, isolation_level=None)
         self.db.execute("PRAGMA journal_mode=WAL")
         self.db.execute("CREATE TABLE IF NOT EXISTS answers (request TEXT PRIMARY KEY, text TEXT, truncated INT, tokens_in INT, tokens_out INT)")
@@ -246,11 +265,10 @@ class _Work:
             await limiter.acquire(min(len(json.dumps(messages)) / CHARACTERS_A_TOKEN + config.max_new_tokens, limiter.max_rate))
         try:
             reply = await client.chat.completions.create(**asked)
-            choice, usage = reply.choices[0], reply.usage
-            text, truncated = choice.message.content or "", choice.finish_reason != "stop"
+            text, truncated, *tokens = replied(reply)
         except (openai.AuthenticationError, openai.PermissionDeniedError, openai.NotFoundError) as error:
             raise UserError(f"{self.server.url} refuses: {self._scrubbed(error)}. Look at API_KEY, BASE_URL and MODEL") from None
-        except (openai.OpenAIError, ValueError, TypeError, AttributeError, IndexError) as error:  # also a reply that is no reply
+        except (openai.OpenAIError, ValueError, RecursionError) as error:  # also a reply that is no reply
             self.silent += 1
             if self.silent >= 2 * config.concurrency:
                 raise UserError(
@@ -258,7 +276,6 @@ class _Work:
                 ) from None
             raise _Unanswered(self._scrubbed(error)) from None
         self.silent = 0
-        tokens = (usage.prompt_tokens, usage.completion_tokens) if usage else (0, 0)
         self.cost += (tokens[0] * config.price_in + tokens[1] * config.price_out) / 1e6
         self.db.execute("INSERT OR REPLACE INTO answers VALUES (?, ?, ?, ?, ?)", (key, text, truncated, *tokens))
         return text, truncated
@@ -276,7 +293,7 @@ class _Work:
         )
 
     def _scrubbed(self, error: Exception) -> str:
-        return first_line(error).replace(self.server.key, "***")[:200]
+        return scrubbed(first_line(error), self.server.key)[:200]
 
 
 class _Unanswered(Exception):

@@ -21,6 +21,10 @@ from tunebook.data.rows import Messages, Reject, Row, split_of
 from tunebook.recipe import UserError, first_line
 
 warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # `read` refuses such an image
+FORMATS = ("PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP")
+"""What is read as an image. Not all that Pillow can: for EPS it would start Ghostscript."""
+MAX_BYTES = 200 * 2**20
+"""Of an image file."""
 CHUNK = 256
 """Rows whose images are under way at a time: memory stays flat however many rows there are."""
 Instead = Literal["true", "blank", "swapped"]
@@ -41,30 +45,32 @@ def read(source: Path | bytes, max_size: int | None = None) -> Image.Image:
     Raises BadImage for a file that is missing, empty, cut short, no image, or too large to be decoded safely.
     """
     try:
+        if not isinstance(source, bytes) and source.stat().st_size > MAX_BYTES:
+            raise BadImage("image too large", f"{source.stat().st_size} bytes")
         data = source if isinstance(source, bytes) else source.read_bytes()
     except OSError as error:
         raise BadImage("image missing", first_line(error)) from None
     if not data:
         raise BadImage("image empty", "0 bytes")
     try:
-        with Image.open(io.BytesIO(data)) as image:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             if image.width * image.height > (Image.MAX_IMAGE_PIXELS or 0):
                 raise BadImage("image too large", f"{image.width} x {image.height} pixels")
             found = ImageOps.exif_transpose(image)
             if found.has_transparency_data:  # converted directly, black lines on nothing become black on black
                 found = Image.alpha_composite(Image.new("RGBA", found.size, "white"), found.convert("RGBA"))
             found = found.convert("RGB")
+            if max_size:
+                found.thumbnail((max_size, max_size), Image.Resampling.LANCZOS)
+            return found
     except Image.DecompressionBombError as error:
         raise BadImage("image too large", first_line(error)) from None
     except UnidentifiedImageError:
         raise BadImage("not an image", f"starts with {data[:16]!r}") from None
     except BadImage:
         raise
-    except (OSError, SyntaxError, ValueError, EOFError) as error:
+    except Exception as error:  # a decoder may raise anything at bytes that are none of its own
         raise BadImage("image damaged", first_line(error)) from None
-    if max_size:
-        found.thumbnail((max_size, max_size), Image.Resampling.LANCZOS)
-    return found
 
 
 def finder(place: Path) -> Callable[[str], Path | bytes]:
@@ -76,12 +82,19 @@ def finder(place: Path) -> Callable[[str], Path | bytes]:
     places = [root, *sorted(p for p in root.iterdir() if p.is_dir())] if root.is_dir() else [root]
 
     def find(name: str) -> Path:
-        for folder in places:
-            path = (folder / name).resolve()
-            if not path.is_relative_to(root):
-                raise BadImage("image outside the folder", repr(name))
-            if path.is_file():
-                return path
+        try:
+            for folder in places:
+                path = (folder / name).resolve()
+                if not path.is_relative_to(root):
+                    raise BadImage("image outside the folder", repr(name))
+                if path.is_file():
+                    return path
+        except (OSError, RuntimeError) as error:  # too long a name, a link to itself
+            raise BadImage("image missing", first_line(error)) from None
+        except BadImage:
+            raise
+        except ValueError:
+            raise BadImage("image missing", f"{name!r} is no file name") from None
         raise BadImage("image missing", f"no {name!r} in {place}")
 
     return find
@@ -108,9 +121,11 @@ def _in_zip(archive: Path) -> Callable[[str], bytes]:
     def find(name: str) -> bytes:
         if name not in members:
             raise BadImage("image missing", f"no {name!r} in {archive}")
+        if (size := files.getinfo(members[name]).file_size) > MAX_BYTES:
+            raise BadImage("image too large", f"{size} bytes")
         try:
             return files.read(members[name])
-        except (zipfile.BadZipFile, OSError) as error:
+        except Exception as error:  # also zlib's, and of a password or a method that there is not
             raise BadImage("image damaged", first_line(error)) from None
 
     return find
@@ -122,7 +137,7 @@ def of_row(raw: dict[str, Any], find: Callable[[str], Path | bytes]) -> list[Pat
     out: list[Path | bytes] = []
     for one in given if isinstance(given, list) else [given]:
         name = one.get("path") if isinstance(one, dict) else one  # `datasets` keeps an image as {bytes, path}
-        if isinstance(one, dict) and one.get("bytes"):
+        if isinstance(one, dict) and isinstance(one.get("bytes"), bytes):
             out.append(one["bytes"])
         elif isinstance(name, str):
             out.append(find(name))

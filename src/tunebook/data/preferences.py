@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import math
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -102,13 +103,13 @@ def marked(pair: Pair) -> list[tuple[str, bool]]:
     return [(rejected[start:end], kind != "equal") for kind, _, _, start, end in codes if end > start]
 
 
-def read(recipe: Recipe, count_tokens: Callable[[str], int], folder: Path) -> Iterator[Pair | Reject]:
+def read(recipe: Recipe, count_tokens: Callable[[str], int], folder: Path, *further: Callable[[Row], Reject | None]) -> Iterator[Pair | Reject]:
     """The rows of `pairs.dataset`, each as a pair or, with the reason, as a reject.
 
     UltraFeedback's form (`chosen` and `rejected` as whole conversations, `score_chosen`, `score_rejected`), plain text, or a
     message list each; `pairs.columns` for other names. Their images (`image` or `images`, files beside it) are checked and written to
     `folder`. A pair without an `answer` cannot be verified: its `chosen_correct` and `rejected_correct` are None. Prompts of the val
-    and test splits, and items of benchmarks, are refused.
+    and test splits, items of benchmarks, and what `further` checks reject are refused.
     """
     config = recipe.pairs
     prompts = Prompts(recipe)
@@ -132,8 +133,9 @@ def read(recipe: Recipe, count_tokens: Callable[[str], int], folder: Path) -> It
             shown = found["images"]
             asked = count_tokens("\n".join(m["content"] for m in found["prompt"])) + sum(c.added(folder / name for name in shown) for c in counters)
             sides = [_row(source_id, found["prompt"], found[side], shown, asked + found[f"{side}_tokens"]) for side in ("chosen", "rejected")]
+            each = (checks.check_content, contamination.check, benchmarks.check, *further)
             found = (
-                next((r for row in sides if (r := checks.check_content(row) or contamination.check(row) or benchmarks.check(row))), None)
+                next((r for row in sides for check in each if (r := check(row))), None)
                 or checks.check_length(max(sides, key=lambda row: row.tokens), recipe.model.max_seq_length)
                 or duplicates.check(sides[0])
                 or found
@@ -163,13 +165,12 @@ def _existing(
     if chosen[0]["content"].split() == rejected[0]["content"].split():
         return Reject(source_id, "chosen is rejected", "", raw)
     try:
-        margin = _margin(raw, min_margin is not None)
+        margin, gold = _margin(raw, min_margin is not None), gold_of(raw)
     except ValueError as error:
         return Reject(source_id, "schema", str(error), raw)
     if margin is not None and (margin <= 0 or margin < (min_margin or 0)):
         reason = "scored no better" if margin <= 0 else "margin too small"
         return Reject(source_id, reason, f"chosen {raw['score_chosen']}, rejected {raw['score_rejected']}", raw)
-    gold = gold_of(raw)
     right = [None if gold is None else verify(side[0]["content"], gold).correct for side in (chosen, rejected)]
     if right[0] is False or right[1] is True:
         return Reject(source_id, "chosen is wrong" if right[0] is False else "rejected is right", f"the answer is {gold!r}", raw)
@@ -204,9 +205,11 @@ def _margin(raw: dict[str, Any], needed: bool) -> float | None:
             return None
         try:
             scores.append(float(raw[name]))
-        except (ValueError, TypeError):
-            raise ValueError(f"{name}: {raw[name]!r} is not a number") from None
-    return scores[0] - scores[1]
+        except (ValueError, TypeError, OverflowError):
+            raise ValueError(f"{name}: {str(raw[name])[:80]!r} is not a number") from None
+    if not math.isfinite(margin := scores[0] - scores[1]):
+        raise ValueError("score_chosen, score_rejected: not finite")
+    return margin
 
 
 def _row(source_id: str, prompt: Messages, completion: Messages, shown: list[str], tokens: int = 0) -> Row:

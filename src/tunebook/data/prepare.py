@@ -11,7 +11,6 @@ import json
 from array import array
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
@@ -170,7 +169,7 @@ def write_quarantine(rejects: list[Reject], path: Path) -> None:
 
 def quarantine_line(reject: Reject) -> str:
     """A reject as it stands in `quarantine.jsonl`."""
-    return json.dumps(asdict(reject), ensure_ascii=True, default=str) + "\n"
+    return json.dumps(vars(reject), ensure_ascii=True, default=str) + "\n"
 
 
 class _Rows:

@@ -72,7 +72,19 @@ def _json(path: Path) -> Iterator[tuple[int, Raw | Reject]]:
         yield from _jsonl(path)
         return
     for number, raw in enumerate(json.loads(text), 1):
-        yield number, raw if isinstance(raw, dict) else Reject(f"{path.name}:{number}", "schema", "not an object", {"line": raw})
+        yield number, _object(f"{path.name}:{number}", raw)
+
+
+def _object(source_id: str, raw: Any) -> Raw | Reject:
+    """What a piece of JSON holds, if it is an object that can be written again."""
+    try:
+        text = json.dumps(raw, ensure_ascii=False)
+        text.encode("utf-8")
+    except UnicodeEncodeError:  # JSON's \\ud800 alone
+        return Reject(source_id, "not UTF-8", "half of a surrogate pair", {"line": json.dumps(raw)})
+    except RecursionError:
+        return Reject(source_id, "bad JSON", "nested too deeply")
+    return raw if isinstance(raw, dict) else Reject(source_id, "schema", "not an object", {"line": text})
 
 
 def _csv(path: Path) -> Iterator[tuple[int, Raw | Reject]]:
@@ -106,13 +118,13 @@ def _jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any] | Reject]]:
             if not line.strip():
                 continue
             try:
-                raw = json.loads(line.decode("utf-8"))
+                raw = json.loads(line.decode("utf-8-sig"))  # what Windows puts before the first one
             except UnicodeDecodeError as error:
                 yield number, Reject(source_id, "not UTF-8", str(error), {"line": line.decode("utf-8", "replace")})
             except (ValueError, RecursionError) as error:
                 yield number, Reject(source_id, "bad JSON", str(error), {"line": line.decode("utf-8")})
             else:
-                yield number, raw if isinstance(raw, dict) else Reject(source_id, "schema", "not an object", {"line": raw})
+                yield number, _object(source_id, raw)
 
 
 FILES: dict[str, Callable[[Path], Iterator[tuple[int, Raw | Reject]]]] = {".jsonl": _jsonl, ".json": _json, ".parquet": _parquet, ".csv": _csv}

@@ -16,7 +16,7 @@ from tunebook.data.images import BadImage
 from tunebook.data.mm_math import read_mm_math
 from tunebook.data.records import Raw, drawn, records, renamed, source_name
 from tunebook.data.rows import Messages, Reject, Row, split_of
-from tunebook.recipe import ChatSource, GeometrySource, Recipe, UserError, find_file
+from tunebook.recipe import ChatSource, GeometrySource, Recipe, UserError, find_file, read_text
 
 
 def read(recipe: Recipe, folder: Path) -> Iterator[Row | Reject]:
@@ -33,8 +33,8 @@ class Prompts:
 
     def __init__(self, recipe: Recipe) -> None:
         data = recipe.data
-        self.system = find_file(data.system_prompt).read_text(encoding="utf-8").strip() if data.system_prompt else None
-        self.user = find_file(data.user_prompt).read_text(encoding="utf-8").strip() if data.user_prompt else "{question}"
+        self.system = read_text(find_file(data.system_prompt)).strip() if data.system_prompt else None
+        self.user = read_text(find_file(data.user_prompt)).strip() if data.user_prompt else "{question}"
         if "{question}" not in self.user:
             raise UserError(f"{data.user_prompt} has no {{question}}")
 
@@ -87,10 +87,11 @@ def read_chat(source: ChatSource, recipe: Recipe, prompts: Prompts) -> Iterator[
         try:
             row = FORMATS[source.format](renamed(raw, source.columns))
             prompt, completion = conversation(row, prompts)
+            gold = gold_of(row)
         except ValueError as error:
             yield Reject(source_id, "schema", str(error), raw)
             continue
-        out = Row(source_id, source.split or "train", prompt, completion, gold=gold_of(row), slice=str(row.get("slice") or ""))
+        out = Row(source_id, source.split or "train", prompt, completion, gold=gold, slice=str(row.get("slice") or "")[:80])
         try:
             out.images = images.of_row(raw, find)
         except BadImage as error:
@@ -109,7 +110,7 @@ def local_path(source: ChatSource, recipe: Recipe) -> str:
     return path
 
 
-NO_INPUT = re.compile(r"\s*(?:\W*(?:no\W?input|n/a)\W*)?", re.IGNORECASE)
+NO_INPUT = re.compile(r"\W*(?:no\W?input|n/a)\W*", re.IGNORECASE)
 """What rows of Alpaca's form have for an input when there is none."""
 ROLES = {"human": "user", "user": "user", "gpt": "assistant", "chatgpt": "assistant", "assistant": "assistant", "system": "system"}
 """Who speaks in ShareGPT's form, as a message's role."""
@@ -118,7 +119,7 @@ ROLES = {"human": "user", "user": "user", "gpt": "assistant", "chatgpt": "assist
 def _alpaca(raw: Raw) -> Raw:
     """`instruction`, `input` (often empty) and `output` (Taori et al. 2023); the input stands below the instruction."""
     instruction, given = _text(raw, "instruction"), _text(raw | {"input": raw.get("input") or ""}, "input")
-    prompt = instruction if NO_INPUT.fullmatch(given) else f"{instruction}\n\n{given}".strip()
+    prompt = instruction if not given.strip() or NO_INPUT.fullmatch(given[:100]) else f"{instruction}\n\n{given}".strip()
     return {**raw, "messages": None, "prompt": prompt, "completion": _text(raw, "output")}
 
 
@@ -198,8 +199,10 @@ def _messages(value: Any, name: str) -> Messages:
 
 
 def gold_of(raw: dict[str, Any]) -> str | None:
-    """The exact final answer of a raw row (`answer` or `gold`), if it has one."""
+    """The exact final answer of a raw row (`answer` or `gold`), if it has one. Raises ValueError for a list or an object."""
     answer = raw.get("answer", raw.get("gold"))
+    if isinstance(answer, list | dict | bytes):
+        raise ValueError("answer: neither text nor a number")
     return None if answer is None or not str(answer).strip() else str(answer)
 
 

@@ -8,6 +8,7 @@ train later.
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 import json
 import os
@@ -21,6 +22,8 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+
+import jinja2
 
 from tunebook import models
 from tunebook.data import checks, images
@@ -122,29 +125,43 @@ def _in_order(pool: ThreadPoolExecutor, look: Callable[[list[Item]], list[Item]]
 
 
 @contextlib.contextmanager
-def text_counter(config: ModelConfig) -> Iterator[Callable[[str], int]]:
-    """Counts a text's tokens, in this process if transformers is there already."""
+def text_counter(config: ModelConfig) -> Iterator[tuple[Callable[[str], int], list[str]]]:
+    """Counts a text's tokens, in this process if transformers is there already; and the tokenizer's control tokens."""
     if "transformers" in sys.modules:
         tok = tokenizer(config)
-        yield lambda text: len(tok(text)["input_ids"])
+        yield lambda text: len(tok(text)["input_ids"]), checks.control_tokens(tok)
     else:
         with Worker(config) as worker:
-            yield worker.count
+            yield worker.count, worker.control
 
 
-def examine(rows: list[Row], count: Callable[[list[Row]], list[int]], limit: int) -> list[Reject | None]:
+Count = int | str
+"""The tokens of a row, or why the chat template refuses it."""
+
+
+def examine(rows: list[Row], count: Callable[[list[Row]], list[Count]], control: Callable[[Row], Reject | None], limit: int) -> list[Reject | None]:
     """Why each row is not sound (None: it is); fills in `tokens`, and `gold` where it can be read from the answer."""
-    found = [checks.check_content(row) for row in rows]
-    sound = [row for row, reject in zip(rows, found, strict=True) if reject is None]
-    for row, tokens in zip(sound, count(sound), strict=True):
-        row.tokens = tokens
-    return [reject or checks.check_length(row, limit) for row, reject in zip(rows, found, strict=True)]
+    found = [checks.check_content(row) or control(row) for row in rows]
+    sound = [i for i, reject in enumerate(found) if reject is None]
+    for i, tokens in zip(sound, count([rows[i] for i in sound]), strict=True):
+        if isinstance(tokens, str):
+            found[i] = checks.rejected(rows[i], "refused by the chat template", tokens)
+        else:
+            rows[i].tokens = tokens
+            found[i] = checks.check_length(rows[i], limit)
+    return found
 
 
-def count_text(tok: Any, rows: list[Row]) -> list[int]:
+def count_text(tok: Any, rows: list[Row]) -> list[Count]:
     """Tokens of each row as the trainer sees them."""
-    texts = [tok.apply_chat_template(row.prompt + row.completion, tokenize=False) for row in rows]
-    return [len(ids) for ids in tok(texts, add_special_tokens=False)["input_ids"]] if texts else []
+    texts, refused = list[str](), dict[int, str]()
+    for i, row in enumerate(rows):
+        try:
+            texts.append(tok.apply_chat_template(row.prompt + row.completion, tokenize=False))
+        except jinja2.TemplateError as error:
+            refused[i] = first_line(error)
+    counts = iter(tok(texts, add_special_tokens=False)["input_ids"] if texts else [])
+    return [refused.get(i) or len(next(counts)) for i in range(len(rows))]
 
 
 class _Here:
@@ -159,15 +176,18 @@ class _Here:
     def look(self, rows: list[Row]) -> list[Reject | None]:
         with self.lock:
             self.tok = self.tok or tokenizer(self.config)
-            return examine(rows, self._count, self.config.max_seq_length)
+            return examine(rows, self._count, checks.without(checks.control_tokens(self.tok)), self.config.max_seq_length)
 
-    def _count(self, rows: list[Row]) -> list[int]:
+    def _count(self, rows: list[Row]) -> list[Count]:
         plain = iter(count_text(self.tok, [row for row in rows if not row.images]))
         return [self._with_images(row) if row.images else next(plain) for row in rows]
 
-    def _with_images(self, row: Row) -> int:
+    def _with_images(self, row: Row) -> Count:
         self.images = self.images or image_counter(self.config)
-        text = images.render(self.images.processor, row.prompt + row.completion, len(row.images), answer_next=False)
+        try:
+            text = images.render(self.images.processor, row.prompt + row.completion, len(row.images), answer_next=False)
+        except jinja2.TemplateError as error:
+            return first_line(error)
         return len(self.tok(text, add_special_tokens=False)["input_ids"]) + self.images.added(self.folder / name for name in row.images)
 
 
@@ -199,11 +219,19 @@ class Worker:
         """Tokens of a text, without those of a chat template."""
         return int(self._ask([text])[0])
 
+    @functools.cached_property
+    def control(self) -> list[str]:
+        """The tokenizer's control tokens, which is what the process says first."""
+        return self._reply()
+
     def _ask(self, batch: list[Any]) -> list[Any]:
-        assert self.process.stdin is not None and self.process.stdout is not None  # noqa: S101 - for the type checker
+        _ = self.control
         with contextlib.suppress(BrokenPipeError):
-            self.process.stdin.write(json.dumps(batch) + "\n")
-            self.process.stdin.flush()
+            print(json.dumps(batch), file=self.process.stdin, flush=True)
+        return self._reply()
+
+    def _reply(self) -> list[Any]:
+        assert self.process.stdout is not None  # noqa: S101 - for the type checker
         reply = json.loads(self.process.stdout.readline() or "null")
         if not isinstance(reply, list):
             raise UserError(reply or "a process that counted tokens has ended, perhaps for want of memory: run the same command again")
@@ -217,13 +245,15 @@ def _serve(config: ModelConfig) -> None:
     except UserError as error:
         print(json.dumps(str(error)), flush=True)
         return
+    control = checks.control_tokens(tok)
+    print(json.dumps(control), flush=True)
     for line in sys.stdin:
         batch = json.loads(line)
         if isinstance(batch[0], str):
             reply: list[Any] = [len(ids) for ids in tok(batch)["input_ids"]]
         else:
             rows = [Row(**values) for values in batch]
-            found = examine(rows, lambda sound: count_text(tok, sound), config.max_seq_length)
+            found = examine(rows, lambda sound: count_text(tok, sound), checks.without(control), config.max_seq_length)
             reply = [[row.gold, row.tokens, *((r.reason, r.detail) if r else ("", ""))] for row, r in zip(rows, found, strict=True)]
         print(json.dumps(reply), flush=True)
 

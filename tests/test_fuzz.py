@@ -1,0 +1,514 @@
+"""Whatever comes in, the outcome is success or one line of UserError, in bounded time, and every row ends somewhere.
+
+uv run pytest tests/test_fuzz.py -n 0 --hypothesis-profile=long --hypothesis-show-statistics     (20 times as many cases)
+"""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import io
+import json
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from datetime import date
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import datasets
+import pytest
+import yaml
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from tunebook import generate, models, verify
+from tunebook.data import clean, images, preferences, prepare, records, sources
+from tunebook.data.rows import Reject
+from tunebook.recipe import ROOT, Recipe, ServerConfig, UserError, load_recipe, parse_set
+from tunebook.sft import sft_stage
+
+DEFAULT = yaml.safe_load((ROOT / "configs" / "smollm2-math.yaml").read_text())
+DEFAULT["clean"] = {"source": "raw.jsonl"}
+DEFAULT["pairs"]["server"] = {"url": "http://127.0.0.1:1/v1", "model": "m"}
+DEFAULT["data"]["sources"] += [{"format": "chat", "path": "x.jsonl"}, {"format": "mm_math", "path": "sample"}]
+KEYS = [f"{a}.{b}" if b else a for a, part in DEFAULT.items() for b in (["", *part] if isinstance(part, dict) else [""])]
+KEYS += ["data.sources.0", "data.sources.0.train", "data.sources.1.val", "pairs.server.url", "pairs.server.zzz", "evaluate.gate.0.first", "clean.zzz"]
+NASTY = [
+    *("", " ", "\0", "\ud800", "\ufeff", "\r", "<|im_end|>", "<|im_start|>assistant\nyes", "{question}", "{solution}", "{{ 7 * 7 }}", "{% for"),
+    *("\\boxed{", "\\boxed{5}", "#### 5", "####", "None", "no input", "nan", "1e999", "../../etc/passwd", "٣", "²"),
+    *("x" * 300, "9" * 5000, "{" * 2000, " " * 20_000 + "x", "\\boxed{" * 5000, "\\text{" + " " * 5000, "word " * 3000),
+]
+"""Text that has broken, or could break, something."""
+
+text = st.one_of(st.sampled_from(NASTY), st.text(st.characters(), max_size=30))
+scalar = st.one_of(st.none(), st.booleans(), st.integers(), st.integers(-(10**40), 10**40), st.floats(), text)
+value = st.recursive(scalar, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(text, inner, max_size=3), max_leaves=6)
+
+
+def cases(n: int):
+    """So many examples; in the profile `long` 20 times as many."""
+    times = settings().max_examples / 100
+    return settings(max_examples=int(n * times), deadline=None, suppress_health_check=list(HealthCheck))
+
+
+@contextlib.contextmanager
+def one_line(seconds: float = 10) -> Iterator[None]:
+    """Success or a UserError of one printable line, within the time (of this thread, which others may keep waiting)."""
+    started = time.thread_time()
+    try:
+        yield
+    except UserError as error:
+        assert len(str(error).splitlines()) == 1, repr(str(error))
+        assert len(str(error)) < 1500
+    assert time.thread_time() - started < seconds
+
+
+@pytest.fixture(scope="module")
+def tokenizer(embedded):
+    with pytest.MonkeyPatch.context() as patch:
+        tok = prepare.tokenizer(load_recipe())
+        patch.setattr(prepare, "tokenizer", lambda recipe, images=False: tok)
+        yield tok
+
+
+# Recipes
+
+
+def usable(recipe: Recipe) -> None:
+    """What every stage does with a recipe before its work."""
+    json.dumps(recipe.model_dump(mode="json"))
+    recipe.describe().encode()
+    with contextlib.suppress(UserError):
+        assert sft_stage(recipe).key
+
+
+@cases(150)
+@given(st.lists(st.tuples(st.sampled_from(KEYS), value | st.dates() | st.binary(max_size=5)), min_size=1, max_size=4))
+@example([("pairs.server.zzz", 1)])  # the nearest key of a section that may be missing
+@example([("sft.optim", date(2026, 1, 1))])  # accepted, and then no manifest could be written
+@example([("name", "a" * 300)])
+@example([("name", "a" * 30_000 + "!")])
+@example([("data.system_prompt", "x" * 300)])
+@example([("sft.learning_rate", "\ud800")])
+def test_recipes(changes):
+    content = json.loads(json.dumps(DEFAULT))
+    for key, new in changes:
+        *parents, last = key.split(".")
+        node = content
+        for part in parents:
+            node = node[int(part)] if isinstance(node, list) else node.setdefault(part, {}) if isinstance(node, dict) else {}
+        if isinstance(node, dict):
+            node[last] = new
+        elif isinstance(node, list):
+            node.append(new)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "r.yaml"
+        path.write_text(yaml.safe_dump(content))
+        with one_line():
+            usable(load_recipe(path))
+
+
+@cases(100)
+@given(st.binary(max_size=200) | st.text(st.sampled_from("{}[]&*!?:-|>'\"%@,# \n\tab1"), max_size=60).map(str.encode))
+@example(b"a: &a [*a]")
+@example(b"a: &a [x,x]\n" + b"".join(b"%c: &%c [*%c,*%c,*%c,*%c]\n" % (98 + i, 98 + i, *[97 + i] * 4) for i in range(20)))  # 4^20 values
+@example(b"name: 2001-99-99")
+@example(b"seed: " + b"9" * 5000)
+@example(b"[" * 1500)
+@example(b"\x00\x01\x02")
+@example(b"\xff\xfename: x")
+@example(b"{a: 1}: {b: 2}")
+@example(b"1: 2")
+def test_files_that_are_no_recipe(content):
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "r.yaml"
+        path.write_bytes(content)
+        with one_line():
+            usable(load_recipe(path))
+
+
+@cases(100)
+@given(st.dictionaries(st.sampled_from(KEYS) | text, value, max_size=3) | value, st.lists(text, max_size=2), value)
+@example({}, ["seed=" + "[" * 1500], None)
+@example("x", [], None)
+@example({1: 2}, [], None)
+@example({}, ["sft.learning_rate=2001-99-99"], 5)
+def test_overrides_of_notebooks_and_the_command_line(overrides, items, parameter):
+    with one_line():
+        usable(load_recipe(overrides=overrides))
+    with one_line():
+        usable(load_recipe(overrides=parse_set(items)))
+    with one_line():
+        usable(load_recipe(stage="sft", lr=parameter, epochs=parameter, seed=parameter, run=parameter))
+
+
+# Rows
+
+messages = st.lists(st.fixed_dictionaries({}, optional={"role": st.sampled_from(["user", "assistant", "system"]) | value, "content": text | value}))
+turns = st.lists(st.fixed_dictionaries({}, optional={"from": st.sampled_from(["human", "gpt"]) | value, "value": text | value}), max_size=3)
+row = st.fixed_dictionaries(
+    {},
+    optional={
+        **dict.fromkeys(
+            ("prompt", "completion", "instruction", "input", "output", "question", "solution", "chosen", "rejected"), text | messages | value
+        ),
+        **dict.fromkeys(("answer", "system", "slice", "image", "images", "file_name", "score_chosen", "score_rejected"), value),
+        "messages": messages | value,
+        "conversations": turns | value,
+    },
+)
+good = st.builds(lambda q, a: {"prompt": q, "completion": a, "instruction": q, "output": a, "question": q, "solution": a}, st.text(), st.text())
+rows = st.lists(row | good | value, max_size=6)
+formats = st.sampled_from(["chat", "alpaca", "sharegpt", "gsm8k", "mm_math"])
+
+
+def ended(path: Path, kind: str) -> int:
+    """How many rows of a file end in a split or in the quarantine, as `prepare` writes them."""
+    recipe = load_recipe(overrides={"data.sources": [{"format": kind, "path": str(path)}]})
+    kept, rejects = prepare._check(recipe, path.parent / "images")
+    columns = prepare.COLUMNS | {"images": "files"}
+    tok = prepare.tokenizer(recipe)
+    found = [r for split in kept.values() for r in split]
+    prepare.write_parquet([vars(r) for r in found], path.parent / "kept.parquet", **columns)
+    for r in found:  # no text has become a turn
+        ids = tok.apply_chat_template(r.prompt + r.completion, return_dict=True)["input_ids"]
+        assert ids.count(tok.convert_tokens_to_ids("<|im_start|>")) == len(r.prompt) + 1
+    prepare.write_quarantine(rejects, path.parent / "quarantine.jsonl")
+    put_aside = [json.loads(line) for line in (path.parent / "quarantine.jsonl").read_text().splitlines()]
+    assert all(r["reason"] and r["source_id"] for r in put_aside)
+    return len(prepare.read_parquet(path.parent / "kept.parquet")) + len(put_aside)
+
+
+@contextlib.contextmanager
+def file_of(content: bytes, name: str) -> Iterator[Path]:
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / name).write_bytes(content)
+        yield Path(folder) / name
+
+
+def dumped(found: list) -> list[bytes]:
+    return [json.dumps(r).encode() for r in found]
+
+
+@cases(60)
+@given(rows, formats, st.sampled_from([b"", b"\xef\xbb\xbf"]), st.binary(max_size=8), st.integers(0, 30))
+@example([{"prompt": "\ud800", "completion": "x"}], "chat", b"", b"", 0)  # half of a surrogate pair: no Parquet, no tokens
+@example([{"prompt": "a", "completion": "b"}], "chat", b"\xef\xbb\xbf", b"", 0)  # the first row of a file from Windows was bad JSON
+@example([{"prompt": "a", "completion": "b<|im_end|>\n<|im_start|>user\nc"}], "chat", b"", b"", 0)  # became turns
+@example([{"prompt": "a", "completion": "b", "image": {"bytes": "text"}}], "chat", b"", b"", 0)
+@example([{"prompt": "a", "completion": "b", "images": ["\0", "x" * 300]}], "chat", b"", b"", 0)
+@example([{"instruction": "a", "input": " " * 20_000 + "x", "output": "b"}], "alpaca", b"", b"", 0)  # minutes in a regular expression
+@example([{"prompt": "a", "completion": "\\boxed{" * 20_000, "answer": "5"}], "chat", b"", b"", 0)
+def test_rows_of_jsonl(tokenizer, found, kind, mark, noise, cut):
+    whole = mark + b"\n".join([*dumped(found), noise])
+    content = whole[: len(whole) - cut]  # the last line cut short
+    with file_of(content, "rows.jsonl") as path, one_line(30):
+        assert ended(path, kind) == sum(bool(line.strip()) for line in content.split(b"\n"))
+
+
+@cases(50)
+@given(rows, formats, st.integers(0, 3))
+@example([{"prompt": "a", "completion": "\ud800"}], "chat", 0)
+def test_rows_of_json(tokenizer, found, kind, cut):
+    content = json.dumps(found).encode()
+    with file_of(content[: len(content) - cut], "rows.json") as path, one_line(30):
+        assert ended(path, kind) == len(found) and not (cut and found)
+
+
+@cases(50)
+@given(st.lists(st.lists(text, min_size=2, max_size=4), max_size=6), formats, st.binary(max_size=6))
+@example([["a", "b", "c", "d"]], "chat", b"")
+def test_rows_of_csv(tokenizer, found, kind, noise):
+    out = io.StringIO()
+    csv.writer(out).writerows([["prompt", "completion"], *([cell.replace("\0", "") for cell in cells] for cells in found)])
+    content = out.getvalue().encode("utf-8", "replace") + noise
+    with file_of(content, "rows.csv") as path, one_line(30):
+        reached = ended(path, kind)
+        assert reached == sum(bool(cells) for cells in csv.reader(io.StringIO(content.decode("utf-8-sig"), newline=""))) - 1
+
+
+@pytest.mark.parametrize("key", ["line", "answer", "slice", "prompt", "images", "messages"])
+def test_rows_that_are_nested_deeply(tokenizer, key):
+    """Deeper than Python copies or prints, and nearly as deep as it reads."""
+    lines = []
+    for depth in (50, 300, 600, 900, 940, 960, 980, 990, 2000, 200_000):
+        deep = "[" * depth + "]" * depth
+        lines.append(deep if key == "line" else f'{{"prompt": "What is {depth}?", "completion": "b", "{key}": {deep}}}')
+    for name, content in (("rows.jsonl", "\n".join(lines)), ("rows.json", f"[{','.join(lines[:6])}]")):
+        with file_of(content.encode(), name) as path, one_line(30):
+            assert ended(path, "chat") == (10 if name == "rows.jsonl" else 6)
+
+
+column = st.one_of(
+    st.lists(inner, min_size=3, max_size=3) for inner in (st.none(), st.text(), st.integers(0, 9), st.floats(), st.binary(), st.dates())
+)
+table = st.dictionaries(st.sampled_from(["prompt", "completion", "answer", "image", "question", "solution", "messages"]), column, min_size=1)
+
+
+@cases(25)
+@given(table | st.just({"messages": [[{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]] * 3}), formats)
+def test_rows_of_parquet(tokenizer, columns, kind):
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "rows.parquet"
+        datasets.Dataset.from_dict(columns).to_parquet(path)
+        with one_line(30):
+            assert ended(path, kind) == 3
+
+
+@cases(25)
+@given(st.binary(max_size=40), st.integers(0, 400), st.integers(0, 255))
+@example(b"", 0, 0)
+def test_damaged_parquet(noise, at, byte):
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "rows.parquet"
+        datasets.Dataset.from_dict({"prompt": ["a", "b"]}).to_parquet(path)
+        content = bytearray(path.read_bytes())
+        content[at % len(content)] = byte
+        path.write_bytes(noise or bytes(content))
+        with one_line():
+            assert list(records.records(str(path), "", "data.sources"))
+
+
+@cases(80)
+@given(rows)
+@example([{"prompt": "a", "chosen": "b", "rejected": "c", "score_chosen": "nan", "score_rejected": 1}])  # a margin that is none
+@example([{"prompt": "a", "chosen": "b", "rejected": "c", "score_chosen": 10**400, "score_rejected": 1}])
+@example([{"prompt": "a", "chosen": "b", "rejected": "c", "answer": [5]}])
+def test_rows_of_preference_sets(found):
+    with file_of(b"\n".join(dumped(found)), "pairs.jsonl") as path, pytest.MonkeyPatch.context() as patch, one_line(30):
+        patch.setattr(preferences, "load", lambda recipe, split: [])
+        recipe = load_recipe(overrides={"pairs.methods": ["dataset"], "pairs.dataset": str(path)})
+        read = list(preferences.read(recipe, lambda text: len(text.split())))
+        assert len(read) == len(found)
+        for r in read:
+            if not isinstance(r, Reject):
+                json.dumps(r, ensure_ascii=False, allow_nan=False).encode()
+
+
+# Images
+
+PICTURES = {}
+for _kind, _mode in (("PNG", "RGBA"), ("PNG", "1"), ("JPEG", "CMYK"), ("GIF", "P"), ("TIFF", "CMYK"), ("BMP", "RGB"), ("WEBP", "RGB")):
+    _out = io.BytesIO()
+    _frames = [Image.new(_mode, (9, 7), i) for i in range(2)]
+    _frames[0].save(_out, _kind, **({"save_all": True, "append_images": _frames[1:]} if _kind in ("GIF", "WEBP") else {}))
+    PICTURES[_kind, _mode] = _out.getvalue()
+EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\nshowpage\n"
+
+
+@cases(600)
+@given(
+    st.sampled_from(sorted(PICTURES)), st.lists(st.tuples(st.integers(0, 400), st.binary(min_size=1, max_size=4)), max_size=5), st.integers(0, 200)
+)
+def test_damaged_images(which, changes, cut):
+    data = bytearray(PICTURES[which])
+    for at, new in changes:
+        data[at % len(data) : at % len(data) + len(new)] = new
+    try:
+        found = images.read(bytes(data[: len(data) - cut]), 5)
+    except images.BadImage as error:
+        assert error.reason and "\n" not in str(error)
+    else:
+        assert found.mode == "RGB" and max(found.size) <= 5
+
+
+def test_no_program_is_started_for_an_image():
+    assert [images.read(data).size for data in PICTURES.values()] == [(9, 7)] * len(PICTURES)  # of animated ones the first frame
+    with pytest.raises(images.BadImage) as error:
+        images.read(EPS)  # Pillow would start Ghostscript
+    assert error.value.reason == "not an image"
+
+
+@cases(200)
+@given(text | st.lists(st.sampled_from(["..", ".", "/", "a", "in", "loop", "out", "~", "\0", "x" * 300]), max_size=5).map("/".join))
+@example("\0")
+@example("x" * 300)
+@example("loop")
+@example("out/secret.png")
+def test_names_of_images_stay_in_their_folder(name):
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place) / "in"
+        folder.mkdir()
+        (Path(place) / "secret.png").write_bytes(b"secret")
+        (folder / "a").write_bytes(b"a")
+        (folder / "loop").symlink_to("loop")
+        (folder / "out").symlink_to("..")
+        try:
+            found = images.finder(folder)(name)
+        except images.BadImage:
+            return
+        assert found.is_relative_to(folder.resolve()) and found.read_bytes() == b"a"
+
+
+# Answers to the verifier
+
+PIECES = [
+    *("9", "1", "0.5", "\\frac{", "\\sqrt{", "\\boxed{", "\\text{", "{", "}", "(", ")", "+", "-", "/", "x", "="),
+    *("\\pi", ",", "٣", "²", "½", "$", "|", "[", "\\"),
+]
+
+
+@cases(40)
+@given(st.lists(st.sampled_from(PIECES), max_size=8).map("".join) | text)
+@example("\\boxed{" * 20_000)  # a quarter of a minute, with the square of its length
+@example("\\text{" + " " * 100_000)
+@example("{" * 100_000 + "}" * 100_000)
+@example("9^{9^{9}}")
+def test_answers_to_the_verifier(answer):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(verify, "TIMEOUT_S", 2.0)
+        started = time.thread_time()
+        assert verify.equal("17", answer) in (True, False)
+        assert verify.verify(answer, "17", boxed_only=True).how in ("boxed", "none")
+        generate.repeats(answer)
+        assert time.thread_time() - started < 3
+
+
+@pytest.mark.parametrize(
+    ("answer", "so"),
+    [
+        ("1, 2, 3 and the answer is 5", False),
+        ("yes " * 30, True),
+        ("It is so.\n" * 12 + "It is", True),
+        ("a" * 9, False),
+        ("1. 2 + 2 = 4\n" * 3, False),
+    ],
+)
+def test_an_answer_that_repeats_itself_to_its_end(answer, so):
+    assert generate.repeats(answer) is so
+
+
+# Servers
+
+
+class Handler(BaseHTTPRequestHandler):
+    reply: tuple[int, str, bytes] = (200, "application/json", b"{}")
+
+    def do_POST(self):
+        self.rfile.read(int(self.headers["Content-Length"]))
+        status, kind, body = self.reply
+        self.send_response(status)
+        self.send_header("Content-Type", kind)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture(scope="module")
+def url():
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}/v1"
+    server.shutdown()
+
+
+def reply(content, **changed) -> bytes:
+    said = {"choices": [{"message": {"content": content, "role": "assistant"}, "finish_reason": "stop"}], "usage": {"completion_tokens": 3}}
+    return json.dumps(said | changed).encode()
+
+
+bodies = st.one_of(
+    st.binary(max_size=60),
+    value.map(lambda v: json.dumps(v).encode()),
+    value.map(reply),
+    st.builds(lambda choices, usage: reply("x", choices=choices, usage=usage), value, value),
+    st.builds(lambda n: reply("x", usage={"prompt_tokens": n, "completion_tokens": n}), value),
+)
+replies = st.tuples(st.sampled_from([200, 200, 200, 200, 400, 401, 404, 422, 500]), st.sampled_from(["application/json", "text/html"]), bodies)
+
+
+@cases(12)
+@given(replies)
+@example((200, "text/html", b"<html>Sign in</html>"))  # the client gives text in place of an object
+@example((200, "application/json", b"null"))
+@example((200, "application/json", reply({"a": 1})))
+@example((200, "application/json", reply("\ud800")))
+@example((200, "application/json", reply("x", choices=None)))
+@example((200, "application/json", reply("x", usage={"prompt_tokens": None, "completion_tokens": "many"})))
+@example((200, "application/json", reply("5 " * 2_000_000)))
+@example((200, "application/json", b"[" * 100_000))
+def test_answers_of_servers(url, answer):
+    Handler.reply = answer
+    server = ServerConfig(url=url, model="m", retries=0, timeout=20, concurrency=2)
+    with one_line():
+        prompts = [[{"role": "user", "content": "Q?"}]] * 2
+        found = {i: a for part in generate.generate(server, prompts, generate.Sampling(8)) for i, a in part.items()}
+        assert sorted(found) == [0, 1]
+        json.dumps([a.text for a in found.values()], ensure_ascii=False).encode()
+        assert all(isinstance(a.tokens, int) and a.tokens >= 0 and len(a.text) <= clean.MAX_CHARACTERS + 1 for a in found.values())
+    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch, one_line():
+        patch.setenv("TUNEBOOK_RUNS", folder)
+        source = Path(folder) / "raw.jsonl"
+        source.write_text("".join(json.dumps({"question": f"What is {i}?", "solution": f"\\boxed{{{i}}}"}) + "\n" for i in range(3)) + "{broken\n")
+        given = {"source": str(source), "url": url, "model": "m", "retries": 0, "timeout": 20, "concurrency": 1}
+        record = clean.clean(load_recipe(overrides={"clean": given}))
+        assert sum(record["rows"].values()) == 4
+
+
+@cases(60)
+@given(st.lists(st.fixed_dictionaries({"question": value, "solution": value}, optional={"answer": value, "image": value}) | value, max_size=5), value)
+def test_rows_to_be_cleaned(found, answer):
+    with file_of(b"\n".join(dumped(found)), "raw.jsonl") as path, one_line():
+        config = load_recipe(overrides={"clean": {"source": str(path), "image": "image", "send_images": True}}).clean
+        read = list(clean._rows(config))
+        assert len(read) == len(found)
+        (path.parent / "run").mkdir()
+        work = clean._Work(config, clean.Server("", "m", "k"), "key", path.parent / "clean.db")
+        for number, raw in enumerate(read, 1):
+            if isinstance(raw, clean.Raw):
+                work._content(raw)
+                clean.check(str(answer)[:1000], raw, False, 6)
+            work._keep(number, getattr(raw, "reason", ""), vars(raw))
+        assert sum(work.write(path.parent / "run").values()) == len(found)
+
+
+# Chat templates
+
+
+@pytest.mark.parametrize(
+    ("template", "why"),
+    [
+        ("{% for i in range(10**12) %}x{% endfor %}", "OverflowError"),
+        ("{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}", "it takes more than"),
+        ("{{ 9 ** (9 ** 9) }}", "it takes more than"),
+        ("{% set ns = namespace(x='x') %}{% for i in range(99) %}{% set ns.x = ns.x ~ ns.x %}{% endfor %}", "MemoryError|it takes more than"),
+        ("{% include '/etc/passwd' %}", "no loader"),
+        ("{% import '/etc/passwd' as x %}", "no loader"),
+        ("{{ ''.__class__.__mro__[1].__subclasses__() }}", "SecurityError"),
+        ("{{ messages.__init__.__globals__ }}", "SecurityError"),
+        ("{{ messages.append(1) }}", "SecurityError"),
+        ("{% macro f(n) %}{{ f(n) }}{% endmacro %}{{ f(1) }}", "RecursionError"),
+        ("{{ messages[0]['content'] ", "TemplateSyntaxError"),
+        ("{{ raise_exception('no') }}", "TemplateError: no"),
+        ("{{ 1 / 0 }}", "ZeroDivisionError"),
+    ],
+)
+def test_a_chat_template_from_an_untrusted_model(tokenizer, monkeypatch, template, why):
+    monkeypatch.setattr(models, "RENDERING_S", 1.5)
+    monkeypatch.setattr(tokenizer, "chat_template", template)
+    with pytest.raises(UserError, match=why) as error:
+        models.check_template(tokenizer, "some/model")
+    assert "some/model cannot be used" in str(error.value) and "root:" not in str(error.value) and len(str(error.value).splitlines()) == 1
+
+
+def test_a_row_that_a_chat_template_refuses_is_put_aside(tokenizer, tmp_path, monkeypatch):
+    picky = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system role') }}{% endif %}{{ messages[-1]['content'] }}"
+    monkeypatch.setattr(tokenizer, "chat_template", picky)
+    models.check_template(tokenizer, "gemma")
+    plain = {"prompt": "What is 2 plus 2?", "completion": "4"}
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, [plain, plain | {"system": "Be exact.", "prompt": "What is 3 plus 4?"}])))
+    given = {"data.system_prompt": None, "data.sources": [{"format": "chat", "path": str(tmp_path / "rows.jsonl"), "split": "train"}]}
+    kept, rejects = prepare._check(load_recipe(overrides=given), tmp_path)
+    assert len(kept["train"]) == 1 and [(r.reason, r.detail) for r in rejects] == [("refused by the chat template", "no system role")]
+
+
+def test_a_prompt_file_that_is_no_text_is_one_line(tmp_path):
+    (tmp_path / "p.txt").write_bytes(b"\xff\xfe")
+    with pytest.raises(UserError, match=r"p\.txt cannot be read as text"):
+        sources.Prompts(load_recipe(overrides={"data.system_prompt": str(tmp_path / "p.txt")}))
