@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import textwrap
@@ -60,6 +61,56 @@ def test_a_kill_between_the_two_renames_is_mended():
     with pytest.raises(RuntimeError), stage(x=2).open():
         raise RuntimeError
     assert (stage(x=1).dir / "file").read_text() == "old"
+
+
+def test_a_kill_at_any_change_of_a_file_loses_nothing(tmp_path):
+    """A stage is filled again with other settings, killed at its first change of a file, at its second, ...; the next call ends with the
+    new result, whole and recorded, and with nothing else in the folder. A result that was whole at the kill is not made again."""
+    code = textwrap.dedent("""
+        import os, shutil, sys
+        from pathlib import Path
+        from faults import count_changes
+        from tunebook import run
+        from tunebook.recipe import load_recipe
+
+        run.environment = dict  # git and versions: slow, and nothing of theirs is at stake
+        recipe = load_recipe()
+
+        def fill(value, kill_at=0):
+            pid = os.fork()
+            if pid == 0:
+                sys.stdout = open(os.devnull, "w")
+                count_changes(str(recipe.run_dir), kill_at)
+                stage = run.Stage(recipe, "sft", {"x": value}, {})
+                if not stage.skip(False):
+                    with stage.open() as folder:
+                        (folder / "file").write_text(value)
+                        with Path(os.environ["LOG"]).open("a") as log:
+                            log.write(value)
+                os._exit(0)
+            return os.waitpid(pid, 0)[1] == 9
+
+        for n in range(1, 99):
+            shutil.rmtree(recipe.run_dir, ignore_errors=True)
+            fill("old")
+            killed = fill("new", n)
+            whole = any((recipe.run_dir / d / "stage.json").exists() and (recipe.run_dir / d / "file").read_text() == "new" for d in (".sft.partial", "sft"))
+            Path(os.environ["LOG"]).write_text("")
+            fill("new")
+            made = Path(os.environ["LOG"]).read_text()
+            entry = run.read_json(recipe.run_dir / "manifest.json")["stages"]["sft"]
+            here = sorted(p.name for p in recipe.run_dir.iterdir())
+            assert here == [".lock", ".owner.json", "manifest.json", "sft"], (n, here)
+            assert sorted(p.name for p in (recipe.run_dir / "sft").iterdir()) == ["file", "stage.json"], n
+            assert (recipe.run_dir / "sft" / "file").read_text() == "new" and entry["settings"] == {"x": "new"}, n
+            assert not (whole and made), (n, "made again")
+            if not killed:
+                print(n)
+                break
+    """)
+    env = os.environ | {"LOG": str(tmp_path / "log"), "PYTHONPATH": os.pathsep.join([*sys.path])}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, env=env)
+    assert done.returncode == 0 and int(done.stdout) > 10, done.stderr[-2000:]
 
 
 def test_a_second_process_is_refused_and_told_who_the_first_is():

@@ -1,7 +1,8 @@
-"""A random qwen3 that is as bare as a base model, for the tests of two processes."""
+"""A random qwen3 that is as bare as a base model, for the tests of two processes and of faults."""
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 
@@ -17,3 +18,7 @@ def build(path: Path, tokenizer: Path) -> None:
     bare = AutoTokenizer.from_pretrained(tokenizer)
     bare.eos_token, bare.chat_template = "<|endoftext|>", None
     bare.save_pretrained(path)
+
+
+if __name__ == "__main__":
+    build(*map(Path, sys.argv[1:]))

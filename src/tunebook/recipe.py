@@ -12,6 +12,7 @@ import ast
 import difflib
 import functools
 import importlib.util
+import json
 import os
 import re
 import typing
@@ -382,6 +383,7 @@ class Recipe(Section):
     evaluate: EvaluateConfig = EvaluateConfig()
     export: ExportConfig = ExportConfig()
     _overrides: dict[str, tuple[Any, Any]] = PrivateAttr(default_factory=dict)
+    _source: str = PrivateAttr(default="")
 
     @field_validator("name", "run")
     @classmethod
@@ -399,6 +401,13 @@ class Recipe(Section):
     def overrides(self) -> dict[str, tuple[Any, Any]]:
         """Dotted key -> (the file's value, the value used), for everything given beside the recipe file."""
         return self._overrides
+
+    @property
+    def options(self) -> list[str]:
+        """The command-line options that give this recipe again: `--recipe`, `--run` and a `--set` for each override."""
+        named = {"--recipe": self._source if self._source != DEFAULT else "", "--run": self.run or ""}
+        sets = {k: v if isinstance(v, str) else json.dumps(v) for k, (_, v) in self.overrides.items() if k != "run"}
+        return [w for k, v in named.items() if v for w in (k, v)] + [w for k, v in sets.items() for w in ("--set", f"{k}={v}")]
 
     def describe(self) -> str:
         """One line: which recipe and run, and what was overridden."""
@@ -421,7 +430,8 @@ def load_recipe(
 
     Raises UserError in one line that names the nearest valid key or choice.
     """
-    path = _recipe_path(str(recipe or os.environ.get("TUNEBOOK_RECIPE") or DEFAULT))
+    source = str(recipe or os.environ.get("TUNEBOOK_RECIPE") or DEFAULT)
+    path = _recipe_path(source)
     content = _read_yaml(path)
     given = {k[len(ENV_PREFIX) :].lower().replace("__", "."): _parse(v) for k, v in os.environ.items() if k.startswith(ENV_PREFIX)}
     given |= overrides or {}
@@ -437,7 +447,7 @@ def load_recipe(
             setattr(parsed, section, values)
     except ValidationError as error:
         raise UserError(f"recipe {path.stem}: {_explain(error)}") from None
-    parsed._overrides = changes
+    parsed._overrides, parsed._source = changes, source
     return parsed
 
 

@@ -5,11 +5,16 @@ A step takes as many rows as the recipe says on any number of GPUs, and after th
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import json
 import math
+import os
 import shutil
+import signal
+import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +23,13 @@ from rich.text import Text
 
 from tunebook.data.images import TokenCounter
 from tunebook.recipe import Recipe, UserError, find_file
-from tunebook.run import halvings, rank, read_json, world_size
+from tunebook.run import checksums, halvings, rank, read_json, world_size, write_json
 
 AUDITED = 8
 """Rows whose masks are counted before the first step; two of them are shown."""
 ROWS, STEPS = "per_device_train_batch_size", "gradient_accumulation_steps"
+CHECKSUMS = "checksums.json"
+"""Written into a checkpoint when it is whole."""
 
 
 class OutOfMemory(UserError):
@@ -52,7 +59,7 @@ def arguments(config: Any, recipe: Recipe, section: str, folder: Path) -> tuple[
         args = config(output_dir=str(folder / "checkpoints"), **(defaults | given))
     except (ValueError, TypeError, ImportError) as error:
         raise UserError(f"{section}: {' '.join(str(error).split())}") from None
-    callbacks = [metrics_file(folder / "metrics.jsonl"), remaining_time()] if rank() == 0 else []
+    callbacks = [whole_checkpoints(), *([metrics_file(folder / "metrics.jsonl"), remaining_time()] if rank() == 0 else [])]
     if stopping:
         if not args.load_best_model_at_end:
             raise UserError(f"{section}.early_stopping_patience needs {section}.load_best_model_at_end: true (and the same eval and save steps)")
@@ -155,8 +162,14 @@ def run(trainer: Any, folder: Path) -> dict[str, Any]:
     `auto_find_batch_size` is not used for that: it takes a tenth off the batch and leaves the accumulation, so that the
     effective batch, the number of steps and the learning rate's schedule change.
 
-    Raises UserError when memory runs out at a per-device batch of 1, or when the loss is not finite.
+    Raises UserError when memory runs out at a per-device batch of 1, or when the loss is not finite; KeyboardInterrupt after a Ctrl-C,
+    with a checkpoint of the step that was under way.
     """
+    with _stopping_at_a_checkpoint(trainer):
+        return _run(trainer, folder)
+
+
+def _run(trainer: Any, folder: Path) -> dict[str, Any]:
     start = {name: p.detach().clone().cpu() for name, p in trainer.model.named_parameters() if p.requires_grad}
     while True:
         checkpoint = _same_for_all(last_checkpoint(folder / "checkpoints") if rank() == 0 else None)
@@ -188,6 +201,43 @@ def run(trainer: Any, folder: Path) -> dict[str, Any]:
         "tokens": _tokens(state.log_history),
         "runtime_s": round(output.metrics["train_runtime"], 1),
     }
+
+
+@contextlib.contextmanager
+def _stopping_at_a_checkpoint(trainer: Any) -> Iterator[None]:
+    """The first Ctrl-C ends the training after the step under way, with a checkpoint; the second one at once.
+
+    Of several processes each would stop at a step of its own: there the last checkpoint has to do.
+    """
+    from transformers import TrainerCallback
+
+    if world_size() > 1 or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    class Stop(TrainerCallback):  # type: ignore[misc]
+        asked = stopped = False
+
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            if self.asked and state.global_step < state.max_steps:
+                self.stopped = control.should_save = control.should_training_stop = True
+
+    stop = Stop()
+
+    def ask(number: int, frame: Any) -> None:
+        if stop.asked:
+            raise KeyboardInterrupt
+        stop.asked = True
+        os.write(2, b"\nInterrupted: a checkpoint is saved after this step. Ctrl-C again ends at once.\n")
+
+    trainer.add_callback(stop)
+    before = signal.signal(signal.SIGINT, ask)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if stop.stopped:
+        raise KeyboardInterrupt
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -249,15 +299,34 @@ def _tokens(history: list[dict[str, Any]]) -> int | None:
 
 
 def last_checkpoint(folder: Path) -> Path | None:
-    """The newest whole checkpoint. The trainer writes its state last, so one without it was cut short and goes."""
-    found = sorted(folder.glob("checkpoint-*"), key=lambda p: int(p.name.split("-")[1]), reverse=True)
-    for checkpoint in found:
-        if read_json(checkpoint / "trainer_state.json"):
-            # With DPO's `ref` folder beside it, transformers' resume would leave the trained adapter at its start.
-            shutil.rmtree(checkpoint / "ref", ignore_errors=True)
+    """The newest checkpoint that is as it was written. One without checksums was cut short: it goes, and so does a damaged one."""
+    for checkpoint in sorted(folder.glob("checkpoint-*"), key=lambda p: int(p.name.split("-")[1]), reverse=True):
+        known, found = read_json(checkpoint / CHECKSUMS), checksums(checkpoint, [CHECKSUMS])
+        if known and known == found:
             return checkpoint
+        if known:
+            names = [name for name in known if known[name] != found.get(name)] or ["it has other files"]
+            print(f"{checkpoint.name} is damaged ({names[0]}) and left out.")
         shutil.rmtree(checkpoint)
     return None
+
+
+def whole_checkpoints() -> Any:
+    """A callback that ends the writing of a checkpoint: with checksums, and so that the clock does not decide which one is the oldest."""
+    from accelerate import PartialState
+    from transformers import TrainerCallback
+
+    class WholeCheckpoints(TrainerCallback):  # type: ignore[misc]
+        def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            PartialState().wait_for_everyone()  # each process writes files of its own
+            if rank() == 0:
+                folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+                # With DPO's `ref` folder beside it, transformers' resume would leave the trained adapter at its start.
+                shutil.rmtree(folder / "ref", ignore_errors=True)
+                write_json(folder / CHECKSUMS, checksums(folder))
+                os.utime(folder, (state.global_step, state.global_step))  # the trainer deletes the oldest by this time
+
+    return WholeCheckpoints()
 
 
 def log_history(folder: Path) -> list[dict[str, Any]]:

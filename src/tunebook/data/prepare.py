@@ -23,7 +23,7 @@ from tunebook.data import checks, images, sources
 from tunebook.data.records import is_file
 from tunebook.data.rows import SPLITS, Reject, Row, share
 from tunebook.recipe import ChatSource, MMMathSource, Recipe, UserError, find_file, first_line
-from tunebook.run import Stage
+from tunebook.run import Stage, command, file_hash, intact
 
 COLUMNS = {"prompt": "messages", "completion": "messages"} | dict.fromkeys(("source_id", "gold", "slice", "group", "difficulty"), "string")
 COLUMNS["tokens"] = "int32"
@@ -95,13 +95,16 @@ def load(recipe: Recipe, split: str) -> Any:
     """A prepared split as a `datasets.Dataset`. Raises UserError that names the command when it is not there."""
     path = recipe.run_dir / "data" / f"{split}.parquet"
     if not path.exists():
-        raise UserError(f"no {path}: run `tunebook prepare --recipe {recipe.name}` first")
+        raise UserError(f"no {path}: run `{command(recipe, 'data')}` first")
     return read_rows(recipe, path)
 
 
 def read_rows(recipe: Recipe, path: Path) -> Any:
-    """A Parquet file of the run as a `datasets.Dataset`; `images`, where rows have some, are whole paths."""
-    rows = read_parquet(path)
+    """A Parquet file of the run as a `datasets.Dataset`; `images`, where rows have some, are whole paths.
+
+    Raises UserError when the file is damaged.
+    """
+    rows = read_parquet(intact(path))
     if "images" not in rows.column_names:
         return rows
     import datasets
@@ -243,12 +246,6 @@ def _inputs(recipe: Recipe) -> dict[str, str]:
     found = {name: find_file(path) for name, path in files.items()} | {f"benchmark {p.name}": p for p in sources.benchmark_files(recipe)}
     folders = [s.path if isinstance(s, MMMathSource) else s.images for s in data.sources if isinstance(s, MMMathSource | ChatSource)]
     return {name: file_hash(path) for name, path in found.items()} | {f: images.listing(Path(f)) for f in folders if f and Path(f).exists()}
-
-
-def file_hash(path: Path) -> str:
-    """A short hash of a file's content, for a stage's inputs."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
 
 
 def show(record: dict[str, Any]) -> None:
