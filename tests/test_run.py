@@ -94,7 +94,8 @@ def test_a_kill_at_any_change_of_a_file_loses_nothing(tmp_path):
             shutil.rmtree(recipe.run_dir, ignore_errors=True)
             fill("old")
             killed = fill("new", n)
-            whole = any((recipe.run_dir / d / "stage.json").exists() and (recipe.run_dir / d / "file").read_text() == "new" for d in (".sft.partial", "sft"))
+            found = [recipe.run_dir / d for d in (".sft.partial", "sft")]
+            whole = any((f / "stage.json").exists() and (f / "file").read_text() == "new" for f in found)
             Path(os.environ["LOG"]).write_text("")
             fill("new")
             made = Path(os.environ["LOG"]).read_text()

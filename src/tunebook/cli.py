@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import shlex
 import sys
@@ -316,6 +317,9 @@ def serve(
 
 def main() -> None:
     """Entry point: a user's mistake or a full disk is one line on stderr and exit code 2, Ctrl-C one and 130, never a traceback."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal without Unicode shows a `?`, and nothing stops for that
     if launch.is_worker():
         launch.work(app)
         return

@@ -51,8 +51,11 @@ def set_environment() -> None:
 
 
 def cache_dir() -> Path:
-    """Where converted models lie: `$TUNEBOOK_CACHE`, or the user's cache folder."""
-    return Path(os.environ.get("TUNEBOOK_CACHE") or user_cache_path("tunebook"))
+    """Where converted models lie: `$TUNEBOOK_CACHE`, or the user's cache folder. Raises UserError for a user without a home."""
+    found = Path(os.environ.get("TUNEBOOK_CACHE") or user_cache_path("tunebook"))
+    if found.parts[0] == "~":
+        raise UserError("this user has no home folder: set TUNEBOOK_CACHE (and HF_HOME) to a folder for models")
+    return found
 
 
 def backend() -> str:
