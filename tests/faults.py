@@ -192,10 +192,10 @@ def _become(request: dict[str, Any]) -> None:
     os._exit(code)
 
 
-def _kernel(address: str, file: str) -> None:
+def _kernel(address: str, *argv: str) -> None:
     """Stands for a kernel in the eyes of Jupyter: ends with it, hands signals on to it, and takes it along at the end."""
     parent = os.getppid()
-    command = Command(address, "kernel", file, log=Path(os.devnull))
+    command = Command(address, "kernel", *argv, log=Path(os.devnull))
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda n, _: command.connection.sendall(str(int(n)).encode()))
     while (code := command.poll(0.3)) is None:

@@ -29,7 +29,8 @@ from tunebook.run import read_json
 
 pytestmark = pytest.mark.slow
 
-ANSWER = "### Solution\n1. Look: 3 + 4 = 7\n### Final Answer\n\\boxed{7}"
+SCALE, STEPS = 15, 40
+"""Of the tiny model's embeddings, and of SFT: enough to learn to answer 7 or 8."""
 SEED = int(os.environ.get("TUNEBOOK_TEST_SEED", "0"))
 KILLS = {"prepare": 3, "sft": 4, "pairs": 3, "dpo": 3, "evaluate": 3, "export": 1, "clean": 1, "run": 2}
 
@@ -40,7 +41,7 @@ class World:
     def __init__(self, server: str, folder: Path, embedded: Path) -> None:
         self.server, self.folder, self.runs, self.logs = server, folder, folder / "runs", 0
         self.env = {"TUNEBOOK_RUNS": str(self.runs), "OMP_NUM_THREADS": "1", "PAPERMILL_DISABLE": "", **faults.kernelspec(folder / "jupyter", server)}
-        assert self.start("python", str(Path(__file__).with_name("tiny_qwen3.py")), str(folder / "model"), str(embedded)).wait() == 0
+        assert self.start("python", str(Path(__file__).with_name("tiny_qwen3.py")), str(folder / "model"), str(embedded), str(SCALE)).wait() == 0
         self.recipe = folder / "tiny.yaml"
         self.recipe.write_text(yaml.safe_dump(recipe(folder)))
 
@@ -64,19 +65,20 @@ class World:
 
 
 def recipe(folder: Path) -> dict:
-    """Learn one answer by heart from 24 rows; sampled hot it is sometimes another."""
-    rows = [{"prompt": f"How many umbrellas has room {n}?", "completion": ANSWER, "answer": "7"} for n in range(36)]
+    """24 rows that say 7 or 8, which of them is not to be known: sampled answers are right and wrong."""
+    golds = [str(7 + (n * n // 3) % 2) for n in range(36)]
+    rows = [{"prompt": f"How many umbrellas has room {n}?", "completion": f"\\boxed{{{g}}}", "answer": g} for n, g in enumerate(golds)]
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     content = yaml.safe_load((ROOT / "configs" / "smollm2-math.yaml").read_text()) | {"name": "tiny"}
     base = {"base": str(folder / "model"), "dtype": "float32", "chat_template": "prompt/chatml.jinja", "eos_token": "<|im_end|>"}
     content["model"] |= base
-    content["data"] |= {"for_pairs": 0, "near_duplicate": 1.0}
+    content["data"] |= {"for_pairs": 0, "near_duplicate": 1.0, "system_prompt": None}
     content["data"]["sources"] = [{"format": "chat", "path": str(folder / "rows.jsonl"), "val": 0.1, "test": 0.25}]
     trained = {"per_device_train_batch_size": 4, "eval_strategy": "no", "logging_steps": 1, "save_steps": 4}
-    content["sft"] |= trained | {"max_steps": 40, "learning_rate": 2e-2}
+    content["sft"] |= trained | {"max_steps": STEPS, "learning_rate": 2e-2}
     content["dpo"] |= trained | {"max_steps": 12, "learning_rate": 1e-3}
-    content["pairs"] |= {"prompts": 12, "samples": 4, "temperature": 1.2, "max_new_tokens": 48, "batch_size": 6, "val": 0, "max_length_ratio": 3}
-    content["evaluate"] |= {"max_new_tokens": 48, "batch_size": 4}
+    content["pairs"] |= {"prompts": 12, "samples": 4, "max_new_tokens": 12, "batch_size": 6, "val": 0, "max_length_ratio": 3}
+    content["evaluate"] |= {"max_new_tokens": 12, "batch_size": 3}
     content["export"] |= {"to": ["adapter"], "items": 2}
     return content
 
@@ -246,6 +248,31 @@ def test_so_is_a_limit_on_the_size_of_files(world, step, limit):
     assert not (folder / STAGES[step][0] / "stage.json").exists()
 
 
+def test_each_library_says_it_in_its_own_words(world, tmp_path):
+    script = tmp_path / "write.py"
+    script.write_text("""
+import sys, pathlib, safetensors.torch, torch, pyarrow.parquet
+from transformers import AutoTokenizer
+from tunebook.recipe import UserError
+from tunebook.run import told_when_full
+big, tokenizer = torch.randn(200_000), AutoTokenizer.from_pretrained(sys.argv[1])
+for write in (
+    lambda: safetensors.torch.save_file({"a": big}, "a.safetensors"),
+    lambda: torch.save({"a": big}, "a.pt"),
+    lambda: pyarrow.parquet.write_table(pyarrow.table({"a": big.numpy()}), "a.parquet"),
+    lambda: tokenizer.save_pretrained("tokenizer"),
+    lambda: pathlib.Path("a.txt").write_text("a" * 1_000_000),
+):
+    try:
+        with told_when_full(pathlib.Path()):
+            write()
+    except UserError as error:
+        print(error)
+""")
+    command = world.start("python", str(script), str(world.folder / "model"), cwd=tmp_path, file_size=100_000)
+    assert command.wait() == 0 and command.text.count("no space left on the disk of .;") == 5, command.text
+
+
 def test_a_second_writer_is_refused_and_readers_are_not(world):
     folder = world.copy("busy", "dpo", "eval", "export")
     first = world.start("dpo", "--recipe", str(world.recipe), "--run", "busy")
@@ -352,7 +379,7 @@ def test_ctrl_c_keeps_what_is_done_and_says_how_to_go_on(world, step):
     if step in ("sft", "dpo"):
         steps = {e["step"] for e in map(json.loads, file.read_text().splitlines()) if "loss" in e}
         saved = max(int(p.name.partition("-")[2]) for p in file.parent.glob("checkpoints/checkpoint-*"))
-        assert saved == max(steps) < (40 if step == "sft" else 12)
+        assert saved == max(steps) < (STEPS if step == "sft" else 12)
     done = len(read_records(file)) if step in ("pairs", "evaluate") else 0
     again = world.start(*shlex.split(line.partition("Go on with: tunebook ")[2]))
     assert again.wait() == 0, again.text

@@ -342,8 +342,7 @@ def _recipe(recipe: str | None, run: str | None, set_: list[str] | None) -> Reci
 
 
 def _done(recipe: Recipe, what: str, following: str | None) -> None:
-    options = "" if recipe.name == DEFAULT else f" --recipe {recipe.name}"
-    print(f"Wrote {recipe.run_dir / what}" + (f". Next: {following}{options}" if following else ""))
+    print(f"Wrote {recipe.run_dir / what}" + (f". Next: {following} {shlex.join(recipe.options)}".rstrip() if following else ""))
 
 
 if __name__ == "__main__":

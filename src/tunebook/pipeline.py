@@ -121,7 +121,6 @@ def _why(step: Step, recipe: Recipe) -> str | None:
 
 def _execute(step: Step, recipe: Recipe, recipe_name: str, force: bool) -> None:
     import papermill
-    from nbclient.exceptions import DeadKernelError
     from papermill.exceptions import PapermillExecutionError
 
     out = recipe.run_dir / "notebooks" / f"{step.out}.ipynb"
@@ -138,7 +137,9 @@ def _execute(step: Step, recipe: Recipe, recipe_name: str, force: bool) -> None:
         raise UserError(
             f"{out}, cell {error.exec_count}: {error.ename}: {error.evalue}. Mend it and run the same command: it goes on there"
         ) from None
-    except DeadKernelError:
+    except RuntimeError as error:  # nbclient's DeadKernelError, or jupyter_client's when it dies as it starts
+        if "Kernel died" not in str(error):
+            raise
         raise UserError(
             f"{out}, cell {_reached(out)}: the notebook's process was killed (often for want of memory). Run the same command: "
             "it goes on from what was saved"

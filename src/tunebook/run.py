@@ -33,7 +33,8 @@ from tunebook.recipe import ROOT, Recipe, UserError
 PACKAGES = ("tunebook", "unsloth", "unsloth_zoo", "torch", "transformers", "trl", "peft", "datasets", "accelerate", "bitsandbytes", "math-verify")
 UNCHECKED = ("started.json", "stage.json", "checkpoints", "images")
 """What `stage.json` holds no checksums of: checkpoints have their own, images are many and their names come from their content."""
-FULL = re.compile(r"No space left|disk is full|quota exceeded|File too large|StorageFull|PytorchStreamWriter failed writing", re.I)
+FULL = re.compile(r"No space left|disk is full|quota exceeded|File too large|PytorchStreamWriter failed writing|unexpected pos \d+ vs", re.I)
+"""What safetensors, tokenizers, SQLite and torch (the last two) say when a file can't grow: they raise no OSError."""
 
 
 class Stage:
@@ -195,10 +196,7 @@ def file_hash(path: Path) -> str:
 
 @contextlib.contextmanager
 def told_when_full(where: Path) -> Iterator[None]:
-    """Turns what a full disk, a full quota or a limit on the size of files raises into a UserError.
-
-    That is an OSError (ENOSPC, EDQUOT, EFBIG) only at times: safetensors, tokenizers, SQLite, Arrow and torch have errors of their own.
-    """
+    """Turns what a full disk, a full quota or a limit on the size of files raises (ENOSPC, EDQUOT, EFBIG, `FULL`) into a UserError."""
     try:
         yield
     except UserError:
