@@ -421,3 +421,12 @@ def test_a_run_is_repeated_from_its_manifest(world, tmp_path):
     assert {"data", "sft: loss by step", "dpo: weights", "pairs: pairs", "eval/dpo: answers", "versions", "hardware"} <= table.keys()
     assert {name: said for name, said in table.items() if not said.startswith("identical")} == {}
     assert trained_alike(world.runs / "straight" / "dpo", world.runs / "straight-again" / "dpo")
+
+
+def test_training_in_an_odd_place_at_an_odd_time(world, tmp_path):
+    folder = tmp_path / "ein Ördner, с пробелом"
+    folder.mkdir()
+    env = {"TUNEBOOK_RUNS": "läufe hier", "TZ": "Pacific/Apia", "HOME": "/proc/nowhere", "LC_ALL": "C"}
+    command = world.run("sft", cwd=folder, env=env)
+    assert command.code == 0, command.text
+    assert trained_alike(world.runs / "straight" / "sft", folder / "läufe hier" / "straight" / "sft")
