@@ -42,11 +42,14 @@ class Command:
         self.pid = int(self.replies.readline())
         self.started = time.monotonic()
         self.code: int | None = None
+        self.cpu = 0.0
+        """Seconds of processor time that it has taken, known when it has ended."""
 
     def poll(self, seconds: float = 0) -> int | None:
         """The exit code (negative: the signal), or None when it still runs after so many seconds."""
         if self.code is None and select.select([self.connection], [], [], seconds)[0]:
-            self.code = int(self.replies.readline())
+            code, cpu = self.replies.readline().split()
+            self.code, self.cpu = int(code), float(cpu)
             self.connection.close()
         return self.code
 
@@ -117,20 +120,26 @@ def _serve(address: str) -> None:
 def _attend(connection: socket.socket) -> None:
     """Fork the command and tell its pid and its end; whoever asked for it is gone: kill it."""
     request = json.loads(connection.makefile().readline())
+    said, out = os.pipe()  # not the log itself, which a limit on the size of files would cut
     pid = os.fork()
     if pid == 0:
         connection.close()
-        _become(request)
+        _become(request, out)
     connection.sendall(f"{pid}\n".encode())
+    log = os.open(request["log"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.set_blocking(said, False)
     while True:
-        done, status = os.waitpid(pid, os.WNOHANG)
+        done, status, used = os.wait4(pid, os.WNOHANG)
+        with contextlib.suppress(BlockingIOError):
+            while text := os.read(said, 2**16):
+                os.write(log, text)
         if done:
             with contextlib.suppress(OSError):
-                connection.sendall(f"{os.waitstatus_to_exitcode(status)}\n".encode())
+                connection.sendall(f"{os.waitstatus_to_exitcode(status)} {used.ru_utime + used.ru_stime:.2f}\n".encode())
             os._exit(0)
         if select.select([connection], [], [], 0.01)[0]:
-            said = connection.recv(16)
-            os.kill(pid, int(said) if said else signal.SIGKILL)
+            asked = connection.recv(16)
+            os.kill(pid, int(asked) if asked else signal.SIGKILL)
 
 
 CHANGES = {"os.rename", "os.remove", "os.mkdir", "os.rmdir", "shutil.rmtree"}
@@ -151,14 +160,13 @@ def count_changes(folder: str, kill_at: int) -> list[str]:
     return seen
 
 
-def _become(request: dict[str, Any]) -> None:
+def _become(request: dict[str, Any], out: int) -> None:
     os.setsid()
     os.environ.clear()
     os.environ.update(request["env"])
     os.chdir(request["cwd"])
-    log = os.open(request["log"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-    os.dup2(log, 1)
-    os.dup2(log, 2)
+    os.dup2(out, 1)
+    os.dup2(out, 2)
     sys.stdout, sys.stderr = (os.fdopen(fd, "w", buffering=1) for fd in (1, 2))
     if limit := request.get("file_size"):
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)

@@ -32,7 +32,8 @@ pytestmark = pytest.mark.slow
 SCALE, STEPS = 15, 40
 """Of the tiny model's embeddings, and of SFT: enough to learn to answer 7 or 8."""
 SEED = int(os.environ.get("TUNEBOOK_TEST_SEED", "0"))
-KILLS = {"prepare": 3, "sft": 4, "pairs": 3, "dpo": 3, "evaluate": 3, "export": 1, "clean": 1, "run": 2}
+KILLS = {"prepare": 3, "sft": 4, "pairs": 3, "dpo": 3, "evaluate": 3, "export": 1, "run": 2}
+"""`clean` is killed in test_clean.py."""
 
 
 class World:
@@ -89,15 +90,12 @@ def world(tmp_path_factory, embedded):
     with faults.server(folder) as server:
         made = World(server, folder, embedded)
         made.seconds, made.changes = {}, {}
-        for step in ("prepare", "sft", "pairs", "dpo", "evaluate", "export"):
+        for step in ("prepare", "sft", "pairs", "dpo", "evaluate"):
             start = time.monotonic()
             command = made.run(step, watch=str(made.runs))
             made.seconds[step] = time.monotonic() - start
             assert command.code == 0, command.text
             made.changes[step] = int(command.text.rpartition("changes: ")[2])
-        start = time.monotonic()
-        assert made.run("run", "--until", "prepare", run="timed").code == 0
-        made.seconds["run"] = time.monotonic() - start
         yield made
 
 
@@ -119,7 +117,7 @@ def trained_alike(a: Path, b: Path) -> bool:
 
 def answered_alike(a: Path, b: Path) -> bool:
     found = [{f: {r["index"]: r["answer"] for r in read_records(p / f)} for f in files(p, "predictions.jsonl")} for p in (a, b)]
-    return found[0] == found[1] and all(len(answers) == 9 for answers in found[0].values())
+    return found[0] == found[1] and all(len(answers) == 8 for answers in found[0].values())
 
 
 STAGES: dict[str, tuple[str, Callable[[Path, Path], bool]]] = {
@@ -128,7 +126,7 @@ STAGES: dict[str, tuple[str, Callable[[Path, Path], bool]]] = {
     "pairs": ("pairs", lambda a, b: files(a, "*.parquet") == files(b, "*.parquet")),
     "dpo": ("dpo", trained_alike),
     "evaluate": ("eval", answered_alike),
-    "export": ("export", weights_equal),
+    "export": ("export", lambda a, b: weights_equal(a.with_name("dpo"), b)),
 }
 """What each command fills, and when two results of it are the same."""
 LATER = {step: [folder for folder, _ in list(STAGES.values())[i:]] for i, step in enumerate(STAGES)}
@@ -153,43 +151,46 @@ def kill(world: World, draw: random.Random, number: int, start: Callable[..., fa
     return f"change {moment}" if isinstance(moment, int) else f"{moment:.2f} s" if code else None
 
 
-@pytest.mark.parametrize("step", STAGES)
-def test_killed_again_and_again_it_ends_as_if_undisturbed(world, step):
-    """At random moments, each time where the last kill has left it; then it may end."""
-    draw, folder, killed = random.Random(f"{SEED}/{step}"), world.copy("killed", *LATER[step]), []
-    while len(killed) < KILLS[step]:
-
-        def start(**how) -> faults.Command:
-            return world.start(step, "--recipe", str(world.recipe), "--run", "killed", **how)
-
-        if moment := kill(world, draw, len(killed), start, world.seconds[step], world.changes[step]):
-            killed.append(moment)
-        else:  # what is left is done before the moment comes
-            folder = world.copy("killed", *LATER[step])
-    print(step, killed)
-    again = world.run(step, run="killed")
-    assert again.code == 0, again.text
-    name, alike = STAGES[step]
-    assert alike(world.runs / "straight" / name, folder / name)
-    assert left_over(folder) == []
-    recorded, expected = ({n: s["key"] for n, s in read_json(f / "manifest.json")["stages"].items()} for f in (folder, world.runs / "straight"))
-    assert recorded == {n: key for n, key in expected.items() if n.partition("/")[0] not in LATER[step][1:]}
-
-
-def test_tunebook_run_is_killed(world):
-    """Its notebooks' processes end with it, and the same command goes on."""
-    draw, folder = random.Random(f"{SEED}/run"), world.copy("killed", *LATER["prepare"])
+def kill_and_finish(world: World, first: str, seconds: float, changes: int, *argv: str) -> Path:
+    """The undisturbed run up to the step `first`, and then the command, killed as often as it should be, each time where the last kill
+    has left it. Then it may end: with nothing left over."""
+    draw, killed = random.Random(f"{SEED}/{argv[0]}"), list[str]()
+    folder = world.copy("killed", *LATER[first])
 
     def start(**how) -> faults.Command:
-        return world.start("run", "--until", "prepare", "--recipe", str(world.recipe), "--run", "killed", **how)
+        (folder / "manifest.json").unlink(missing_ok=True)
+        return world.start(*argv, "--recipe", str(world.recipe), "--run", "killed", **how)
 
-    killed = [kill(world, draw, 0, start, world.seconds["run"], 0) for _ in range(KILLS["run"])]
-    print(killed)
+    while len(killed) < KILLS[argv[0]]:
+        if moment := kill(world, draw, len(killed), start, seconds, changes):
+            killed.append(moment)
+        else:  # what was left was done before the moment came
+            folder = world.copy("killed", *LATER[first])
+    print(argv, killed)
     done = start()
     assert done.wait() == 0, done.text
-    assert STAGES["prepare"][1](world.runs / "straight" / "data", folder / "data") and left_over(folder) == []
-    assert '"status": "completed"' in (folder / "notebooks" / "01_data_prep.ipynb").read_text()
-    assert None not in killed
+    assert left_over(folder) == []
+    return folder
+
+
+@pytest.mark.parametrize("step", STAGES)
+def test_killed_again_and_again_it_ends_as_if_undisturbed(world, step):
+    """At random moments."""
+    folder = kill_and_finish(world, step, world.seconds.get(step, 5), world.changes.get(step, 0), step)
+    name, alike = STAGES[step]
+    assert alike(world.runs / "straight" / name, folder / name)
+    recorded, expected = ({n: s["key"] for n, s in read_json(f / "manifest.json")["stages"].items()} for f in (folder, world.runs / "straight"))
+    assert any(n.startswith(name) for n in recorded) and recorded.items() >= {
+        (n, key) for n, key in expected.items() if n.partition("/")[0] not in LATER[step][1:]
+    }
+
+
+def test_tunebook_run_ends_as_if_undisturbed_too(world):
+    """Its notebooks' processes end with it."""
+    seconds = 2 * (world.seconds["prepare"] + world.seconds["sft"])
+    folder = kill_and_finish(world, "prepare", seconds, 0, "run", "--until", "sft")
+    assert trained_alike(world.runs / "straight" / "sft", folder / "sft")
+    assert '"status": "completed"' in (folder / "notebooks" / "02_sft.ipynb").read_text()
 
 
 @pytest.fixture
@@ -210,8 +211,9 @@ def disk(tmp_path):
     subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
-FREE = {"prepare": [0.002], "sft": [0.4, 3.0, 6.5], "pairs": [0.006], "evaluate": [0.003]}
-"""Megabytes that are free when a command starts: too few for its Parquet files, for the first, second or third checkpoint, for answers."""
+FREE = {"prepare": [0.02], "sft": [0.1, 3.8, 6.0], "pairs": [0.012, 0.024], "evaluate": [0.012]}
+"""Megabytes that are free when a command starts: too few for Parquet files; for a checkpoint's adapter, its optimizer (4 MB are all of
+it), a later checkpoint; for answers."""
 FULL = re.compile(r"tunebook: no space left on the disk of .*; free some and run the same command: it goes on from there")
 
 
@@ -368,7 +370,7 @@ def test_ctrl_c_keeps_what_is_done_and_says_how_to_go_on(world, step):
     progress = {"sft": ".sft.partial/metrics.jsonl", "dpo": ".dpo.partial/metrics.jsonl", "pairs": ".pairs.partial/samples.jsonl"}
     file = folder / progress.get(step, "eval/.base.partial/predictions.jsonl")
     command = world.start(step, "--recipe", str(world.recipe), "--run", "stopped")
-    while not file.exists() or len(file.read_text().splitlines()) < 5:
+    while not (folder / "eval" / "base").exists() and (not file.exists() or len(file.read_text().splitlines()) < 3):
         assert command.poll(0.005) is None, command.text
     os.kill(command.pid, signal.SIGINT)
     start = time.monotonic()
@@ -380,11 +382,10 @@ def test_ctrl_c_keeps_what_is_done_and_says_how_to_go_on(world, step):
         steps = {e["step"] for e in map(json.loads, file.read_text().splitlines()) if "loss" in e}
         saved = max(int(p.name.partition("-")[2]) for p in file.parent.glob("checkpoints/checkpoint-*"))
         assert saved == max(steps) < (STEPS if step == "sft" else 12)
-    done = len(read_records(file)) if step in ("pairs", "evaluate") else 0
     again = world.start(*shlex.split(line.partition("Go on with: tunebook ")[2]))
     assert again.wait() == 0, again.text
     assert step not in ("sft", "dpo") or f"Going on from checkpoint-{saved}" in again.text
-    assert done < 50 and alike(world.runs / "straight" / name, folder / name) and left_over(folder) == []
+    assert alike(world.runs / "straight" / name, folder / name) and left_over(folder) == []
 
 
 def test_ctrl_c_does_not_wait_for_a_server_that_is_silent(world):
