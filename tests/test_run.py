@@ -7,11 +7,13 @@ import os
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
 
 import pytest
 
+from tunebook.compare import compare_manifests
 from tunebook.recipe import UserError, load_recipe
-from tunebook.run import Stage, manifest, read_json
+from tunebook.run import Stage, intact, manifest, read_json
 
 
 def stage(**settings) -> Stage:
@@ -130,6 +132,54 @@ def test_a_second_process_is_refused_and_told_who_the_first_is():
         other.communicate("\n")
     with stage(x=1).open():
         pass
+
+
+def test_a_run_and_its_repetition_side_by_side():
+    """What is the same is said, what differs is shown: a changed prompt file, a setting, one step's loss, an answer."""
+
+    def make(name: str, prompt: str, rate: float, loss: float, answer: str) -> Path:
+        recipe = load_recipe(run=name)
+        for stage, record, file, content in (
+            ("data", {"fingerprints": {"train": "f"}, "rows": {"train": 1}}, "train.parquet", ""),
+            ("sft", {"metrics": {"steps": 2}}, "metrics.jsonl", f'{{"step": 1, "loss": 2.0}}\n{{"step": 2, "loss": {loss}}}\n'),
+            ("eval/base", {"summary": {"correct": 1}}, "predictions.jsonl", json.dumps({"index": 0, "answer": answer}) + "\n"),
+        ):
+            written = Stage(recipe, stage, {"rate": rate}, {"prompt/system.txt": prompt} if stage == "data" else {"data": prompt})
+            with written.open() as folder:
+                (folder / file).write_text(content)
+                written.record = record
+        return recipe.run_dir / "manifest.json"
+
+    def table(*manifests: Path) -> dict[str, list[str]]:
+        rows = [line.strip("| ").split(" | ") for line in compare_manifests(*manifests).splitlines()]
+        return {row[0]: row[1:] for row in rows[2:]}
+
+    first = make("first", "a", 0.1, 1.5, "7")
+    assert {said[0] for said in table(first, make("again", "a", 0.1, 1.5, "7")).values()} == {"identical", "not compared"}
+    changed = table(first, make("changed", "b", 0.2, 1.25, "8"))
+    assert changed["input files"] == ["**1 of 1 differ**", "prompt/system.txt: a", "prompt/system.txt: b"]
+    assert changed["settings"] == ["**3 of 3 differ**", "data.rate: 0.1", "data.rate: 0.2"]
+    assert changed["sft: loss by step"] == ["**1 of 2 differ**", "2: 1.5", "2: 1.25"]
+    assert changed["eval/base: answers"] == ["**1 of 1 differ**", "0: 7", "0: 8"]
+    assert changed["data"][0] == changed["versions"][0] == changed["hardware"][0] == "identical"
+    with pytest.raises(UserError, match=r"is no manifest of a run"):
+        compare_manifests(first, first.with_name("none.json"))
+
+
+def test_a_changed_file_of_a_finished_stage_is_named():
+    with stage(x=1).open() as folder:
+        (folder / "adapter").mkdir()
+        for name in ("adapter/a", "b"):
+            (folder / name).write_text("1")
+    done = stage(x=1).dir
+    assert intact(done / "adapter") == done / "adapter" and read_json(done / "stage.json")["files"].keys() == {"adapter/a", "b"}
+    (done / "b").write_text("2")
+    assert intact(done / "adapter")  # not its neighbour's matter
+    with pytest.raises(UserError, match=r"b is damaged: .*; `tunebook sft --set sft.learning_rate=0.5 --force` makes it again"):
+        intact(done / "b")
+    (done / "adapter" / "a").unlink()
+    with pytest.raises(UserError, match=r"adapter/a is missing: "):
+        intact(done / "adapter")
 
 
 def test_damaged_json_reads_as_nothing(tmp_path):
