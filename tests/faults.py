@@ -38,8 +38,7 @@ class Command:
         self.connection.connect(server)
         request = {"argv": argv, "env": dict(os.environ) | (env or {}), "cwd": str(cwd.resolve()), "log": str(log)} | how
         self.connection.sendall(json.dumps(request).encode() + b"\n")
-        self.replies = self.connection.makefile()
-        self.pid = int(self.replies.readline())
+        self.pid = int(self._line())
         self.started = time.monotonic()
         self.code: int | None = None
         self.cpu = 0.0
@@ -48,12 +47,19 @@ class Command:
     def poll(self, seconds: float = 0) -> int | None:
         """The exit code (negative: the signal), or None when it still runs after so many seconds."""
         if self.code is None and select.select([self.connection], [], [], seconds)[0]:
-            code, cpu = self.replies.readline().split()
+            code, cpu = self._line().split()
             self.code, self.cpu = int(code), float(cpu)
             self.connection.close()
         return self.code
 
-    def wait(self, seconds: float = 120) -> int:
+    def _line(self) -> bytes:
+        """The next line of the server's, and no more: a buffer would hide the one after it from `select`."""
+        line = b""
+        while not line.endswith(b"\n"):
+            line += self.connection.recv(1) or b"-9 0\n"
+        return line
+
+    def wait(self, seconds: float = 300) -> int:
         """The exit code. Raises TimeoutError."""
         code = self.poll(seconds)
         if code is None:
@@ -162,6 +168,7 @@ def count_changes(folder: str, kill_at: int) -> list[str]:
 
 def _become(request: dict[str, Any], out: int) -> None:
     os.setsid()
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     os.environ.clear()
     os.environ.update(request["env"])
     os.chdir(request["cwd"])
