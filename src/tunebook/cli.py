@@ -324,7 +324,7 @@ def main() -> None:
         launch.work(app)
         return
     try:
-        with told_when_full(ROOT):
+        with told_when_full(Path(os.environ.get("TUNEBOOK_RUNS") or ROOT)):
             app()
     except UserError as error:
         print(f"tunebook: {error}", file=sys.stderr)
@@ -333,6 +333,7 @@ def main() -> None:
         if end.code != INTERRUPTED:
             raise
         print(f"\ntunebook: interrupted; what was saved is kept. Go on with: {shlex.join(['tunebook', *sys.argv[1:]])}", file=sys.stderr, flush=True)
+        sys.stdout.flush()
         os._exit(INTERRUPTED)  # an orderly end would wait for what a server has not answered
 
 
