@@ -56,15 +56,6 @@ def test_a_failure_leaves_the_old_result_and_the_partial_one_can_be_resumed():
     assert list(manifest(stage(x=4).recipe.run_dir)["stages"]) == ["sft"]
 
 
-def test_a_kill_between_the_two_renames_is_mended():
-    with stage(x=1).open() as folder:
-        (folder / "file").write_text("old")
-    stage(x=1).dir.rename(stage(x=1).dir.with_name(".sft.old"))
-    with pytest.raises(RuntimeError), stage(x=2).open():
-        raise RuntimeError
-    assert (stage(x=1).dir / "file").read_text() == "old"
-
-
 def test_a_kill_at_any_change_of_a_file_loses_nothing(tmp_path):
     """A stage is filled again with other settings, killed at its first change of a file, at its second, ...; the next call ends with the
     new result, whole and recorded, and with nothing else in the folder. A result that was whole at the kill is not made again."""
