@@ -136,7 +136,7 @@ def test_dpo_learns_from_its_own_reference_and_resumes_after_a_kill(paired, tiny
     checkpoints = stopped.run_dir / ".dpo.partial" / "checkpoints"
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as process:
         deadline = time.monotonic() + 240
-        while not (checkpoints / "checkpoint-10" / "trainer_state.json").exists():
+        while not (checkpoints / "checkpoint-10" / "checksums.json").exists():
             assert process.poll() is None and time.monotonic() < deadline, process.stderr.read().decode()[-2000:]
             time.sleep(0.01)
         process.send_signal(signal.SIGKILL)

@@ -318,13 +318,15 @@ def whole_checkpoints() -> Any:
 
     class WholeCheckpoints(TrainerCallback):  # type: ignore[misc]
         def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            PartialState().wait_for_everyone()  # each process writes files of its own
+            everyone = PartialState()
+            everyone.wait_for_everyone()  # each process writes files of its own
             if rank() == 0:
                 folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
                 # With DPO's `ref` folder beside it, transformers' resume would leave the trained adapter at its start.
                 shutil.rmtree(folder / "ref", ignore_errors=True)
                 write_json(folder / CHECKSUMS, checksums(folder))
                 os.utime(folder, (state.global_step, state.global_step))  # the trainer deletes the oldest by this time
+            everyone.wait_for_everyone()  # one that fails in the next step ends all
 
     return WholeCheckpoints()
 
