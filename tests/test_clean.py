@@ -70,6 +70,7 @@ def test_chaos_ends_with_every_row_right_or_quarantined_in_spite_of_kills(server
     assert done.returncode == 0, done.stderr
     recipe = load_recipe(path)
     good, bad = (lines(recipe.run_dir / "clean" / f"{name}.jsonl") for name in ("rows", "quarantine"))
+    assert {p.name for p in recipe.run_dir.rglob(".*")} == {".lock", ".owner.json"}
     numbers = sorted(int(row["source_id"].rpartition(":")[2]) for row in good + bad)
     assert numbers == list(range(1, 124))  # none lost, none twice
     for row in good:

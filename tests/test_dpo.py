@@ -130,8 +130,8 @@ def test_dpo_learns_from_its_own_reference_and_resumes_after_a_kill(paired, tiny
 
     stopped = paired("stopped")
     keys = [part for key, (_, value) in stopped.overrides.items() if key != "run" for part in ("--set", f"{key}={value}")]
-    state = stopped.run_dir / ".dpo.partial" / "checkpoints" / "checkpoint-10" / "trainer_state.json"
-    kill.tunebook("dpo", "--recipe", str(tiny_recipe), "--run", "stopped", *keys, when=state.exists)
+    whole = stopped.run_dir / ".dpo.partial" / "checkpoints" / "checkpoint-10" / "checksums.json"
+    kill.tunebook("dpo", "--recipe", str(tiny_recipe), "--run", "stopped", *keys, when=whole.exists)
     assert not (stopped.run_dir / "dpo").exists()
     dpo(stopped)
     again = load_file(stopped.run_dir / "dpo" / "adapter" / "adapter_model.safetensors")

@@ -195,7 +195,8 @@ def test_a_key_comes_from_the_environment_then_from_dotenv(tmp_path, monkeypatch
     assert ".env" in (ROOT / ".gitignore").read_text().split()
 
 
-def test_an_answer_file_asks_only_what_is_missing(tmp_path, monkeypatch):
+@pytest.mark.parametrize("kept", [True, False])
+def test_an_answer_file_asks_only_what_is_missing(tmp_path, monkeypatch, kept):
     asked = []
 
     def answering(source, prompts, sampling, images, *, skip, label):
@@ -206,14 +207,15 @@ def test_an_answer_file_asks_only_what_is_missing(tmp_path, monkeypatch):
 
     monkeypatch.setattr(g, "generate", answering)
     path = tmp_path / "answers.jsonl"
-    path.write_text(json.dumps({"index": 2, "text": "kept"}) + '\n{"index": 0, "te')  # the last line was cut short by a kill
+    whole = json.dumps({"index": 2, "text": "kept"}) + "\n" if kept else ""
+    path.write_text(whole + '{"index": 0, "te')  # the last line, or the only one, was cut short by a kill
     prompts = [[{"role": "user", "content": str(i)}] for i in range(4)]
 
     def fill(source):
         return g.answer_file(path, source, prompts, g.Sampling(4), lambda i, a: {"text": a.text}, "asking")
 
-    assert [r["text"] for r in fill(nullcontext("model"))] == ["answer 0", "answer 1", "kept", "answer 3"]
-    assert asked == [0, 1, 3]
+    assert [r["text"] for r in fill(nullcontext("model"))] == ["answer 0", "answer 1", "kept" if kept else "answer 2", "answer 3"]
+    assert asked == [0, 1, 3] if kept else [0, 1, 2, 3]
 
     class Unopened:
         def __enter__(self):

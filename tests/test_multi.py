@@ -210,7 +210,7 @@ def test_two_processes_train_as_one_and_end_together(recipe):
     killed = two(*command)
     run_dir = load_recipe(recipe, run="two").run_dir
     deadline = time.monotonic() + 240
-    while not (run_dir / ".sft.partial" / "checkpoints" / "checkpoint-5" / "trainer_state.json").exists():
+    while not (run_dir / ".sft.partial" / "checkpoints" / "checkpoint-5" / "checksums.json").exists():
         assert killed.poll() is None and time.monotonic() < deadline, killed.communicate()[1][-2000:]
         time.sleep(0.02)
     workers = sorted(psutil.Process(killed.pid).children(), key=lambda p: int(p.environ()["RANK"]))

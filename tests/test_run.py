@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
 
 import pytest
 
+from tunebook.compare import compare_manifests
 from tunebook.recipe import UserError, load_recipe
-from tunebook.run import Stage, manifest, read_json
+from tunebook.run import Stage, intact, manifest, read_json
 
 
 def stage(**settings) -> Stage:
@@ -53,13 +56,55 @@ def test_a_failure_leaves_the_old_result_and_the_partial_one_can_be_resumed():
     assert list(manifest(stage(x=4).recipe.run_dir)["stages"]) == ["sft"]
 
 
-def test_a_kill_between_the_two_renames_is_mended():
-    with stage(x=1).open() as folder:
-        (folder / "file").write_text("old")
-    stage(x=1).dir.rename(stage(x=1).dir.with_name(".sft.old"))
-    with pytest.raises(RuntimeError), stage(x=2).open():
-        raise RuntimeError
-    assert (stage(x=1).dir / "file").read_text() == "old"
+def test_a_kill_at_any_change_of_a_file_loses_nothing(tmp_path):
+    """A stage is filled again with other settings, killed at its first change of a file, at its second, ...; the next call ends with the
+    new result, whole and recorded, and with nothing else in the folder. A result that was whole at the kill is not made again."""
+    code = textwrap.dedent("""
+        import os, shutil, sys
+        from pathlib import Path
+        from faults import count_changes
+        from tunebook import run
+        from tunebook.recipe import load_recipe
+
+        run.environment = dict  # git and versions: slow, and nothing of theirs is at stake
+        recipe = load_recipe()
+
+        def fill(value, kill_at=0):
+            pid = os.fork()
+            if pid == 0:
+                sys.stdout = open(os.devnull, "w")
+                count_changes(str(recipe.run_dir), kill_at)
+                stage = run.Stage(recipe, "sft", {"x": value}, {})
+                if not stage.skip(False):
+                    with stage.open() as folder:
+                        (folder / "file").write_text(value)
+                        with Path(os.environ["LOG"]).open("a") as log:
+                            log.write(value)
+                os._exit(0)
+            return os.waitpid(pid, 0)[1] == 9
+
+        for n in range(1, 99):
+            shutil.rmtree(recipe.run_dir, ignore_errors=True)
+            fill("old")
+            killed = fill("new", n)
+            found = [recipe.run_dir / d for d in (".sft.partial", "sft")]
+            whole = any((f / "stage.json").exists() and (f / "file").read_text() == "new" for f in found)
+            Path(os.environ["LOG"]).write_text("")
+            fill("new")
+            made = Path(os.environ["LOG"]).read_text()
+            entry = run.read_json(recipe.run_dir / "manifest.json")["stages"]["sft"]
+            here = sorted(p.name for p in recipe.run_dir.iterdir())
+            assert here == [".lock", ".owner.json", "manifest.json", "sft"], (n, here)
+            assert sorted(p.name for p in (recipe.run_dir / "sft").iterdir()) == ["file", "stage.json"], n
+            assert (recipe.run_dir / "sft" / "file").read_text() == "new" and entry["settings"] == {"x": "new"}, n
+            assert not (whole and made), (n, "made again")
+            if not killed:
+                print(n)
+                break
+    """)
+    env = os.environ | {"LOG": str(tmp_path / "log"), "PYTHONPATH": os.pathsep.join([*sys.path])}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, env=env)
+    assert done.returncode == 0 and int(done.stdout) > 10, done.stderr[-2000:]
 
 
 def test_a_second_process_is_refused_and_told_who_the_first_is():
@@ -78,6 +123,54 @@ def test_a_second_process_is_refused_and_told_who_the_first_is():
         other.communicate("\n")
     with stage(x=1).open():
         pass
+
+
+def test_a_run_and_its_repetition_side_by_side():
+    """What is the same is said, what differs is shown: a changed prompt file, a setting, one step's loss, an answer."""
+
+    def make(name: str, prompt: str, rate: float, loss: float, answer: str) -> Path:
+        recipe = load_recipe(run=name)
+        for stage, record, file, content in (
+            ("data", {"fingerprints": {"train": "f"}, "rows": {"train": 1}}, "train.parquet", ""),
+            ("sft", {"metrics": {"steps": 2}}, "metrics.jsonl", f'{{"step": 1, "loss": 2.0}}\n{{"step": 2, "loss": {loss}}}\n'),
+            ("eval/base", {"summary": {"correct": 1}}, "predictions.jsonl", json.dumps({"index": 0, "answer": answer}) + "\n"),
+        ):
+            written = Stage(recipe, stage, {"rate": rate}, {"prompt/system.txt": prompt} if stage == "data" else {"data": prompt})
+            with written.open() as folder:
+                (folder / file).write_text(content)
+                written.record = record
+        return recipe.run_dir / "manifest.json"
+
+    def table(*manifests: Path) -> dict[str, list[str]]:
+        rows = [line.strip("| ").split(" | ") for line in compare_manifests(*manifests).splitlines()]
+        return {row[0]: row[1:] for row in rows[2:]}
+
+    first = make("first", "a", 0.1, 1.5, "7")
+    assert {said[0] for said in table(first, make("again", "a", 0.1, 1.5, "7")).values()} == {"identical", "not compared"}
+    changed = table(first, make("changed", "b", 0.2, 1.25, "8"))
+    assert changed["input files"] == ["**1 of 1 differ**", "prompt/system.txt: a", "prompt/system.txt: b"]
+    assert changed["settings"] == ["**3 of 3 differ**", "data.rate: 0.1", "data.rate: 0.2"]
+    assert changed["sft: loss by step"] == ["**1 of 2 differ**", "2: 1.5", "2: 1.25"]
+    assert changed["eval/base: answers"] == ["**1 of 1 differ**", "0: 7", "0: 8"]
+    assert changed["data"][0] == changed["versions"][0] == changed["hardware"][0] == "identical"
+    with pytest.raises(UserError, match=r"is no manifest of a run"):
+        compare_manifests(first, first.with_name("none.json"))
+
+
+def test_a_changed_file_of_a_finished_stage_is_named():
+    with stage(x=1).open() as folder:
+        (folder / "adapter").mkdir()
+        for name in ("adapter/a", "b"):
+            (folder / name).write_text("1")
+    done = stage(x=1).dir
+    assert intact(done / "adapter") == done / "adapter" and read_json(done / "stage.json")["files"].keys() == {"adapter/a", "b"}
+    (done / "b").write_text("2")
+    assert intact(done / "adapter")  # not its neighbour's matter
+    with pytest.raises(UserError, match=r"b is damaged: .*; `tunebook sft --set sft.learning_rate=0.5 --force` makes it again"):
+        intact(done / "b")
+    (done / "adapter" / "a").unlink()
+    with pytest.raises(UserError, match=r"adapter/a is missing: "):
+        intact(done / "adapter")
 
 
 def test_damaged_json_reads_as_nothing(tmp_path):

@@ -10,7 +10,6 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
-import kill
 import nbformat
 import pytest
 import yaml
@@ -113,33 +112,6 @@ def test_the_same_seed_gives_the_same_trace_and_another_does_not(tiny_recipe):
     assert traces[0] == traces[1] != traces[2]
     started = json.loads((recipe.run_dir / "sft" / "stage.json").read_text())["started"]
     assert sft(recipe)["started"] == started  # unchanged: not run again
-
-
-def test_killed_and_resumed_ends_where_an_undisturbed_run_does(tiny_recipe, tmp_path):
-    from safetensors.torch import load_file
-
-    from tunebook.sft import sft
-
-    overrides = {"sft.max_steps": 150, "sft.eval_strategy": "no", "data.sources.0.train": 60}
-    straight = load_recipe(tiny_recipe, run="straight", overrides=overrides)
-    sft(straight)
-    keys = [part for key, value in overrides.items() for part in ("--set", f"{key}={value}")]
-    checkpoints = tmp_path / "runs" / "killed" / ".sft.partial" / "checkpoints"
-    kill.tunebook(
-        *("sft", "--recipe", str(tiny_recipe), "--run", "killed", *keys),
-        when=lambda: any(checkpoints.glob("checkpoint-[2-9]0/trainer_state.json")),
-    )
-    killed = load_recipe(tiny_recipe, run="killed", overrides=overrides)
-    assert not (killed.run_dir / "sft").exists()
-    newest = max(checkpoints.glob("checkpoint-*"), key=lambda p: int(p.name.split("-")[1]))
-    (newest / "trainer_state.json").write_text("{ cut")  # as if the kill had come while it was written
-    reached = len((killed.run_dir / ".sft.partial" / "metrics.jsonl").read_text().splitlines())
-    assert 20 <= reached < 150
-    sft(killed)
-    assert dict(losses(killed.run_dir)) == pytest.approx(dict(losses(straight.run_dir)), abs=1e-5)
-    adapters = [load_file(r.run_dir / "sft" / "adapter" / "adapter_model.safetensors") for r in (straight, killed)]
-    assert all(a.sub(adapters[1][name]).abs().max() < 1e-5 for name, a in adapters[0].items())
-    assert not (killed.run_dir / ".sft.partial").exists()
 
 
 def test_early_stopping_and_the_best_checkpoint(tiny_recipe):

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import io
+import os
+import shlex
 import sys
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from tunebook import launch
-from tunebook.recipe import DEFAULT, Recipe, UserError, load_recipe, parse_set
-from tunebook.run import round_name
+from tunebook.recipe import DEFAULT, ROOT, Recipe, UserError, load_recipe, parse_set
+from tunebook.run import round_name, told_when_full
+
+INTERRUPTED = 130
+"""What Typer makes of a KeyboardInterrupt."""
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -46,15 +53,24 @@ def run(
     until: Annotated[str | None, typer.Option("--until", metavar="STEP", help="The last step to run.")] = None,
     force: ForceOption = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would run and why, and do nothing.")] = False,
+    manifest: Annotated[
+        Path | None, typer.Option("--from-manifest", metavar="FILE", help="Repeat the run of this manifest.json, and say what differs. --run: where.")
+    ] = None,
 ) -> None:
     """Everything: the notebooks 01 to 05 in order, into `runs/<run>/notebooks/`.
 
     Steps whose inputs and settings are unchanged are left out.
 
         uv run tunebook run --until sft
+        uv run tunebook run --from-manifest runs/smollm2-math/manifest.json
     """
     from tunebook import pipeline
 
+    if manifest:
+        if recipe or set_ or first or until or force or dry_run:
+            raise UserError("--from-manifest repeats a run as it was: give no other option than --run")
+        print(pipeline.repeat(manifest, run))
+        return
     parsed = _recipe(recipe, run, set_)
     print(parsed.describe())
     if not pipeline.run(parsed, recipe or parsed.name, first, until, force, dry_run):
@@ -217,8 +233,6 @@ def report(
 
     uv run tunebook report runs/smollm2-math runs/trial-2
     """
-    from pathlib import Path
-
     from tunebook.compare import compare_runs
     from tunebook.report import write
 
@@ -320,18 +334,25 @@ def doctor(recipe: RecipeOption = None, run: RunOption = None, set_: SetOption =
 
 
 def main() -> None:
-    """Entry point: a user's mistake is one line on stderr and exit code 2, never a traceback."""
+    """Entry point: a user's mistake or a full disk is one line on stderr and exit code 2, Ctrl-C one and 130, never a traceback."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal without Unicode shows a `?`, and nothing stops for that
     if launch.is_worker():
         launch.work(app)
         return
     try:
-        app()
+        with told_when_full(Path(os.environ.get("TUNEBOOK_RUNS") or ROOT)):
+            app()
     except UserError as error:
         print(f"tunebook: {error}", file=sys.stderr)
         sys.exit(2)
-    except KeyboardInterrupt:
-        print("tunebook: interrupted; what was saved is kept, the same command goes on from there", file=sys.stderr)
-        sys.exit(130)
+    except SystemExit as end:
+        if end.code != INTERRUPTED:
+            raise
+        print(f"\ntunebook: interrupted; what was saved is kept. Go on with: {shlex.join(['tunebook', *sys.argv[1:]])}", file=sys.stderr, flush=True)
+        sys.stdout.flush()
+        os._exit(INTERRUPTED)  # an orderly end would wait for what a server has not answered
 
 
 def _recipe(recipe: str | None, run: str | None, set_: list[str] | None) -> Recipe:

@@ -1,4 +1,4 @@
-"""Runs side by side: `tunebook report runs/a runs/b`."""
+"""Runs side by side: `tunebook report runs/a runs/b`. A run and its repetition: `tunebook run --from-manifest`."""
 
 from __future__ import annotations
 
@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from tunebook.evaluate import COLUMNS, COMPARED, cells, compared_cells, markdown
+from tunebook.generate import read_records
 from tunebook.paired import compared_steps
 from tunebook.recipe import UserError
 from tunebook.report import predictions
 from tunebook.run import read_json
+from tunebook.train import log_history
 
 
 def compare_runs(runs: list[Path]) -> str:
@@ -34,6 +36,57 @@ def compare_runs(runs: list[Path]) -> str:
         lines.append(markdown(COMPARED, compared_cells(found)) if found else f"{other.name} answered other items: nothing can be paired.")
     lines += ["## Over the runs", _spread(summaries)]
     return "\n\n".join(lines)
+
+
+def compare_manifests(first: Path, second: Path) -> str:
+    """A run and its repetition as a Markdown table, by their manifests: data, input files, settings, pairs, loss by step, weights,
+    answers, accuracy, code, versions and hardware; `identical` where they are. Losses and answers come from the files beside the manifests.
+
+    Raises UserError when one is no manifest.
+    """
+    found = [_findings(path) for path in (first, second)]
+    rows = []
+    for name in dict.fromkeys([*found[0], *found[1]]):
+        a, b = (f.get(name) for f in found)
+        if a is None or b is None:
+            rows.append((name, "not compared", *("not there" if x is None else "" for x in (a, b))))
+        elif a == b:
+            rows.append((name, "identical", "", ""))
+        elif isinstance(a, dict) and isinstance(b, dict):
+            keys = [k for k in {**a, **b} if a.get(k) != b.get(k)]
+            rows.append((name, f"**{len(keys)} of {len(a | b)} differ**", *(f"{keys[0]}: {str(x.get(keys[0]))[:60]}" for x in (a, b))))
+        else:
+            rows.append((name, "**differs**", str(a)[:60], str(b)[:60]))
+    return markdown(("what", "", first.parent.name, second.parent.name), rows)
+
+
+def recorded(manifest: Path) -> dict[str, Any]:
+    """The stages that a manifest records. Raises UserError when it holds none."""
+    if not (stages := read_json(manifest).get("stages")):
+        raise UserError(f"{manifest} is no manifest of a run: give runs/<run>/manifest.json")
+    return dict(stages)
+
+
+def _findings(manifest: Path) -> dict[str, Any]:
+    """What there is to compare of a run, by name; None for what is not there."""
+    stages, beside = recorded(manifest), manifest.parent
+    last = max(stages.values(), key=lambda s: str(s["ended"]))
+    found: dict[str, Any] = {
+        "data": stages.get("data", {}).get("fingerprints"),
+        "input files": {k: v for s in stages.values() for k, v in s["inputs"].items() if k not in {*stages, "adapter"}},
+        "settings": _flat({name: s["settings"] for name, s in stages.items()}),
+    }
+    for name, stage in stages.items():
+        if "metrics" in stage:
+            history = log_history(beside / name) or (log_history(beside) if name == "sft" else [])
+            found[f"{name}: loss by step"] = {e["step"]: e["loss"] for e in history if "loss" in e} or None
+            found[f"{name}: weights"] = stage.get("files", {}).get("adapter/adapter_model.safetensors")
+        if "strategies" in stage:
+            found[f"{name}: pairs"] = {k: stage.get("files", {}).get(f"{k}.parquet") for k in stage["rows"]}
+        if "summary" in stage:
+            found[f"{name}: answers"] = {p["index"]: p["answer"] for p in read_records(beside / name / "predictions.jsonl")} or None
+            found[f"{name}: right answers"] = stage["summary"]["correct"]
+    return found | {"code": last["git"]["commit"], "lock file": last["lock"], "versions": last["versions"], "hardware": last["hardware"]}
 
 
 def _marks(run: Path, stage: str) -> dict[str, float]:

@@ -21,6 +21,7 @@ from tunebook.data.clean import replied
 from tunebook.data.images import data_url, open_all, render
 from tunebook.data.rows import Messages
 from tunebook.recipe import ServerConfig, UserError, first_line, scrubbed, secret
+from tunebook.run import intact
 from tunebook.sharing import shared
 
 
@@ -88,7 +89,7 @@ def answer_file(
     done = {r["index"] for r in read_records(path)}
     if len(done) < len(prompts):
         with source as asked, path.open("a", encoding="utf-8") as out:
-            out.write("\n" if done else "")  # a kill may have cut the last line short
+            out.write("\n" if out.tell() else "")  # a kill may have cut the last line short
             for answers in generate(asked, prompts, sampling, images, skip=done, label=label):
                 out.write("".join(json.dumps({"index": i} | record(i, answer)) + "\n" for i, answer in answers.items()))
                 out.flush()
@@ -96,9 +97,12 @@ def answer_file(
 
 
 def read_records(path: Path) -> list[dict[str, Any]]:
-    """The records of an answer file in the order of the prompts. A line cut short by a kill is left out."""
+    """The records of an answer file in the order of the prompts. A line cut short by a kill is left out.
+
+    Raises UserError when the file of a finished stage is damaged.
+    """
     records = {}
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
+    for line in intact(path).read_text(encoding="utf-8").splitlines() if path.exists() else ():
         with contextlib.suppress(ValueError):
             record = json.loads(line)
             records[record["index"]] = record

@@ -23,7 +23,7 @@ from platformdirs import user_cache_path
 
 from tunebook import attention, sharing, tiny
 from tunebook.recipe import UserError, find_file, first_line, read_text
-from tunebook.run import rank
+from tunebook.run import intact, rank
 
 if TYPE_CHECKING:
     from tunebook.recipe import ModelConfig, Recipe
@@ -52,8 +52,11 @@ def set_environment() -> None:
 
 
 def cache_dir() -> Path:
-    """Where converted models lie: `$TUNEBOOK_CACHE`, or the user's cache folder."""
-    return Path(os.environ.get("TUNEBOOK_CACHE") or user_cache_path("tunebook"))
+    """Where converted models lie: `$TUNEBOOK_CACHE`, or the user's cache folder. Raises UserError for a user without a home."""
+    found = Path(os.environ.get("TUNEBOOK_CACHE") or user_cache_path("tunebook"))
+    if found.parts[0] == "~":
+        raise UserError("this user has no home folder: set TUNEBOOK_CACHE (and HF_HOME) to a folder for models")
+    return found
 
 
 def backend() -> str:
@@ -315,14 +318,14 @@ def _scope(model: Any, given: dict[str, Any]) -> str:
 def restore_lora(model: Any, path: Path) -> Any:
     """Put a saved adapter's weights into a fresh one of the same shape, to train it further on either backend.
 
-    Raises UserError when the shapes differ (`lora` was changed since it was trained).
+    Raises UserError when the shapes differ (`lora` was changed since it was trained) or the file is damaged.
     """
     from peft import set_peft_model_state_dict
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     try:
-        weights = load_file(path / "adapter_model.safetensors")
+        weights = load_file(intact(path) / "adapter_model.safetensors")
     except (OSError, SafetensorError) as error:
         raise UserError(f"no whole adapter_model.safetensors in {path} ({first_line(error)}): train it again") from None
     try:
@@ -340,12 +343,15 @@ def load_adapters(model: Any, adapters: dict[str, Path]) -> Any:
     """Put saved adapters on a base model for inference; choose one with `use_adapter`.
 
     In the base model's precision: kept in float32, as they are trained, they cost a third of the speed on a CPU.
+
+    Raises UserError when one is damaged.
     """
     from peft import PeftModel
 
     for name, path in adapters.items():
         if not (path / "adapter_model.safetensors").is_file():  # PEFT would take a pickled adapter_model.bin in its place
             raise UserError(f"no adapter_model.safetensors in {path}: train it again")
+        intact(path)
         if isinstance(model, PeftModel):
             model.load_adapter(str(path), adapter_name=name, autocast_adapter_dtype=False)
         else:

@@ -28,13 +28,13 @@ from tunebook import models
 from tunebook.data import preferences
 from tunebook.data.checks import without, words
 from tunebook.data.preferences import COLUMNS, Pair, Sample, build, check_sample, format_only, length_ratio, make_pair, marked, reference, told_apart
-from tunebook.data.prepare import data_stage, file_hash, prepare, read_parquet, training_rows, write_parquet, write_quarantine
+from tunebook.data.prepare import data_stage, prepare, read_parquet, training_rows, write_parquet, write_quarantine
 from tunebook.data.records import is_file
 from tunebook.data.rows import Reject, Row, images_of, share
 from tunebook.data.tokens import text_counter
 from tunebook.generate import Answer, Local, Sampling, answer_file, local, repeats
 from tunebook.recipe import PairsConfig, Recipe, ServerConfig, UserError, find_file, read_text
-from tunebook.run import Stage, finished_key, policy_name, round_name
+from tunebook.run import Stage, file_hash, finished_key, policy_name, round_name
 from tunebook.verify import verifier
 
 NOTICED = 32

@@ -5,17 +5,22 @@ uv run tunebook run --recipe smollm2-math --until sft
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+import yaml
+
+from tunebook.compare import compare_manifests, recorded
 from tunebook.data.prepare import data_stage
 from tunebook.dpo import dpo_stage
 from tunebook.evaluate import eval_stage, stages
 from tunebook.pairs import pairs_stage
-from tunebook.recipe import ROOT, Recipe, UserError
-from tunebook.run import Stage, round_name
+from tunebook.recipe import ROOT, Recipe, UserError, load_recipe
+from tunebook.run import Stage, read_json, round_name, write_text
 from tunebook.sft import sft_stage
 
 
@@ -72,6 +77,42 @@ def run(recipe: Recipe, recipe_name: str, first: str | None = None, last: str | 
     return ran
 
 
+def repeat(manifest: Path, name: str | None = None) -> str:
+    """Run again what a manifest records, in the run folder `name` (default: `<run>-again`); returns the two runs side by side, as Markdown.
+
+    The recipe comes from the manifest, each section from the stage that it decided, and is kept as `recipe.yaml` in the new folder.
+
+    Raises UserError for a file that is no manifest, and as `run` does.
+    """
+    recorded_stages = recorded(manifest)
+    name = name or f"{read_json(manifest)['run']}-again"
+    content = _recorded_recipe(recorded_stages) | {"run": name}
+    folder = load_recipe(overrides={"run": name}).run_dir
+    folder.mkdir(parents=True, exist_ok=True)
+    write_text(folder / "recipe.yaml", yaml.safe_dump(content, sort_keys=False, allow_unicode=True))
+    recipe = load_recipe(folder / "recipe.yaml")
+    print(recipe.describe())
+    changed = [n for n, digest in data_stage(recipe).inputs.items() if recorded_stages.get("data", {}).get("inputs", {}).get(n) != digest]
+    if changed:
+        print(f"Warning: changed since {manifest}: {', '.join(changed)}")
+    done = [step for step in steps(recipe) if step in recorded_stages or step == "prepare" or (step == "evaluate" and "eval/base" in recorded_stages)]
+    run(recipe, str(folder / "recipe.yaml"), last=done[-1])
+    return compare_manifests(manifest, folder / "manifest.json")
+
+
+DECIDES = {"data": ("data", "seed", "clean"), "sft": ("model", "lora", "sft"), "pairs": ("pairs",), "dpo": ("dpo",), "eval/base": ("evaluate",)}
+"""The recipe's sections that a stage's result depends on."""
+
+
+def _recorded_recipe(recorded_stages: dict[str, Any]) -> dict[str, Any]:
+    """The recipe of a run whose stages may each have had overrides of their own."""
+    content = dict(next(iter(recorded_stages.values()))["recipe"])
+    for stage in DECIDES.keys() & recorded_stages.keys():
+        content |= {section: recorded_stages[stage]["recipe"][section] for section in DECIDES[stage]}
+    rounds = [int(name.partition("-")[2] or 1) for name in recorded_stages if name.partition("-")[0] == "dpo"]
+    return content | {"pairs": content["pairs"] | {"rounds": max([1, *rounds])}}
+
+
 def _why(step: Step, recipe: Recipe) -> str | None:
     """Why a step must run; None when its folders are up to date."""
     try:
@@ -103,3 +144,16 @@ def _execute(step: Step, recipe: Recipe, recipe_name: str, force: bool) -> None:
         raise UserError(
             f"{out}, cell {error.exec_count}: {error.ename}: {error.evalue}. Mend it and run the same command: it goes on there"
         ) from None
+    except RuntimeError as error:  # nbclient's DeadKernelError, or jupyter_client's when it dies as it starts
+        if "Kernel died" not in str(error):
+            raise
+        raise UserError(
+            f"{out}, cell {_reached(out)}: the notebook's process was killed (often for want of memory). Run the same command: "
+            "it goes on from what was saved"
+        ) from None
+
+
+def _reached(notebook: Path) -> int:
+    """The number of the code cell that an executed notebook has come to."""
+    cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+    return sum(cell["cell_type"] == "code" and bool(cell["metadata"]["papermill"]["start_time"]) for cell in cells)

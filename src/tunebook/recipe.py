@@ -437,8 +437,8 @@ class Recipe(Section):
         return self._overrides
 
     def command(self, step: str) -> str:
-        """The shell command for another step of this run: with its recipe, its folder, and what was overridden for every stage."""
-        shared, there = ("model", "lora", "data", "sft", "pairs", "dpo", "seed"), _from_variables()
+        """The shell command for another step of this run: with its recipe, its folder, and what was overridden for every stage or for it."""
+        shared, there = ("model", "lora", "data", "sft", "pairs", "dpo", "seed", step.split()[0]), _from_variables()
         changed = {k: v for k, (_, v) in self.overrides.items() if k.split(".")[0] in shared and there.get(k) != v}
         items = [f"{k}={v if isinstance(v, str) else json.dumps(v)}" for k, v in changed.items() if step != "report"]  # which reads folders alone
         options = [] if self._given == DEFAULT else ["--recipe", self._given]

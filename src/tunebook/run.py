@@ -1,24 +1,27 @@
 """The run folder: where a run's results lie, whole or not at all, with a manifest that is enough to repeat it.
 
 A stage writes into `.<name>.partial`, which is renamed to `<name>` when everything is there, so a killed run never
-leaves half a result that looks whole. Each stage folder holds its own `stage.json`; `manifest.json` gathers them.
+leaves half a result that looks whole. Each stage folder holds its own `stage.json`, with the checksums of what the stage has
+left; `manifest.json` gathers them.
 """
 
 from __future__ import annotations
 
 import contextlib
 import datetime
+import errno
 import hashlib
 import importlib.metadata
 import json
 import os
 import platform
+import re
 import resource
 import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +30,10 @@ from filelock import FileLock, Timeout
 from tunebook.recipe import ROOT, Recipe, UserError
 
 PACKAGES = ("tunebook", "unsloth", "unsloth_zoo", "torch", "transformers", "trl", "peft", "datasets", "accelerate", "bitsandbytes", "math-verify")
+UNCHECKED = ("started.json", "stage.json", "checkpoints", "images")
+"""What `stage.json` holds no checksums of: checkpoints have their own, images are many and their names come from their content."""
+FULL = re.compile(r"No space left|disk is full|quota exceeded|File too large|PytorchStreamWriter failed writing|unexpected pos \d+ vs", re.I)
+"""What safetensors, tokenizers, SQLite and torch (the last two) say when a file can't grow: they raise no OSError."""
 
 
 class Stage:
@@ -49,8 +56,13 @@ class Stage:
         return read_json(self.dir / "stage.json").get("key") == self.key
 
     def skip(self, force: bool) -> bool:
-        """Whether there is nothing to do; says so."""
-        if force or not self.done:
+        """Whether there is nothing to do; says so. Ends first what a kill has left to do of a finished stage."""
+        if force:
+            return False
+        if not rank() and (read_json(self.partial / "stage.json").get("key") == self.key or (self.done and self._unsettled)):
+            with _lock(self.recipe.run_dir):
+                self._settle()
+        if not self.done:
             return False
         print(f"{self.name} is up to date ({self.dir}); force runs it again")
         return True
@@ -73,13 +85,13 @@ class Stage:
         With `resume`, what an interrupted run of the same settings left is kept; else the folder starts empty. Of several
         processes the first does all this and the others are only told the folder.
 
-        Raises UserError when another process is at work in this run folder.
+        Raises UserError when another process is at work in this run folder, and when the disk is full.
         """
         if rank():
             yield self.partial
             return
         resume = resume or halvings() > 0
-        with _lock(self.recipe.run_dir):
+        with told_when_full(self.recipe.run_dir), _lock(self.recipe.run_dir):
             _recover(self.dir)
             if not (resume and read_json(self.partial / "started.json").get("key") == self.key):
                 shutil.rmtree(self.partial, ignore_errors=True)
@@ -88,13 +100,25 @@ class Stage:
             started = _now()
             yield self.partial
             write_json(self.partial / "stage.json", self._entry(started))
-            (self.partial / "started.json").unlink()
+            self._settle()
+
+    @property
+    def _unsettled(self) -> bool:
+        recorded = read_json(self.recipe.run_dir / "manifest.json").get("stages", {})
+        return _old(self.dir).exists() or recorded.get(self.name, {}).get("key") != self.key
+
+    def _settle(self) -> None:
+        """What is left to do when the result is whole, from the `stage.json` in the partial folder on."""
+        if (self.partial / "stage.json").exists():
+            (self.partial / "started.json").unlink(missing_ok=True)
             _replace(self.partial, self.dir)
-            write_json(self.recipe.run_dir / "manifest.json", manifest(self.recipe.run_dir))
+        _recover(self.dir)
+        write_json(self.recipe.run_dir / "manifest.json", manifest(self.recipe.run_dir))
 
     def _entry(self, started: str) -> dict[str, Any]:
         return {
             "key": self.key,
+            "command": command(self.recipe, self.name),
             "inputs": self.inputs,
             "settings": self.settings,
             "recipe": self.recipe.model_dump(mode="json"),
@@ -105,6 +129,7 @@ class Stage:
             "peak_memory_gb": peak_memory_gb(),
             **environment(),
             **self.record,
+            "files": checksums(self.partial, UNCHECKED),
         }
 
 
@@ -127,10 +152,62 @@ def finished_key(recipe: Recipe, name: str) -> str:
     """The key of a finished stage, for the stages that build on it. Raises UserError that names the command when it is not there."""
     key = read_json(recipe.run_dir / name / "stage.json").get("key")
     if key is None:
-        step, _, number = name.partition("-")
-        command = recipe.command(f"{step} --round {number}" if number else step)
-        raise UserError(f"{recipe.run_dir / name} holds no finished result: run `{command}` first")
+        raise UserError(f"{recipe.run_dir / name} holds no finished result: run `{command(recipe, name)}` first")
     return str(key)
+
+
+def command(recipe: Recipe, name: str) -> str:
+    """The command line that fills a stage's folder, with the recipe, run and overrides that are used here."""
+    folder, _, model = name.partition("/")
+    step, _, number = folder.partition("-")
+    step = {"data": "prepare", "eval": "evaluate"}.get(step, step)
+    return recipe.command(" ".join([step, *([model] if step == "evaluate" else []), *(["--round", number] if number else [])]))
+
+
+def checksums(folder: Path, without: Iterable[str] = ()) -> dict[str, str]:
+    """The hash of each file in a folder by its path in it; `without` names what is left out at the top of the folder."""
+    top = (p for p in sorted(folder.iterdir()) if p.name not in without)
+    files = (f for p in top for f in ([p] if p.is_file() else sorted(p.rglob("*"))) if f.is_file())
+    return {f.relative_to(folder).as_posix(): file_hash(f) for f in files}
+
+
+def intact(path: Path) -> Path:
+    """The same path, of a file or folder in a finished stage's folder, if it is as the stage has left it. What no stage has recorded
+    passes.
+
+    Raises UserError that names a file which is damaged or missing, and the command that makes it again.
+    """
+    folder = next((p for p in (path, *path.parents) if (p / "stage.json").exists()), path)
+    stage = read_json(folder / "stage.json")
+    for name, known in stage.get("files", {}).items():
+        file = folder / name
+        if file.is_relative_to(path) and not (file.is_file() and file_hash(file) == known):
+            what = "damaged" if file.exists() else "missing"
+            raise UserError(f"{file} is {what}: it is not what the stage has left; `{stage['command']} --force` makes it again")
+    return path
+
+
+def file_hash(path: Path) -> str:
+    """A short hash of a file's content."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+
+
+@contextlib.contextmanager
+def told_when_full(where: Path) -> Iterator[None]:
+    """Turns what a full disk, a full quota or a limit on the size of files raises (ENOSPC, EDQUOT, EFBIG, `FULL`) into a UserError."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        cause: BaseException | None = error
+        while cause and not (getattr(cause, "errno", 0) in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) or FULL.search(str(cause))):
+            cause = cause.__cause__ or cause.__context__
+        if cause is None:
+            raise
+        place = getattr(cause, "filename", None) or where
+        raise UserError(f"no space left on the disk of {place}; free some and run the same command: it goes on from there") from None
 
 
 def round_name(name: str, number: int) -> str:
@@ -229,8 +306,9 @@ def _lock(run_dir: Path) -> Iterator[None]:
 
 def _replace(new: Path, target: Path) -> None:
     """Put the folder `new` in the place of `target`, which may exist."""
-    old = target.with_name(f".{target.name}.old")
+    old = _old(target)
     if target.exists():
+        shutil.rmtree(old, ignore_errors=True)
         target.rename(old)
     new.rename(target)
     shutil.rmtree(old, ignore_errors=True)
@@ -238,10 +316,14 @@ def _replace(new: Path, target: Path) -> None:
 
 def _recover(target: Path) -> None:
     """Mend what a kill in the middle of `_replace` left."""
-    old = target.with_name(f".{target.name}.old")
+    old = _old(target)
     if old.exists() and not target.exists():
         old.rename(target)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def _old(target: Path) -> Path:
+    return target.with_name(f".{target.name}.old")
 
 
 def _git() -> dict[str, Any]:

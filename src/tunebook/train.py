@@ -5,12 +5,17 @@ A step takes as many rows as the recipe says on any number of GPUs, and after th
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import json
 import math
+import os
 import shutil
+import signal
 import statistics
+import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +25,13 @@ from rich.text import Text
 
 from tunebook.data.images import TokenCounter
 from tunebook.recipe import Recipe, UserError, find_file
-from tunebook.run import halvings, rank, read_json, world_size
+from tunebook.run import checksums, halvings, rank, read_json, world_size, write_json
 
 AUDITED = 8
 """Rows whose masks are counted before the first step; two of them are shown."""
 ROWS, STEPS = "per_device_train_batch_size", "gradient_accumulation_steps"
+CHECKSUMS = "checksums.json"
+"""Written into a checkpoint when it is whole."""
 
 
 class OutOfMemory(UserError):
@@ -55,7 +62,7 @@ def arguments(config: Any, recipe: Recipe, section: str, folder: Path) -> tuple[
         args = config(output_dir=str(folder / "checkpoints"), **(defaults | given))
     except (ValueError, TypeError, ImportError) as error:
         raise UserError(f"{section}: {' '.join(str(error).split())}") from None
-    callbacks = [metrics_file(folder / "metrics.jsonl"), remaining_time()] if rank() == 0 else []
+    callbacks = [whole_checkpoints(), *([metrics_file(folder / "metrics.jsonl"), remaining_time()] if rank() == 0 else [])]
     callbacks.append(health(section))  # in every process: all see the same numbers and stop together
     if stopping:
         if not args.load_best_model_at_end:
@@ -160,8 +167,14 @@ def run(trainer: Any, folder: Path) -> dict[str, Any]:
     `auto_find_batch_size` is not used for that: it takes a tenth off the batch and leaves the accumulation, so that the
     effective batch, the number of steps and the learning rate's schedule change.
 
-    Raises UserError when memory runs out at a per-device batch of 1, and when the run is sick (`health`).
+    Raises UserError when memory runs out at a per-device batch of 1, and when the run is sick (`health`); KeyboardInterrupt after a
+    Ctrl-C, with a checkpoint of the step that was under way.
     """
+    with _stopping_at_a_checkpoint(trainer):
+        return _run(trainer, folder)
+
+
+def _run(trainer: Any, folder: Path) -> dict[str, Any]:
     start = {name: p.detach().clone().cpu() for name, p in trainer.model.named_parameters() if p.requires_grad}
     while True:
         checkpoint = _same_for_all(last_checkpoint(folder / "checkpoints") if rank() == 0 else None)
@@ -204,6 +217,43 @@ def summary(record: dict[str, Any]) -> Table:
     if record.get("warnings"):
         table.caption = "\n".join(record["warnings"])
     return table
+
+
+@contextlib.contextmanager
+def _stopping_at_a_checkpoint(trainer: Any) -> Iterator[None]:
+    """The first Ctrl-C ends the training after the step under way, with a checkpoint; the second one at once.
+
+    Of several processes each would stop at a step of its own: there the last checkpoint has to do.
+    """
+    from transformers import TrainerCallback
+
+    if world_size() > 1 or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    class Stop(TrainerCallback):  # type: ignore[misc]
+        asked = stopped = False
+
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            if self.asked and state.global_step < state.max_steps:
+                self.stopped = control.should_save = control.should_training_stop = True
+
+    stop = Stop()
+
+    def ask(number: int, frame: Any) -> None:
+        if stop.asked:
+            raise KeyboardInterrupt
+        stop.asked = True
+        os.write(2, b"\nInterrupted: a checkpoint is saved after this step. Ctrl-C again ends at once.\n")
+
+    trainer.add_callback(stop)
+    before = signal.signal(signal.SIGINT, ask)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if stop.stopped:
+        raise KeyboardInterrupt
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -265,16 +315,37 @@ def _tokens(history: list[dict[str, Any]]) -> int | None:
 
 
 def last_checkpoint(folder: Path) -> Path | None:
-    """The newest whole checkpoint of a healthy run. The trainer writes its state last, so one without it was cut short and goes."""
-    found = sorted(folder.glob("checkpoint-*"), key=_step, reverse=True)
-    for checkpoint in found:
-        state = read_json(checkpoint / "trainer_state.json")
-        if state and not any(no_number(entry, half_precision=True) for entry in state.get("log_history", [])):
-            # With DPO's `ref` folder beside it, transformers' resume would leave the trained adapter at its start.
-            shutil.rmtree(checkpoint / "ref", ignore_errors=True)
+    """The newest checkpoint of a healthy run that is as it was written. One without checksums was cut short: it goes, and so do the others."""
+    for checkpoint in sorted(folder.glob("checkpoint-*"), key=_step, reverse=True):
+        known, found = read_json(checkpoint / CHECKSUMS), checksums(checkpoint, [CHECKSUMS])
+        history = read_json(checkpoint / "trainer_state.json").get("log_history", [])
+        if known and known == found and not any(no_number(entry, half_precision=True) for entry in history):
             return checkpoint
+        if known and known != found:
+            names = [name for name in known if known[name] != found.get(name)] or ["it has other files"]
+            print(f"{checkpoint.name} is damaged ({names[0]}) and left out.")
         shutil.rmtree(checkpoint)
     return None
+
+
+def whole_checkpoints() -> Any:
+    """A callback that ends the writing of a checkpoint: with checksums, and so that the clock does not decide which one is the oldest."""
+    from accelerate import PartialState
+    from transformers import TrainerCallback
+
+    class WholeCheckpoints(TrainerCallback):  # type: ignore[misc]
+        def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            everyone = PartialState()
+            everyone.wait_for_everyone()  # each process writes files of its own
+            if rank() == 0:
+                folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+                # With DPO's `ref` folder beside it, transformers' resume would leave the trained adapter at its start.
+                shutil.rmtree(folder / "ref", ignore_errors=True)
+                write_json(folder / CHECKSUMS, checksums(folder))
+                os.utime(folder, (state.global_step, state.global_step))  # the trainer deletes the oldest by this time
+            everyone.wait_for_everyone()  # one that fails in the next step ends all
+
+    return WholeCheckpoints()
 
 
 def log_history(folder: Path) -> list[dict[str, Any]]:

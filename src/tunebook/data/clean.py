@@ -24,11 +24,10 @@ from tqdm.auto import tqdm
 
 from tunebook.data import images
 from tunebook.data.checks import NOT_AN_ANSWER
-from tunebook.data.prepare import file_hash
 from tunebook.data.records import records
 from tunebook.data.rows import Reject
 from tunebook.recipe import CleanConfig, Recipe, UserError, find_file, first_line, read_text, scrubbed, secret
-from tunebook.run import Stage
+from tunebook.run import Stage, file_hash
 from tunebook.verify import boxed, verify
 
 LOCAL = re.compile(r"^https?://(localhost|127\.|\[::1\])")

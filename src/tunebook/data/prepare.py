@@ -24,7 +24,7 @@ from tunebook.data.records import is_file
 from tunebook.data.rows import SPLITS, Reject, Row, images_of, share
 from tunebook.data.tokens import BATCH, looked_at
 from tunebook.recipe import ChatSource, MMMathSource, Recipe, UserError, find_file
-from tunebook.run import Stage
+from tunebook.run import Stage, file_hash, intact
 
 COLUMNS = {"prompt": "messages", "completion": "messages"} | dict.fromkeys(("source_id", "gold", "slice", "group", "difficulty"), "string")
 COLUMNS["tokens"] = "int32"
@@ -117,8 +117,11 @@ def load(recipe: Recipe, split: str) -> Any:
 
 
 def read_rows(recipe: Recipe, path: Path) -> Any:
-    """A Parquet file of the run as a `datasets.Dataset`; `images`, where rows have some, are whole paths."""
-    rows = read_parquet(path)
+    """A Parquet file of the run as a `datasets.Dataset`; `images`, where rows have some, are whole paths.
+
+    Raises UserError when the file is damaged.
+    """
+    rows = read_parquet(intact(path))
     if "images" not in rows.column_names:
         return rows
     import datasets
@@ -290,12 +293,6 @@ def _inputs(recipe: Recipe) -> dict[str, str]:
     found = {name: find_file(path) for name, path in files.items()} | {f"benchmark {p.name}": p for p in sources.benchmark_files(recipe)}
     folders = [s.path if isinstance(s, MMMathSource) else s.images for s in data.sources if isinstance(s, MMMathSource | ChatSource)]
     return {name: file_hash(path) for name, path in found.items()} | {f: images.listing(Path(f)) for f in folders if f and Path(f).exists()}
-
-
-def file_hash(path: Path) -> str:
-    """A short hash of a file's content, for a stage's inputs."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
 
 
 def show(record: dict[str, Any]) -> None:

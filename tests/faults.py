@@ -1,0 +1,223 @@
+"""A fork server for the tests of faults: `import unsloth` (25 s) is paid once, everything after it is the real command.
+
+One process imports Unsloth, TRL and what else is slow, once. For each command it forks a process that forgets tunebook's
+modules, takes its own arguments, environment and working folder, and calls `tunebook.cli.main()`; for each Jupyter kernel (see
+`kernelspec`) one that becomes the kernel; and `python FILE ...` runs a script. A forked process has a pid of its own, to be killed by.
+
+    python faults.py serve SOCKET            the server; prints READY
+    python faults.py kernel SOCKET FILE      a kernel by its connection file; ends with the process that started it
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import json
+import os
+import resource
+import runpy
+import select
+import signal
+import socket
+import subprocess
+import sys
+import time
+import traceback
+from pathlib import Path
+from typing import Any
+
+
+class Command:
+    """A process that the server has forked: a command line, or a kernel where `file` is its connection file."""
+
+    def __init__(self, server: str, *argv: str, log: Path, cwd: Path = Path(), env: dict[str, str] | None = None, **how: int | str) -> None:
+        """`file_size`: no file may grow beyond so many bytes. `kill_at`: it dies by SIGKILL at its n-th change of a file below `watch`;
+        how many there were is the last thing it prints."""
+        self.log = log
+        self.connection = socket.socket(socket.AF_UNIX)
+        self.connection.connect(server)
+        request = {"argv": argv, "env": dict(os.environ) | (env or {}), "cwd": str(cwd.resolve()), "log": str(log)} | how
+        self.connection.sendall(json.dumps(request).encode() + b"\n")
+        self.pid = int(self._line())
+        self.started = time.monotonic()
+        self.code: int | None = None
+        self.cpu = 0.0
+        """Seconds of processor time that it has taken, known when it has ended."""
+
+    def poll(self, seconds: float = 0) -> int | None:
+        """The exit code (negative: the signal), or None when it still runs after so many seconds."""
+        if self.code is None and select.select([self.connection], [], [], seconds)[0]:
+            code, cpu = self._line().split()
+            self.code, self.cpu = int(code), float(cpu)
+            self.connection.close()
+        return self.code
+
+    def _line(self) -> bytes:
+        """The next line of the server's, and no more: a buffer would hide the one after it from `select`."""
+        line = b""
+        while not line.endswith(b"\n"):
+            line += self.connection.recv(1) or b"-9 0\n"
+        return line
+
+    def wait(self, seconds: float = 300) -> int:
+        """The exit code. Raises TimeoutError."""
+        code = self.poll(seconds)
+        if code is None:
+            os.kill(self.pid, signal.SIGKILL)
+            raise TimeoutError(self.text)
+        return code
+
+    @property
+    def text(self) -> str:
+        """What it has printed."""
+        return self.log.read_text(errors="replace")
+
+
+@contextlib.contextmanager
+def server(folder: Path):
+    """A server; yields its address."""
+    address = str(folder / "server")
+    command = [sys.executable, __file__, "serve", address]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    assert process.stdout.readline() == "READY\n"
+    try:
+        yield address
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def kernelspec(folder: Path, address: str) -> dict[str, str]:
+    """The environment in which Jupyter's `python3` is a kernel of the server's."""
+    spec = folder / "kernels" / "python3"
+    spec.mkdir(parents=True)
+    argv = [sys.executable, "-S", __file__, "kernel", address, "{connection_file}"]
+    (spec / "kernel.json").write_text(json.dumps({"argv": argv, "display_name": "forked", "language": "python"}))
+    return {"JUPYTER_PATH": str(folder)}
+
+
+def _serve(address: str) -> None:
+    from tunebook import models
+
+    models.backend()
+    import ipykernel.kernelapp
+    import matplotlib.pyplot
+    import papermill
+    import trl
+    from trl import DPOTrainer, SFTTrainer
+
+    import tunebook.cli  # noqa: F401 - its own imports
+
+    del ipykernel, matplotlib, papermill, trl, DPOTrainer, SFTTrainer
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    listening = socket.socket(socket.AF_UNIX)
+    listening.bind(address)
+    listening.listen()
+    print("READY", flush=True)
+    while True:
+        connection = listening.accept()[0]
+        if os.fork() == 0:
+            listening.close()
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            _attend(connection)
+        connection.close()
+
+
+def _attend(connection: socket.socket) -> None:
+    """Fork the command and tell its pid and its end; whoever asked for it is gone: kill it."""
+    request = json.loads(connection.makefile().readline())
+    said, out = os.pipe()  # not the log itself, which a limit on the size of files would cut
+    pid = os.fork()
+    if pid == 0:
+        connection.close()
+        _become(request, out)
+    connection.sendall(f"{pid}\n".encode())
+    log = os.open(request["log"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.set_blocking(said, False)
+    while True:
+        done, status, used = os.wait4(pid, os.WNOHANG)
+        with contextlib.suppress(BlockingIOError):
+            while text := os.read(said, 2**16):
+                os.write(log, text)
+        if done:
+            with contextlib.suppress(OSError):
+                connection.sendall(f"{os.waitstatus_to_exitcode(status)} {used.ru_utime + used.ru_stime:.2f}\n".encode())
+            os._exit(0)
+        if select.select([connection], [], [], 0.01)[0]:
+            asked = connection.recv(16)
+            os.kill(pid, int(asked) if asked else signal.SIGKILL)
+
+
+CHANGES = {"os.rename", "os.remove", "os.mkdir", "os.rmdir", "shutil.rmtree"}
+
+
+def count_changes(folder: str, kill_at: int) -> list[str]:
+    """From now on, the changes of files below a folder, as Python's audit events tell them; at one of them the process dies."""
+    seen: list[str] = []
+
+    def hook(event: str, args: tuple[Any, ...]) -> None:
+        writes = event == "open" and isinstance(args[2], int) and args[2] & (os.O_WRONLY | os.O_RDWR)
+        if (writes or event in CHANGES) and str(args[0]).startswith(folder):
+            seen.append(event)
+            if len(seen) == kill_at:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    sys.addaudithook(hook)
+    return seen
+
+
+def _become(request: dict[str, Any], out: int) -> None:
+    os.setsid()
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    os.environ.clear()
+    os.environ.update(request["env"])
+    os.chdir(request["cwd"])
+    os.dup2(out, 1)
+    os.dup2(out, 2)
+    sys.stdout, sys.stderr = (os.fdopen(fd, "w", buffering=1) for fd in (1, 2))
+    if limit := request.get("file_size"):
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+    sys.argv = {"kernel": ["ipykernel_launcher", "-f"], "python": []}.get(request["argv"][0], ["tunebook", request["argv"][0]]) + request["argv"][1:]
+    seen = count_changes(request["watch"], request.get("kill_at", 0)) if "watch" in request else []
+    for name in [name for name in sys.modules if name.partition(".")[0] == "tunebook"]:
+        del sys.modules[name]
+    code = 0
+    try:
+        if request["argv"][0] == "python":
+            runpy.run_path(sys.argv[0], run_name="__main__")
+        elif request["argv"][0] == "kernel":
+            from ipykernel.kernelapp import launch_new_instance
+
+            launch_new_instance()
+        else:
+            from tunebook.cli import main
+
+            main()
+    except SystemExit as end:
+        code = end.code if isinstance(end.code, int) else 1 if end.code else 0
+    except BaseException:
+        traceback.print_exc()
+        code = 1
+    atexit._run_exitfuncs()
+    print(f"\nchanges: {len(seen)}")
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(code)
+
+
+def _kernel(address: str, *argv: str) -> None:
+    """Stands for a kernel in the eyes of Jupyter: ends with it, hands signals on to it, and takes it along at the end."""
+    parent = os.getppid()
+    command = Command(address, "kernel", *argv, log=Path(os.devnull))
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda n, _: command.connection.sendall(str(int(n)).encode()))
+    while (code := command.poll(0.3)) is None:
+        if os.getppid() != parent:
+            sys.exit(1)
+    sys.exit(code if code >= 0 else 1)
+
+
+if __name__ == "__main__":
+    {"serve": _serve, "kernel": _kernel}[sys.argv[1]](*sys.argv[2:])
