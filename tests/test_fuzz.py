@@ -261,6 +261,7 @@ def test_rows_of_parquet(tokenizer, columns, kind):
 @cases(25)
 @given(st.binary(max_size=40), st.integers(0, 400), st.integers(0, 255))
 @example(b"", 0, 0)
+@example(b"", 31, 1)  # read as no rows at all, without a word
 def test_damaged_parquet(noise, at, byte):
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "rows.parquet"
@@ -269,7 +270,7 @@ def test_damaged_parquet(noise, at, byte):
         content[at % len(content)] = byte
         path.write_bytes(noise or bytes(content))
         with one_line():
-            assert list(records.records(str(path), "", "data.sources"))
+            assert len(list(records.records(str(path), "", "data.sources"))) == 2
 
 
 @cases(80)

@@ -106,9 +106,13 @@ def _undecoded(rows: Any) -> Any:
 
 def _parquet(path: Path) -> Iterator[tuple[int, Raw | Reject]]:
     import datasets
+    import pyarrow.parquet
 
-    rows = datasets.load_dataset("parquet", data_files=str(path), split="train", streaming=True)
-    yield from enumerate(_undecoded(rows), 1)
+    number = 0
+    for number, raw in enumerate(_undecoded(datasets.load_dataset("parquet", data_files=str(path), split="train", streaming=True)), 1):
+        yield number, raw
+    if number != (there := pyarrow.parquet.read_metadata(path).num_rows):  # a damaged page may be read as an empty one
+        raise ValueError(f"damaged: {number} of {there} rows can be read")
 
 
 def _jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any] | Reject]]:
