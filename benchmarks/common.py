@@ -40,7 +40,7 @@ def measured(command: list[str], ok: tuple[int, ...] = (0,), **env: str) -> dict
         err.seek(0)
         if process.returncode not in ok:
             raise UserError(f"{' '.join(command)} ended with {process.returncode}: {err.read()[-2000:]}")
-        return {"wall_s": wall, "cpu_s": usage.ru_utime + usage.ru_stime, "peak_gb": max(peak[0], usage.ru_maxrss * 1024) / 2**30, "out": out.read()}
+        return {"wall_s": wall, "cpu_s": usage.ru_utime + usage.ru_stime, "peak_gb": peak[0] / 2**30, "out": out.read()}
 
 
 def _watch(pid: int, ended: threading.Event, peak: list[int]) -> None:

@@ -33,7 +33,7 @@ SAID = {
     "a key of another section": ("sft --set r=32", "recipe smollm2-math: unknown key r, did you mean lora.r?"),
     "a wrong type": (
         "sft --set sft.learning_rate=fast",
-        "recipe smollm2-math: sft.learning_rate: should be a valid number, unable to parse string as a number (it is 'fast')",
+        "recipe smollm2-math: sft.learning_rate: should be a valid number, unable to parse string as a number (it is fast)",
     ),
     "no value": ("sft --set sft.learning_rate", "--set sft.learning_rate: write it as key=value, for example --set sft.learning_rate=2e-4"),
     "pairs before SFT": ("pairs", "{runs}/smollm2-math/sft holds no finished result: run `uv run tunebook sft` first"),

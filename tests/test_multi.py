@@ -57,22 +57,24 @@ class Config:
     per_device_train_batch_size: int = 4
     gradient_accumulation_steps: int = 2
     ddp_find_unused_parameters: bool | None = None
+    logging_nan_inf_filter: bool = True
     deepspeed: str | None = None
 
 
 def test_arguments_for_several_processes(monkeypatch, tmp_path):
-    for callback in ("metrics_file", "remaining_time"):
+    for callback in ("whole_checkpoints", "metrics_file", "remaining_time", "health"):
         monkeypatch.setattr(train, callback, lambda *args, name=callback: name)
     recipe = load_recipe()
     recipe.sft = {"deepspeed": "configs/deepspeed_zero2.json"}
     alone, callbacks = train.arguments(Config, recipe, "sft", tmp_path)
     assert (alone.per_device_train_batch_size, alone.gradient_accumulation_steps, alone.ddp_find_unused_parameters) == (4, 2, None)
-    assert Path(alone.deepspeed) == ROOT / "configs" / "deepspeed_zero2.json" and callbacks == ["metrics_file", "remaining_time"]
+    assert Path(alone.deepspeed) == ROOT / "configs" / "deepspeed_zero2.json"
+    assert callbacks == ["whole_checkpoints", "metrics_file", "remaining_time", "health"]
     monkeypatch.setenv("WORLD_SIZE", "4")
     monkeypatch.setenv("RANK", "3")
     fourth, callbacks = train.arguments(Config, recipe, "sft", tmp_path)
     assert (fourth.per_device_train_batch_size, fourth.gradient_accumulation_steps, fourth.ddp_find_unused_parameters) == (2, 1, False)
-    assert callbacks == []  # the first process writes and reports
+    assert callbacks == ["whole_checkpoints", "health"]  # the first process writes and reports
     recipe.sft = {"per_device_train_batch_size": 3, "gradient_accumulation_steps": 2}
     with pytest.raises(UserError, match=r"sft\.per_device.* 3 x .* 2 = 6 rows a step is no multiple of 4 processes; set sft"):
         train.arguments(Config, recipe, "sft", tmp_path)

@@ -37,6 +37,7 @@ NOT_RUN = {
     "uv run tunebook run --recipe mm-math-sample": "tests/test_vision.py::test_the_whole_chain_sees_its_images, over fewer pictures",
     "uv run tunebook run --recipe gemma3n-mm-math": GPU,
     "uv run tunebook run --recipe qwen3-4b-instruct": GPU,
+    "uv run tunebook run --from-manifest runs/smollm2-math/manifest.json": "tests/test_faults.py, on a tiny model",
     "uv run tunebook bench --recipe qwen3-4b-instruct": GPU,
     "bash train_sft.sh --recipe qwen3-4b-instruct && bash train_dpo.sh --recipe qwen3-4b-instruct": GPU,
     "NPROC_PER_NODE=4 bash train_sft.sh --recipe my.yaml": "tests/test_multi.py, in two processes",
@@ -48,9 +49,11 @@ NOT_RUN = {
     "uv run tunebook export": "tests/test_export.py",
     "uv run tunebook export --to adapter,merged,gguf,ollama --quantization f16,q8_0 --install-tools": "tests/test_export.py",
     "uv run --with llama-cpp-python tunebook export ...": "compiles llama.cpp",
-    "uv run python benchmarks/clean.py": "measures for minutes",
-    "uv run python benchmarks/generation.py": "measures for minutes",
-    "uv run python benchmarks/memory.py": "measures for minutes",
+    "uv run python benchmarks/gpu.py": GPU,
+    **{
+        f"uv run python benchmarks/{name}.py": "measures for minutes"
+        for name in ("clean", "dpo", "evaluate", "generation", "memory", "prepare", "sft", "startup")
+    },
     "uv run --with playwright python tests/browser_check.py --pictures pictures": "wants Chromium",
     "vllm serve runs/<run>/export/merged": "wants a GPU and vLLM",
     "hf auth login": HUB,

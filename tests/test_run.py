@@ -166,7 +166,7 @@ def test_a_changed_file_of_a_finished_stage_is_named():
     assert intact(done / "adapter") == done / "adapter" and read_json(done / "stage.json")["files"].keys() == {"adapter/a", "b"}
     (done / "b").write_text("2")
     assert intact(done / "adapter")  # not its neighbour's matter
-    with pytest.raises(UserError, match=r"b is damaged: .*; `tunebook sft --set sft.learning_rate=0.5 --force` makes it again"):
+    with pytest.raises(UserError, match=r"b is damaged: .*; `uv run tunebook sft --set sft.learning_rate=0.5 --force` makes it again"):
         intact(done / "b")
     (done / "adapter" / "a").unlink()
     with pytest.raises(UserError, match=r"adapter/a is missing: "):

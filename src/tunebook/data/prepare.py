@@ -196,7 +196,7 @@ class _Rows:
 
     def rows(self, what: str = "") -> Iterator[tuple[int, Row]]:
         """The same; `what` is done with them is shown."""
-        for i, line in tqdm(self.lines(), desc=what, unit="row", total=sum(self.kept), mininterval=1, disable=not what):
+        for i, line in tqdm(self.lines(), desc=what, unit="row", total=sum(self.kept), mininterval=1, disable=not (what and any(self.kept))):
             yield i, Row(**json.loads(line))
 
 
