@@ -10,9 +10,10 @@ import pytest
 import yaml
 from PIL import Image, ImageDraw, ImageFont
 
+from tunebook.evaluate import evaluate, gate
 from tunebook.export import export
 from tunebook.recipe import ROOT, UserError, load_recipe
-from tunebook.run import read_json
+from tunebook.run import file_hash, read_json, write_json
 
 pytestmark = pytest.mark.slow
 ANGLES = ((65, 65), (75, 70), (60, 60), (50, 45), (40, 60), (45, 45))
@@ -94,6 +95,7 @@ def test_the_whole_chain_sees_its_images(canary, run_cli, tmp_path):
     shown = [o["data"] for cell in json.loads(out.read_text())["cells"] for o in cell.get("outputs", []) if "data" in o]
     assert any("\\boxed{60}" in "".join(data.get("text/markdown", "")) for data in shown)
     exported_with_its_pictures(canary)
+    held_back_when_damaged(canary)
 
 
 def exported_with_its_pictures(path: Path) -> None:
@@ -108,6 +110,24 @@ def exported_with_its_pictures(path: Path) -> None:
     assert rows["adapter"]["max_logit_difference"] < 1e-3
     card = (load_recipe(path).run_dir / "export" / "adapter" / "README.md").read_text()
     assert "pipeline_tag: image-text-to-text" in card and "AutoModelForImageTextToText" in card
+
+
+def held_back_when_damaged(path: Path) -> None:
+    """The gate lets DPO's model through. With its weights blown up it is not even read; passed off as what the stage has left, it is held back."""
+    from safetensors.torch import load_file, save_file
+
+    gates = [{"first": "base", "second": "dpo", "at_least": 10}]
+    recipe = load_recipe(path, overrides={"evaluate.gate": gates})
+    assert gate(recipe) == []
+    stage, weights = recipe.run_dir / "dpo" / "stage.json", recipe.run_dir / "dpo" / "adapter" / "adapter_model.safetensors"
+    save_file({name: -20 * tensor for name, tensor in load_file(weights).items()}, weights)
+    with pytest.raises(UserError, match=r"adapter_model\.safetensors is damaged"):
+        evaluate(recipe, ["dpo"], force=True)
+    record = read_json(stage)
+    write_json(stage, record | {"files": record["files"] | {"adapter/adapter_model.safetensors": file_hash(weights)}})
+    evaluate(recipe, ["dpo"], force=True)
+    (failed,) = gate(recipe)
+    assert failed.startswith("dpo against base")
 
 
 def test_batched_answers_with_images_are_the_answers_given_alone(tmp_path):
