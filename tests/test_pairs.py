@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 
 import datasets
-import kill
 import pytest
 import yaml
 
@@ -252,29 +251,13 @@ def taught(tmp_path_factory, embedded):
 
 
 @pytest.mark.slow
-def test_pairs_killed_and_gone_on_with_are_the_same_pairs(taught, monkeypatch):
-    """SIGKILL in mid-run: what was answered is kept, at most a batch is lost, the pairs are those of an undisturbed run."""
-    import shutil
-
+def test_both_sides_of_a_sampled_pair_are_verified(taught, monkeypatch):
     monkeypatch.setenv("TUNEBOOK_RUNS", str(taught / "runs"))
     recipe = load_recipe(taught / "taught.yaml")
-    path = recipe.run_dir / ".pairs.partial" / "samples.jsonl"
-    kill.tunebook("pairs", "-r", str(taught / "taught.yaml"), when=lambda: path.exists() and len(path.read_text().splitlines()) >= 24)
-    assert not (recipe.run_dir / "pairs").exists()
-    before = path.read_text()
-    assert 24 <= len(before.splitlines()) < 72
-    resumed = pairs(recipe)
-    after = (recipe.run_dir / "pairs" / "samples.jsonl").read_text()
-    assert after.startswith(before)
-    indices = [json.loads(line)["index"] for line in after.splitlines() if line]
-    assert sorted(indices) == list(range(72))  # none asked twice
-    of_resumed = list(read_parquet(recipe.run_dir / "pairs" / "train.parquet"))
-    shutil.rmtree(recipe.run_dir / "pairs")
-    straight = pairs(recipe)
-    assert list(read_parquet(recipe.run_dir / "pairs" / "train.parquet")) == of_resumed
-    assert {k: straight[k] for k in ("pass_counts", "samples", "rows")} == {k: resumed[k] for k in ("pass_counts", "samples", "rows")}
-    assert len(of_resumed) >= 3
-    for p in of_resumed:
+    pairs(recipe)
+    found = list(read_parquet(recipe.run_dir / "pairs" / "train.parquet"))
+    assert len(found) >= 3
+    for p in found:
         assert verify(p["chosen"][0]["content"], p["gold"], boxed_only=True).correct is p["chosen_correct"] is True
         assert verify(p["rejected"][0]["content"], p["gold"], boxed_only=True).correct is p["rejected_correct"] is False
 

@@ -345,7 +345,8 @@ def main() -> None:
         with told_when_full(Path(os.environ.get("TUNEBOOK_RUNS") or ROOT)):
             app()
     except UserError as error:
-        print(f"tunebook: {error}", file=sys.stderr)
+        bar = "\n" if "tqdm" in sys.modules else ""  # which may have been cut off in the middle of its line
+        print(f"{bar}tunebook: {error}", file=sys.stderr)
         sys.exit(2)
     except SystemExit as end:
         if end.code != INTERRUPTED:

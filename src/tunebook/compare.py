@@ -42,9 +42,12 @@ def compare_manifests(first: Path, second: Path) -> str:
     """A run and its repetition as a Markdown table, by their manifests: data, input files, settings, pairs, loss by step, weights,
     answers, accuracy, code, versions and hardware; `identical` where they are. Losses and answers come from the files beside the manifests.
 
-    Raises UserError when one is no manifest.
+    Raises UserError when one is no manifest, or when they have no stage in common.
     """
-    found = [_findings(path) for path in (first, second)]
+    names = [sorted(recorded(path)) for path in (first, second)]
+    if not set(names[0]) & set(names[1]):
+        raise UserError(f"{first} and {second} have no stage in common")
+    found = [_findings(path, set(names[0]) & set(names[1])) | {"stages": ", ".join(name)} for path, name in zip((first, second), names, strict=True)]
     rows = []
     for name in dict.fromkeys([*found[0], *found[1]]):
         a, b = (f.get(name) for f in found)
@@ -67,9 +70,9 @@ def recorded(manifest: Path) -> dict[str, Any]:
     return dict(stages)
 
 
-def _findings(manifest: Path) -> dict[str, Any]:
-    """What there is to compare of a run, by name; None for what is not there."""
-    stages, beside = recorded(manifest), manifest.parent
+def _findings(manifest: Path, names: set[str]) -> dict[str, Any]:
+    """What there is to compare of some stages of a run, by what it is; None for what is not there."""
+    stages, beside = {name: stage for name, stage in recorded(manifest).items() if name in names}, manifest.parent
     last = max(stages.values(), key=lambda s: str(s["ended"]))
     found: dict[str, Any] = {
         "data": stages.get("data", {}).get("fingerprints"),

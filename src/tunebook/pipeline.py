@@ -95,8 +95,10 @@ def repeat(manifest: Path, name: str | None = None) -> str:
     changed = [n for n, digest in data_stage(recipe).inputs.items() if recorded_stages.get("data", {}).get("inputs", {}).get(n) != digest]
     if changed:
         print(f"Warning: changed since {manifest}: {', '.join(changed)}")
-    done = [step for step in steps(recipe) if step in recorded_stages or step == "prepare" or (step == "evaluate" and "eval/base" in recorded_stages)]
-    run(recipe, str(folder / "recipe.yaml"), last=done[-1])
+    names = {name.partition("/")[0] for name in recorded_stages}
+    for step in steps(recipe):
+        if {"prepare": "data", "evaluate": "eval"}.get(step, step) in names:
+            run(recipe, str(folder / "recipe.yaml"), step, step)
     return compare_manifests(manifest, folder / "manifest.json")
 
 
