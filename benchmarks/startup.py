@@ -49,7 +49,11 @@ def main(
             sides = {name: (lambda command=command, ok=ok: common.measured(command, ok, **env)) for name, (command, ok) in commands.items()}
             for name, runs in common.by_turns(sides, n).items():
                 found[name] = {key: common.spread([run[key] for run in runs]) for key in ("wall_s", "cpu_s", "peak_gb")}
-            common.write(out, {"times": times, "times_training": 0 if light else training, "commands": found}, ("typer", "transformers", "trl", "unsloth", "torch"))
+            common.write(
+                out,
+                {"times": times, "times_training": 0 if light else training, "commands": found},
+                ("typer", "transformers", "trl", "unsloth", "torch"),
+            )
     print("| what | seconds | of processor | memory |\n|---|---|---|---|")
     for name, f in found.items():
         print(f"| {name} | {f['wall_s']['median']:.1f} | {f['cpu_s']['median']:.1f} | {f['peak_gb']['median']:.2f} GB |")
