@@ -115,7 +115,7 @@ def test_dpo_learns_from_its_own_reference(paired):
 
     from tunebook import evaluate
     from tunebook.dpo import dpo
-    from tunebook.train import log_history
+    from tunebook.watch import log_history
 
     straight = paired("straight")
     record = dpo(straight)

@@ -16,7 +16,7 @@ import pytest
 
 from tunebook.recipe import ROOT, load_recipe
 from tunebook.run import read_json
-from tunebook.train import log_history
+from tunebook.watch import log_history
 
 QWEN3 = {
     "model.base": os.environ.get("TUNEBOOK_GPU_QWEN3"),

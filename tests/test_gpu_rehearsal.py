@@ -29,7 +29,7 @@ SCRIPT = textwrap.dedent(
     gpu_fakes.install()
     import trl, unsloth
     import tiny_qwen3
-    from tunebook import models, pairs, train
+    from tunebook import audit, models, pairs, watch
     from tunebook.data import preferences
     from safetensors import safe_open
     from tunebook.data.prepare import read_rows
@@ -73,8 +73,8 @@ SCRIPT = textwrap.dedent(
         save_adapter(model, tokenizer, folder)
 
     save_adapter, models.save_adapter = models.save_adapter, kept
-    from_pretrained, add_lora, audit_mask = unsloth.FastModel.from_pretrained, models.add_lora, train.audit_mask
-    unsloth.FastModel.from_pretrained, models.add_lora, train.audit_mask = staticmethod(loaded), adapted, audited
+    from_pretrained, add_lora, audit_mask = unsloth.FastModel.from_pretrained, models.add_lora, audit.audit_mask
+    unsloth.FastModel.from_pretrained, models.add_lora, audit.audit_mask = staticmethod(loaded), adapted, audited
     pairs.METHODS["on_policy"] = given
     tiny_qwen3.build(Path(sys.argv[1]), Path(sys.argv[2]))
     out = {"device": unsloth.DEVICE_TYPE}
@@ -84,7 +84,7 @@ SCRIPT = textwrap.dedent(
         seen["sft"] = sft(recipe)
         pairs.pairs(recipe)
         seen["dpo"] = dpo(recipe)
-        seen["losses"] = {stage: [float(e["loss"]) for e in train.log_history(recipe.run_dir / stage) if "loss" in e] for stage in ("sft", "dpo")}
+        seen["losses"] = {stage: [float(e["loss"]) for e in watch.log_history(recipe.run_dir / stage) if "loss" in e] for stage in ("sft", "dpo")}
         model, processor = models.load(recipe)
         model = models.load_adapters(model, {"sft": recipe.run_dir / "sft" / "adapter", "dpo": recipe.run_dir / "dpo" / "adapter"})
         seen["loaded_weight"] = [weight(model, name) for name in ("sft", "dpo")]

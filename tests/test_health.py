@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from tunebook import train
+from tunebook import watch
 from tunebook.recipe import UserError, load_recipe
 
 pytestmark = pytest.mark.slow  # transformers' callbacks come after Unsloth, which takes long to import
@@ -46,7 +46,7 @@ def log(step: int, loss: float = 2.0, norm: float = 1.0) -> dict:
 def test_what_stops_a_run_and_what_does_not(tmp_path, entries, reason, at):
     (tmp_path / "checkpoint-5").mkdir()
     (tmp_path / "checkpoint-10").mkdir()
-    watching, state = train.health("sft"), SimpleNamespace(log_history=[], global_step=0)
+    watching, state = watch.health("sft"), SimpleNamespace(log_history=[], global_step=0)
     args = SimpleNamespace(fp16=False, output_dir=str(tmp_path))
 
     def go() -> None:
@@ -73,7 +73,7 @@ def test_what_stops_a_run_and_what_does_not(tmp_path, entries, reason, at):
 
 
 def test_float16_may_overflow_while_its_scale_is_sought():
-    watching, args = train.health("sft"), SimpleNamespace(fp16=True, output_dir="none")
+    watching, args = watch.health("sft"), SimpleNamespace(fp16=True, output_dir="none")
     state = SimpleNamespace(log_history=[], global_step=1)
     for i in range(9):
         state.log_history.append(log(i, norm=math.inf if i < 5 else 1.0))
@@ -88,7 +88,7 @@ def test_a_checkpoint_of_a_sick_run_is_never_gone_on_from(tmp_path):
         folder = tmp_path / f"checkpoint-{step}"
         folder.mkdir()
         (folder / "trainer_state.json").write_text(json.dumps({"log_history": [log(5), log(step, loss)]}))
-    assert train.last_checkpoint(tmp_path) == tmp_path / "checkpoint-5"
+    assert watch.last_checkpoint(tmp_path) == tmp_path / "checkpoint-5"
     assert [p.name for p in tmp_path.iterdir()] == ["checkpoint-5"]
 
 

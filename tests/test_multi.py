@@ -18,7 +18,7 @@ import psutil
 import pytest
 import yaml
 
-from tunebook import launch, memory, train
+from tunebook import launch, memory, train, watch
 from tunebook.memory import Plan
 from tunebook.recipe import ROOT, UserError, load_recipe
 from tunebook.run import Stage
@@ -63,7 +63,7 @@ class Config:
 
 def test_arguments_for_several_processes(monkeypatch, tmp_path):
     for callback in ("whole_checkpoints", "metrics_file", "remaining_time", "health"):
-        monkeypatch.setattr(train, callback, lambda *args, name=callback: name)
+        monkeypatch.setattr(watch, callback, lambda *args, name=callback: name)
     recipe = load_recipe()
     recipe.sft = {"deepspeed": "configs/deepspeed_zero2.json"}
     alone, callbacks = train.arguments(Config, recipe, "sft", tmp_path)
@@ -188,7 +188,7 @@ def recipe(tiny_recipe, tmp_path) -> Path:
 
 
 def trace(run_dir: Path, stage: str = "sft") -> dict[int, tuple[float, float]]:
-    return {e["step"]: (float(e["loss"]), float(e["grad_norm"])) for e in train.log_history(run_dir / stage) if "loss" in e}
+    return {e["step"]: (float(e["loss"]), float(e["grad_norm"])) for e in watch.log_history(run_dir / stage) if "loss" in e}
 
 
 def two(*arguments: str, **environment: str) -> subprocess.Popen[str]:

@@ -309,7 +309,7 @@ def tiny_base(tmp_path_factory, embedded):
 @pytest.mark.slow
 def test_a_base_model_learns_to_end_its_turns(tiny_base, tmp_path, monkeypatch):
     """The small recipe with the big one's model section, whole: SFT, pairs, DPO, evaluation, merged weights."""
-    from tunebook import models, train
+    from tunebook import audit, models
     from tunebook.dpo import dpo
     from tunebook.evaluate import evaluate
     from tunebook.pairs import existing_pairs, pairs_stage
@@ -331,13 +331,13 @@ def test_a_base_model_learns_to_end_its_turns(tiny_base, tmp_path, monkeypatch):
 
     seen = []
 
-    def audit(trainer, tokenizer):
+    def looked_at(trainer, tokenizer):
         batch = trainer.data_collator([trainer.train_dataset[i] for i in range(4)])
         seen.extend(tokenizer.decode(row[row != -100]) for row in batch["labels"])
         return original(trainer, tokenizer)
 
-    original = train.audit_mask
-    monkeypatch.setattr(train, "audit_mask", audit)
+    original = audit.audit_mask
+    monkeypatch.setattr(audit, "audit_mask", looked_at)
     assert sft(recipe)["metrics"]["steps"] == 3
     assert all(text.endswith("<|im_end|>\n") and text.count("<|im_end|>") == 1 and "<think>" not in text for text in seen)
     saved = json.loads((recipe.run_dir / "sft" / "adapter" / "tokenizer_config.json").read_text())

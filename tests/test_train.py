@@ -46,7 +46,7 @@ def canary_recipe(tmp_path) -> Path:
 
 
 def losses(run_dir: Path) -> list[tuple[int, float]]:
-    from tunebook.train import log_history
+    from tunebook.watch import log_history
 
     return [(e["step"], float(e["loss"])) for e in log_history(run_dir / "sft") if "loss" in e]
 
@@ -77,7 +77,7 @@ def test_a_canary_is_learned_and_decoded_exactly(canary_recipe, four_bit, embedd
 def test_every_token_trained_or_none_is_refused(tiny_recipe, tiny):
     from transformers import AutoTokenizer
 
-    from tunebook import train
+    from tunebook import audit
     from tunebook.sft import sft
 
     with pytest.raises(UserError, match="every token carries loss"):
@@ -89,7 +89,7 @@ def test_every_token_trained_or_none_is_refused(tiny_recipe, tiny):
     batch = {"input_ids": ids, "labels": torch.full_like(ids, -100), "attention_mask": torch.ones_like(ids)}
     stand_in = SimpleNamespace(train_dataset=datasets.Dataset.from_dict({"input_ids": [[5, 6, 7]]}), data_collator=lambda rows: batch)
     with pytest.raises(UserError, match="no token carries loss"):
-        train.audit_mask(stand_in, AutoTokenizer.from_pretrained(tiny))
+        audit.audit_mask(stand_in, AutoTokenizer.from_pretrained(tiny))
     from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
     unpadded = DataCollatorForLanguageModeling(pad_token_id=0, padding_free=True)  # as Unsloth sets it on a GPU
@@ -97,7 +97,7 @@ def test_every_token_trained_or_none_is_refused(tiny_recipe, tiny):
         rows = datasets.Dataset.from_dict({"input_ids": [[5, 6, 7]] * 2, "labels": [trained] * 2})
         stand_in = SimpleNamespace(train_dataset=rows, data_collator=unpadded)
         with pytest.raises(UserError, match="every token") if share == 1 else contextlib.nullcontext():
-            assert train.audit_mask(stand_in, AutoTokenizer.from_pretrained(tiny)) == {"rows": 2, "trained_share": share}
+            assert audit.audit_mask(stand_in, AutoTokenizer.from_pretrained(tiny)) == {"rows": 2, "trained_share": share}
 
 
 def test_the_same_seed_gives_the_same_trace_and_another_does_not(tiny_recipe):

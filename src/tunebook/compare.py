@@ -13,7 +13,7 @@ from tunebook.paired import compared_steps
 from tunebook.recipe import UserError
 from tunebook.report import predictions
 from tunebook.run import read_json
-from tunebook.train import log_history
+from tunebook.watch import log_history
 
 
 def compare_runs(runs: list[Path]) -> str:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from tunebook import memory, models, train
+from tunebook import audit, memory, models, train
 from tunebook.data.images import Instead, instead
 from tunebook.data.prepare import read_rows
 from tunebook.pairs import pairs_stage
@@ -63,13 +63,13 @@ def dpo(recipe: Recipe, number: int = 1, force: bool = False, resume: bool = Tru
         )
         if recipe.pairs.compare == "step":
             first_steps(trainer, tokenizer)
-        if train.sees_images(trainer):
-            train.audit_images(trainer, tokenizer)
-        audit = audit_step_0(trainer)
+        if audit.sees_images(trainer):
+            audit.audit_images(trainer, tokenizer)
+        step_0 = audit_step_0(trainer)
         metrics = train.run(trainer, folder)
         counts = {"train": len(trainer.train_dataset)}
-        stage.record = {"audit": audit, "metrics": metrics, "warnings": health.warnings, "rows": counts, "preflight": needed}
-        if train.sees_images(trainer):
+        stage.record = {"audit": step_0, "metrics": metrics, "warnings": health.warnings, "rows": counts, "preflight": needed}
+        if audit.sees_images(trainer):
             stage.record["image_margins"] = image_margins(trainer, rows["val"] if len(rows["val"]) else rows["train"])
         models.save_adapter(model, tokenizer, folder / "adapter")
     return stage.result
@@ -94,7 +94,7 @@ def first_steps(trainer: Any, tokenizer: Any) -> None:
     Step-DPO (Lai et al. 2024, arXiv 2406.18629), with the line as the step: the loss then blames the first error and nothing
     that follows from it. Acts on the trainer's tokenised rows.
     """
-    if train.sees_images(trainer):
+    if audit.sees_images(trainer):
         raise UserError("pairs.compare=step cuts text and works without images alone: set pairs.compare=answer")
     breaks = {i for i in range(len(tokenizer)) if "\n" in tokenizer.decode([i])}
 
@@ -117,15 +117,15 @@ def audit_step_0(trainer: Any) -> dict[str, float]:
 
     Raises UserError when they are not; training would start from a wrong reference.
     """
-    loss, seen = _measured(trainer, [trainer.train_dataset[i] for i in range(min(train.AUDITED, len(trainer.train_dataset)))])
-    audit = {"loss": loss, "margin": seen["rewards/margins"], "reward_chosen": seen["rewards/chosen"], "reward_rejected": seen["rewards/rejected"]}
-    print(f"Step-0 audit: loss {loss:.4f} (ln 2 = {math.log(2):.4f}), margin {audit['margin']:.4f}, logps/chosen {seen['logps/chosen']:.1f}")
-    if not abs(loss - math.log(2)) <= 0.01 or max(abs(audit["reward_chosen"]), abs(audit["reward_rejected"])) > 0.01:
+    loss, seen = _measured(trainer, [trainer.train_dataset[i] for i in range(min(audit.AUDITED, len(trainer.train_dataset)))])
+    found = {"loss": loss, "margin": seen["rewards/margins"], "reward_chosen": seen["rewards/chosen"], "reward_rejected": seen["rewards/rejected"]}
+    print(f"Step-0 audit: loss {loss:.4f} (ln 2 = {math.log(2):.4f}), margin {found['margin']:.4f}, logps/chosen {seen['logps/chosen']:.1f}")
+    if not abs(loss - math.log(2)) <= 0.01 or max(abs(found["reward_chosen"]), abs(found["reward_rejected"])) > 0.01:
         raise UserError(
-            f"step-0 audit: loss {loss:.4f} instead of ln 2, rewards {audit['reward_chosen']:.3f} and {audit['reward_rejected']:.3f} instead of 0: "
+            f"step-0 audit: loss {loss:.4f} instead of ln 2, rewards {found['reward_chosen']:.3f} and {found['reward_rejected']:.3f} instead of 0: "
             "the reference is not the model that training starts from (wrong adapter, dropout, or other weights)"
         )
-    return audit
+    return found
 
 
 def image_margins(trainer: Any, rows: Any) -> dict[str, float]:

@@ -20,7 +20,7 @@ from tunebook.evaluate import ABLATED, COLUMNS, COMPARED, SAMPLED, ablated_cells
 from tunebook.generate import read_records
 from tunebook.recipe import UserError
 from tunebook.run import read_json, write_text
-from tunebook.train import log_history
+from tunebook.watch import log_history
 
 Part = str | tuple[str, Figure]
 """Markdown, or a figure with its name."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from tunebook import memory, models, train
+from tunebook import audit, memory, models, train
 from tunebook.data.prepare import data_stage, load, prepare, training_rows
 from tunebook.recipe import Recipe
 from tunebook.run import Stage
@@ -49,9 +49,9 @@ def sft(recipe: Recipe, force: bool = False, resume: bool = True) -> dict[str, A
         )
         if recipe.data.for_pairs:
             print(f"{len(trainer.train_dataset)} rows; {recipe.data.for_pairs:.0%} of the train rows are kept for preference pairs (data.for_pairs)")
-        audit = train.audit_mask(trainer, tokenizer)
+        masks = audit.audit_mask(trainer, tokenizer)
         metrics = train.run(trainer, folder)
-        stage.record = {"audit": audit, "metrics": metrics, "rows": {"train": len(trainer.train_dataset)}, "preflight": needed}
+        stage.record = {"audit": masks, "metrics": metrics, "rows": {"train": len(trainer.train_dataset)}, "preflight": needed}
         models.save_adapter(model, tokenizer, folder / "adapter")
     return stage.result
 

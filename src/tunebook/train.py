@@ -1,4 +1,4 @@
-"""What SFT and DPO share: trainer arguments from the recipe, the mask audit, a run's health, checkpoints, the loss trace, running out of memory.
+"""What SFT and DPO share: trainer arguments from the recipe, going on from a checkpoint, Ctrl-C, running out of memory.
 
 A step takes as many rows as the recipe says on any number of GPUs, and after the per-device batch had to be halved.
 """
@@ -7,31 +7,21 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-import json
 import math
 import os
-import shutil
 import signal
-import statistics
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 
-from tunebook.data.images import TokenCounter
+from tunebook import watch
 from tunebook.recipe import Recipe, UserError, find_file
-from tunebook.run import checksums, halvings, rank, read_json, world_size, write_json
+from tunebook.run import halvings, rank, read_json, world_size
 
-AUDITED = 8
-"""Rows whose masks are counted before the first step; two of them are shown."""
 ROWS, STEPS = "per_device_train_batch_size", "gradient_accumulation_steps"
-CHECKSUMS = "checksums.json"
-"""Written into a checkpoint when it is whole."""
 
 
 class OutOfMemory(UserError):
@@ -62,8 +52,8 @@ def arguments(config: Any, recipe: Recipe, section: str, folder: Path) -> tuple[
         args = config(output_dir=str(folder / "checkpoints"), **(defaults | given))
     except (ValueError, TypeError, ImportError) as error:
         raise UserError(f"{section}: {' '.join(str(error).split())}") from None
-    callbacks = [whole_checkpoints(), *([metrics_file(folder / "metrics.jsonl"), remaining_time()] if rank() == 0 else [])]
-    callbacks.append(health(section))  # in every process: all see the same numbers and stop together
+    callbacks = [watch.whole_checkpoints(), *([watch.metrics_file(folder / "metrics.jsonl"), watch.remaining_time()] if rank() == 0 else [])]
+    callbacks.append(watch.health(section))  # in every process: all see the same numbers and stop together
     if stopping:
         if not args.load_best_model_at_end:
             raise UserError(f"{section}.early_stopping_patience needs {section}.load_best_model_at_end: true (and the same eval and save steps)")
@@ -81,65 +71,6 @@ def eval_rows(args: Any, rows: Any) -> Any:
 def only(columns: list[str], rows: Any) -> Any:
     """Rows with those of the columns that they have."""
     return rows.select_columns([name for name in columns if name in rows.column_names])
-
-
-def sees_images(trainer: Any) -> bool:
-    """Whether the trainer's rows have images; they are then tokenised batch by batch."""
-    return "images" in (trainer.train_dataset.column_names or ())
-
-
-def audit_images(trainer: Any, processor: Any, batch: Any = None) -> dict[str, Any]:
-    """In the first batch every image is there as pixels, and every row has the tokens that its images take. `batch`: the first rows,
-    if they are collated already.
-
-    Raises UserError when not: the model would be trained blind.
-    """
-    rows = [trainer.train_dataset[i] for i in range(min(AUDITED, len(trainer.train_dataset)))]
-    paths, counter = [row["images"] for row in rows], TokenCounter(processor)
-    batch = batch if batch is not None else trainer.data_collator([dict(row) for row in rows])
-    found = (batch["input_ids"] == processor.image_token_id).sum(1).tolist()
-    twice = len(found) // len(rows)  # chosen and rejected
-    wanted = [counter.soft(shown) for shown in paths] * twice
-    pixels = tuple(batch["pixel_values"].shape) if "pixel_values" in batch else None
-    if pixels is None or found != wanted or not sum(wanted):
-        row = next((i for i, (a, b) in enumerate(zip(found, wanted, strict=True)) if a != b), 0)
-        why = f"row {row} has {found[row]} image tokens, {wanted[row]} are expected" if pixels else "the batch has no pixel_values"
-        raise UserError(f"image audit: {why}; the model would not see the images (raise model.max_seq_length, check model.base)")
-    audit = {"rows": len(rows), "images": sum(map(len, paths)), "image_tokens": sum(wanted) // twice}
-    print(f"Image audit: {audit['images']} images in {len(rows)} rows, {audit['image_tokens']} image tokens, pixel_values {pixels}")
-    return audit
-
-
-def audit_mask(trainer: Any, tokenizer: Any) -> dict[str, Any]:
-    """Which tokens will be trained on: counted in the first rows, two rows shown, before a step is made.
-
-    Raises UserError when no token or every token of the rows carries loss.
-    """
-    rows, images = trainer.train_dataset.select(range(min(AUDITED, len(trainer.train_dataset)))), sees_images(trainer)
-    # Text row by row: Unsloth on a GPU pads nothing and makes a batch one long row.
-    parts = [[row] for row in rows] if not images else [list(rows)]
-    batches = [trainer.data_collator([{k: v for k, v in row.items() if images or k != "prompt"} for row in part]) for part in parts]
-    ids, labels = ([row for batch in batches for row in batch[k].tolist()] for k in ("input_ids", "labels"))
-    real = [row for batch in batches for row in _there(batch).tolist()]
-    trained = sum(label != -100 for row in labels for label in row)
-    share = trained / sum(map(sum, real))
-    console = Console()
-    console.print(
-        f"[bold]Mask audit[/bold]: {share:.0%} of the tokens of {len(ids)} rows carry loss ([green]trained[/green], [dim]not trained[/dim])"
-    )
-    for row in range(min(2, len(ids))):
-        console.print(_coloured(tokenizer, ids[row], labels[row], real[row]))
-    if share == 0:
-        raise UserError("mask audit: no token carries loss; the completions were cut off or are empty (raise model.max_seq_length, check the data)")
-    if share == 1:
-        raise UserError("mask audit: every token carries loss, the prompts too; rows need separate `prompt` and `completion` columns")
-    return {"rows": len(ids), "trained_share": round(share, 4)} | (audit_images(trainer, tokenizer, batches[0]) if images else {})
-
-
-def _there(batch: Any) -> Any:
-    """Which tokens of a batch could carry loss: those that are no padding. Without padding there is no attention mask, and TRL gives no
-    loss to the tokens at which the positions start anew."""
-    return batch["attention_mask"] if "attention_mask" in batch else batch["position_ids"] != 0
 
 
 def share(rows: int, steps: int, processes: int, halved: int = 0) -> tuple[int, int]:
@@ -177,7 +108,7 @@ def run(trainer: Any, folder: Path) -> dict[str, Any]:
 def _run(trainer: Any, folder: Path) -> dict[str, Any]:
     start = {name: p.detach().clone().cpu() for name, p in trainer.model.named_parameters() if p.requires_grad}
     while True:
-        checkpoint = _same_for_all(last_checkpoint(folder / "checkpoints") if rank() == 0 else None)
+        checkpoint = _same_for_all(watch.last_checkpoint(folder / "checkpoints") if rank() == 0 else None)
         history = read_json(checkpoint / "trainer_state.json").get("log_history", []) if checkpoint else []
         trainer._total_train_tokens = _tokens(history) or 0
         if checkpoint is not None:
@@ -312,164 +243,3 @@ def _same_for_all(value: Any) -> Any:
 
 def _tokens(history: list[dict[str, Any]]) -> int | None:
     return next((int(e["num_tokens"]) for e in reversed(history) if "num_tokens" in e), None)
-
-
-def last_checkpoint(folder: Path) -> Path | None:
-    """The newest checkpoint of a healthy run that is as it was written. One without checksums was cut short: it goes, and so do the others."""
-    for checkpoint in sorted(folder.glob("checkpoint-*"), key=_step, reverse=True):
-        known, found = read_json(checkpoint / CHECKSUMS), checksums(checkpoint, [CHECKSUMS])
-        history = read_json(checkpoint / "trainer_state.json").get("log_history", [])
-        if known and known == found and not any(no_number(entry, half_precision=True) for entry in history):
-            return checkpoint
-        if known and known != found:
-            names = [name for name in known if known[name] != found.get(name)] or ["it has other files"]
-            print(f"{checkpoint.name} is damaged ({names[0]}) and left out.")
-        shutil.rmtree(checkpoint)
-    return None
-
-
-def whole_checkpoints() -> Any:
-    """A callback that ends the writing of a checkpoint: with checksums, and so that the clock does not decide which one is the oldest."""
-    from accelerate import PartialState
-    from transformers import TrainerCallback
-
-    class WholeCheckpoints(TrainerCallback):  # type: ignore[misc]
-        def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            everyone = PartialState()
-            everyone.wait_for_everyone()  # each process writes files of its own
-            if rank() == 0:
-                folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-                # With DPO's `ref` folder beside it, transformers' resume would leave the trained adapter at its start.
-                shutil.rmtree(folder / "ref", ignore_errors=True)
-                write_json(folder / CHECKSUMS, checksums(folder))
-                os.utime(folder, (state.global_step, state.global_step))  # the trainer deletes the oldest by this time
-            everyone.wait_for_everyone()  # one that fails in the next step ends all
-
-    return WholeCheckpoints()
-
-
-def log_history(folder: Path) -> list[dict[str, Any]]:
-    """The logged metrics of a stage (`metrics.jsonl`), one entry per log."""
-    path = folder / "metrics.jsonl"
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-
-
-def metrics_file(path: Path) -> Any:
-    """A callback that keeps `metrics.jsonl` up to date; after a resume it starts from the checkpoint's own history."""
-    from transformers import TrainerCallback
-
-    class MetricsFile(TrainerCallback):  # type: ignore[misc]
-        def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            path.write_text("".join(json.dumps(entry) + "\n" for entry in state.log_history))
-
-        def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            with path.open("a") as file:
-                file.write(json.dumps(state.log_history[-1]) + "\n")
-
-    return MetricsFile()
-
-
-ALARMS = 3
-"""Logs in a row that must say so before a run is stopped for numbers that are only strange; what is not a number stops it at once."""
-WORSE, STEEPER = 5.0, 1000.0
-"""How many times a run's first loss, and its usual gradient norm, are beyond what one odd batch explains (both at least 1)."""
-
-
-def no_number(entry: dict[str, Any], half_precision: bool = False) -> str:
-    """Which number of a log is none; empty when all are.
-
-    With `half_precision` (float16) an infinite gradient is normal: the loss scaler leaves out the step and halves its scale.
-    """
-    names = ["loss", "train_loss", "eval_loss", *([] if half_precision else ["grad_norm"])]
-    values = {name: float(entry[name]) for name in names if entry.get(name) is not None}
-    return ", ".join(f"{name} is {value}" for name, value in values.items() if not math.isfinite(value))
-
-
-def strange(logs: list[dict[str, Any]]) -> str:
-    """What the newest of a run's logs shows that happens now and then, but not again and again; empty when there is nothing."""
-    steps = [(float(e["loss"]), float(e.get("grad_norm", math.nan))) for e in logs if "loss" in e]
-    (first, _), *before, (loss, norm) = steps[0], *steps
-    usual = statistics.median([1.0, *(n for _, n in before[:-1] if math.isfinite(n))])
-    if norm == 0:
-        return f"the gradient is exactly 0 (at a loss of {loss:.3g})"
-    if loss > WORSE * max(1.0, first):
-        return f"the loss has grown from {first:.3g} to {loss:.3g}"
-    if math.isfinite(norm) and norm > STEEPER * max(1.0, usual):
-        return f"the gradient norm has grown from {usual:.3g} to {norm:.3g}"
-    return ""
-
-
-def health(section: str) -> Any:
-    """A callback that stops a sick run: at once when a number is none, else after `ALARMS` strange logs in a row.
-
-    No checkpoint is written before the steps that led to it have been logged and looked at, and none while something is wrong.
-
-    Raises UserError that says what was seen, what to do, and which checkpoint is the last good one.
-    """
-    from transformers import TrainerCallback
-
-    class Health(TrainerCallback):  # type: ignore[misc]
-        alarms = 0
-
-        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            control.should_log |= control.should_save
-
-        on_epoch_end = on_step_end
-
-        def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            newest = state.log_history[-1]
-            broken = no_number(newest, args.fp16)
-            odd = strange(state.log_history) if "loss" in newest and not broken else ""
-            self.alarms = self.alarms + 1 if odd else 0 if "loss" in newest else self.alarms
-            control.should_save &= not (broken or self.alarms)
-            if broken or self.alarms == ALARMS:
-                raise UserError(f"stopped at step {state.global_step}: {broken or odd}. {_remedy(odd, section)}. {_kept(Path(args.output_dir))}")
-
-    return Health()
-
-
-def _remedy(odd: str, section: str) -> str:
-    if "exactly 0" in odd:
-        return f"Nothing is learnt any more: look at the rows (are completions empty or cut off?) or lower {section}.learning_rate"
-    return f"Lower {section}.learning_rate, set {section}.max_grad_norm to 1 or less, or take model.dtype=float32"
-
-
-def _kept(folder: Path) -> str:
-    checkpoint = max(folder.glob("checkpoint-*"), key=_step, default=None)
-    return f"The last good checkpoint is {checkpoint}" if checkpoint else "No checkpoint was written before"
-
-
-def _step(checkpoint: Path) -> int:
-    return int(checkpoint.name.split("-")[1])
-
-
-TIMED = 5
-"""Steps that the estimate of the remaining time rests on, after the first one, which is slower."""
-
-
-def remaining_time() -> Any:
-    """A callback that says once, after the first steps, how long the rest will take (evaluations not counted)."""
-    from transformers import TrainerCallback
-
-    class RemainingTime(TrainerCallback):  # type: ignore[misc]
-        def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            self.first, self.started = state.global_step, time.monotonic()
-
-        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            done = state.global_step - self.first
-            if done == 1:
-                self.started = time.monotonic()
-            if done == 1 + TIMED and state.max_steps > state.global_step:
-                step = (time.monotonic() - self.started) / TIMED
-                left = state.max_steps - state.global_step
-                print(f"{step:.2g} s a step: about {step * left / 60:.1f} minutes for the {left} steps left.")
-
-    return RemainingTime()
-
-
-def _coloured(tokenizer: Any, ids: list[int], labels: list[int], real: list[int]) -> Text:
-    text, image = Text("  "), getattr(tokenizer, "image_token_id", None)
-    for before, token, label, keep in zip([None, *ids], ids, labels, real, strict=False):
-        if keep and not (token == image == before):  # an image's tokens are all the same: one stands for them
-            text.append(tokenizer.decode([token]), style="green" if label != -100 else "dim")
-    return text
