@@ -310,7 +310,8 @@ def test_a_damaged_file_is_named_with_the_command_that_makes_it_again(world, fil
     harm(folder / file)
     options = re.escape(f"--recipe {world.recipe} --run straight --force")
     refused(
-        world.run(reader, run="damaged"), re.compile(rf"tunebook: .*{file} is (damaged|missing): .*; `tunebook {maker} {options}` makes it again")
+        world.run(reader, run="damaged"),
+        re.compile(rf"tunebook: .*{file} is (damaged|missing): .*; `uv run tunebook {maker} {options}` makes it again"),
     )
 
 
@@ -320,7 +321,8 @@ def test_damaged_answers_are_not_counted(world):
     for command in (world.start("report", str(folder)), world.start("evaluate", "--recipe", str(world.recipe), "--run", "damaged")):
         command.wait()
         refused(
-            command, re.compile(r"tunebook: .*eval/sft/predictions.jsonl is damaged: .*; `tunebook evaluate sft --recipe .* --force` makes it again")
+            command,
+            re.compile(r"tunebook: .*eval/sft/predictions.jsonl is damaged: .*; `uv run tunebook evaluate sft --recipe .* --force` makes it again"),
         )
 
 
@@ -374,13 +376,13 @@ def test_ctrl_c_keeps_what_is_done_and_says_how_to_go_on(world, step):
     start = time.monotonic()
     assert command.wait() == 130 and time.monotonic() - start < 10, command.text
     said = command.text.splitlines()
-    line = next(text for text in said if text.startswith("tunebook: interrupted; what was saved is kept. Go on with: tunebook "))
+    line = next(text for text in said if text.startswith("tunebook: interrupted; what was saved is kept. Go on with: uv run tunebook "))
     assert "Traceback" not in command.text and not (folder / name / "stage.json").exists()
     if step in ("sft", "dpo"):
         steps = {e["step"] for e in map(json.loads, file.read_text().splitlines()) if "loss" in e}
         saved = max(int(p.name.partition("-")[2]) for p in file.parent.glob("checkpoints/checkpoint-*"))
         assert saved == max(steps) < (STEPS if step == "sft" else 12)
-    again = world.start(*shlex.split(line.partition("Go on with: tunebook ")[2]))
+    again = world.start(*shlex.split(line.partition("Go on with: uv run tunebook ")[2]))
     assert again.wait() == 0, again.text
     assert step not in ("sft", "dpo") or f"Going on from checkpoint-{saved}" in again.text
     assert alike(world.runs / "straight" / name, folder / name) and left_over(folder) == []
@@ -393,7 +395,7 @@ def test_ctrl_c_does_not_wait_for_a_server_that_is_silent(world):
         command = world.start("pairs", "--recipe", str(world.recipe), "--run", "silent", "--set", f"pairs.server={{url: '{url}', model: m}}")
         silent.accept()
         os.kill(command.pid, signal.SIGINT)
-        assert command.wait(10) == 130 and "Go on with: tunebook pairs" in command.text
+        assert command.wait(10) == 130 and "Go on with: uv run tunebook pairs" in command.text
 
 
 def test_a_dead_kernel_is_one_line_with_notebook_and_cell(world, tmp_path):

@@ -351,7 +351,11 @@ def main() -> None:
     except SystemExit as end:
         if end.code != INTERRUPTED:
             raise
-        print(f"\ntunebook: interrupted; what was saved is kept. Go on with: {shlex.join(['tunebook', *sys.argv[1:]])}", file=sys.stderr, flush=True)
+        print(
+            f"\ntunebook: interrupted; what was saved is kept. Go on with: {shlex.join(['uv', 'run', 'tunebook', *sys.argv[1:]])}",
+            file=sys.stderr,
+            flush=True,
+        )
         sys.stdout.flush()
         os._exit(INTERRUPTED)  # an orderly end would wait for what a server has not answered
 
