@@ -337,7 +337,7 @@ def _decode(source: Local, given: dict[str, Any], sampling: Sampling, generators
     import torch
 
     model, ends = source.model, end_ids(source)
-    halving = model.device.type == "cpu" and "pixel_values" not in given
+    halving = models.on_cpu() and model.device.type == "cpu" and "pixel_values" not in given
     if halving:
         given = _read_once(model, given)
     rows: list[list[int]] = [[] for _ in given["input_ids"]]

@@ -14,6 +14,7 @@ import logging
 import multiprocessing
 import os
 import shutil
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -71,10 +72,8 @@ def backend() -> str:
 
 
 def on_cpu() -> bool:
-    """Whether Unsloth trains on the CPU. After `backend`."""
-    import unsloth
-
-    return bool(unsloth.DEVICE_TYPE == "cpu")
+    """Whether it is Unsloth's CPU backend that was imported, or none."""
+    return bool(getattr(sys.modules.get("unsloth"), "DEVICE_TYPE", "cpu") == "cpu")
 
 
 def _keep_freed_memory() -> None:
