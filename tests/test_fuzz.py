@@ -25,7 +25,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from tunebook import generate, models, verify
-from tunebook.data import clean, images, preferences, prepare, records, sources
+from tunebook.data import clean, images, preferences, prepare, records, sources, tokens
 from tunebook.data.rows import Reject
 from tunebook.recipe import ROOT, Recipe, ServerConfig, UserError, load_recipe, parse_set
 from tunebook.sft import sft_stage
@@ -69,8 +69,8 @@ def one_line(seconds: float = 10) -> Iterator[None]:
 @pytest.fixture(scope="module")
 def tokenizer(embedded):
     with pytest.MonkeyPatch.context() as patch:
-        tok = prepare.tokenizer(load_recipe())
-        patch.setattr(prepare, "tokenizer", lambda recipe, images=False: tok)
+        tok = tokens.tokenizer(load_recipe().model)
+        patch.setattr(tokens, "tokenizer", lambda config, images=False: tok)
         yield tok
 
 
@@ -168,18 +168,19 @@ formats = st.sampled_from(["chat", "alpaca", "sharegpt", "gsm8k", "mm_math"])
 def ended(path: Path, kind: str) -> int:
     """How many rows of a file end in a split or in the quarantine, as `prepare` writes them."""
     recipe = load_recipe(overrides={"data.sources": [{"format": kind, "path": str(path)}]})
-    kept, rejects = prepare._check(recipe, path.parent / "images")
-    columns = prepare.COLUMNS | {"images": "files"}
-    tok = prepare.tokenizer(recipe)
-    found = [r for split in kept.values() for r in split]
-    prepare.write_parquet([vars(r) for r in found], path.parent / "kept.parquet", **columns)
-    for r in found:  # no text has become a turn
+    rejects: list[Reject] = []
+    kept = prepare._check(recipe, path.parent, rejects.append)
+    tok = tokens.tokenizer(recipe.model)
+    for r in [r for split in kept.values() for _, r in split.rows()]:  # no text has become a turn
         ids = tok.apply_chat_template(r.prompt + r.completion, return_dict=True)["input_ids"]
         assert ids.count(tok.convert_tokens_to_ids("<|im_start|>")) == len(r.prompt) + 1
     prepare.write_quarantine(rejects, path.parent / "quarantine.jsonl")
     put_aside = [json.loads(line) for line in (path.parent / "quarantine.jsonl").read_text().splitlines()]
     assert all(r["reason"] and r["source_id"] for r in put_aside)
-    return len(prepare.read_parquet(path.parent / "kept.parquet")) + len(put_aside)
+    columns = prepare.COLUMNS | {"images": "files"}
+    written = {split: prepare._write(rows, path.parent / f"{split}.parquet", columns) for split, rows in kept.items()}
+    assert all(record["rows"] == len(prepare.read_parquet(path.parent / f"{split}.parquet")) for split, record in written.items())
+    return sum(record["rows"] for record in written.values()) + len(put_aside)
 
 
 @contextlib.contextmanager
@@ -282,7 +283,7 @@ def test_rows_of_preference_sets(found):
     with file_of(b"\n".join(dumped(found)), "pairs.jsonl") as path, pytest.MonkeyPatch.context() as patch, one_line(30):
         patch.setattr(preferences, "load", lambda recipe, split: [])
         recipe = load_recipe(overrides={"pairs.methods": ["dataset"], "pairs.dataset": str(path)})
-        read = list(preferences.read(recipe, lambda text: len(text.split())))
+        read = list(preferences.read(recipe, lambda text: len(text.split()), path.parent / "images"))
         assert len(read) == len(found)
         for r in read:
             if not isinstance(r, Reject):
@@ -505,8 +506,9 @@ def test_a_row_that_a_chat_template_refuses_is_put_aside(tokenizer, tmp_path, mo
     plain = {"prompt": "What is 2 plus 2?", "completion": "4"}
     (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, [plain, plain | {"system": "Be exact.", "prompt": "What is 3 plus 4?"}])))
     given = {"data.system_prompt": None, "data.sources": [{"format": "chat", "path": str(tmp_path / "rows.jsonl"), "split": "train"}]}
-    kept, rejects = prepare._check(load_recipe(overrides=given), tmp_path)
-    assert len(kept["train"]) == 1 and [(r.reason, r.detail) for r in rejects] == [("refused by the chat template", "no system role")]
+    rejects: list[Reject] = []
+    kept = prepare._check(load_recipe(overrides=given), tmp_path, rejects.append)
+    assert sum(kept["train"].kept) == 1 and [(r.reason, r.detail) for r in rejects] == [("refused by the chat template", "no system role")]
 
 
 def test_a_prompt_file_that_is_no_text_is_one_line(tmp_path):

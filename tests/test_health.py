@@ -11,6 +11,7 @@ import pytest
 
 from tunebook import watch
 from tunebook.recipe import UserError, load_recipe
+from tunebook.run import checksums
 
 pytestmark = pytest.mark.slow  # transformers' callbacks come after Unsloth, which takes long to import
 
@@ -88,6 +89,7 @@ def test_a_checkpoint_of_a_sick_run_is_never_gone_on_from(tmp_path):
         folder = tmp_path / f"checkpoint-{step}"
         folder.mkdir()
         (folder / "trainer_state.json").write_text(json.dumps({"log_history": [log(5), log(step, loss)]}))
+        (folder / watch.CHECKSUMS).write_text(json.dumps(checksums(folder)))
     assert watch.last_checkpoint(tmp_path) == tmp_path / "checkpoint-5"
     assert [p.name for p in tmp_path.iterdir()] == ["checkpoint-5"]
 

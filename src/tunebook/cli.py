@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import shlex
@@ -337,7 +338,8 @@ def main() -> None:
     """Entry point: a user's mistake or a full disk is one line on stderr and exit code 2, Ctrl-C one and 130, never a traceback."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")  # a terminal without Unicode shows a `?`, and nothing stops for that
+            with contextlib.suppress(OSError):  # what was printed before cannot be sought in
+                stream.reconfigure(errors="replace")  # a terminal without Unicode shows a `?`, and nothing stops for that
     if launch.is_worker():
         launch.work(app)
         return

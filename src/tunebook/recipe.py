@@ -519,7 +519,7 @@ def find_file(path: str | Path) -> Path:
     except OSError as error:  # a name that is too long, a folder that may not be read
         raise UserError(f"no file {_shown(str(path))}: {error.strerror}") from None
     where = "" if Path(path).is_absolute() else f" in {Path.cwd()}" + (f" or {ROOT}" if Path.cwd() != ROOT else "")
-    raise UserError(f"no file {_shown(str(path))}{_nearest(str(path), names) or where}")
+    raise UserError(f"no file {_shown(str(path), 200)}{_nearest(str(path), names) or where}")
 
 
 class _Loader(yaml.SafeLoader):
@@ -613,10 +613,10 @@ def _check_values(content: Any) -> None:
                 raise UserError(f"{_shown(at)}: is not UTF-8 text")
 
 
-def _shown(value: Any) -> str:
+def _shown(value: Any, most: int = 80) -> str:
     """A value in a message: in one line, and not all of a long one."""
     text = value if isinstance(value, str) and value.isprintable() else repr(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."
+    return text if len(text) <= most else f"{text[: most - 3]}..."
 
 
 def _explain(error: ValidationError) -> str:
