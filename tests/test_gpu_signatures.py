@@ -38,7 +38,8 @@ SCRIPT = textwrap.dedent(
         asked["load"] = given
         class Model:
             class config: pass
-        return Model(), type("Processor", (), {"image_processor": 1, "chat_template": "x", "get_vocab": lambda self: {"<|im_end|>": 1}, "apply_chat_template": lambda self, *a, **k: ""})()
+        does = {"get_vocab": lambda self: {"<|im_end|>": 1}, "apply_chat_template": lambda self, *args, **kwargs: ""}
+        return Model(), type("Processor", (), {"image_processor": 1, "chat_template": "x"} | does)()
     real_load, real_peft = unsloth.models.loader.FastModel.from_pretrained, vision.FastBaseModel.get_peft_model
     for recipe in sys.argv[1:]:
         r = load_recipe(recipe)
