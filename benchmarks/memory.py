@@ -47,7 +47,7 @@ def build(name: str, folder: Path) -> str:
 def write_recipe(name: str, folder: Path, rows: int) -> Path:
     content = yaml.safe_load((ROOT / "configs" / "smollm2-math.yaml").read_text())
     content["name"] = f"memory-{name}"
-    content["model"]["base"] = build(name, folder / name)
+    content["model"] |= {"base": build(name, folder / name), "share_prompts": False, "attn_implementation": "eager"}  # as it is counted
     content["data"]["for_pairs"] = 0
     content["data"]["sources"] = [{"format": "geometry", "train": 24, "val": 0, "test": 0}]
     content["sft"] |= {"per_device_train_batch_size": rows, "eval_strategy": "no", "save_strategy": "no"}
