@@ -110,10 +110,10 @@ def paired(tiny_recipe):
 
 
 @pytest.mark.slow
-def test_dpo_learns_from_its_own_reference(paired):
+def test_dpo_learns_from_its_own_reference(paired, monkeypatch):
     from safetensors.torch import load_file
 
-    from tunebook import evaluate
+    from tunebook import evaluate, models
     from tunebook.dpo import dpo
     from tunebook.watch import log_history
 
@@ -127,8 +127,9 @@ def test_dpo_learns_from_its_own_reference(paired):
     assert set(before) == set(after)
     assert any(not before[k].equal(after[k]) for k in before)
 
-    results = evaluate.evaluate(straight)
-    assert list(results) == ["base", "sft", "dpo"]
+    loaded, load = [], models.load
+    monkeypatch.setattr(models, "load", lambda recipe: loaded.append(recipe) or load(recipe))
+    assert list(evaluate.evaluate(straight)) == ["base", "sft", "dpo"] and len(loaded) == 1
 
 
 @pytest.mark.slow
