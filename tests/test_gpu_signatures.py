@@ -43,8 +43,8 @@ SCRIPT = textwrap.dedent(
     real_load, real_peft = unsloth.models.loader.FastModel.from_pretrained, vision.FastBaseModel.get_peft_model
     for recipe in sys.argv[1:]:
         r = load_recipe(recipe)
-        # The first is no parameter of the loader's: it goes on to transformers.
-        known_load, known_peft = names(real_load) | {"attn_implementation"}, names(real_peft)
+        # These are no parameters of the loader: they go on to transformers.
+        known_load, known_peft = names(real_load) | {"attn_implementation", "use_safetensors"}, names(real_peft)  # handed on
         FastModel.from_pretrained = staticmethod(loaded)
         try:
             models.load(r)
