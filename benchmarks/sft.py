@@ -19,7 +19,7 @@ SIDES = {
 
 def run(
     turns: Annotated[int, typer.Option(help="How often each side has its turn, after one to warm up.")] = 5,
-    steps: Annotated[int, typer.Option(help="Steps in a turn.")] = 4,
+    steps: Annotated[int, typer.Option(help="Steps in a turn.")] = 3,
     out: Annotated[Path | None, typer.Option(help="A JSON file for the record.")] = None,
 ) -> None:
     main("sft", SIDES, turns, steps, out)
