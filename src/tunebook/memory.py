@@ -20,7 +20,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from tunebook import models
+from tunebook import attention, models
 from tunebook.data.tokens import image_counter, tokenizer
 from tunebook.recipe import Recipe, first_line
 from tunebook.run import free_ram, rank, world_size
@@ -140,10 +140,10 @@ def make_plan(recipe: Recipe, args: Any, longest: int, section: str) -> Plan:
     dtype = getattr(torch, recipe.model.dtype or ("bfloat16" if is_bfloat16_supported() else "float16" if gpu else "float32"))
     config = AutoConfig.from_pretrained(models.resolve(recipe.model.base), revision=recipe.model.revision)
     how = recipe.model.attn_implementation or "sdpa"
-    attention = {"attn_implementation": "eager" if how == "grouped" else how}
+    how = "eager" if how == attention.NAME else how
     lora = {k: v for k, v in recipe.lora.items() if k in LoraConfig.__dataclass_fields__}
     with torch.device("meta"):
-        base = getattr(transformers, config.architectures[0])._from_config(config, dtype=dtype, **attention)
+        base = getattr(transformers, config.architectures[0])._from_config(config, dtype=dtype, attn_implementation=how)
         head = base.get_output_embeddings()
         linear = sum(m.weight.numel() for m in base.modules() if isinstance(m, torch.nn.Linear) and m is not head)
         every = sum(p.numel() for p in base.parameters())

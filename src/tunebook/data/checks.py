@@ -72,9 +72,8 @@ def _broken_turn(prompt: Messages) -> str:
 
 
 def control_tokens(tokenizer: Any) -> list[str]:
-    """A tokenizer's (or processor's) own control tokens, such as `<|im_end|>`."""
-    inner = getattr(tokenizer, "tokenizer", tokenizer)
-    return sorted({t.content for t in inner.added_tokens_decoder.values() if t.special and t.content.strip()}, key=len, reverse=True)
+    """A tokenizer's own control tokens, such as `<|im_end|>`."""
+    return sorted({t.content for t in tokenizer.added_tokens_decoder.values() if t.special and t.content.strip()}, key=len, reverse=True)
 
 
 def without(tokens: list[str]) -> Callable[[Row], Reject | None]:

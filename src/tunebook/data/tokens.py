@@ -100,6 +100,8 @@ def _looker(here: _Here, workers: list[Worker]) -> Callable[[list[Item]], list[I
 
     def look(batch: list[Item]) -> list[Item]:
         rows = [item for item in batch if isinstance(item, Row)]
+        if not rows:
+            return batch
         if not workers or any(row.images for row in rows):
             found = iter(here.look(rows))
         else:
@@ -175,8 +177,10 @@ class _Here:
 
     def look(self, rows: list[Row]) -> list[Reject | None]:
         with self.lock:
-            self.tok = self.tok or tokenizer(self.config)
-            return examine(rows, self._count, checks.without(checks.control_tokens(self.tok)), self.config.max_seq_length)
+            if self.tok is None:
+                self.tok = tokenizer(self.config)
+                self.control = checks.without(checks.control_tokens(self.tok))
+            return examine(rows, self._count, self.control, self.config.max_seq_length)
 
     def _count(self, rows: list[Row]) -> list[Count]:
         plain = iter(count_text(self.tok, [row for row in rows if not row.images]))
@@ -247,13 +251,14 @@ def _serve(config: ModelConfig) -> None:
         return
     control = checks.control_tokens(tok)
     print(json.dumps(control), flush=True)
+    unmarked = checks.without(control)
     for line in sys.stdin:
         batch = json.loads(line)
         if isinstance(batch[0], str):
             reply: list[Any] = [len(ids) for ids in tok(batch)["input_ids"]]
         else:
             rows = [Row(**values) for values in batch]
-            found = examine(rows, lambda sound: count_text(tok, sound), checks.without(control), config.max_seq_length)
+            found = examine(rows, lambda sound: count_text(tok, sound), unmarked, config.max_seq_length)
             reply = [[row.gold, row.tokens, *((r.reason, r.detail) if r else ("", ""))] for row, r in zip(rows, found, strict=True)]
         print(json.dumps(reply), flush=True)
 
