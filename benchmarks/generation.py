@@ -1,31 +1,38 @@
-"""Samples per second: our batched generation against a loop over `model.generate`, one prompt at a time.
+"""Samples per second: our batched sampling against a loop over `model.generate`, one prompt at a time, and against one plain batch.
 
-    uv run python benchmarks/generation.py --recipe smollm2-math --prompts 100
+    uv run python benchmarks/generation.py --out resources/generation.json
 
-Both sample from the same model (the run's SFT model if it is trained, else the base model) with the same prompts,
-temperature and token limit. The loop is what Math Wizard does; it is timed on the first `--loop` prompts.
+All sample from the same model (the run's SFT model if it is trained, else the base model) with the same prompts of the training split,
+temperature and token limit, by turns in one process. The loop is what Math Wizard does; a turn of it is a few of the prompts.
 """
+
+from __future__ import annotations
 
 import json
 import time
-from typing import Annotated
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
 
+import common
 import typer
 
 from tunebook import models
+from tunebook.data.images import render
 from tunebook.data.prepare import load, prepare
-from tunebook.generate import Sampling, generate, local
+from tunebook.generate import Sampling, encode, generate, local
 from tunebook.recipe import load_recipe
-from tunebook.run import environment
+from tunebook.run import peak_memory_gb
 
 
 def main(
     recipe: str = "smollm2-math",
-    prompts: Annotated[int, typer.Option(help="Prompts of the training split, each sampled once.")] = 100,
-    loop: Annotated[int, typer.Option(help="So many of them one by one.")] = 20,
-    batch_size: int = 100,
+    prompts: Annotated[int, typer.Option(help="Each sampled once a turn, in one batch.")] = 100,
+    loop: Annotated[int, typer.Option(help="So many of them a turn one by one, others each turn.")] = 5,
     temperature: float = 1.0,
     max_new_tokens: int = 128,
+    turns: int = 5,
+    out: Annotated[Path | None, typer.Option(help="Where the figures are written as JSON.")] = None,
 ) -> None:
     rec = load_recipe(recipe)
     models.backend()
@@ -35,40 +42,49 @@ def main(
     rows = load(rec, "train")["prompt"][:prompts]
     model, tokenizer = models.load(rec)
     adapter = rec.run_dir / "sft" / "adapter"
-    trained = adapter.exists()
-    model = models.load_adapters(model, {"sft": adapter} if trained else {})
-    with local(model, tokenizer, "sft" if trained else None) as source:
-        list(generate(source, rows[:2], Sampling(8)))  # warm up
-        start = time.perf_counter()
-        answers = [a for part in generate(source, rows, Sampling(max_new_tokens, batch_size, temperature)) for a in part.values()]
-        batched = len(answers) / (time.perf_counter() - start)
-        tokens, start = 0, time.perf_counter()
-        for prompt in rows[:loop]:
-            ids = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_dict=True, return_tensors="pt").to(model.device)
+    model = models.load_adapters(model, {"sft": adapter} if adapter.exists() else {})
+    turn = iter(range(1000))
+    with local(model, tokenizer, "sft" if adapter.exists() else None) as source:
+
+        def sampled(asked: list[Any]) -> int:
+            """Tokens of the answers that `model.generate` gives to a plain padded batch."""
+            given = encode(source, [render(tokenizer, prompt, 0) for prompt in asked], [[] for _ in asked])
             with torch.inference_mode():
-                out = source.model.generate(**ids, max_new_tokens=max_new_tokens, do_sample=True, temperature=temperature)
-            tokens += out.shape[1] - ids["input_ids"].shape[1]
-        alone = loop / (time.perf_counter() - start)
-    print(
-        json.dumps(
-            {
-                "model": "sft" if trained else "base",
-                "batched_samples_per_s": round(batched, 3),
-                "loop_samples_per_s": round(alone, 3),
-                "ratio": round(batched / alone, 1),
-                "mean_tokens": {"batched": round(sum(a.tokens for a in answers) / len(answers), 1), "loop": round(tokens / loop, 1)},
-                "settings": {
-                    "prompts": prompts,
-                    "loop": loop,
-                    "batch_size": batch_size,
-                    "temperature": temperature,
-                    "max_new_tokens": max_new_tokens,
-                },
-                "hardware": environment()["hardware"],
-            },
-            indent=1,
-        )
-    )
+                made = source.model.generate(**given, max_new_tokens=max_new_tokens, do_sample=True, temperature=temperature, top_k=0)
+            return int((made[:, given["input_ids"].shape[1] :] != tokenizer.pad_token_id).sum())
+
+        def timed(work: Callable[[], tuple[int, int]]) -> Callable[[], dict[str, Any]]:
+            def side() -> dict[str, Any]:
+                started = time.perf_counter()
+                samples, tokens = work()
+                seconds = time.perf_counter() - started
+                return {"samples_per_s": samples / seconds, "tokens_per_s": tokens / seconds, "tokens": tokens / samples}
+
+            return side
+
+        def ours() -> tuple[int, int]:
+            found = [a for part in generate(source, rows, Sampling(max_new_tokens, prompts, temperature)) for a in part.values()]
+            return len(found), sum(answer.tokens for answer in found)
+
+        def one_by_one() -> tuple[int, int]:
+            start = next(turn) * loop % len(rows)
+            return loop, sum(sampled([prompt]) for prompt in rows[start : start + loop])
+
+        sides = {"tunebook": timed(ours), "one by one": timed(one_by_one), "one plain batch": timed(lambda: (len(rows), sampled(rows)))}
+        list(generate(source, rows[:2], Sampling(8)))  # warm up
+        found = common.by_turns(sides, turns)
+    rates = {name: [done["samples_per_s"] for done in found[name]] for name in sides}
+    record = {
+        "model": "sft" if adapter.exists() else "base",
+        "dtype": str(model.dtype),
+        **{key: {name: common.spread([done[key] for done in found[name]]) for name in sides} for key in ("samples_per_s", "tokens_per_s")},
+        "tunebook, times the samples/s of": {name: common.ratio(rates["tunebook"], rates[name]) for name in list(sides)[1:]},
+        "mean_tokens": {name: round(sum(done["tokens"] for done in found[name]) / turns, 1) for name in sides},
+        "peak_gb": peak_memory_gb()["process"],
+        "settings": {"prompts": prompts, "loop": loop, "temperature": temperature, "max_new_tokens": max_new_tokens, "turns": turns},
+    }
+    common.write(out, record, ("transformers", "torch", "unsloth"))
+    print(json.dumps(record, indent=1))
 
 
 if __name__ == "__main__":

@@ -31,14 +31,13 @@ from tunebook.recipe import ROOT
 NOTEBOOKS = sorted(path.stem for path in (ROOT / "notebooks").glob("*.ipynb"))
 QUESTION = "A rectangle is 12 cm long and 7 cm wide. What is its area in square centimetres?"
 SMALL: dict[str, Any] = {
-    "sft.max_steps": 8,
-    "sft.per_device_train_batch_size": 1,
-    "sft.eval_steps": 4,
+    "sft.max_steps": 30,  # enough to answer in several lines, which are seen to stream in
+    "sft.eval_steps": 15,
     "sft.logging_steps": 1,
     "pairs.prompts": 8,
     "pairs.samples": 2,
     "pairs.max_new_tokens": 64,
-    "pairs.methods": ["on_policy", "dataset"],  # a model of eight steps gives no pairs of its own
+    "pairs.methods": ["on_policy", "dataset"],  # a model of so few steps gives few pairs of its own
     "pairs.dataset": "resources/sample/preferences.jsonl",
     "pairs.rows": 12,
     "dpo.logging_steps": 1,

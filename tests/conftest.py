@@ -65,10 +65,10 @@ def embedded() -> Path:
 def tiny(tmp_path_factory, embedded) -> Path:
     """A randomly initialised llama with the embedded model's tokenizer: real code paths in milliseconds a step."""
     models.backend()
-    import tiny_llama
+    import tiny_text
 
     path = tmp_path_factory.mktemp("model") / "tiny"
-    tiny_llama.build(path, embedded)
+    tiny_text.llama(path, embedded)
     return path
 
 

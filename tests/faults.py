@@ -5,6 +5,7 @@ modules, takes its own arguments, environment and working folder, and calls `tun
 `kernelspec`) one that becomes the kernel; and `python FILE ...` runs a script. A forked process has a pid of its own, to be killed by.
 
     python faults.py serve SOCKET            the server; prints READY
+    python faults.py ask SOCKET sft ...      `tunebook sft ...` with this process's folder, environment, input and output
     python faults.py kernel SOCKET FILE      a kernel by its connection file; ends with the process that started it
 """
 
@@ -31,8 +32,8 @@ class Command:
     """A process that the server has forked: a command line, or a kernel where `file` is its connection file."""
 
     def __init__(self, server: str, *argv: str, log: Path, cwd: Path = Path(), env: dict[str, str] | None = None, **how: int | str) -> None:
-        """`file_size`: no file may grow beyond so many bytes. `kill_at`: it dies by SIGKILL at its n-th change of a file below `watch`;
-        how many there were is the last thing it prints."""
+        """`file_size`: no file may grow beyond so many bytes. `stdin`: a file to read from. `kill_at`: it dies by SIGKILL at its n-th change
+        of a file below `watch`; how many there were is the last thing it prints."""
         self.log = log
         self.connection = socket.socket(socket.AF_UNIX)
         self.connection.connect(server)
@@ -172,6 +173,9 @@ def _become(request: dict[str, Any], out: int) -> None:
     os.environ.clear()
     os.environ.update(request["env"])
     os.chdir(request["cwd"])
+    if "stdin" in request:
+        os.dup2(os.open(request["stdin"], os.O_RDONLY), 0)
+        sys.stdin = os.fdopen(0)
     os.dup2(out, 1)
     os.dup2(out, 2)
     sys.stdout, sys.stderr = (os.fdopen(fd, "w", buffering=1) for fd in (1, 2))
@@ -200,11 +204,19 @@ def _become(request: dict[str, Any], out: int) -> None:
         traceback.print_exc()
         code = 1
     atexit._run_exitfuncs()
-    print(f"\nchanges: {len(seen)}")
+    if "watch" in request:
+        print(f"\nchanges: {len(seen)}")
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError, ValueError):
             stream.flush()
     os._exit(code)
+
+
+def _ask(address: str, *argv: str) -> None:
+    """Stands for the command in the eyes of a shell."""
+    files = Path(f"/proc/{os.getpid()}/fd")
+    code = Command(address, *argv, log=files / "1", stdin=str(files / "0")).wait()
+    sys.exit(code if code >= 0 else 128 - code)
 
 
 def _kernel(address: str, *argv: str) -> None:
@@ -220,4 +232,4 @@ def _kernel(address: str, *argv: str) -> None:
 
 
 if __name__ == "__main__":
-    {"serve": _serve, "kernel": _kernel}[sys.argv[1]](*sys.argv[2:])
+    {"serve": _serve, "ask": _ask, "kernel": _kernel}[sys.argv[1]](*sys.argv[2:])

@@ -77,9 +77,11 @@ def test_the_gate_holds_a_worse_model_back_and_lets_a_good_one_through():
     damaged = [mark and i % 4 != 1 for i, mark in enumerate(good)]
     answered(recipe, dpo=damaged)
     (failed,) = evaluate.gate(recipe)
-    assert failed.startswith("dpo against sft: -25.0 points (95% interval -2") and failed.endswith("n = 400), the lower end must reach -2.0")
+    assert failed.startswith("dpo against sft: -25.0 points (95% interval -2") and failed.endswith("n = 400), the lower end must be above -2.0")
     sliced = load_recipe(overrides={"evaluate.gate": [rules[1] | {"slice": "b"}]})
     assert evaluate.gate(sliced) == []  # the damage is in the other slice
+    (same,) = evaluate.gate(load_recipe(overrides={"evaluate.gate": [{"first": "sft", "second": "sft"}]}))
+    assert same == "sft against sft: +0.0 points (95% interval +0.0 to +0.0, n = 400), the lower end must be above +0.0"
 
 
 def test_the_gate_is_the_commands_exit_code(monkeypatch, capsys):

@@ -42,7 +42,8 @@ class World:
     def __init__(self, server: str, folder: Path, embedded: Path) -> None:
         self.server, self.folder, self.runs, self.logs = server, folder, folder / "runs", 0
         self.env = {"TUNEBOOK_RUNS": str(self.runs), "OMP_NUM_THREADS": "1", **faults.kernelspec(folder / "jupyter", server)}
-        assert self.start("python", str(Path(__file__).with_name("tiny_qwen3.py")), str(folder / "model"), str(embedded), str(SCALE)).wait() == 0
+        made = "qwen3", str(folder / "model"), str(embedded), str(SCALE)
+        assert self.start("python", str(Path(__file__).with_name("tiny_text.py")), *made).wait() == 0
         self.recipe = folder / "tiny.yaml"
         self.recipe.write_text(yaml.safe_dump(recipe(folder)))
 

@@ -28,7 +28,7 @@ SCRIPT = textwrap.dedent(
     import gpu_fakes
     gpu_fakes.install()
     import trl, unsloth
-    import tiny_qwen3
+    import tiny_text
     from tunebook import audit, models, pairs, watch
     from tunebook.data import preferences
     from safetensors import safe_open
@@ -76,7 +76,7 @@ SCRIPT = textwrap.dedent(
     from_pretrained, add_lora, audit_mask = unsloth.FastModel.from_pretrained, models.add_lora, audit.audit_mask
     unsloth.FastModel.from_pretrained, models.add_lora, audit.audit_mask = staticmethod(loaded), adapted, audited
     pairs.METHODS["on_policy"] = given
-    tiny_qwen3.build(Path(sys.argv[1]), Path(sys.argv[2]))
+    tiny_text.qwen3(Path(sys.argv[1]), Path(sys.argv[2]))
     out = {"device": unsloth.DEVICE_TYPE}
     out["trainers"] = [trl.SFTTrainer.__module__, trl.DPOTrainer.__module__]
     for path in sys.argv[3:]:

@@ -146,4 +146,4 @@ def test_a_gate_that_does_not_hold(spoken, tmp_path):
         write_json(stage.dir / "stage.json", {"key": stage.key, "summary": summarise(lines)})
     code, said = spoken("evaluate --gate")
     assert code == 2 and said.startswith("tunebook: gate: sft against base: -10.0 points (95% interval ") and said.count("\n") == 0
-    assert "n = 10), the lower end must reach +0.0; dpo against sft: not both have been evaluated on the same items" in said
+    assert "n = 10), the lower end must be above +0.0; dpo against sft: not both have been evaluated on the same items" in said

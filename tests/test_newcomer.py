@@ -1,7 +1,7 @@
 """The newcomer's day: the README's shell commands, in its order and to the letter, in a folder that looks like a fresh clone.
 
 What makes them small is the environment alone: `TUNEBOOK__...` variables, as the README documents them. `uv` is a stand-in that hands
-`uv run tunebook ...` to forks of one process with Unsloth imported (`forked.py`), notebook kernels too; `TO_THE_LETTER` goes through the real one.
+`uv run tunebook ...` to forks of one process with Unsloth imported (`faults.py`), notebook kernels too; `TO_THE_LETTER` goes through the real one.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import time
 import urllib.request
 from pathlib import Path
 
+import faults
 import nbformat
 import pytest
 
@@ -71,7 +72,7 @@ RUN = {
     "uv run tunebook sft": (0, r"sft is up to date"),
     "uv run tunebook pairs": (0, r"pairs\. Next: uv run tunebook dpo"),
     "uv run tunebook prepare": (0, r"data is up to date"),
-    "uv run tunebook evaluate --gate": (0, r"eval\. Next: uv run tunebook report\n"),
+    "uv run tunebook evaluate --gate": (2, r"gate: sft against base: .* the lower end must be above \+0\.0"),
     "uv run tunebook report": (0, r"Wrote .*report\.html"),
     "uv run tunebook report runs/a runs/b": (0, r"sft"),
     "uv run tunebook chat": (0, r"dpo answers\. /model NAME \(base, sft, dpo\)"),
@@ -118,8 +119,8 @@ def test_every_command_of_the_readme_is_run_or_says_why_not():
 
 
 @pytest.fixture
-def clone(tmp_path):
-    """A folder like a fresh clone, its environment, and the address of the process that has Unsloth imported."""
+def clone(tmp_path, embedded):
+    """A folder like a fresh clone, its environment, and a free port."""
     folder = tmp_path / "tunebook"
     folder.mkdir()
     for path in ROOT.iterdir():
@@ -128,38 +129,28 @@ def clone(tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    address, forked = tmp_path / "socket", ROOT / "tests" / "forked.py"
     settings = {"open_browser": False, "allow_root": True, "ip": "127.0.0.1", "port": port, "port_retries": 0}
     config = {"ServerApp": settings, "IdentityProvider": {"token": "t"}}
-    kernel = {
-        "argv": [sys.executable, str(forked), "ask", str(address), "kernel", "-f", "{connection_file}"],
-        "display_name": "3",
-        "language": "python",
-    }
-    for file, content in (("jupyter/jupyter_server_config.json", config), ("kernels/python3/kernel.json", kernel)):
-        (tmp_path / file).parent.mkdir(parents=True)
-        (tmp_path / file).write_text(json.dumps(content))
+    (tmp_path / "jupyter").mkdir()
+    (tmp_path / "jupyter" / "jupyter_server_config.json").write_text(json.dumps(config))
     (tmp_path / "bin").mkdir()
     (tmp_path / "bin" / "uv").write_text(f"""#!/bin/bash
 [ "$1" = sync ] && exit 0       # what it leaves is what runs these tests
 shift; [ "$1" = --project ] && shift 2
 [ "$1 $2" = "tunebook serve" ] && exec {sys.executable} -m tunebook.cli serve
-[ "$1" = tunebook ] && exec {sys.executable} {forked} ask {address} "$@"
+[ "$1" = tunebook ] && shift && exec {sys.executable} {faults.__file__} ask {tmp_path / "server"} "$@"
 command="$1"; shift; exec {Path(sys.executable).parent}/"$command" "$@"
 """)
     (tmp_path / "bin" / "uv").chmod(0o755)
     small = {f"TUNEBOOK__{key.upper().replace('.', '__')}": str(value) for key, value in (SMALL | {"model.base": tmp_path / "tiny"}).items()}
     environment = os.environ | small | {"PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}", "TUNEBOOK_RUNS": str(folder / "runs"), "COLUMNS": "200"}
-    environment |= {"JUPYTER_PATH": str(tmp_path), "JUPYTER_CONFIG_DIR": str(tmp_path / "jupyter"), "TOKENIZERS_PARALLELISM": "false"}
+    environment |= {"JUPYTER_CONFIG_DIR": str(tmp_path / "jupyter"), "TOKENIZERS_PARALLELISM": "false"}
     environment |= {"UV_NO_SYNC": "1", "UV_PROJECT_ENVIRONMENT": sys.prefix}  # the real one: what is installed, as it is
-    process = subprocess.Popen([sys.executable, str(forked), "serve", str(address), str(tmp_path / "tiny")], start_new_session=True)
-    while not address.exists():
-        assert process.poll() is None
-        time.sleep(0.05)
-    yield folder, environment, port
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    with faults.server(tmp_path) as address:
+        environment |= faults.kernelspec(tmp_path, address)
+        tiny = [str(ROOT / "tests" / "tiny_text.py"), "llama", str(tmp_path / "tiny"), str(embedded)]
+        assert faults.Command(address, "python", *tiny, log=tmp_path / "tiny.log").wait() == 0
+        yield folder, environment, port
 
 
 @pytest.mark.slow

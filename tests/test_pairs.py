@@ -300,3 +300,11 @@ def test_rows_kept_for_pairs_are_not_trained_on(tmp_path):
 
 def recipe_rows(recipe) -> int:
     return data_stage(recipe).result["rows"]["train"]
+
+
+def test_what_rejected_changes_is_marked_by_the_word():
+    from tunebook.data.preferences import marked
+
+    pair = {"chosen": [{"content": "9 * 14 = 126\n\\boxed{126}"}], "rejected": [{"content": "9 * 14 = 116\n\\boxed{116}"}]}
+    assert [part for part, new in marked(pair) if new] == ["116", "116"]
+    assert "".join(part for part, _ in marked(pair)) == "9 * 14 = 116\n\\boxed{116}"

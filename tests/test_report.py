@@ -43,7 +43,7 @@ def test_the_report_says_what_was_recorded_and_stands_alone(run):
     assert "< 0.0001 *" in text and "| sft → dpo | 600 |" in text
     assert "**lost**: question 8? (answer: 4)" in text and "sft says 8" in text and "**won**" not in text.split("## Data")[0].split("lost")[0]
     assert "| rows for train | 1599 |" in text and "| sft | 13.1 | 400 | 187,072 |" in text
-    assert re.search(r"git checkout [0-9a-f]{40} && uv sync\nuv run tunebook run --recipe smollm2-math --run recorded", text)
+    assert re.search(r"git checkout [0-9a-f]{40} && uv sync\nuv run tunebook run --from-manifest \S+recorded/manifest.json", text)
     for figure in re.findall(r"\]\((figures/\S+)\)", text):
         assert (run / figure).stat().st_size > 5000
     assert html.count("<img") == text.count("](figures/") >= 3

@@ -6,7 +6,7 @@ import json
 import math
 
 import pytest
-import tiny_qwen3
+import tiny_text
 import yaml
 
 from tunebook.data import checks, preferences, sources
@@ -302,7 +302,7 @@ def tiny_base(tmp_path_factory, embedded):
 
     models.backend()
     path = tmp_path_factory.mktemp("model") / "tiny-base"
-    tiny_qwen3.build(path, embedded)
+    tiny_text.qwen3(path, embedded)
     return path
 
 

@@ -126,6 +126,28 @@ def test_early_stopping_and_the_best_checkpoint(tiny_recipe):
     assert metrics["best_checkpoint"] == f"checkpoint-{metrics['steps'] - 5}"  # patience 1: the one before the last
 
 
+def test_early_stopping_keeps_its_patience_when_training_goes_on(tiny_recipe, monkeypatch):
+    from transformers import TrainerCallback
+
+    from tunebook import watch
+    from tunebook.sft import sft
+
+    keys = {"early_stopping_patience": 2, "load_best_model_at_end": True, "eval_steps": 5, "learning_rate": 1.0, "max_grad_norm": 1e9}
+    whole, cut = (load_recipe(tiny_recipe, run=run, overrides={f"sft.{k}": v for k, v in keys.items()}) for run in ("whole", "cut"))
+    undisturbed = sft(whole)["metrics"]
+
+    class Cut(TrainerCallback):
+        def on_step_begin(self, args, state, control, **kwargs):
+            if state.global_step == undisturbed["steps"] - 4:  # one of two bad evaluations lies behind it, and a checkpoint
+                raise RuntimeError("cut")
+
+    with monkeypatch.context() as patched, pytest.raises(RuntimeError, match="cut"):
+        patched.setattr(watch, "remaining_time", Cut)
+        sft(cut)
+    resumed = sft(cut)["metrics"]
+    assert {k: resumed[k] for k in ("steps", "best_checkpoint")} == {k: undisturbed[k] for k in ("steps", "best_checkpoint")}
+
+
 def test_evaluation_goes_on_where_it_was_cut(tiny_recipe):
     from tunebook import evaluate
     from tunebook.data.prepare import prepare

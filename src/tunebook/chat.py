@@ -117,7 +117,8 @@ def compare(models: Models, rows: list[dict[str, Any]], names: list[str], max_ne
             batches = list(generate(source, *asked, label=f"{name} answers"))
         answers[name] = {i: answer for batch in batches for i, answer in batch.items()}
     style = "text-align:left; vertical-align:top; white-space:pre-wrap"
-    lines = [f"<tr><th>question</th>{''.join(f'<th>{html.escape(n)}</th>' for n in names)}</tr>"]
+    head = "".join(f'<th style="{style}">{html.escape(name)}</th>' for name in ("question", *names))
+    lines = [f"<tr>{head}</tr>"]
     for i, row in enumerate(rows):
         gold = row.get("gold")
         question = html.escape(row["prompt"][-1]["content"]) + (f"<br><b>answer: {html.escape(gold)}</b>" if gold else "")

@@ -85,9 +85,9 @@ def gate(recipe: Recipe) -> list[str]:
             failed.append(f"{what}: not both have been evaluated on the same items")
             continue
         c = compare(first, second)
-        if 100 * c["interval"][0] < rule.at_least:
+        if 100 * c["interval"][0] <= rule.at_least:
             low, high = (100 * bound for bound in c["interval"])
-            wanted = f"the lower end must reach {rule.at_least:+.1f}"
+            wanted = f"the lower end must be above {rule.at_least:+.1f}"
             failed.append(f"{what}: {100 * c['difference']:+.1f} points (95% interval {low:+.1f} to {high:+.1f}, n = {c['n']}), {wanted}")
     return failed
 

@@ -22,7 +22,7 @@ from tunebook.data.images import data_url, open_all, render
 from tunebook.data.rows import Messages
 from tunebook.recipe import ServerConfig, UserError, first_line, scrubbed, secret
 from tunebook.run import intact
-from tunebook.sharing import shared
+from tunebook.sharing import Pass, shared
 
 
 @dataclass(frozen=True)
@@ -375,25 +375,19 @@ def _read_once(model: Any, given: dict[str, Any]) -> dict[str, Any]:
 
     whole = [tuple(ids[seen.bool()].tolist()) for ids, seen in zip(given["input_ids"], given["attention_mask"], strict=True)]
     prompts = sorted(set(whole))
-    longest = max(map(len, prompts))
     start = min(shared(prompts[0], prompts[-1]), min(map(len, prompts)) - 1)
-    gaps = [longest - len(prompt) for prompt in prompts]  # the padding, between what is shared and the rest
-    ids = torch.tensor([[*p[:start], *[0] * gap, *p[start:]] for p, gap in zip(prompts, gaps, strict=True)], device=model.device)
-    mask = torch.tensor([[1] * start + [0] * gap + [1] * (longest - start - gap) for gap in gaps], device=model.device)
-    positions = (mask.cumsum(1) - 1).clamp(min=0)
-    cache = None
+    work = Pass(model.get_decoder())
     if start:
-        cache = model(input_ids=ids[:1, :start], use_cache=True, logits_to_keep=1).past_key_values
-        cache.batch_repeat_interleave(len(prompts))
-    if longest - 1 > start:
-        part = slice(start, longest - 1)
-        seen = {"attention_mask": mask[:, :-1], "position_ids": positions[:, part], "past_key_values": cache}
-        cache = model(input_ids=ids[:, part], use_cache=True, logits_to_keep=1, **seen).past_key_values
-    if cache is None:  # every prompt is a single token
+        work.compute([list(prompts[0][:start])], left=False)
+    work.take([0] * len(prompts))
+    if any(len(prompt) - 1 > start for prompt in prompts):
+        work.compute([list(prompt[start:-1]) for prompt in prompts], left=True)
+    if work.cache is None:  # every prompt is a single token
         return given
-    rows = torch.tensor([prompts.index(prompt) for prompt in whole], device=model.device)
-    cache.batch_select_indices(rows)
-    return {"input_ids": ids[rows], "attention_mask": mask[rows], "past_key_values": cache}
+    work.take([prompts.index(prompt) for prompt in whole])
+    last = torch.tensor([[prompt[-1]] for prompt in whole])
+    mask = torch.cat([work.seen, torch.ones_like(last)], 1)
+    return {"input_ids": torch.cat([work.ids, last], 1), "attention_mask": mask, "past_key_values": work.cache}
 
 
 def _half_done(ends: set[int]) -> Any:

@@ -325,7 +325,7 @@ class GateRule(Section):
     second: str
     """The stage that is held against it."""
     at_least: float = 0.0
-    """Points that the lower end of the difference's 95% interval must reach: 0 asks for proof that the second is better,
+    """Points that the lower end of the difference's 95% interval must exceed: 0 asks for proof that the second is better,
     -2 for proof that it is not worse by more than 2."""
     slice: str | None = None
     """Only the items of this slice. None: all."""

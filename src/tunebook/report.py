@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 import html
 import io
+import shlex
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from matplotlib.figure import Figure
 from tunebook import bench, plots
 from tunebook.evaluate import ABLATED, COLUMNS, COMPARED, SAMPLED, ablated_cells, cells, compared_cells, markdown, sampled_cells
 from tunebook.generate import read_records
-from tunebook.recipe import UserError
+from tunebook.recipe import ROOT, UserError
 from tunebook.run import read_json, write_text
 from tunebook.watch import log_history
 
@@ -185,13 +186,11 @@ def _repeat(run: Path, stages: dict[str, Any]) -> str:
     entries = [s for s in stages.values() if s.get("git")]
     commits = sorted({str(s["git"]["commit"]) for s in entries})
     dirty = " (with uncommitted changes)" if any(s["git"]["dirty"] for s in entries) else ""
-    changed = {k: v["used"] for s in stages.values() for k, v in s["overrides"].items() if k != "run"}
-    options = "".join(f" --set '{k}={v}'" for k, v in changed.items())
     recipe, hardware = last["recipe"], last["hardware"]
     where = f"{hardware['cores']} cores of {hardware['cpu']}, {hardware['memory_gb']} GB" + "".join(f", {gpu}" for gpu in hardware["gpus"])
-    command = f"uv run tunebook run --recipe {recipe['name']} --run {run.name}{options}"
+    manifest = shlex.quote(f"{run.relative_to(ROOT) if run.is_relative_to(ROOT) else run}/manifest.json")
     return (
-        f"```bash\ngit checkout {commits[0] if commits else '?'} && uv sync\n{command}\n```\n\n"
+        f"```bash\ngit checkout {commits[0] if commits else '?'} && uv sync\nuv run tunebook run --from-manifest {manifest}\n```\n\n"
         f"Commits of the stages: {', '.join(commits)}{dirty}. Run on {where}.\n\n"
         f"The recipe in full:\n\n```yaml\n{yaml.safe_dump(recipe, sort_keys=False).strip()}\n```"
     )

@@ -82,8 +82,8 @@ def _forward(self: Any, input_ids: Any = None, attention_mask: Any = None, use_c
     return own(input_ids=input_ids, attention_mask=attention_mask, use_cache=use_cache, **kwargs)
 
 
-class _Pass:
-    """A batch that is computed part by part on one cache."""
+class Pass:
+    """A batch that is computed part by part on one cache: `ids` and `seen` (rows, tokens) are what it holds, and which of them count."""
 
     def __init__(self, forward: Any) -> None:
         import torch
@@ -91,7 +91,7 @@ class _Pass:
         self.forward, self.count = forward, 0
         self.cache: Any = None
         self.hidden: list[Any] = []
-        self.seen = torch.ones(1, 0, dtype=torch.long)
+        self.ids = self.seen = torch.ones(1, 0, dtype=torch.long)
 
     def compute(self, parts: list[list[int]], left: bool) -> list[list[int]]:
         """The next tokens of each row of the cache, padded on the left or the right; returns where their hidden states lie."""
@@ -103,10 +103,11 @@ class _Pass:
         def padded(rows: list[list[int]]) -> Any:
             return torch.tensor([[0] * gap * left + row + [0] * gap * (not left) for row, gap in zip(rows, gaps, strict=True)])
 
-        self.seen = torch.cat([self.seen, padded([[1] * len(part) for part in parts])], 1)
+        ids = padded(parts)
+        self.ids, self.seen = torch.cat([self.ids, ids], 1), torch.cat([self.seen, padded([[1] * len(part) for part in parts])], 1)
         positions = (self.seen.cumsum(1) - 1).clamp(min=0)[:, -width:]
         given = {"attention_mask": self.seen, "position_ids": positions, "past_key_values": self.cache, "use_cache": True}
-        out = self.forward(input_ids=padded(parts), **given)
+        out = self.forward(input_ids=ids, **given)
         self.cache = out.past_key_values
         self.hidden.append(out.last_hidden_state.flatten(0, 1))
         first = [self.count + i * width + gap * left for i, gap in enumerate(gaps)]
@@ -118,8 +119,11 @@ class _Pass:
         import torch
 
         index = torch.tensor(parents)
-        self.seen = self.seen[index]
-        for layer in self.cache.layers if self.cache else ():
+        self.ids, self.seen = self.ids[index], self.seen[index]
+        if self.cache and not torch.is_grad_enabled():
+            self.cache.batch_select_indices(index)  # layers of every kind
+            return
+        for layer in self.cache.layers if self.cache else ():  # index_select, whose gradient is the faster one
             layer.keys, layer.values = layer.keys.index_select(0, index), layer.values.index_select(0, index)
 
 
@@ -127,7 +131,7 @@ def _computed(forward: Any, rows: list[list[int]], how: Plan, attention_mask: An
     """Hidden states (rows, length, size) as the decoder gives them without sharing; those of padding are another token's."""
     import torch
 
-    work, at = _Pass(forward), [list[int]() for _ in rows]
+    work, at = Pass(forward), [list[int]() for _ in rows]
     if how.start:
         common = work.compute([rows[0][: how.start]], left=False)[0]
         at = [list(common) for _ in rows]
