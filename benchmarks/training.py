@@ -1,7 +1,8 @@
 """What `sft.py` and `dpo.py` share: trainers in processes of their own that step by turns.
 
 Every side trains on the same rows in the same order with the same LoRA, optimiser and schedule. All load first; then each in turn makes a few
-steps while the others wait, so that what else the machine does strikes all alike.
+steps while the others wait, so that what else the machine does strikes all alike. The last step of all is looked at by torch's profiler: how
+much of it are matrix products, which no setting spares?
 """
 
 import json
@@ -19,6 +20,8 @@ from rich.progress import track
 
 STOCK = {"stock TRL + PEFT": "float32", "stock, adapter in bfloat16": "bfloat16"}
 """The sides without Unsloth and tunebook, by the precision of the adapter. The base is in bfloat16, with bfloat16 autocast."""
+PRODUCTS = {"aten::mm", "aten::bmm", "aten::addmm", "aten::baddbmm", "aten::_scaled_dot_product_flash_attention_for_cpu"}
+"""The profiler's names for matrix products: the operations that do them, not those that call these."""
 
 
 def main(section: str, sides: dict[str, dict[str, Any]], turns: int, steps: int, out: Path | None) -> None:
@@ -27,21 +30,22 @@ def main(section: str, sides: dict[str, dict[str, Any]], turns: int, steps: int,
         workers = {name: Worker(section, name, settings, turns, steps, folder) for name, settings in sides.items()}
         for worker in workers.values():
             worker.answer()
-        for i in track(range(turns + 1), "turns"):
+        for i in track(range(turns + 2), "turns"):
             for name in list(workers)[:: 1 if i % 2 == 0 else -1]:
                 workers[name].turn()
         for worker in workers.values():
             worker.process.wait()
     first, *others = workers.values()
-    speeds = {name: [t["tokens"] / t["seconds"] for t in worker.turns[1:]] for name, worker in workers.items()}  # the first turn warms up
+    speeds = {name: [t["tokens"] / t["seconds"] for t in worker.turns[1:-1]] for name, worker in workers.items()}  # the first warms up
     found = {
         name: {
             "settings": sides[name],
             "tokens_per_s": spread(speeds[name]),
-            "s_per_step": spread([t["seconds"] / steps for t in worker.turns[1:]]),
-            "peak_gb": round(max(t["peak_gb"] for t in worker.turns), 2),
+            "s_per_step": spread([t["seconds"] / steps for t in worker.turns[1:-1]]),
+            "peak_gb": round(max(t["peak_gb"] for t in worker.turns[:-1]), 2),
             "first_loss": worker.turns[0]["losses"][0],
             "last_losses": round(statistics.mean(worker.turns[-1]["losses"]), 5),
+            "profiled_step": worker.turns[-1]["profiled_step"],
         }
         for name, worker in workers.items()
     }
@@ -53,6 +57,8 @@ def main(section: str, sides: dict[str, dict[str, Any]], turns: int, steps: int,
     )
     for name, side in found.items():
         print(f"{name}: {side['tokens_per_s']['median']:.0f} tokens/s, {side['peak_gb']} GB, loss {side['last_losses']}")
+        step = side["profiled_step"]
+        print(f"  matrix products: {step['matrix_products_s']:.1f} of {step['s']:.1f} s, {step['gflop'] / step['matrix_products_s']:.0f} GFLOP/s")
         if times := ratios.get(name):
             print(f"  {first.name} makes {times['median']:.2f} times its tokens/s ({times['lowest']:.2f} to {times['highest']:.2f})")
 
@@ -85,7 +91,7 @@ def work(section: str, name: str, settings: dict[str, Any], turns: int, steps: i
 
     ours = name not in STOCK
     given = {
-        f"{section}.max_steps": (turns + 1) * steps,
+        f"{section}.max_steps": (turns + 2) * steps,
         f"{section}.logging_steps": 1,
         f"{section}.save_strategy": "no",
         f"{section}.eval_strategy": "no",
@@ -171,6 +177,7 @@ def by_turns(steps: int) -> Any:
     """A callback that waits for a line before every so many steps, and says afterwards how long they took."""
     import time
 
+    from torch.profiler import ProfilerActivity, profile
     from transformers import TrainerCallback
 
     class ByTurns(TrainerCallback):  # type: ignore[misc]
@@ -178,20 +185,33 @@ def by_turns(steps: int) -> Any:
             print("@" + json.dumps(found), flush=True)
 
         def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            self.tokens = 0.0
+            self.tokens, self.step = 0.0, dict[str, Any]()
             self.say({})
 
         def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             if state.global_step % steps == 0:
                 sys.stdin.readline()
                 self.started = time.perf_counter()
+            if state.global_step == args.max_steps - 1:
+                self.profiler = profile(activities=[ProfilerActivity.CPU], with_flops=True)
+                self.profiler.__enter__()
+                self.step_started = time.perf_counter()
+
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            if state.global_step == args.max_steps:
+                seconds = time.perf_counter() - self.step_started
+                self.profiler.__exit__(None, None, None)
+                products = [op for op in self.profiler.key_averages() if op.key in PRODUCTS]
+                busy, flop = sum(op.self_cpu_time_total for op in products) / 1e6, sum(op.flops for op in products) / 1e9
+                self.step = {"profiled_step": {"s": round(seconds, 2), "matrix_products_s": round(busy, 2), "gflop": round(flop)}}
 
         def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             seen = [entry for entry in state.log_history if "loss" in entry]
             if len(seen) % steps == 0 and "loss" in state.log_history[-1]:
                 seconds, total = time.perf_counter() - self.started, seen[-1]["num_tokens"]
                 peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-                self.say({"seconds": seconds, "tokens": total - self.tokens, "losses": [e["loss"] for e in seen[-steps:]], "peak_gb": peak})
+                found = {"seconds": seconds, "tokens": total - self.tokens, "losses": [e["loss"] for e in seen[-steps:]], "peak_gb": peak}
+                self.say(found | self.step)
                 self.tokens = total
 
     return ByTurns()
