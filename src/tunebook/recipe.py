@@ -106,12 +106,19 @@ class ModelConfig(Section):
     """The token that ends an answer, for a base model that chats: its own ends a document. None: the model's own."""
 
 
-class GeometrySource(Section):
+class Source(Section):
+    use: Literal["sft", "pairs"] | None = None
+    """Train rows of this source are for SFT alone, or for preference pairs alone. None: for both."""
+
+
+class GeometrySource(Source):
     """The project's own school geometry problems (`data/geometry.py`), drawn with the recipe's seed."""
 
     format: Literal["geometry"]
     train: int = Field(1000, ge=1)
     """Problems of the slice `same families`."""
+    wordings: list[Annotated[int, Field(ge=0, le=2)]] = Field([0, 1, 2], min_length=1)
+    """Of the three wordings that a family has for training, those that train rows come in."""
     val: int = Field(100, ge=0)
     """Problems: half of the slice `same families`, a third of `new wordings`, a sixth of `new families`."""
     test: int = Field(300, ge=0)
@@ -127,7 +134,7 @@ def _count_or_share(value: Any) -> Any:
 Rows = Annotated[int | float | None, PlainValidator(_count_or_share)]
 
 
-class ChatSource(Section):
+class ChatSource(Source):
     """Rows of a file or a hub id in one of the common formats; an optional `answer` is checked against the completion."""
 
     format: Literal["chat", "alpaca", "sharegpt", "gsm8k"]
@@ -154,7 +161,7 @@ class ChatSource(Section):
     """The folder of the files that rows name as `image` or `images`. None: the folder of `path`."""
 
 
-class MMMathSource(Section):
+class MMMathSource(Source):
     """Questions with a figure in MM_Math's form: a folder with `*.jsonl` (`question`, `file_name`, `solution`, ...) and its images."""
 
     format: Literal["mm_math"]

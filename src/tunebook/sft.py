@@ -47,8 +47,8 @@ def sft(recipe: Recipe, force: bool = False, resume: bool = True) -> dict[str, A
             eval_dataset=train.eval_rows(args, train.only(COLUMNS, load(recipe, "val"))),
             callbacks=callbacks,
         )
-        if recipe.data.for_pairs:
-            print(f"{len(trainer.train_dataset)} rows; {recipe.data.for_pairs:.0%} of the train rows are kept for preference pairs (data.for_pairs)")
+        if kept := len(load(recipe, "train")) - len(rows):
+            print(f"{len(rows)} rows; {kept} of the train rows are kept for preference pairs (`use` of a source, data.for_pairs)")
         masks = audit.audit_mask(trainer, tokenizer)
         metrics = train.run(trainer, folder)
         stage.record = {"audit": masks, "metrics": metrics, "rows": {"train": len(trainer.train_dataset)}, "preflight": needed}

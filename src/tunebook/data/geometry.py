@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import math
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 
 Values = dict[str, int]
@@ -21,6 +21,8 @@ Solve = Callable[[Values], Solution]
 Draw = Callable[[random.Random], Values]
 NAMES = ("ABCD", "PQRS", "WXYZ", "EFGH", "KLMN", "RSTU")
 SLICES = ("same families", "new wordings", "new families")
+TRAINED = (0, 1, 2)
+"""The wordings of each family that training shows; the next one is held out."""
 
 
 @dataclass(frozen=True)
@@ -433,20 +435,21 @@ FAMILIES: dict[str, Family] = {
 }
 
 
-def problems(split: str, n: int, seed: int = 0, slices: tuple[str, ...] = SLICES) -> Iterator[Problem]:
+def problems(split: str, n: int, seed: int = 0, slices: tuple[str, ...] = SLICES, wordings: Collection[int] = TRAINED) -> Iterator[Problem]:
     """Draw `n` different problems of a split, the families in turn; the same for the same arguments everywhere.
 
-    `train` holds the slice `same families` only. A problem may come in two wordings, never twice in one.
+    `train` holds the slice `same families` only, in these `wordings`. A problem may come in two wordings, never twice in one.
 
     Raises ValueError when the split has fewer than `n` problems.
     """
     if split == "train":
         slices = SLICES[:1]
-    rngs = {name: random.Random(f"{seed}/{split}/{name}") for name in FAMILIES}
+    chosen = "" if split != "train" or set(wordings) == set(TRAINED) else f"/{sorted(wordings)}"
+    rngs = {name: random.Random(f"{seed}/{split}/{name}{chosen}") for name in FAMILIES}
     seen: set[tuple[str, int]] = set()
     while rngs and len(seen) < n:
         for name in list(rngs):
-            problem = _draw_new(name, rngs[name], split, slices, seen)
+            problem = _draw_new(name, rngs[name], split, slices, seen, wordings if split == "train" else range(4))
             if problem is None:
                 del rngs[name]
             elif len(seen) < n:
@@ -456,12 +459,14 @@ def problems(split: str, n: int, seed: int = 0, slices: tuple[str, ...] = SLICES
         raise ValueError(f"geometry: the {split} split has {len(seen)} different problems, {n} were asked for")
 
 
-def _draw_new(name: str, rng: random.Random, split: str, slices: tuple[str, ...], seen: set[tuple[str, int]]) -> Problem | None:
-    """The next problem of a family that is of the split and slices and not seen yet; None when 3,000 draws find none."""
+def _draw_new(
+    name: str, rng: random.Random, split: str, slices: tuple[str, ...], seen: set[tuple[str, int]], wordings: Collection[int]
+) -> Problem | None:
+    """The next problem of a family that is of the split, slices and wordings and not seen yet; None when 3,000 draws find none."""
     family = FAMILIES[name]
     for _ in range(3000):
         values = tuple(family.draw(rng).items())
         problem = Problem(name, values, rng.randrange(len(family.wordings)), rng.choice(NAMES))
-        if problem.split == split and problem.slice in slices and (problem.id, problem.wording) not in seen:
+        if problem.split == split and problem.slice in slices and problem.wording in wordings and (problem.id, problem.wording) not in seen:
             return problem
     return None

@@ -53,7 +53,8 @@ def prepare(recipe: Recipe, force: bool = False) -> dict[str, Any]:
         splits = _check(recipe, folder, put_aside)
         if not any(splits["train"].kept):
             raise UserError(f"no training row is left: {_why_none(reasons, first, folder)}")
-        columns = COLUMNS | ({"images": "files"} if any(rows.images for rows in splits.values()) else {})
+        columns = COLUMNS | ({"use": "string"} if any(source.use for source in recipe.data.sources) else {})
+        columns |= {"images": "files"} if any(rows.images for rows in splits.values()) else {}
         written = {split: _write(rows, folder / f"{split}.parquet", columns) for split, rows in splits.items()}
         stage.record = {key: {split: found[key] for split, found in written.items()} for key in ("rows", "slices", "fingerprints", "tokens")}
         stage.record["quarantined"] = dict(reasons)
@@ -132,9 +133,13 @@ def read_rows(recipe: Recipe, path: Path) -> Any:
 
 
 def training_rows(recipe: Recipe, stage: Literal["sft", "pairs"]) -> Any:
-    """The train rows of one of the two, by `data.for_pairs` and a hash of the prompt (and its images); all of them when nothing is
-    kept apart."""
+    """The train rows of one of the two, by the `use` of their source, and by `data.for_pairs` and a hash of the prompt (and its images);
+    all of them when nothing is kept apart. Raises UserError when none is left."""
     rows, kept = load(recipe, "train"), recipe.data.for_pairs
+    if "use" in rows.column_names:
+        rows = rows.select([i for i, use in enumerate(rows["use"]) if use in (stage, None)])
+        if not len(rows):
+            raise UserError(f"no train row is for {stage}: every source has another `use`")
     if not kept:
         return rows
     names = ("".join(Path(path).name for path in images_of(r)) for r in rows)
@@ -183,7 +188,7 @@ class _Rows:
         self.out = path.open("w", encoding="ascii")
 
     def add(self, row: Row) -> None:
-        values = vars(row) if row.images else {k: v for k, v in vars(row).items() if k != "images"}  # text has the fingerprint it always had
+        values = {k: v for k, v in vars(row).items() if v or k not in ("images", "use")}  # other rows keep the fingerprint they always had
         self.out.write(json.dumps(values, sort_keys=True) + "\n")
         self.kept.append(True)
         self.images = self.images or bool(row.images)

@@ -27,6 +27,8 @@ class Row:
     difficulty: str = ""
     images: list[Any] = field(default_factory=list)
     """A reader gives files (or their bytes); in the data they are names in `data/images`."""
+    use: str | None = None
+    """The stage that a train row is for, where it is for one alone: `sft` or `pairs`."""
     tokens: int = 0
     """Of prompt and completion together, as the trainer sees them; filled in by `prepare`."""
 

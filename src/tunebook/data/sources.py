@@ -25,7 +25,10 @@ def read(recipe: Recipe, folder: Path) -> Iterator[Row | Reject]:
     for source in recipe.data.sources:
         reader: Callable[..., Iterator[Row | Reject]] = READERS[source.format]
         rows = images.stored(reader(source, recipe, prompts), folder, recipe.data.max_image_size)
-        yield from images.together(rows, source.val, source.test)
+        for row in images.together(rows, source.val, source.test):
+            if isinstance(row, Row) and row.split == "train":
+                row.use = source.use
+            yield row
 
 
 class Prompts:
@@ -57,7 +60,7 @@ def read_geometry(source: GeometrySource, recipe: Recipe, prompts: Prompts) -> I
         wanted += [(split, part, (name,)) for part, name in zip(parts, geometry.SLICES, strict=True)]
     for split, n, slices in wanted:
         try:
-            drawn = list(geometry.problems(split, n, recipe.seed, slices))
+            drawn = list(geometry.problems(split, n, recipe.seed, slices, source.wordings))
         except ValueError as error:
             raise UserError(str(error)) from None
         for p in drawn:
