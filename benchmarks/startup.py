@@ -17,7 +17,7 @@ import common
 import typer
 
 TUNEBOOK = [sys.executable, "-m", "tunebook.cli"]
-SMALL = ["--set", "data.sources.0.train=40", "--set", "data.sources.0.val=6", "--set", "data.sources.0.test=6"]
+SMALL = ["--set", "data.sources.0.train=40", "--set", "data.sources.0.val=6", "--set", "data.sources.0.test=6", "--set", "data.sources.1.train=10"]
 TRL = [sys.executable, "-c", "from trl.cli import main; main()"]
 COMMANDS: dict[str, tuple[list[str], tuple[int, ...]]] = {
     "tunebook --help": ([*TUNEBOOK, "--help"], (0,)),

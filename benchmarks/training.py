@@ -96,7 +96,7 @@ def work(section: str, name: str, settings: dict[str, Any], turns: int, steps: i
         f"{section}.save_strategy": "no",
         f"{section}.eval_strategy": "no",
     }
-    given |= {f"{section}.disable_tqdm": True, "data.sources.0.train": 400, "data.sources.0.val": 0, "data.sources.0.test": 0}
+    given |= {f"{section}.disable_tqdm": True, "data.sources": [{"format": "geometry", "train": 400, "val": 0, "test": 0}]}
     given |= {} if ours else {f"{section}.use_cpu": True}  # which Unsloth sets
     recipe = load_recipe("smollm2-math", f"{section}-{os.getpid()}", given | settings)
     if ours:

@@ -48,7 +48,7 @@ SMALL: dict[str, Any] = {
     "evaluate.ablation": 4,
 }
 DATA = {
-    "smollm2-math": {"data.sources.0.train": 60, "data.sources.0.val": 6, "data.sources.0.test": 12},
+    "smollm2-math": {"data.sources.0.train": 60, "data.sources.0.val": 6, "data.sources.0.test": 12, "data.sources.1.train": 20},
     "mm-math-sample": {"data.sources.0.rows": 80},
 }
 TOKEN = "t"

@@ -96,7 +96,7 @@ def test_the_row_number_is_the_line_in_the_file(tmp_path):
 def test_same_recipe_same_fingerprint_in_every_process(embedded, tmp_path):
     code = (
         "from tunebook.recipe import load_recipe; from tunebook.data.prepare import prepare\n"
-        "r = load_recipe(overrides={'data.sources.0.train': 60, 'data.sources.0.val': 9, 'data.sources.0.test': 30})\n"
+        "r = load_recipe(overrides={'data.sources': [{'format': 'geometry', 'train': 60, 'val': 9, 'test': 30}]})\n"
         "print(prepare(r, force=True)['fingerprints'])"
     )
     outs = set()

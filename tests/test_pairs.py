@@ -287,12 +287,13 @@ def test_the_model_is_asked_for_errors_and_a_second_round_starts_from_the_first(
 
 
 def test_rows_kept_for_pairs_are_not_trained_on(tmp_path):
-    recipe = load_recipe(overrides={"data.sources.0.train": 150, "data.sources.0.val": 6, "data.sources.0.test": 6, "data.for_pairs": 0.3})
+    few = [{"format": "geometry", "train": 150, "val": 6, "test": 6}]
+    recipe = load_recipe(overrides={"data.sources": few, "data.for_pairs": 0.3})
     prepare(recipe)
     sft, kept = ({r["source_id"] for r in training_rows(recipe, name)} for name in ("sft", "pairs"))
     assert not sft & kept and len(sft | kept) == recipe_rows(recipe) and 0.2 < len(kept) / len(sft | kept) < 0.4
     assert {r["source_id"] for r in _rows(recipe, 1)} <= kept
-    whole = load_recipe(overrides={"data.sources.0.train": 150, "data.sources.0.val": 6, "data.sources.0.test": 6, "data.for_pairs": 0})
+    whole = load_recipe(overrides={"data.sources": few, "data.for_pairs": 0})
     assert not data_stage(whole).done  # SFT on other rows is another SFT
     prepare(whole)
     assert len(training_rows(whole, "sft")) == len(training_rows(whole, "pairs")) == recipe_rows(whole)

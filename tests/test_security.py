@@ -112,7 +112,7 @@ def test_a_recipe_that_cannot_be_read_is_not_repeated(keys, tmp_path):
 
 def test_commands_that_work_and_that_fail_leave_no_key(keys, run_cli, tmp_path):
     """Prepare writes data, manifest and quarantine; the others fail."""
-    small = ["--set", "data.sources.0.train=4", "--set", "data.sources.0.val=0", "--set", "data.sources.0.test=0"]
+    small = ["--set", "data.sources.0.train=4", "--set", "data.sources.0.val=0", "--set", "data.sources.0.test=0", "--set", "data.sources.1.train=4"]
     done = [run_cli("prepare", *small), run_cli("clean"), run_cli("prepare", "--set", f"sft.run_name={FAKE['API_KEY']}")]
     assert [d.returncode for d in done] == [0, 2, 2]
     clean_of_keys(*(d.stdout + d.stderr for d in done), tmp_path / "runs")
@@ -162,7 +162,7 @@ main()
 
 
 def test_preparing_data_calls_nobody(embedded, tmp_path):
-    guarded(["prepare", "--set", "data.sources.0.train=4", "--set", "data.sources.0.test=4"])
+    guarded(["prepare", "--set", "data.sources.0.train=4", "--set", "data.sources.0.test=4", "--set", "data.sources.1.train=4"])
 
 
 @pytest.mark.slow
