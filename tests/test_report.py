@@ -39,10 +39,10 @@ def test_the_report_says_what_was_recorded_and_stands_alone(run):
     text, html = markdown.read_text(), page.read_text()
     summary = json.loads((RECORD / "summary.json").read_text())
     assert evaluate.markdown(evaluate.COLUMNS, evaluate.cells(summary["stages"])) in text
-    assert "**sft against base: better**" in text and "**dpo against sft: not shown to be different**" in text
+    assert "**sft against base: better**" in text and "**dpo against sft: better**" in text
     assert "< 0.0001 *" in text and "| sft → dpo | 600 |" in text
     assert "**lost**: question 8? (answer: 4)" in text and "sft says 8" in text and "**won**" not in text.split("## Data")[0].split("lost")[0]
-    assert "| rows for train | 1599 |" in text and "| sft | 13.1 | 400 | 187,072 |" in text
+    assert "| rows for train | 1299 |" in text and "| sft | 6.2 | 200 | 93,086 |" in text
     assert re.search(r"git checkout [0-9a-f]{40} && uv sync\nuv run tunebook run --from-manifest \S+recorded/manifest.json", text)
     for figure in re.findall(r"\]\((figures/\S+)\)", text):
         assert (run / figure).stat().st_size > 5000
@@ -67,14 +67,14 @@ def test_runs_side_by_side(run, tmp_path):
         stage["recipe"]["dpo"]["beta"] = 0.5
     (other / "manifest.json").write_text(json.dumps(manifest))
     summary = json.loads((other / "eval" / "summary.json").read_text())
-    summary["comparisons"][1]["difference"] = 0.03
+    summary["comparisons"][1]["difference"] = 0.115
     (other / "eval" / "summary.json").write_text(json.dumps(summary))
     path = other / "eval" / "dpo" / "predictions.jsonl"
     path.write_text(path.read_text().replace('"correct": false', '"correct": true'))
     text = compare_runs([run, other])
-    assert "| `seed` | 0 | 1 |" in text and "| `dpo.beta` | 0.1 | 0.5 |" in text and text.count("| `") == 2
+    assert "| `seed` | 0 | 1 |" in text and "| `dpo.beta` | 1.0 | 0.5 |" in text and text.count("| `") == 2
     assert "| recorded dpo → other dpo | 10 | +20.0" in text and "| recorded sft → other sft | 10 | +0.0" in text
-    assert "| sft → dpo | 2 | +1.0, +3.0 | +2.0 (-10.7 to +14.7) |" in text  # t = 12.706 with one degree of freedom
+    assert "| sft → dpo | 2 | +9.5, +11.5 | +10.5 (-2.2 to +23.2) |" in text  # t = 12.706 with one degree of freedom
     path.write_text(path.read_text().replace("question 3?", "another?"))
     assert "recorded dpo → other dpo" not in compare_runs([run, other])
     (other / "eval" / "summary.json").unlink()

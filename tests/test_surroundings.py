@@ -14,7 +14,7 @@ from tunebook import models
 from tunebook.recipe import ROOT, UserError
 
 SMALL = ("--set", "data.sources.0.train=20", "--set", "data.sources.0.val=2", "--set", "data.sources.0.test=4", "--set", "data.sources.1.train=4")
-FINGERPRINT = "1cd3ba12d2f1c667"
+FINGERPRINT = "d78c734509cd26da"
 
 
 def tunebook(*argv: str, cwd: Path, **env: str) -> subprocess.CompletedProcess[str]:
