@@ -447,9 +447,13 @@ def problems(split: str, n: int, seed: int = 0, slices: tuple[str, ...] = SLICES
     chosen = "" if split != "train" or set(wordings) == set(TRAINED) else f"/{sorted(wordings)}"
     rngs = {name: random.Random(f"{seed}/{split}/{name}{chosen}") for name in FAMILIES}
     seen: set[tuple[str, int]] = set()
+
+    def wanted(p: Problem) -> bool:
+        return p.split == split and p.slice in slices and (split != "train" or p.wording in wordings) and (p.id, p.wording) not in seen
+
     while rngs and len(seen) < n:
         for name in list(rngs):
-            problem = _draw_new(name, rngs[name], split, slices, seen, wordings if split == "train" else range(4))
+            problem = _draw_new(name, rngs[name], wanted)
             if problem is None:
                 del rngs[name]
             elif len(seen) < n:
@@ -459,14 +463,12 @@ def problems(split: str, n: int, seed: int = 0, slices: tuple[str, ...] = SLICES
         raise ValueError(f"geometry: the {split} split has {len(seen)} different problems, {n} were asked for")
 
 
-def _draw_new(
-    name: str, rng: random.Random, split: str, slices: tuple[str, ...], seen: set[tuple[str, int]], wordings: Collection[int]
-) -> Problem | None:
-    """The next problem of a family that is of the split, slices and wordings and not seen yet; None when 3,000 draws find none."""
+def _draw_new(name: str, rng: random.Random, wanted: Callable[[Problem], bool]) -> Problem | None:
+    """The next problem of a family that is wanted; None when 3,000 draws find none."""
     family = FAMILIES[name]
     for _ in range(3000):
         values = tuple(family.draw(rng).items())
         problem = Problem(name, values, rng.randrange(len(family.wordings)), rng.choice(NAMES))
-        if problem.split == split and problem.slice in slices and problem.wording in wordings and (problem.id, problem.wording) not in seen:
+        if wanted(problem):
             return problem
     return None
