@@ -104,7 +104,7 @@ def test_shortcuts_are_seen():
 
 def work_of(answers: list[str], rows: int, monkeypatch, **given) -> Work:
     """What is left when a model has answered so."""
-    config = {"pairs.samples": 4, "pairs.max_length_ratio": 2.0} | given
+    config = {"pairs.samples": 4, "pairs.max_length_ratio": 2.0, "pairs.reference_chosen": False} | given
     recipe = load_recipe(overrides=config)
     work = Work(recipe, [ROW | {"source_id": f"row/{i}"} for i in range(rows)], ROOT, lambda: None, lambda text: len(text) // 2, 1)
 

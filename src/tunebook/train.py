@@ -36,7 +36,8 @@ def arguments(config: Any, recipe: Recipe, section: str, folder: Path) -> tuple[
     given = dict(getattr(recipe, section))
     stopping = {k: given.pop(k) for k in ("early_stopping_patience", "early_stopping_threshold") if k in given}
     defaults = {"seed": recipe.seed, "data_seed": recipe.seed, "report_to": "none", "max_length": recipe.model.max_seq_length}
-    defaults["restore_callback_states_from_checkpoint"] = bool(stopping)  # how often it has been patient already
+    if stopping:
+        defaults["restore_callback_states_from_checkpoint"] = True  # how often it has been patient already
     defaults["logging_nan_inf_filter"] = False  # transformers would log the mean of the steps before in place of what is not a number
     if world_size() > 1 or halvings():
         known = inspect.signature(config).parameters
