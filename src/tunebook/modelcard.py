@@ -96,7 +96,8 @@ def _prompted(recipe: Recipe) -> str:
 def _data(recipe: Recipe, stages: dict[str, Any], done: list[str]) -> str:
     rows = stages.get("data", {}).get("rows", {})
     sources = ", ".join(str(getattr(s, "path", f"`{s.format}` (tunebook's own)")) for s in recipe.data.sources)
-    lines = [f"- Sources: {sources}.", f"- SFT: {rows.get('train', 0)} rows; held out: {rows.get('val', 0)} val, {rows.get('test', 0)} test."]
+    trained = stages.get("sft", {}).get("rows", rows).get("train", 0)  # some train rows may be for pairs alone
+    lines = [f"- Sources: {sources}.", f"- SFT: {trained} rows; held out: {rows.get('val', 0)} val, {rows.get('test', 0)} test."]
     if "dpo" in done:
         pairs = stages.get("pairs", {}).get("rows", {})
         lines.append(f"- DPO: {pairs.get('train', 0)} preference pairs ({', '.join(recipe.pairs.methods)}).")
