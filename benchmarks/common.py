@@ -78,6 +78,17 @@ def ratio(ours: list[float], theirs: list[float]) -> dict[str, float]:
     return spread([a / b for a, b in zip(ours, theirs, strict=True)])
 
 
+PRODUCTS = {"aten::mm", "aten::bmm", "aten::addmm", "aten::baddbmm", "aten::_scaled_dot_product_flash_attention_for_cpu"}
+"""The profiler's names for matrix products: the operations that do them, not those that call these."""
+
+
+def products(profiler: Any, seconds: float) -> dict[str, float]:
+    """Of work that took so long under torch's profiler (`with_flops`): how much of it were matrix products, which no setting spares?"""
+    found = [op for op in profiler.key_averages() if op.key in PRODUCTS]
+    busy, flop = sum(op.self_cpu_time_total for op in found) / 1e6, sum(op.flops for op in found) / 1e9
+    return {"s": round(seconds, 2), "matrix_products_s": round(busy, 2), "gflop": round(flop)}
+
+
 def write(out: Path | None, found: dict[str, Any], packages: tuple[str, ...] = ()) -> None:
     """The record with versions and machine, as JSON."""
     where = environment()

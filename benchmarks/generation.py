@@ -3,7 +3,7 @@
     uv run python benchmarks/generation.py --out resources/generation.json
 
 All sample from the same model (the run's SFT model if it is trained, else the base model) with the same prompts of the training split,
-temperature and token limit, by turns in one process. The loop is what Math Wizard does; a turn of it is a few of the prompts.
+temperature and token limit, by turns in one process. The loop is what many a script does; a turn of it is a few of the prompts.
 """
 
 from __future__ import annotations
@@ -24,6 +24,9 @@ from tunebook.generate import Sampling, encode, generate, local
 from tunebook.recipe import load_recipe
 from tunebook.run import peak_memory_gb
 
+PROFILED = 16
+"""Tokens of each answer that torch's profiler looks at, after the turns."""
+
 
 def main(
     recipe: str = "smollm2-math",
@@ -37,6 +40,7 @@ def main(
     rec = load_recipe(recipe)
     models.backend()
     import torch
+    from torch.profiler import ProfilerActivity, profile
 
     prepare(rec)
     rows = load(rec, "train")["prompt"][:prompts]
@@ -73,6 +77,11 @@ def main(
         sides = {"tunebook": timed(ours), "one by one": timed(one_by_one), "one plain batch": timed(lambda: (len(rows), sampled(rows)))}
         list(generate(source, rows[:2], Sampling(8)))  # warm up
         found = common.by_turns(sides, turns)
+        peak_gb = peak_memory_gb()["process"]
+        with profile(activities=[ProfilerActivity.CPU], with_flops=True) as profiler:  # not the whole: its events would fill the memory
+            started = time.perf_counter()
+            list(generate(source, rows, Sampling(PROFILED, prompts, temperature)))
+            seconds = time.perf_counter() - started
     rates = {name: [done["samples_per_s"] for done in found[name]] for name in sides}
     record = {
         "model": "sft" if adapter.exists() else "base",
@@ -80,7 +89,8 @@ def main(
         **{key: {name: common.spread([done[key] for done in found[name]]) for name in sides} for key in ("samples_per_s", "tokens_per_s")},
         "tunebook, times the samples/s of": {name: common.ratio(rates["tunebook"], rates[name]) for name in list(sides)[1:]},
         "mean_tokens": {name: round(sum(done["tokens"] for done in found[name]) / turns, 1) for name in sides},
-        "peak_gb": peak_memory_gb()["process"],
+        f"profiled, first {PROFILED} tokens": common.products(profiler, seconds),
+        "peak_gb": peak_gb,
         "settings": {"prompts": prompts, "loop": loop, "temperature": temperature, "max_new_tokens": max_new_tokens, "turns": turns},
     }
     common.write(out, record, ("transformers", "torch", "unsloth"))

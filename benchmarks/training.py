@@ -15,13 +15,11 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from common import ratio, spread, write
+from common import products, ratio, spread, write
 from rich.progress import track
 
 STOCK = {"stock TRL + PEFT": "float32", "stock, adapter in bfloat16": "bfloat16"}
 """The sides without Unsloth and tunebook, by the precision of the adapter. The base is in bfloat16, with bfloat16 autocast."""
-PRODUCTS = {"aten::mm", "aten::bmm", "aten::addmm", "aten::baddbmm", "aten::_scaled_dot_product_flash_attention_for_cpu"}
-"""The profiler's names for matrix products: the operations that do them, not those that call these."""
 
 
 def main(section: str, sides: dict[str, dict[str, Any]], turns: int, steps: int, out: Path | None) -> None:
@@ -194,16 +192,14 @@ def by_turns(steps: int) -> Any:
                 self.started = time.perf_counter()
             if state.global_step == args.max_steps - 1:
                 self.profiler = profile(activities=[ProfilerActivity.CPU], with_flops=True)
-                self.profiler.__enter__()
+                self.profiler.start()
                 self.step_started = time.perf_counter()
 
         def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             if state.global_step == args.max_steps:
                 seconds = time.perf_counter() - self.step_started
-                self.profiler.__exit__(None, None, None)
-                products = [op for op in self.profiler.key_averages() if op.key in PRODUCTS]
-                busy, flop = sum(op.self_cpu_time_total for op in products) / 1e6, sum(op.flops for op in products) / 1e9
-                self.step = {"profiled_step": {"s": round(seconds, 2), "matrix_products_s": round(busy, 2), "gflop": round(flop)}}
+                self.profiler.stop()
+                self.step = {"profiled_step": products(self.profiler, seconds)}
 
         def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             seen = [entry for entry in state.log_history if "loss" in entry]

@@ -165,8 +165,8 @@ def dpo() -> None:
         arrow("M600,255 C630,255 630,195 650,185"),
         box(655, 90, 230, 165, title="DPO"),
         *(text(770, 142 + 26 * i, line) for i, line in enumerate(policy)),
-        text(770, 290, "a pair that fails either check"),
-        text(770, 308, "goes to quarantine.jsonl"),
+        text(770, 290, "an answer that fails its check"),
+        text(770, 308, "is in no pair"),
     )
 
 

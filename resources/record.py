@@ -22,12 +22,13 @@ def section(folder: Path) -> str:
     summary = json.loads((folder / "summary.json").read_text())
     sft, hardware = stages["sft"], stages["sft"]["hardware"]
     trained = f"{sft['rows']['train']} problems, SFT in {sft['metrics']['runtime_s'] / 60:.0f} minutes"
+    chain = [s for name, s in stages.items() if "export" not in name]
+    peak = max(s["peak_memory_gb"]["process"] for s in chain if "peak_memory_gb" in s)
     if "dpo" in stages:
-        chain = [s for name, s in stages.items() if "export" not in name]
         seconds = sum((datetime.fromisoformat(s["ended"]) - datetime.fromisoformat(s["started"])).total_seconds() for s in chain)
         trained += f", DPO on {stages['pairs']['rows']['train']} pairs in {stages['dpo']['metrics']['runtime_s'] / 60:.0f}"
         trained += f", all stages in {seconds / 60:.0f}"
-    where = f"{hardware['cores']} cores of an {hardware['cpu']}, peak memory {sft['peak_memory_gb']['process']} GB"
+    where = f"{hardware['cores']} cores of an {hardware['cpu']}, peak memory {peak} GB"
     links = f"[report card](resources/{folder.name}/report.md), " if (folder / "report.md").exists() else ""
     links += f"[manifest](resources/{folder.name}/manifest.json)"
     intro = f"One recorded run ({trained} on {where}; `{summary['split']}` split, greedy; {links}):"

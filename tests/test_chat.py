@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from tunebook import chat as c
+from tunebook.data.rows import Messages
 from tunebook.data.sources import Prompts
-from tunebook.generate import Drawing, Local, ask, sees_images, stream
+from tunebook.generate import Drawing, Local, Sampling, generate, sees_images, stream
 from tunebook.recipe import ROOT, UserError, load_recipe
 
 
@@ -46,6 +47,11 @@ def test_an_untrained_run_has_its_base_only(tmp_path):
         pass
 
 
+def whole(source: Local, prompt: Messages, max_new_tokens: int) -> str:
+    """One greedy answer, not streamed."""
+    return next(generate(source, [prompt], Sampling(max_new_tokens)))[0].text
+
+
 @pytest.fixture
 def models(tiny_recipe) -> c.Models:
     return c.Models(load_recipe(tiny_recipe))
@@ -57,7 +63,7 @@ def test_a_streamed_answer_is_the_whole_answer(models):
     with models.use("base") as source:
         pieces = list(stream(source, messages, Drawing(40)))
         assert len(pieces) > 3
-        assert "".join(pieces) == ask(source.model, source.tokenizer, messages, 40)
+        assert "".join(pieces) == whole(source, messages, 40)
         sampled = ["".join(stream(source, messages, Drawing(40, 1.0, 0.9, seed))) for seed in (1, 1, 2)]
         assert sampled[0] == sampled[1] != sampled[2]
         steps = []
@@ -91,7 +97,7 @@ def test_a_conversation_goes_along_and_changes_its_model(models, tiny):
         assert base.model is not other.model
     history = [*Prompts(models.recipe).with_system(talk.messages), {"role": "user", "content": "Three?"}]
     with models.use(str(tiny)) as source:
-        assert "".join(talk.ask("Three?")) == ask(source.model, source.tokenizer, history, 5)
+        assert "".join(talk.ask("Three?")) == whole(source, history, 5)
 
 
 @pytest.mark.slow
@@ -135,7 +141,7 @@ def test_the_question_box(models):
     wait()
     shown = [child.outputs[0]["data"]["text/markdown"] for child in talk.children]
     with models.use("base") as source:
-        answer = ask(source.model, source.tokenizer, Prompts(models.recipe).ask("How many?"), 30)
+        answer = whole(source, Prompts(models.recipe).ask("How many?"), 30)
     assert shown == ["**You:** How many?", c.rendered(answer)]
     assert question.value == "" and status.value.startswith("base, ")
     settings.children[3].value = 1500

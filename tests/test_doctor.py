@@ -83,7 +83,7 @@ def test_how_the_backend_is_decided(monkeypatch):
 def test_what_stops_the_default_recipe(monkeypatch, tmp_path):
     monkeypatch.setattr(d, "free_ram", lambda: 2**30)
     broken = [f for f in d.hardware() if f.broken]
-    assert [(f.what, f.mend) for f in broken] == [("cores, free memory", "end other programs: smollm2-math wants 3 GB")]
+    assert [(f.what, f.mend) for f in broken] == [("cores, free memory", "end other programs: smollm2-math wants 6 GB")]
     monkeypatch.setattr(d.shutil, "disk_usage", lambda path: SimpleNamespace(free=2**20))
     found = {f.what: f for f in d.disk(load_recipe())}
     assert found["disk: runs"].broken and found["disk: runs"].mend == "export TUNEBOOK_RUNS=/a/larger/folder/of/yours"

@@ -63,8 +63,8 @@ def test_runs_side_by_side(run, tmp_path):
     shutil.copytree(run, other)
     manifest = json.loads((other / "manifest.json").read_text())
     for stage in manifest["stages"].values():
-        stage["recipe"]["seed"] = 1
-        stage["recipe"]["dpo"]["beta"] = 0.5
+        stage["settings"] |= {"seed": 1} if "seed" in stage["settings"] else {}
+    manifest["stages"]["dpo"]["settings"]["dpo"]["beta"] = 0.5  # given to this stage alone
     (other / "manifest.json").write_text(json.dumps(manifest))
     summary = json.loads((other / "eval" / "summary.json").read_text())
     summary["comparisons"][1]["difference"] = 0.115
@@ -75,6 +75,7 @@ def test_runs_side_by_side(run, tmp_path):
     assert "| `seed` | 0 | 1 |" in text and "| `dpo.beta` | 1.0 | 0.5 |" in text and text.count("| `") == 2
     assert "| recorded dpo → other dpo | 10 | +20.0" in text and "| recorded sft → other sft | 10 | +0.0" in text
     assert "| sft → dpo | 2 | +9.5, +11.5 | +10.5 (-2.2 to +23.2) |" in text  # t = 12.706 with one degree of freedom
+    assert "nan" not in compare_runs([run])
     path.write_text(path.read_text().replace("question 3?", "another?"))
     assert "recorded dpo → other dpo" not in compare_runs([run, other])
     (other / "eval" / "summary.json").unlink()

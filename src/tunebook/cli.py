@@ -166,7 +166,7 @@ def dpo(
 ) -> None:
     """Direct preference optimisation, from the SFT adapter and with it as the reference. On several GPUs: `NPROC_PER_NODE=4 tunebook dpo`.
 
-    uv run tunebook dpo --set dpo.beta=0.2 --set dpo.learning_rate=5e-6
+    uv run tunebook dpo --set dpo.learning_rate=2e-4
     """
     from tunebook.dpo import dpo as stage
     from tunebook.pairs import existing_pairs

@@ -97,10 +97,15 @@ def _marks(run: Path, stage: str) -> dict[str, float]:
 
 
 def _differences(runs: list[Path]) -> str:
-    flat = [_flat(next(iter(read_json(run / "manifest.json")["stages"].values()))["recipe"]) for run in runs]
-    keys = [k for k in dict.fromkeys(k for f in flat for k in f) if len({str(f.get(k)) for f in flat}) > 1 and k not in ("run", "name")]
+    flat = [_flat(_settings(run)) for run in runs]
+    keys = [k for k in dict.fromkeys(k for f in flat for k in f) if len({str(f.get(k)) for f in flat}) > 1]
     rows = [(f"`{k}`", *(str(f.get(k, "")) for f in flat)) for k in keys]
     return markdown(("recipe key", *(run.name for run in runs)), rows) if rows else "Nothing in their recipes."
+
+
+def _settings(run: Path) -> dict[str, Any]:
+    """The recipe that a run's stages were made with: each may have been given other `--set`."""
+    return {key: value for stage in read_json(run / "manifest.json")["stages"].values() for key, value in stage["settings"].items()}
 
 
 def _flat(value: Any, path: str = "") -> dict[str, Any]:
@@ -119,7 +124,9 @@ def _spread(summaries: dict[str, Any]) -> str:
             steps.setdefault(f"{c['first']} → {c['second']}", []).append(100 * c["difference"])
     rows: list[tuple[str, ...]] = []
     for step, values in steps.items():
-        half = t.ppf(0.975, len(values) - 1) * statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else math.nan
-        mean = statistics.mean(values)
-        rows.append((step, str(len(values)), ", ".join(f"{v:+.1f}" for v in values), f"{mean:+.1f} ({mean - half:+.1f} to {mean + half:+.1f})"))
+        mean, shown = statistics.mean(values), ""
+        if len(values) > 1:
+            half = t.ppf(0.975, len(values) - 1) * statistics.stdev(values) / math.sqrt(len(values))
+            shown = f" ({mean - half:+.1f} to {mean + half:+.1f})"
+        rows.append((step, str(len(values)), ", ".join(f"{v:+.1f}" for v in values), f"{mean:+.1f}{shown}"))
     return markdown(("step", "runs", "differences", "mean (95% interval)"), rows)

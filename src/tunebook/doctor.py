@@ -30,8 +30,8 @@ MODULES = {"jupyter": "jupyterlab", "pillow": "PIL", "python-dotenv": "dotenv", 
 """Packages that are imported under another name than theirs, but for dashes."""
 EXTRAS = {"lm-eval": ("lm_eval", "`tunebook bench`", "uv sync --extra eval"), "deepspeed": ("deepspeed", "ZeRO", "uv sync --extra deepspeed")}
 """What is not installed unless asked: its module, what it is for, the command."""
-NEEDED_RAM, NEEDED_DISK = 3 * 2**30, 2 * 2**30
-"""Of the default recipe; its recorded run took 4.4 GB at most, pages of the model's file included."""
+NEEDED_RAM, NEEDED_DISK = 6 * 2**30, 2 * 2**30
+"""Of the default recipe: its recorded run took 5.8 GB at most (DPO), pages of the model's file included."""
 
 
 @dataclass(frozen=True)
@@ -122,7 +122,7 @@ def hardware() -> Iterator[Finding]:
     yield Finding("bfloat16", "in hardware" if bfloat16(kind) else "not in hardware: model.dtype null trains in float32 on a CPU, float16 on a GPU")
     ram, cores = free_ram(), len(os.sched_getaffinity(0))
     short = ram < NEEDED_RAM
-    yield Finding("cores, free memory", f"{cores}, {ram / 2**30:.1f} GB", f"end other programs: {DEFAULT} wants 3 GB" if short else "", short)
+    yield Finding("cores, free memory", f"{cores}, {ram / 2**30:.1f} GB", f"end other programs: {DEFAULT} wants {NEEDED_RAM // 2**30} GB" if short else "", short)
 
 
 def bfloat16(kind: str) -> bool:

@@ -1,6 +1,6 @@
 """`tunebook dpo`: direct preference optimisation (Rafailov et al. 2023) of the SFT adapter on checked pairs.
 
-    uv run tunebook dpo --recipe smollm2-math --set dpo.beta=0.2
+    uv run tunebook dpo --recipe smollm2-math --set dpo.learning_rate=2e-4
 
 Twin of `sft.py`: load the recipe, the rows and the model, audit, train, save, record. The reference is the SFT model:
 TRL keeps a frozen copy of the adapter it starts from under the name `ref`.

@@ -21,7 +21,7 @@ from tunebook import models
 from tunebook.data.images import instead
 from tunebook.data.prepare import data_stage, load, prepare
 from tunebook.data.rows import Messages, images_of
-from tunebook.generate import Answer, Local, Sampling, answer_file, ask, local, read_records, repeats
+from tunebook.generate import Answer, Local, Sampling, answer_file, generate, local, read_records, repeats
 from tunebook.paired import compare, compared_steps, wilson
 from tunebook.recipe import Recipe, UserError
 from tunebook.run import Stage, finished_key, read_json, round_name, write_json
@@ -98,8 +98,8 @@ def comparisons(done: dict[str, Stage]) -> list[dict[str, Any]]:
     return compared_steps({name: {p["index"]: p["correct"] for p in records} for name, records in found.items()})
 
 
-def answers(recipe: Recipe, only: Iterable[str], rows: list[dict[str, Any]], max_new_tokens: int | None = None) -> list[dict[str, str]]:
-    """The same rows (`prompt`, and `images` where they have some) answered by each stage's model, one by one and greedily: a
+def answers(recipe: Recipe, only: Iterable[str], rows: list[dict[str, Any]]) -> list[dict[str, str]]:
+    """The same few rows (`prompt`, and `images` where they have some) answered by each stage's model, greedily and in one batch: a
     {stage: answer} for each."""
     wanted = list(only)
     for name in wanted:
@@ -107,10 +107,12 @@ def answers(recipe: Recipe, only: Iterable[str], rows: list[dict[str, Any]], max
     models.backend()
     model, tokenizer = load_stages(recipe, wanted)
     out: list[dict[str, str]] = [{} for _ in rows]
+    asked, sampling = [row["prompt"] for row in rows], Sampling(recipe.evaluate.max_new_tokens, len(rows))
     for name in wanted:
-        with models.use_adapter(model, None if name == "base" else name) as active:
-            for said, row in zip(out, rows, strict=True):
-                said[name] = ask(active, tokenizer, row["prompt"], max_new_tokens or recipe.evaluate.max_new_tokens, images_of(row))
+        with local(model, tokenizer, None if name == "base" else name) as source:
+            for found in generate(source, asked, sampling, [images_of(row) for row in rows], label=name):
+                for i, answer in found.items():
+                    out[i][name] = answer.text
     return out
 
 

@@ -139,11 +139,6 @@ def generate(
             yield answers
 
 
-def ask(model: Any, tokenizer: Any, prompt: Messages, max_new_tokens: int = 256, images: list[str] | None = None) -> str:
-    """One greedy answer."""
-    return next(iter(_from_model(Local(model, tokenizer), [prompt], [images or []], Sampling(max_new_tokens), set())))[0].text
-
-
 @dataclass(frozen=True)
 class Drawing:
     """How one streamed answer is drawn. At temperature 0 greedily, and `top_p` has no effect."""

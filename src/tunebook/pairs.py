@@ -175,7 +175,7 @@ def unpaired(verdicts: set[str]) -> str:
 def injected_error(work: Work) -> list[Pair]:
     """The model (or a server) is asked for a solution with one kind of flaw; chosen is the reference solution.
 
-    After Math Wizard's three prompts. Kept are those that really end wrong; a `process_error` is kept with either answer.
+    Kept are those that really end wrong; a `process_error` is kept with either answer.
     """
     config = work.recipe.pairs
     drawn = [random.Random(f"{work.recipe.seed}/{work.number}/{row['source_id']}").choice(config.strategies) for row in work.rows]  # noqa: S311

@@ -102,12 +102,14 @@ def preferences(history: list[dict[str, Any]]) -> Figure:
     return figure
 
 
-def pass_counts(counts: dict[str, int]) -> Figure:
-    """How many prompts had 0, 1, 2, ... right samples. Those at both ends give no pair."""
+def pass_counts(record: dict[str, Any]) -> Figure:
+    """How many prompts had 0, 1, 2, ... right samples, of the record of `pairs`. Those at the ends give no pair; where the reference
+    stands in, those that were never right do."""
+    counts: dict[str, int] = record["pass_counts"]
     figure = Figure(figsize=(5, 3), layout="constrained")
     axes = figure.subplots()
-    ends = (min(counts, key=int), max(counts, key=int))
-    axes.bar(list(counts), list(counts.values()), color=[GREY if k in ends else DARK for k in counts])
+    barren = [max(counts, key=int)] + ["0"] * ("reference" not in record["strategies"])
+    axes.bar(list(counts), list(counts.values()), color=[GREY if k in barren else DARK for k in counts])
     axes.set(xlabel="right samples of a prompt", ylabel="prompts", title="Pass rate (grey: no pair)")
     return figure
 

@@ -58,7 +58,7 @@ def parts(run: Path) -> list[Part]:
         "## Data",
         _funnel(stages),
         _pairs(stages),
-        ("pass-rate", plots.pass_counts(stages["pairs"]["pass_counts"])) if stages.get("pairs", {}).get("pass_counts") else None,
+        ("pass-rate", plots.pass_counts(stages["pairs"])) if stages.get("pairs", {}).get("pass_counts") else None,
         "## Training",
         ("sft-loss", plots.losses(log_history(run / "sft"))) if log_history(run / "sft") else None,
         _margins(stages),
