@@ -7,12 +7,14 @@ import json
 import pytest
 
 from tunebook import evaluate
+from tunebook.data.prepare import prepare
 from tunebook.generate import Answer, read_records
 from tunebook.recipe import UserError, load_recipe
 
 
 def prediction(i: int, correct: bool, **kwargs) -> dict:
-    return {"index": i, "slice": "a", "correct": correct, "how": "boxed", "truncated": False, "tokens": 10} | kwargs
+    asked = {"index": i, "prompt": f"{i}?", "gold": str(i), "slice": "a"}
+    return asked | {"correct": correct, "how": "boxed", "truncated": False, "tokens": 10} | kwargs
 
 
 def test_shares_and_the_wilson_interval():
@@ -82,6 +84,40 @@ def test_the_gate_holds_a_worse_model_back_and_lets_a_good_one_through():
     assert evaluate.gate(sliced) == []  # the damage is in the other slice
     (same,) = evaluate.gate(load_recipe(overrides={"evaluate.gate": [{"first": "sft", "second": "sft"}]}))
     assert same == "sft against sft: +0.0 points (95% interval +0.0 to +0.0, n = 400), the lower end must be above +0.0"
+
+
+def test_the_gate_wants_proof_of_few_items_and_the_same_items():
+    recipe = load_recipe(overrides={"evaluate.gate": [{"first": "base", "second": "sft"}]})
+    answered(recipe, base=[False] * 60, sft=[True] * 5 + [False] * 55)  # 5 won, none lost: the bootstrap interval is above 0
+    assert evaluate.gate(recipe) == ["sft against base: +8.3 points (95% interval +1.7 to +15.0, n = 60), McNemar's p = 0.062 must be below 0.05"]
+    path = recipe.run_dir / "eval" / "base" / "predictions.jsonl"
+    path.write_text(path.read_text().replace('"gold": "5"', '"gold": "6"'))
+    assert evaluate.gate(recipe) == ["sft against base: not both have been evaluated on the same items"]
+
+
+def test_a_model_that_learnt_other_rows_is_not_evaluated(monkeypatch, tmp_path):
+    """Held-out rows of new data may be train rows of the old ones. The same train split under another key is no harm."""
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text(
+        "".join(json.dumps({"prompt": f"What is {i} + {i}?", "completion": f"\\boxed{{{2 * i}}}", "answer": str(2 * i)}) + "\n" for i in range(60))
+    )
+
+    def recipe(**changes):
+        source = {"format": "chat", "path": str(rows), "val": 0.1, "test": 0.1} | changes
+        return load_recipe(overrides={"data.sources": [source]})
+
+    trained = prepare(recipe())["fingerprints"]["train"]
+    folder = recipe().run_dir / "sft"
+    (folder / "adapter").mkdir(parents=True)
+    (folder / "stage.json").write_text(json.dumps({"key": "k", "learnt": [trained]}))
+    monkeypatch.setattr(evaluate.models, "backend", lambda: "cpu")
+    monkeypatch.setattr(evaluate, "load_stages", lambda *given: pytest.fail("a model is loaded"))
+    with pytest.raises(UserError, match=r"sft was trained on other rows than the train split .*`uv run tunebook sft --set "):
+        evaluate.evaluate(recipe(test=0.4), ["sft"])
+    evaluate._refuse_learnt(recipe(), "sft", prepare(recipe())["fingerprints"]["train"])
+    (folder / "stage.json").write_text(json.dumps({"key": "k", "settings": {"model": {"base": "another", "revision": None}}}))
+    with pytest.raises(UserError, match=r"was trained with model\.base another, not smollm2"):
+        evaluate.evaluate(recipe(), ["sft"])
 
 
 def test_the_gate_is_the_commands_exit_code(monkeypatch, capsys):

@@ -215,6 +215,20 @@ def test_a_pushed_export_is_private_and_whole_with_a_stub_in_place_of_the_hub(mo
         ex.push(recipe, "me/it", ["adapter", "merged"])
 
 
+def test_a_check_pushes_nothing(monkeypatch):
+    recipe = load_recipe(overrides={"export.to": ["adapter"], "export.hub_id": "me/it", "export.stage": "sft"})
+    for name in ("sft", "export/adapter"):
+        (recipe.run_dir / name).mkdir(parents=True)
+    (recipe.run_dir / "sft" / "stage.json").write_text('{"key": "k"}')
+    pushed = []
+    monkeypatch.setattr(ex, "_export", lambda *given: None)
+    monkeypatch.setattr(ex, "push", lambda *given: pushed.append(given))
+    ex.export(recipe, check=True)
+    assert not pushed
+    ex.export(recipe, force=True)
+    assert [given[1:] for given in pushed] == [("me/it", ["adapter"])]
+
+
 def measured(**changes):
     base = {
         "ids": [[1, 2]] * 4,

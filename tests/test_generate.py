@@ -184,6 +184,42 @@ def test_a_refusal_names_the_variable_and_never_the_key(monkeypatch):
     assert "sk-very-secret" not in str(raised.value)
 
 
+def test_a_prompt_that_a_server_refuses_has_no_answer_and_stops_no_other(capsys):
+    """A stub at the edge: the server here refuses no prompt. One that refuses all of them is a mistake in the settings."""
+    import http.server
+    import threading
+
+    class Picky(http.server.BaseHTTPRequestHandler):
+        def do_POST(self):
+            said = json.loads(self.rfile.read(int(self.headers["Content-Length"])))["messages"][0]["content"]
+            message = {"message": {"role": "assistant", "content": said.upper()}, "finish_reason": "stop", "index": 0}
+            body = {"id": "1", "object": "chat.completion", "created": 0, "model": "m", "choices": [message]}
+            refused = "long" in said
+            content = json.dumps({"error": {"message": "too many tokens"}} if refused else body).encode()
+            self.send_response(400 if refused else 200)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content)
+
+        def log_message(self, *args):
+            pass
+
+    def answers(*texts):
+        return {i: a.text for part in g.generate(config, [[{"role": "user", "content": t}] for t in texts], g.Sampling(4)) for i, a in part.items()}
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Picky) as stub:
+        threading.Thread(target=stub.serve_forever, daemon=True).start()
+        config = ServerConfig(url=f"http://127.0.0.1:{stub.server_port}/v1", model="m", retries=0, concurrency=1)
+        assert answers("long", "a", "long", "b") == {0: "", 1: "A", 2: "", 3: "B"}
+        assert "refused 2 of 4 prompts, which have no answer (HTTP 400:" in capsys.readouterr().out
+        with pytest.raises(UserError, match=r"refused a request \(HTTP 400\)"):
+            answers("long", "longer")
+        with pytest.raises(UserError, match=r"refused a request \(HTTP 400\)"):
+            answers(*["long"] * g.REFUSED, "a", "b")
+        stub.shutdown()
+
+
 def test_a_key_comes_from_the_environment_then_from_dotenv(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("MY_KEY", raising=False)

@@ -131,6 +131,27 @@ def test_planted_sickness_stops_training(tiny_recipe, monkeypatch):
     assert int(said.split("step ")[1].split(":")[0]) <= 6
 
 
+def test_an_adapter_of_another_lora_section_is_refused(tiny_recipe, tmp_path):
+    """Its weights would be scaled otherwise, or a part of them left out; DPO's reference would be the same wrong model."""
+    from tunebook import models
+
+    def fresh(**lora):
+        recipe = load_recipe(tiny_recipe, overrides={f"lora.{key}": value for key, value in lora.items()})
+        model, tokenizer = models.load(recipe)
+        return models.add_lora(model, recipe), tokenizer
+
+    models.save_adapter(*fresh(), tmp_path / "adapter")
+    models.restore_lora(fresh()[0], tmp_path / "adapter")
+    for lora, why in (
+        ({"lora_alpha": 32}, "lora_alpha was 16"),
+        ({"use_rslora": True}, "use_rslora was False"),
+        ({"target_modules": ["q_proj", "v_proj"]}, "lora_"),
+        ({"r": 8, "lora_alpha": 16}, "r was 16"),
+    ):
+        with pytest.raises(UserError, match=rf"does not fit the recipe's lora section \(.*{why}"):
+            models.restore_lora(fresh(**lora)[0], tmp_path / "adapter")
+
+
 def test_pickled_and_damaged_weights_are_refused(tiny, tiny_recipe, tmp_path):
     """transformers and PEFT would load a `.bin` where there is no safetensors file."""
     import torch

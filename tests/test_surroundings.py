@@ -61,3 +61,17 @@ def test_a_user_without_a_home_is_told_what_to_set(monkeypatch):
     monkeypatch.setattr(models, "user_cache_path", lambda name: Path("~/.cache") / name)  # what is left of it for a user id without an account
     with pytest.raises(UserError, match="set TUNEBOOK_CACHE"):
         models.cache_dir()
+
+
+def test_run_hands_on_the_recipe_that_the_environment_names(tmp_path, monkeypatch):
+    """A copy that still bears the default's name is not the default."""
+    from tunebook import cli, pipeline
+
+    mine, given = tmp_path / "mine.yaml", []
+    mine.write_text((ROOT / "configs" / "smollm2-math.yaml").read_text())
+    monkeypatch.setenv("TUNEBOOK_RECIPE", str(mine))
+    monkeypatch.setattr(pipeline, "run", lambda *args: given.append(args[1]))
+    monkeypatch.setattr("sys.argv", ["tunebook", "run", "--dry-run"])
+    with pytest.raises(SystemExit):
+        cli.main()
+    assert given == [str(mine)]

@@ -105,7 +105,8 @@ def _differences(runs: list[Path]) -> str:
 
 def _settings(run: Path) -> dict[str, Any]:
     """The recipe that a run's stages were made with: each may have been given other `--set`."""
-    return {key: value for stage in read_json(run / "manifest.json")["stages"].values() for key, value in stage["settings"].items()}
+    stages = read_json(run / "manifest.json")["stages"]
+    return {key: value for name, stage in stages.items() if not name.startswith("export/") for key, value in stage["settings"].items()}
 
 
 def _flat(value: Any, path: str = "") -> dict[str, Any]:

@@ -13,10 +13,10 @@ from typing import Any
 
 from tunebook import audit, memory, models, train
 from tunebook.data.images import Instead, instead
-from tunebook.data.prepare import read_rows
+from tunebook.data.prepare import data_stage, read_rows
 from tunebook.pairs import pairs_stage
 from tunebook.recipe import Recipe, UserError
-from tunebook.run import Stage, finished_key, policy_name, round_name
+from tunebook.run import Stage, finished_key, policy_name, read_json, round_name
 from tunebook.sharing import shared
 
 COLUMNS = ["prompt", "chosen", "rejected", "images"]
@@ -69,10 +69,18 @@ def dpo(recipe: Recipe, number: int = 1, force: bool = False, resume: bool = Tru
         metrics = train.run(trainer, folder)
         counts = {"train": len(trainer.train_dataset)}
         stage.record = {"audit": step_0, "metrics": metrics, "warnings": health.warnings, "rows": counts, "preflight": needed}
+        stage.record["learnt"] = _learnt(recipe, start)
         if audit.sees_images(trainer):
             stage.record["image_margins"] = image_margins(trainer, rows["val"] if len(rows["val"]) else rows["train"])
         models.save_adapter(model, tokenizer, folder / "adapter")
     return stage.result
+
+
+def _learnt(recipe: Recipe, start: str) -> list[str]:
+    """Fingerprints of the train splits behind the model: those of the adapter that it starts from, and the one that its pairs come from."""
+    before = read_json(recipe.run_dir / start / "stage.json").get("learnt", [])
+    now = data_stage(recipe).result.get("fingerprints", {}).get("train")
+    return sorted({*before, *([now] if now else [])})
 
 
 def dpo_stage(recipe: Recipe, number: int = 1) -> Stage:

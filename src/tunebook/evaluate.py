@@ -22,9 +22,9 @@ from tunebook.data.images import instead
 from tunebook.data.prepare import data_stage, load, prepare
 from tunebook.data.rows import Messages, images_of
 from tunebook.generate import Answer, Local, Sampling, answer_file, generate, local, read_records, repeats
-from tunebook.paired import compare, compared_steps, wilson
+from tunebook.paired import ALPHA, compare, compared_steps, wilson
 from tunebook.recipe import Recipe, UserError
-from tunebook.run import Stage, finished_key, read_json, round_name, write_json
+from tunebook.run import Stage, command, finished_key, read_json, round_name, write_json
 from tunebook.verify import equal, verifier, verify
 
 
@@ -55,7 +55,9 @@ def evaluate(recipe: Recipe, only: Iterable[str] | None = None, force: bool = Fa
         print(f"Nothing is trained in {recipe.run_dir}: the base model alone is evaluated.")
     if missing:
         models.backend()
-        prepare(recipe)
+        train = prepare(recipe)["fingerprints"]["train"]
+        for name in missing:
+            _refuse_learnt(recipe, name, train)
         items = _items(recipe)
         model, tokenizer = load_stages(recipe, missing)
         for name, stage in missing.items():
@@ -74,21 +76,36 @@ def evaluate(recipe: Recipe, only: Iterable[str] | None = None, force: bool = Fa
     return results
 
 
+def _refuse_learnt(recipe: Recipe, name: str, train: str) -> None:
+    """Raises UserError for a model that was trained on other rows than the data's train split holds now: held-out rows may be among them."""
+    learnt = read_json(recipe.run_dir / name / "stage.json").get("learnt", [])
+    if set(learnt) - {train}:
+        raise UserError(
+            f"{name} was trained on other rows than the train split of the recipe's data holds now, so that a held-out row may be one that it has "
+            f"learnt: give `data` and `seed` as they were, or train it again (`{command(recipe, name)}`), or choose another --run"
+        )
+
+
 def gate(recipe: Recipe) -> list[str]:
     """What of the recipe's `evaluate.gate` does not hold, a line each; empty when all does."""
     failed = []
     for rule in recipe.evaluate.gate:
         pair = [read_records(recipe.run_dir / "eval" / name / "predictions.jsonl") for name in (rule.first, rule.second)]
         first, second = ([p["correct"] for p in found if rule.slice in (None, p["slice"])] for found in pair)
+        asked = [[(p["prompt"], p["gold"]) for p in found] for found in pair]
         what = f"{rule.second} against {rule.first}" + (f" on {rule.slice}" if rule.slice else "")
-        if not first or len(first) != len(second):
+        if not first or asked[0] != asked[1]:
             failed.append(f"{what}: not both have been evaluated on the same items")
             continue
         c = compare(first, second)
-        if 100 * c["interval"][0] <= rule.at_least:
-            low, high = (100 * bound for bound in c["interval"])
+        low, high = (100 * bound for bound in c["interval"])
+        if low <= rule.at_least:
             wanted = f"the lower end must be above {rule.at_least:+.1f}"
-            failed.append(f"{what}: {100 * c['difference']:+.1f} points (95% interval {low:+.1f} to {high:+.1f}, n = {c['n']}), {wanted}")
+        elif rule.at_least >= 0 and c["p"] >= ALPHA:  # of few items the interval is too narrow
+            wanted = f"McNemar's p = {c['p']:.2g} must be below {ALPHA}"
+        else:
+            continue
+        failed.append(f"{what}: {100 * c['difference']:+.1f} points (95% interval {low:+.1f} to {high:+.1f}, n = {c['n']}), {wanted}")
     return failed
 
 

@@ -53,7 +53,7 @@ def export(recipe: Recipe, force: bool = False, install_tools: bool = False, che
         raise UserError(f"nothing to check: {missing[0]} has not been exported")
     if todo:
         _export(recipe, stage, todo, tools, check)
-    if recipe.export.hub_id:
+    if recipe.export.hub_id and not check:
         push(recipe, recipe.export.hub_id, names)
     rows = read_json(recipe.run_dir / "export" / "parity.json")
     return {name: rows[name] for name in names if name in rows}

@@ -270,8 +270,21 @@ def _from_server(server: ServerConfig, prompts: list[Messages], images: Images, 
     pool = ThreadPoolExecutor(server.concurrency)
     try:
         waiting = {pool.submit(request, i): i for i in range(len(prompts)) if i not in skip}
+        answered, refused = bool(skip), dict[int, Answer]()
         for future in as_completed(waiting):
-            yield {waiting[future]: future.result()}
+            try:
+                answer = future.result()
+            except (openai.BadRequestError, openai.UnprocessableEntityError) as error:  # of this prompt (too long, filtered), or of all?
+                refused[waiting[future]] = Answer("", 0, truncated=True)
+                if not answered and len(refused) in (REFUSED, len(waiting)):
+                    raise
+                why = f"HTTP {error.status_code}: {scrubbed(first_line(error), key)[:120]}"
+            else:
+                answered = True
+                yield {waiting[future]: answer}
+        if refused:
+            print(f"Warning: {server.url} refused {len(refused)} of {len(waiting)} prompts, which have no answer ({why})")
+            yield refused
     except openai.APIStatusError as error:
         why = (
             f"set {server.api_key_env} in the environment or in .env"
@@ -286,6 +299,10 @@ def _from_server(server: ServerConfig, prompts: list[Messages], images: Images, 
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
         client.close()
+
+
+REFUSED = 16
+"""Prompts that a server may refuse before it has answered one."""
 
 
 def with_urls(prompt: Messages, images: list[str]) -> list[dict[str, Any]]:

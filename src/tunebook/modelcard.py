@@ -75,7 +75,7 @@ def card(recipe: Recipe, stage: str, name: str) -> str:
         f"## How to run it\n\n{use}\n\n{_prompted(recipe)}",
         f"## Data\n\n{_data(recipe, stages, done)}",
         f"## Results\n\n{_results(recipe, stage)}",
-        f"## Training\n\n```yaml\n{yaml.safe_dump(_settings(recipe, done), sort_keys=False).strip()}\n```",
+        f"## Training\n\n```yaml\n{yaml.safe_dump(_settings(recipe, stages, done), sort_keys=False).strip()}\n```",
         "## Limits\n\nIt was evaluated on nothing but the tasks above. It can be wrong while it sounds sure; check what matters. "
         "Nothing was done to make it safer than its base model.",
         f"Licences: weights {recipe.export.license or 'not stated: those of the base model hold'}; "
@@ -114,6 +114,9 @@ def _results(recipe: Recipe, stage: str) -> str:
     )
 
 
-def _settings(recipe: Recipe, done: list[str]) -> dict[str, Any]:
-    whole = recipe.model_dump(mode="json", include={"seed", "lora", *done})
-    return {"max_seq_length": recipe.model.max_seq_length, **whole}
+def _settings(recipe: Recipe, stages: dict[str, Any], done: list[str]) -> dict[str, Any]:
+    """What the stages were trained with, which the recipe may no longer say."""
+    whole = recipe.model_dump(mode="json", include={"model", "seed", "lora", *done})
+    for name in done:
+        whole |= {key: value for key, value in stages.get(name, {}).get("settings", {}).items() if key in whole}
+    return {"max_seq_length": whole.pop("model")["max_seq_length"], **whole}

@@ -24,7 +24,7 @@ from platformdirs import user_cache_path
 
 from tunebook import attention, sharing, tiny
 from tunebook.recipe import UserError, find_file, first_line, read_text
-from tunebook.run import intact, rank
+from tunebook.run import intact, rank, read_json
 
 if TYPE_CHECKING:
     from tunebook.recipe import ModelConfig, Recipe
@@ -327,13 +327,17 @@ def restore_lora(model: Any, path: Path) -> Any:
         weights = load_file(intact(path) / "adapter_model.safetensors")
     except (OSError, SafetensorError) as error:
         raise UserError(f"no whole adapter_model.safetensors in {path} ({first_line(error)}): train it again") from None
+    saved, fresh = read_json(path / "adapter_config.json"), model.peft_config[model.active_adapter]
+    odd = [f"{k} was {saved[k]}" for k in ("r", "lora_alpha", "use_rslora") if saved.get(k, getattr(fresh, k)) != getattr(fresh, k)]
     try:
-        missing = [k for k in set_peft_model_state_dict(model, weights).missing_keys if "lora_" in k]
+        found = set_peft_model_state_dict(model, weights)
+        odd += [k for k in (*found.missing_keys, *found.unexpected_keys) if "lora_" in k]
     except RuntimeError as error:
-        missing = [str(error)]
-    if missing:
+        odd.append(str(error))
+    if odd:
         raise UserError(
-            f"the adapter in {path} does not fit the recipe's lora section ({missing[0][:80]}): train it again with `uv run tunebook sft`"
+            f"the adapter in {path} does not fit the recipe's lora section ({odd[0][:80]}): give it as it was, or train it again with "
+            "`uv run tunebook sft`"
         )
     return model
 

@@ -7,7 +7,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-LEVEL = 0.95
+LEVEL, ALPHA = 0.95, 0.05
 RESAMPLES = 9999
 
 

@@ -84,7 +84,8 @@ def pairs(recipe: Recipe, number: int = 1, force: bool = False) -> dict[str, Any
         models.backend()  # Unsloth comes before whatever imports transformers
     prepare(recipe)
     with stage.open(resume=not force) as folder, text_counter(recipe.model) as (count, control):
-        work = Work(recipe, _rows(recipe, number), folder, _opener(recipe, number), lambda text: count(text) + 1, number)
+        asked = [] if recipe.pairs.methods == ["dataset"] else _rows(recipe, number)
+        work = Work(recipe, asked, folder, _opener(recipe, number), lambda text: count(text) + 1, number)
         work.control = without(control)
         found = [pair for method in recipe.pairs.methods for pair in METHODS[method](work)]
         write_quarantine(work.rejects, folder / "quarantine.jsonl")
@@ -270,7 +271,7 @@ def _uses_model(recipe: Recipe) -> bool:
 def _rows(recipe: Recipe, number: int) -> list[dict[str, Any]]:
     """The training rows of a round: the next `pairs.prompts`, from the start again when they are used up."""
     rows = [row for row in training_rows(recipe, "pairs") if row["gold"] is not None]
-    if not rows and recipe.pairs.methods != ["dataset"]:
+    if not rows:
         raise UserError("no training row has an answer to check against: give rows an `answer`, or use pairs.methods=[dataset]")
     wanted = min(recipe.pairs.prompts or len(rows), len(rows))
     return [rows[i % len(rows)] for i in range((number - 1) * wanted, number * wanted)]

@@ -141,7 +141,9 @@ def _execute(step: Step, recipe: Recipe, recipe_name: str, force: bool) -> None:
     } | ({"round": step.number} if step.number else {})
     quiet = ["--IPKernelApp.log_level=40"]  # it would warn of its connection to this process, which stays on this machine
     try:
-        papermill.execute_notebook(str(ROOT / "notebooks" / f"{step.notebook}.ipynb"), str(out), parameters, cwd=str(ROOT), extra_arguments=quiet)
+        papermill.execute_notebook(
+            str(ROOT / "notebooks" / f"{step.notebook}.ipynb"), str(out), parameters, cwd=str(Path.cwd()), extra_arguments=quiet
+        )
     except PapermillExecutionError as error:
         raise UserError(
             f"{out}, cell {error.exec_count}: {error.ename}: {error.evalue}. Mend it and run the same command: it goes on there"

@@ -443,6 +443,11 @@ class Recipe(Section):
         """Dotted key -> (the file's value, the value used), for everything given beside the recipe file."""
         return self._overrides
 
+    @property
+    def given(self) -> str:
+        """The name or path that it was read by."""
+        return self._given
+
     def command(self, step: str) -> str:
         """The shell command for another step of this run: with its recipe, its folder, and what was overridden for every stage or for it."""
         shared, there = ("model", "lora", "data", "sft", "pairs", "dpo", "seed", step.split()[0]), _from_variables()

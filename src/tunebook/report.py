@@ -19,6 +19,7 @@ from matplotlib.figure import Figure
 from tunebook import bench, plots
 from tunebook.evaluate import ABLATED, COLUMNS, COMPARED, SAMPLED, ablated_cells, cells, compared_cells, markdown, sampled_cells
 from tunebook.generate import read_records
+from tunebook.paired import ALPHA
 from tunebook.recipe import ROOT, UserError
 from tunebook.run import read_json, write_text
 from tunebook.watch import log_history
@@ -82,7 +83,7 @@ def _headline(stages: dict[str, Any], summary: dict[str, Any]) -> str:
     said = [f"{recipe['model']['base']}, recipe `{recipe['name']}`, seed {recipe['seed']}."]
     for c in summary.get("comparisons", []):
         points, low, high = (100 * x for x in (c["difference"], *c["interval"]))
-        verdict = "better" if low > 0 else "worse" if high < 0 else "not shown to be different"
+        verdict = "not shown to be different" if c["p"] >= ALPHA or low <= 0 <= high else "better" if low > 0 else "worse"
         said.append(
             f"- **{c['second']} against {c['first']}: {verdict}** ({points:+.1f} points, 95% interval {low:+.1f} to {high:+.1f}, n = {c['n']})."
         )
@@ -93,7 +94,7 @@ def _results(summary: dict[str, Any]) -> list[Part]:
     if not summary:
         return ["## Results", "Not evaluated."]
     stages, found = summary["stages"], summary.get("comparisons", [])
-    starred = [(*row[:-2], row[-2] + (" *" if c["p"] < 0.05 else ""), row[-1]) for row, c in zip(compared_cells(found), found, strict=True)]
+    starred = [(*row[:-2], row[-2] + (" *" if c["p"] < ALPHA else ""), row[-1]) for row, c in zip(compared_cells(found), found, strict=True)]
     return [
         f"## Results on the `{summary['split']}` split",
         ("accuracy", plots.accuracies(stages)),

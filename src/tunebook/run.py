@@ -149,11 +149,15 @@ def halvings() -> int:
 
 
 def finished_key(recipe: Recipe, name: str) -> str:
-    """The key of a finished stage, for the stages that build on it. Raises UserError that names the command when it is not there."""
-    key = read_json(recipe.run_dir / name / "stage.json").get("key")
-    if key is None:
+    """The key of a finished stage, for the stages that build on it. Raises UserError that names the command when it is not there, and for
+    a model that was trained from another base than the recipe's."""
+    stage = read_json(recipe.run_dir / name / "stage.json")
+    if "key" not in stage:
         raise UserError(f"{recipe.run_dir / name} holds no finished result: run `{command(recipe, name)}` first")
-    return str(key)
+    for key, trained in stage.get("settings", {}).get("model", {}).items():
+        if key in ("base", "revision") and trained != (used := getattr(recipe.model, key)):
+            raise UserError(f"{recipe.run_dir / name} was trained with model.{key} {trained}, not {used}: give it as it was, or choose another --run")
+    return str(stage["key"])
 
 
 def command(recipe: Recipe, name: str) -> str:

@@ -30,7 +30,7 @@ def sft(recipe: Recipe, force: bool = False, resume: bool = True) -> dict[str, A
     if stage.skip(force):
         return stage.result
     models.backend()  # Unsloth comes before whatever imports transformers
-    prepared = prepare(recipe)["rows"]["train"]
+    prepared = prepare(recipe)
     rows = training_rows(recipe, "sft")
     with stage.open(resume and not force) as folder:
         from trl import SFTConfig, SFTTrainer
@@ -47,11 +47,12 @@ def sft(recipe: Recipe, force: bool = False, resume: bool = True) -> dict[str, A
             eval_dataset=train.eval_rows(args, train.only(COLUMNS, load(recipe, "val"))),
             callbacks=callbacks,
         )
-        if kept := prepared - len(rows):
+        if kept := prepared["rows"]["train"] - len(rows):
             print(f"{len(rows)} rows; {kept} of the train rows are kept for preference pairs (`use` of a source, data.for_pairs)")
         masks = audit.audit_mask(trainer, tokenizer)
         metrics = train.run(trainer, folder)
         stage.record = {"audit": masks, "metrics": metrics, "rows": {"train": len(trainer.train_dataset)}, "preflight": needed}
+        stage.record["learnt"] = [prepared["fingerprints"]["train"]]
         models.save_adapter(model, tokenizer, folder / "adapter")
     return stage.result
 
