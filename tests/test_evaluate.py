@@ -98,9 +98,8 @@ def test_the_gate_wants_proof_of_few_items_and_the_same_items():
 def test_a_model_that_learnt_other_rows_is_not_evaluated(monkeypatch, tmp_path):
     """Held-out rows of new data may be train rows of the old ones. The same train split under another key is no harm."""
     rows = tmp_path / "rows.jsonl"
-    rows.write_text(
-        "".join(json.dumps({"prompt": f"What is {i} + {i}?", "completion": f"\\boxed{{{2 * i}}}", "answer": str(2 * i)}) + "\n" for i in range(60))
-    )
+    asked = ({"prompt": f"What is {i} + {i}?", "completion": f"\\boxed{{{2 * i}}}", "answer": str(2 * i)} for i in range(60))
+    rows.write_text("".join(json.dumps(row) + "\n" for row in asked))
 
     def recipe(**changes):
         source = {"format": "chat", "path": str(rows), "val": 0.1, "test": 0.1} | changes
