@@ -56,6 +56,28 @@ def test_a_failure_leaves_the_old_result_and_the_partial_one_can_be_resumed():
     assert list(manifest(stage(x=4).recipe.run_dir)["stages"]) == ["sft"]
 
 
+def test_a_result_that_came_out_otherwise_makes_what_was_built_on_it_stale():
+    """Settings and inputs, and so the keys, are the same: a server's answers, or a GPU's sums, are not."""
+    recipe = load_recipe()
+
+    def made(name: str, content: str, **inputs: str) -> Stage:
+        made = Stage(recipe, name, {}, inputs)
+        with made.open(resume=False) as folder:
+            (folder / "train.parquet").write_text(content)
+            (folder / "seconds.json").write_text(str(len(list(recipe.run_dir.rglob("*")))))  # another one each time
+        return made
+
+    pairs = made("pairs", "first")
+    dpo = made("dpo", "weights", pairs=pairs.key)
+    scores = made("eval/dpo", "scores", adapter=dpo.key)
+    made("pairs", "first")
+    assert dpo.done and scores.done
+    made("pairs", "second")
+    assert not dpo.done and scores.done  # which is of the DPO model that is still there
+    made("dpo", "other weights", pairs=pairs.key)
+    assert dpo.done and not scores.done
+
+
 def test_a_kill_at_any_change_of_a_file_loses_nothing(tmp_path):
     """A stage is filled again with other settings, killed at its first change of a file, at its second, ...; the next call ends with the
     new result, whole and recorded, and with nothing else in the folder. A result that was whole at the kill is not made again."""

@@ -36,6 +36,10 @@ FULL = re.compile(r"No space left|disk is full|quota exceeded|File too large|Pyt
 """What safetensors, tokenizers, SQLite and torch (the last two) say when a file can't grow: they raise no OSError."""
 
 
+BUILT_ON = ("data", "sft", "pairs", "dpo")
+"""The stages whose rows and weights others read."""
+
+
 class Stage:
     """One stage's folder in a run: is it up to date, open it to write, record what came out.
 
@@ -53,7 +57,16 @@ class Stage:
     @property
     def done(self) -> bool:
         """Whether a finished result of just these settings and inputs is there."""
-        return read_json(self.dir / "stage.json").get("key") == self.key
+        stage = read_json(self.dir / "stage.json")
+        now = self._made_from() if stage.get("made_from") else {}
+        return stage.get("key") == self.key and all(now.get(name, held) == held for name, held in stage.get("made_from", {}).items())
+
+    def _made_from(self) -> dict[str, str]:
+        """What the stages that this one builds on hold now, by the hashes of their rows and weights. Settings and inputs may be the same and
+        the result another: a server's answers, `--force` on a GPU."""
+        names = {self.name.split("/")[1] if name == "adapter" else name for name in self.inputs}
+        held = {n: read_json(self.recipe.run_dir / n / "stage.json").get("files", {}) for n in names if n.partition("-")[0] in BUILT_ON}
+        return {n: fingerprint({f: h for f, h in files.items() if f.endswith((".safetensors", ".parquet"))}) for n, files in held.items() if files}
 
     def skip(self, force: bool) -> bool:
         """Whether there is nothing to do; says so. Ends first what a kill has left to do of a finished stage."""
@@ -120,6 +133,7 @@ class Stage:
             "key": self.key,
             "command": command(self.recipe, self.name),
             "inputs": self.inputs,
+            "made_from": self._made_from(),
             "settings": self.settings,
             "recipe": self.recipe.model_dump(mode="json"),
             "overrides": {k: {"recipe": old, "used": new} for k, (old, new) in self.recipe.overrides.items()},
