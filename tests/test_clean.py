@@ -165,8 +165,8 @@ def test_what_rows_depend_on_is_in_the_key_and_no_address_is(tmp_path, monkeypat
     def stage(**given):
         return c.clean_stage(load_recipe(recipe_file(tmp_path, 1, **given)))
 
-    given = ({}, {"url": "https://host/v1"}, {"send_images": True}, {"extra": {"top_k": 1}}, {"hub_split": "test"}, {"temperature": 1.0}, {"model": "n"})
-    keys = [stage(**g).key for g in given]
+    given = {"url": "https://host/v1", "model": "n", "send_images": True, "extra": {"top_k": 1}, "hub_split": "test", "temperature": 1.0}
+    keys = [stage().key, *(stage(**{name: value}).key for name, value in given.items())]
     monkeypatch.setenv("BASE_URL", "https://me:pass1234@host/v1")
     keys.append(stage().key)
     assert len(set(keys)) == len(keys)
