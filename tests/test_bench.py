@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import json
 import shutil
 from pathlib import Path
@@ -142,6 +144,50 @@ def test_what_cannot_be_run_is_one_line(recipe_file):
     assert not list(fetched.run_dir.rglob("stage.json"))
     with pytest.raises(UserError, match="no stage 'stf'"):
         bench.bench(load_recipe(recipe_file), ["stf"])
+
+
+GROUPS = {
+    "geography.yaml": "group: geography\ntask: [capitals, {group: further, task: [rivers, {task: seas}]}]\n",
+    "rivers.yaml": OWN.replace("task: capitals", "task: rivers\ntag: water"),
+}
+
+
+@pytest.fixture
+def only_own(monkeypatch):
+    """The harness without its own thousands of tasks, and without a model; yields what it is given instead of one."""
+    import lm_eval
+    from lm_eval import tasks
+    from lm_eval.models import huggingface
+
+    loaded, given = [], []
+    inner = type("Tokenizer", (), {})()
+    processor = type("Processor", (), {"tokenizer": inner, "chat_template": "the recipe's"})()
+    sample = {"doc_id": 0, "filter": "none", "metrics": ["acc"], "acc": 1.0, "target": 0, "filtered_resps": ["x"]}
+    monkeypatch.setattr(tasks, "TaskManager", functools.partial(tasks.TaskManager, include_defaults=False))
+    monkeypatch.setattr(huggingface, "HFLM", lambda **how: given.append(how["tokenizer"]))
+    monkeypatch.setattr(lm_eval, "simple_evaluate", lambda **_: {"samples": {task: [sample] for task in ("capitals", "rivers")}, "n-shot": {}})
+    monkeypatch.setattr(bench.models, "backend", lambda: None)
+    monkeypatch.setattr(bench, "load_stages", lambda recipe, names: loaded.append(names) or (None, processor))
+    monkeypatch.setattr(bench, "local", lambda model, tokenizer, name: contextlib.nullcontext(type("Source", (), {"model": model})))
+    return loaded, given
+
+
+def test_a_group_of_tasks_is_refused_before_a_model_is_loaded(recipe_file, only_own):
+    own = recipe_file.parent / "own"
+    for name, text in GROUPS.items():
+        (own / name).write_text(text)
+    for tasks, said in ((["capitals", "geography"], "'geography' is a group of tasks: .* capitals, rivers$"), (["water"], "'water' is .* rivers$")):
+        with pytest.raises(UserError, match=said):
+            bench.bench(load_recipe(recipe_file, overrides={"evaluate.benchmarks.tasks": tasks}), ["base"])
+    assert not only_own[0]
+    found = bench.bench(load_recipe(recipe_file, overrides={"evaluate.benchmarks.tasks": ["rivers"]}), ["base"])
+    assert found["tasks"]["rivers"]["base"]["score"] == 1
+
+
+def test_the_harness_is_given_the_tokenizer_in_a_processor(recipe_file, only_own):
+    bench.bench(load_recipe(recipe_file, overrides={"evaluate.benchmarks.tasks": ["capitals"]}), ["base"])
+    (loaded,), (given,) = only_own
+    assert (loaded, type(given).__name__, given.chat_template) == ({"base": None}, "Tokenizer", "the recipe's")
 
 
 def test_without_the_extra_it_says_what_to_install(monkeypatch):

@@ -7,6 +7,7 @@ import io
 import json
 import os
 import socket
+import sqlite3
 import subprocess
 import sys
 from collections import Counter
@@ -131,6 +132,55 @@ def test_errors_are_one_line_before_or_after_work(server, tmp_path, monkeypatch)
     assert (question, before) == ("In row 0: what is 0 plus 2?", "0 + 2 = \\boxed{2}") and after == api.solution("2")
 
 
+def test_another_model_writes_its_own_rows_and_force_checks_all_again(server, tmp_path, monkeypatch):
+    """Also a model that the environment names; nothing is asked twice of the same one."""
+    url, log = server
+    monkeypatch.setenv("API_KEY", KEY)
+    monkeypatch.setenv("BASE_URL", url)
+    recipe = load_recipe(recipe_file(tmp_path, 2, model=None))
+    asked = []
+    for model in "aba":
+        monkeypatch.setenv("MODEL", model)
+        assert not c.clean_stage(recipe).done
+        record = c.clean(recipe)
+        asked.append(len(lines(log)))
+        assert (record["model"], record["settings"]["model"], record["rows"]["clean"]) == (model, model, 2) and c.clean_stage(recipe).done
+    assert asked == [2, 4, 4]
+    assert c.clean(load_recipe(recipe_file(tmp_path, 2, model=None, url=url.replace("127.0.0.1", "localhost"))))["requests"] == 6  # another server
+
+    rows = recipe.run_dir / "clean" / "rows.jsonl"
+    c.clean(recipe)
+    before, database = rows.read_text(), sqlite3.connect(recipe.run_dir / "clean.db", isolation_level=None)
+    database.execute("UPDATE outcomes SET body = '{}'")
+    database.close()
+    c.clean(recipe, force=True)
+    assert rows.read_text() == before and len(lines(log)) == 6
+    assert not [file for file in recipe.run_dir.rglob("*") if file.is_file() and KEY.encode() in file.read_bytes()]
+
+
+def test_what_rows_depend_on_is_in_the_key_and_no_address_is(tmp_path, monkeypatch):
+    for name in ("API_KEY", "BASE_URL", "MODEL"):
+        monkeypatch.delenv(name, raising=False)
+
+    def stage(**given):
+        return c.clean_stage(load_recipe(recipe_file(tmp_path, 1, **given)))
+
+    given = {"url": "https://host/v1", "model": "n", "send_images": True, "extra": {"top_k": 1}, "hub_split": "test", "temperature": 1.0}
+    keys = [stage().key, *(stage(**{name: value}).key for name, value in given.items())]
+    monkeypatch.setenv("BASE_URL", "https://me:pass1234@host/v1")
+    keys.append(stage().key)
+    assert len(set(keys)) == len(keys)
+    assert "host" not in json.dumps([stage().settings, stage().inputs])
+    monkeypatch.setenv("API_KEY", KEY)
+    monkeypatch.setenv("BASE_URL", "https://me:pass9999@host/v1")
+    assert stage(timeout=7, price_in=3).key == keys[-1]  # neither a key nor a password decides, nor what does not change a row
+
+
+def test_a_hub_id_that_ends_in_a_number_is_no_file():
+    recipe = load_recipe(overrides={"clean.source": "AI-MO/NuminaMath-1.5"})
+    assert c.clean_stage(recipe).inputs.keys() == {"source", recipe.clean.prompt}
+
+
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
@@ -157,18 +207,21 @@ def test_images_stay_in_their_folder_and_go_along_if_asked(tmp_path):
     (tmp_path / "images").mkdir()
     Image.new("RGB", (4, 4), "red").save(tmp_path / "images" / "a.png")
     (tmp_path / "outside.png").write_bytes(b"secret")
-    rows = [{"question": "q", "solution": "\\boxed{1}", "file_name": name} for name in ("a.png", "../outside.png", "/etc/passwd", "none.png")]
+    names = ("a.png", "../outside.png", "/etc/passwd", "none.png", None)
+    rows = [{"question": "q", "solution": "\\boxed{1}", "file_name": name} for name in names]
     (tmp_path / "images" / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
     given = {"clean.source": str(tmp_path / "images" / "rows.jsonl"), "clean.image": "file_name", "clean.send_images": True}
     config = load_recipe(overrides=given).clean
     found = list(c._rows(config))
-    assert isinstance(found[0], c.Raw) and [r.reason for r in found[1:]] == ["image outside the folder"] * 2 + ["image missing"]
+    assert isinstance(found[0], c.Raw) and [r.reason for r in found[1:4]] == ["image outside the folder"] * 2 + ["image missing"]
+    assert (found[4].image, found[4].image_name) == (None, "")  # a row without one goes without
     (tmp_path / "run").mkdir()
     work = c._Work(config, c.Server("", "m", "k"), "key", tmp_path / "run" / "clean.db")
     image, text = work._content(found[0])
     kind, _, data = image["image_url"]["url"].partition(";base64,")
     assert kind == "data:image/png" and Image.open(io.BytesIO(base64.b64decode(data))).getpixel((0, 0)) == (255, 0, 0)
     assert "Problem:\nq" in text["text"]
+    assert work._content(found[4]) == text["text"]
 
 
 @pytest.mark.slow

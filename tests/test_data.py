@@ -173,6 +173,38 @@ def test_short_and_wordless_questions_are_compared_whole():
     assert held_out.check(make("")) is None and checks.Contamination(0.6, []).check(make("")) is None
 
 
+def test_a_short_question_is_found_inside_a_longer_text():
+    questions = [
+        "What is 12 times 13?",
+        "Why do we have leap years?",
+        "Name the four seasons.",
+        "Why?",
+        "What is 7?",
+        "Add 2 and 3 then divide by 5.",
+    ]
+    held_out = checks.Contamination(0.6, [make(text, text) for text in questions])
+    assert held_out.lengths == {4, 5, 6, 8}
+    cases = [
+        (make("Please tell me: what is 12 times 13?"), questions[0]),
+        (make("A textbook", completion="It asks: What is 12 times 13? We get 156."), questions[0]),
+        (make("Please tell me: what is 12 times 14, not 13?"), None),
+        (make("Please tell me: what is 13 times 12?"), None),
+        (make("What is 12 times"), None),
+        (make("In one sentence, please: why do we have leap years at all?"), questions[1]),
+        (make("Why do we have years and not a leap?"), None),
+        (make("name the four seasons, and say when each begins"), questions[2]),
+        (make("Why? Give three reasons, the best one first, and say what follows."), None),  # too common a phrase: only the same text counts
+        (make("why"), questions[3]),
+        (make("What is 7 plus 8?"), None),
+        (make("What is 7?!"), questions[4]),
+        (make("First: add 2 and 3, then divide by 5, please."), questions[5]),
+    ]
+    rows = [row for row, _ in cases]
+    found = held_out.check_all(rows)
+    assert [reject and reject.detail.partition(" n-grams of ")[2] for reject in found] == [question for _, question in cases]
+    assert [bool(held_out.check(row)) for row in rows] == [bool(question) for _, question in cases]
+
+
 def jaccard(a: str, b: str) -> float:
     """By the definition, on strings: the reference for the hashes."""
     sets = [{" ".join(words[i : i + 3]) for i in range(max(1, len(words) - 2))} for words in (checks.words(a), checks.words(b))]

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
+import numpy
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.stats import binom
+from scipy.stats import binom, bootstrap
 
 from tunebook.evaluate import COMPARED, compared_cells, markdown
 from tunebook.paired import compare
@@ -42,6 +45,25 @@ def test_the_bootstrap_interval_is_the_normal_one_for_many_items():
     assert found["interval"] == pytest.approx([0.04 - error, 0.04 + error], abs=0.002)
     assert found["p"] == pytest.approx(8.6e-6, rel=0.02)
     assert found["detectable"] == pytest.approx(2.8 * 80**0.5 / 1000)
+
+
+def test_many_items_are_resampled_in_parts_with_the_interval_of_all_at_once(monkeypatch):
+    rng = numpy.random.default_rng(0)
+    first, second = (rng.random(3000) < 0.5).astype(float), (rng.random(3000) < 0.52).astype(float)
+    tracemalloc.start()
+    found = compare(first, second)["interval"]
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 0.25e9  # 0.48 at once
+    assert found == at_once(first, second)
+    for scores in (1, 7001, 10**6):
+        monkeypatch.setattr("tunebook.paired.DRAWN_AT_ONCE", scores)
+        assert compare(first[:60], second[:60])["interval"] == at_once(first[:60], second[:60])
+
+
+def at_once(first, second) -> list[float]:
+    found = bootstrap((second - first,), numpy.mean, n_resamples=9999, method="percentile", rng=0)
+    return [float(bound) for bound in found.confidence_interval]
 
 
 def test_the_table_says_it_in_points():

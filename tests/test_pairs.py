@@ -12,7 +12,7 @@ from tunebook.data.geometry import problems
 from tunebook.data.preferences import COLUMNS, build, check_sample, format_only, told_apart
 from tunebook.data.prepare import data_stage, prepare, read_parquet, training_rows, write_parquet
 from tunebook.generate import Answer
-from tunebook.pairs import Work, _rows, injected_error, on_policy, pairs, pairs_stage, summary
+from tunebook.pairs import Work, _rows, _split, injected_error, on_policy, pairs, pairs_stage, summary
 from tunebook.recipe import ROOT, PairsConfig, UserError, load_recipe
 from tunebook.verify import verify
 
@@ -191,7 +191,11 @@ SET = [
     (GOOD | {"prompt": "I", "chosen": "\\boxed{5}", "rejected": "\\boxed{5.0}", "answer": "5"}, "rejected is right"),
     (GOOD | {"prompt": "J", "chosen": "word " * 500}, "too long"),
     (GOOD, "duplicate"),
+    (GOOD | {"prompt": "name a river in Europe please", "chosen": "The\nDanube."}, "duplicate"),  # but for layout, case and punctuation
     ("not JSON", "bad JSON"),
+    (GOOD | {"rejected": "London."}, None),  # a prompt may have several pairs
+    (GOOD | {"chosen": "The Rhine."}, None),
+    (GOOD | {"chosen": "Paris.", "rejected": "The Danube."}, None),
 ]
 
 
@@ -209,12 +213,24 @@ def test_an_existing_set_is_read_in_every_form_and_each_bad_row_named(tmp_path):
     recipe = load_recipe(tmp_path / "set.yaml")
     record = pairs(recipe)
     found = list(read_parquet(pairs_stage(recipe).dir / "train.parquet"))
-    assert [p["source_id"] for p in found] == ["set.jsonl:1", "set.jsonl:2", "set.jsonl:3"]
-    assert [p["prompt"][0]["role"] for p in found] == ["system"] * 3 and found[1]["rejected"] == messages("", "Paint.")[1:]
-    assert [(p["chosen_correct"], p["rejected_correct"]) for p in found] == [(None, None), (None, None), (True, False)]
+    assert [p["source_id"] for p in found] == [f"set.jsonl:{i}" for i, (_, why) in enumerate(rows, 1) if not why]
+    assert [p["prompt"][0]["role"] for p in found] == ["system"] * 6 and found[1]["rejected"] == messages("", "Paint.")[1:]
+    assert [(p["chosen_correct"], p["rejected_correct"]) for p in found[:3]] == [(None, None), (None, None), (True, False)]
     quarantine = [json.loads(line) for line in (pairs_stage(recipe).dir / "quarantine.jsonl").read_text().splitlines()]
     assert [(int(r["source_id"].split(":")[1]), r["reason"]) for r in quarantine] == [(i, why) for i, (_, why) in enumerate(rows, 1) if why]
-    assert record["quarantined"]["schema"] == 2 and record["strategies"] == {"dataset": 3}
+    assert record["quarantined"]["schema"] == 2 and record["strategies"] == {"dataset": 6}
+
+
+def test_all_pairs_of_a_prompt_are_in_one_split():
+    found = [{"prompt": messages(f"Question {i // 3}" + "?" * (i % 3)), "source_id": f"set:{i}", "images": [], "n": i // 3} for i in range(300)]
+    split = _split(found, 0.2)
+    sides = [{p["n"] for p in part} for part in split.values()]
+    assert not sides[0] & sides[1] and sides[0] | sides[1] == set(range(100)) and 10 < len(sides[1]) < 30
+    assert len(split["train"]) + len(split["val"]) == 300
+    alone = [p for p in found if p["source_id"] in {f"set:{i}" for i in range(0, 300, 3)}]
+    assert _split(alone, 0.2)["val"] == [p for p in alone if p["n"] in sides[1]]  # further pairs of a prompt move none
+    pictured = [p | {"images": [f"{p['source_id']}.png"]} for p in found]  # another picture, another prompt
+    assert len({p["n"] for p in _split(pictured, 0.2)["train"]} & {p["n"] for p in _split(pictured, 0.2)["val"]}) > 20
 
 
 @pytest.fixture(scope="session")

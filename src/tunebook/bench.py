@@ -101,12 +101,17 @@ def _run(recipe: Recipe, missing: dict[tuple[str, str], Stage]) -> None:
     manager = TaskManager(include_path=config.include)
     if unknown := [task for _, task in missing if task not in manager.all_tasks]:
         raise UserError(f"no task {unknown[0]!r} in lm-evaluation-harness{f' or {config.include}' if config.include else ''}: see `lm_eval ls tasks`")
+    if several := [task for _, task in missing if task not in manager.all_subtasks]:  # whose items have no record under this name
+        some = ", ".join(_tasks_in(manager, several[0])[:3]) or "one of `lm_eval ls subtasks`"
+        raise UserError(f"{several[0]!r} is a group of tasks: name those you want, such as {some}")
     model, tokenizer = load_stages(recipe, dict.fromkeys(name for name, _ in missing))
+    text = models.text_tokenizer(tokenizer)  # the harness takes no processor
+    text.chat_template = tokenizer.chat_template  # the recipe's, which a processor keeps to itself
     for (name, task), stage in missing.items():
         with local(model, tokenizer, None if name == "base" else name) as source, stage.open(resume=False) as folder:
             print(f"{name}: {task}", flush=True)
             # Rounded to bfloat16, log-probabilities tie and flip.
-            lm = HFLM(pretrained=source.model, tokenizer=tokenizer, batch_size=config.batch_size, softmax_dtype=torch.float32)
+            lm = HFLM(pretrained=source.model, tokenizer=text, batch_size=config.batch_size, softmax_dtype=torch.float32)
             with _data_errors(task), contextlib.chdir(config.include or "."):
                 found = simple_evaluate(
                     model=lm,
@@ -119,6 +124,20 @@ def _run(recipe: Recipe, missing: dict[tuple[str, str], Stage]) -> None:
                     gen_kwargs={"max_gen_toks": config.max_new_tokens},
                 )
             stage.record = {"score": _write(found, task, folder, config.shots.get(task))}
+
+
+def _tasks_in(manager: Any, given: Any) -> list[str]:
+    """The tasks of a group or a tag that have a name of their own; of a group's parts some are written out in it."""
+    if isinstance(given, str):
+        if given in manager.all_subtasks:
+            return [given]
+        entry = manager.task_index.get(given)
+        if entry is None:
+            return []
+        given = {"task": sorted(entry.tags)} if given in manager.all_tags else entry.cfg
+    parts = given.get("task", [])  # a part may be without a name
+    parts = parts if isinstance(parts, list) else [parts]
+    return [task for part in parts for task in _tasks_in(manager, part)]
 
 
 @contextlib.contextmanager

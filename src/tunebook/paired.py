@@ -9,6 +9,8 @@ from typing import Any
 
 LEVEL, ALPHA = 0.95, 0.05
 RESAMPLES = 9999
+DRAWN_AT_ONCE = 10**7
+"""Scores in memory, of all resamples: those of 100,000 items together would take 16 GB. The interval does not depend on it."""
 
 
 def compare(first: Sequence[float], second: Sequence[float], seed: int = 0) -> dict[str, Any]:
@@ -27,7 +29,8 @@ def compare(first: Sequence[float], second: Sequence[float], seed: int = 0) -> d
     n, won, lost = len(change), int((change > 0).sum()), int((change < 0).sum())
     interval = [0.0, 0.0] if n > 1 else [-1.0, 1.0]
     if n > 1 and change.any():
-        found = bootstrap((change,), numpy.mean, n_resamples=RESAMPLES, confidence_level=LEVEL, method="percentile", rng=seed)
+        how = {"n_resamples": RESAMPLES, "confidence_level": LEVEL, "method": "percentile", "rng": seed}
+        found = bootstrap((change,), numpy.mean, batch=max(1, DRAWN_AT_ONCE // n), **how)
         interval = [float(bound) for bound in found.confidence_interval]
     return {
         "n": n,

@@ -91,9 +91,7 @@ def pairs(recipe: Recipe, number: int = 1, force: bool = False) -> dict[str, Any
         write_quarantine(work.rejects, folder / "quarantine.jsonl")
         if not found:
             raise UserError(f"nothing gave a pair{_why_none(work.record)}")
-        val = {p["source_id"] for p in found if share(f"pairs/{p['source_id']}") < recipe.pairs.val}
-        val = val if len(val) < len({p["source_id"] for p in found}) else set()  # of a handful, all to train
-        split = {"train": [p for p in found if p["source_id"] not in val], "val": [p for p in found if p["source_id"] in val]}
+        split = _split(found, recipe.pairs.val)
         columns = COLUMNS | ({"images": "files"} if any(p["images"] for p in found) else {})
         for name, part in split.items():
             write_parquet(part, folder / f"{name}.parquet", **columns)
@@ -107,6 +105,16 @@ def pairs(recipe: Recipe, number: int = 1, force: bool = False) -> dict[str, Any
             **work.record,
         }
     return stage.result
+
+
+def _split(found: list[Pair], val: float) -> dict[str, list[Pair]]:
+    """By prompt: a hash of the first pair's id decides where all pairs of a prompt go."""
+    first: dict[str, str] = {}
+    ids = [first.setdefault(preferences.asked(p), p["source_id"]) for p in found]
+    drawn = {i for i in ids if share(f"pairs/{i}") < val}
+    drawn = drawn if len(drawn) < len(set(ids)) else set()  # of a handful, all to train
+    numbered = list(zip(ids, found, strict=True))
+    return {"train": [p for i, p in numbered if i not in drawn], "val": [p for i, p in numbered if i in drawn]}
 
 
 def _why_none(record: dict[str, Any]) -> str:

@@ -231,7 +231,7 @@ class CleanConfig(Section):
     answer: str | None = None
     """The column with the final answer. None: the raw solution's `\\boxed{}`."""
     image: str | None = None
-    """The column with an image's file name, below the source's folder."""
+    """The column with an image's file name, below the source's folder; a row may have none."""
     send_images: bool = False
     """Send the image with the question."""
     prompt: str = "prompt/clean_solution.txt"

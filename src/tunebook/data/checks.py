@@ -25,6 +25,9 @@ from tunebook.verify import boxed, verify
 
 NGRAM = 8
 """Words in an n-gram for decontamination: between the 13 of GPT-3 and what short problems have at all."""
+FEWEST = 4
+"""Words of a question that is looked for inside longer texts. A shorter one ("Why?", "What is inflation?") is a phrase that others
+hold too: only the same text counts."""
 SHINGLE = 3
 """Words in a shingle for near-duplicates."""
 PERMUTATIONS = 64
@@ -151,8 +154,8 @@ def alike(found: Hashes) -> list[int]:
 class Contamination:
     """Train rows that hold a question of `held_out`.
 
-    A row is contaminated when it has at least `threshold` of a held-out question's word 8-grams (all its words, where
-    it has fewer) and all of its numbers, or one of its images. A question without a number is known by its image alone.
+    A row is contaminated when it has at least `threshold` of a held-out question's word 8-grams (all its words in a row, where
+    it has fewer: `FEWEST`) and all of its numbers, or one of its images. A question without a number is known by its image alone.
 
     So many n-grams of a question cannot be in a row without one of its rarest: only these are looked up (prefix filtering, Chaudhuri
     et al. 2006), in one sorted array.
@@ -162,10 +165,14 @@ class Contamination:
         self.threshold, self.reason = threshold, reason
         self.items: list[tuple[str, Hashes, list[str]]] = []
         self.images: dict[str, str] = {}
+        self.lengths: set[int] = set()
+        """Of the items' n-grams, in words: rows are searched for no others."""
         for row in held_out:
             self.images |= dict.fromkeys(row.images, row.source_id)
             numbers = number_list(row.question)
-            grams = ngram_hashes([row.question], NGRAM)[0] if numbers or not row.images else NONE
+            length = len(words(row.question)) if FEWEST <= len(words(row.question)) < NGRAM else NGRAM
+            grams = ngram_hashes([row.question], length)[0] if numbers or not row.images else NONE
+            self.lengths |= {length} if len(grams) else set()
             self.items.append((row.source_id, np.unique(grams), numbers))
         every, counts = np.unique(np.concatenate([NONE, *(grams for _, grams, _ in self.items)]), return_counts=True)
         rare = [grams[np.argsort(counts[np.searchsorted(every, grams)], kind="stable")][: self._enough(grams)] for _, grams, _ in self.items]
@@ -183,17 +190,17 @@ class Contamination:
     def check_all(self, rows: list[Row]) -> list[Reject | None]:
         """Of each row why it is contaminated; None: it is not. Many together take a fraction of the time."""
         texts = [text for row in rows for text in (row.question, row.completion[0]["content"])]
-        held = [False] * len(texts)
-        if len(self.keys) and rows:
-            grams = ngram_hashes(texts, NGRAM)
-            flat = np.concatenate(grams)
-            found = self.keys[np.minimum(np.searchsorted(self.keys, flat), len(self.keys) - 1)] == flat
-            held = np.logical_or.reduceat(found, np.cumsum([0, *(len(part) for part in grams[:-1])])).tolist()
+        held = np.zeros(len(texts), bool)
+        every = list(_ngrams(texts, sorted(self.lengths))) if rows and self.lengths else []
+        for grams, starts in every:
+            found = self.keys[np.minimum(np.searchsorted(self.keys, grams), len(self.keys) - 1)] == grams
+            held |= np.logical_or.reduceat(found, starts[:-1])
         out = []
         for k, row in enumerate(rows):
             reject = next((rejected(row, SEEN, f"has the image of {self.images[name]}") for name in row.images if name in self.images), None)
             for i in (2 * k, 2 * k + 1):
-                reject = reject or (self._compare(row, texts[i], grams[i]) if held[i] else None)
+                if not reject and held[i]:
+                    reject = self._compare(row, texts[i], np.concatenate([grams[starts[i] : starts[i + 1]] for grams, starts in every]))
             out.append(reject)
         return out
 
@@ -223,14 +230,23 @@ def words(text: str) -> tuple[str, ...]:
 
 def ngram_hashes(texts: list[str], n: int, salts: list[str] | None = None) -> list[Hashes]:
     """Of each text the word n-grams (the whole text, where it has fewer words) as 64-bit hashes; another salt, other hashes."""
-    tokens = [words(text) + ("",) * (n - len(words(text))) for text in texts]
+    ((grams, starts),) = _ngrams(texts, [n], salts)
+    return np.split(grams, starts[1:-1])
+
+
+def _ngrams(texts: list[str], lengths: list[int], salts: list[str] | None = None) -> Iterator[tuple[Hashes, npt.NDArray[np.int64]]]:
+    """Of each length the n-grams of all texts one after the other, and where each text's start (and the last's end)."""
+    longest = max(lengths)
+    tokens = [words(text) + ("",) * (longest - len(words(text))) for text in texts]
     sizes = np.array([len(part) for part in tokens])
     owner = np.repeat(np.arange(len(texts)), sizes)
-    grams = np.correlate(np.fromiter(map(_word_hash, itertools.chain.from_iterable(tokens)), np.uint64, len(owner)), ODD[:n], "valid")
-    if salts:
-        grams += np.array([_hash(salt) for salt in salts], np.uint64)[owner[: len(grams)]]
-    whole = owner[n - 1 :] == owner[: len(grams)]  # not across two texts
-    return np.split(mix(grams[whole]), np.cumsum(sizes - n + 1)[:-1])
+    hashes = np.fromiter(map(_word_hash, itertools.chain.from_iterable(tokens)), np.uint64, len(owner))
+    for n in lengths:
+        grams = np.correlate(hashes, ODD[:n], "valid")
+        if salts:
+            grams += np.array([_hash(salt) for salt in salts], np.uint64)[owner[: len(grams)]]
+        whole = owner[n - 1 :] == owner[: len(grams)]  # not across two texts
+        yield mix(grams[whole]), np.cumsum([0, *(sizes - n + 1)])
 
 
 def _shingles(rows: list[Row]) -> list[Hashes]:

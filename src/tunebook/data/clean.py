@@ -24,10 +24,10 @@ from tqdm.auto import tqdm
 
 from tunebook.data import images
 from tunebook.data.checks import NOT_AN_ANSWER
-from tunebook.data.records import records
+from tunebook.data.records import is_file, records
 from tunebook.data.rows import Reject
 from tunebook.recipe import CleanConfig, Recipe, UserError, find_file, first_line, read_text, scrubbed, secret
-from tunebook.run import Stage, file_hash
+from tunebook.run import Stage, file_hash, fingerprint
 from tunebook.verify import boxed, verify
 
 LOCAL = re.compile(r"^https?://(localhost|127\.|\[::1\])")
@@ -36,6 +36,8 @@ CHARACTERS_A_TOKEN = 3.5
 """For the estimate before the first request; the server's own count after it."""
 MAX_CHARACTERS = 200_000
 """Of an answer; a longer one counts as cut off."""
+DECIDES = {"hub_split", "question", "solution", "answer", "image", "send_images", "max_new_tokens", "temperature", "limit", "extra"}
+"""The settings that rows depend on, beside the files, the server and the model."""
 FORMAT = re.compile(r"^### Solution\n+1\. .+?\n### Final Answer\n+.*\\boxed\s*\{", re.DOTALL)
 
 
@@ -65,7 +67,7 @@ def clean(recipe: Recipe, force: bool = False) -> dict[str, Any]:
     source) or, with the reason, in `clean/quarantine.jsonl`.
 
     Every answer is in `clean.db` before it counts, so an interrupted run goes on with nothing asked twice; a row that got no
-    answer is asked again in the next run (of a finished one: with `force`).
+    answer is asked again in the next run (of a finished one: with `force`, which also checks all answers again).
 
     Raises UserError for a missing key or file, when the server does not answer or refuses, and when the budget is spent.
     """
@@ -76,7 +78,7 @@ def clean(recipe: Recipe, force: bool = False) -> dict[str, Any]:
     server = _server(config)
     with stage.open(resume=False) as folder:
         work = _Work(config, server, stage.key, recipe.run_dir / "clean.db")
-        work.forget_unanswered()
+        work.forget(everything=force)
         work.run(_rows(config), _count(config))
         stage.record = {"rows": work.write(folder), "model": server.model, **work.spent()}
     return stage.result
@@ -85,9 +87,11 @@ def clean(recipe: Recipe, force: bool = False) -> dict[str, Any]:
 def clean_stage(recipe: Recipe) -> Stage:
     """The stage that `clean` fills."""
     config = _config(recipe)
-    settings = config.model_dump(mode="json", include={"question", "solution", "answer", "image", "max_new_tokens", "temperature", "limit", "model"})
-    settings["length_ratio"] = config.max_length_ratio
-    files = {name: file_hash(find_file(name)) for name in (config.prompt, config.source) if name == config.prompt or Path(name).suffix}
+    settings = config.model_dump(mode="json", include=DECIDES)
+    url, model = _asked(config)
+    # Of the address a hash: it is written nowhere.
+    settings |= {"length_ratio": config.max_length_ratio, "model": model, "server": fingerprint(scrubbed(url)) if url else None}
+    files = {name: file_hash(find_file(name)) for name in (config.prompt, config.source) if name == config.prompt or is_file(name)}
     return Stage(recipe, "clean", settings, {"source": config.source, **files})
 
 
@@ -164,9 +168,9 @@ class _Work:
                 future.result()
                 raise
 
-    def forget_unanswered(self) -> None:
-        """Rows that got no answer in an earlier run are asked again."""
-        self.db.execute("DELETE FROM outcomes WHERE stage = ? AND reason LIKE 'no answer%'", (self.key,))
+    def forget(self, everything: bool) -> None:
+        """What became of the rows that got no answer in an earlier run, or of all: they are taken up again. Answers stay."""
+        self.db.execute("DELETE FROM outcomes WHERE stage = ? AND (? OR reason LIKE 'no answer%')", (self.key, everything))
 
     def spent(self) -> dict[str, Any]:
         """Tokens and cost of all answers in the database."""
@@ -249,13 +253,14 @@ class _Work:
         self._keep(number, reason, row if not reason else {**row, "reason": reason, "original": raw.solution})
 
     async def _ask(self, client: Any, limiter: Any, messages: list[dict[str, Any]]) -> tuple[str, bool]:
-        """Text and whether it was cut off; from the database when the same was asked before."""
+        """Text and whether it was cut off; from the database when the same server was asked the same before."""
         import openai
 
         config = self.config
         asked = {"model": self.server.model, "messages": messages, "max_tokens": config.max_new_tokens, "temperature": config.temperature}
         asked |= {"extra_body": config.extra} if config.extra else {}
-        key = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
+        # With the address: a name is the server's own, and another one may call another model so.
+        key = hashlib.sha256(json.dumps(asked | {"url": self.server.url}, sort_keys=True).encode()).hexdigest()
         if kept := self.db.execute("SELECT text, truncated FROM answers WHERE request = ?", (key,)).fetchone():
             return str(kept[0]), bool(kept[1])
         if config.budget is not None and self.cost >= config.budget:
@@ -314,8 +319,13 @@ def _config(recipe: Recipe) -> CleanConfig:
     return recipe.clean
 
 
+def _asked(config: CleanConfig) -> tuple[str | None, str | None]:
+    """Address and model: the recipe's, else the environment's."""
+    return config.url or secret("BASE_URL"), config.model or secret("MODEL")
+
+
 def _server(config: CleanConfig) -> Server:
-    url, model = (config.url or secret("BASE_URL")), (config.model or secret("MODEL"))
+    url, model = _asked(config)
     key = secret("API_KEY") or ("none" if url and LOCAL.match(url) else None)
     for name, value in (("BASE_URL", url), ("MODEL", model), ("API_KEY", key)):
         if not value:
@@ -325,7 +335,7 @@ def _server(config: CleanConfig) -> Server:
 
 def _rows(config: CleanConfig) -> Iterator[Raw | Reject]:
     """The source's rows; what cannot be asked comes as a Reject."""
-    find = images.finder(find_file(config.source).parent if Path(config.source).suffix else Path.cwd())
+    find = images.finder(find_file(config.source).parent if is_file(config.source) else Path.cwd())
     for number, raw in itertools.islice(records(config.source, config.hub_split, "clean.source"), config.limit):
         yield raw if isinstance(raw, Reject) else _raw(config, find, number, raw)
 
@@ -339,7 +349,8 @@ def _raw(config: CleanConfig, find: Callable[[str], Path | bytes], number: int, 
     gold = raw.get(config.answer) if config.answer else boxed(raw[config.solution])
     if gold is None or not str(gold).strip():
         return Reject(source_id, "no answer to check against", f"no {config.answer or 'boxed answer'}", kept)
-    image, name = None, str(raw.get(config.image)) if config.image else ""
+    given = raw.get(config.image) if config.image else None
+    image, name = None, "" if given is None else str(given)
     if name:
         try:
             image = find(name)

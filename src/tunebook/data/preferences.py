@@ -109,13 +109,14 @@ def read(recipe: Recipe, count_tokens: Callable[[str], int], folder: Path, *furt
     UltraFeedback's form (`chosen` and `rejected` as whole conversations, `score_chosen`, `score_rejected`), plain text, or a
     message list each; `pairs.columns` for other names. Their images (`image` or `images`, files beside it) are checked and written to
     `folder`. A pair without an `answer` cannot be verified: its `chosen_correct` and `rejected_correct` are None. Prompts of the val
-    and test splits, items of benchmarks, and what `further` checks reject are refused.
+    and test splits, items of benchmarks, and what `further` checks reject are refused, and a pair that repeats: a prompt may have
+    several pairs.
     """
     config = recipe.pairs
     prompts = Prompts(recipe)
     held_out = [_row(r["source_id"], r["prompt"], r["completion"], images_of(r)) for split in ("val", "test") for r in load(recipe, split)]
     contamination = checks.Contamination(recipe.data.contamination, held_out)
-    benchmarks, duplicates = checks.benchmarks(recipe), checks.Duplicates(1.0)
+    benchmarks, seen = checks.benchmarks(recipe), dict[int, str]()
     path = str(config.dataset)
     find, counters = images.finder((find_file(path) if is_file(path) else Path(path)).parent), list[images.TokenCounter]()
 
@@ -137,10 +138,23 @@ def read(recipe: Recipe, count_tokens: Callable[[str], int], folder: Path, *furt
             found = (
                 next((r for row in sides for check in each if (r := check(row))), None)
                 or checks.check_length(max(sides, key=lambda row: row.tokens), recipe.model.max_seq_length)
-                or duplicates.check(sides[0])
+                or _repeated(sides[0], found, seen)
                 or found
             )
         yield found
+
+
+def asked(pair: Pair) -> str:
+    """What a pair's prompt asks, but for layout, case and punctuation: the same for all pairs of a prompt."""
+    text = "\n".join(m["content"] for m in pair["prompt"] if m["role"] != "system")
+    return " ".join([*words(text), *pair["images"]])
+
+
+def _repeated(row: Row, pair: Pair, seen: dict[int, str]) -> Reject | None:
+    """Reject a pair that asks the same and has both sides the same, else remember it."""
+    texts = [m["content"].split() for m in [*pair["prompt"], *pair["chosen"], *pair["rejected"]] if m["role"] != "user"]
+    first = seen.setdefault(hash((asked(pair), *map(" ".join, texts))), row.source_id)
+    return None if first == row.source_id else checks.rejected(row, "duplicate", f"of {first}")
 
 
 def _existing(
