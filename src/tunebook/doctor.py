@@ -122,7 +122,12 @@ def hardware() -> Iterator[Finding]:
     yield Finding("bfloat16", "in hardware" if bfloat16(kind) else "not in hardware: model.dtype null trains in float32 on a CPU, float16 on a GPU")
     ram, cores = free_ram(), len(os.sched_getaffinity(0))
     short = ram < NEEDED_RAM
-    yield Finding("cores, free memory", f"{cores}, {ram / 2**30:.1f} GB", f"end other programs: {DEFAULT} wants {NEEDED_RAM // 2**30} GB" if short else "", short)
+    yield Finding(
+        "cores, free memory",
+        f"{cores}, {ram / 2**30:.1f} GB",
+        f"end other programs: {DEFAULT} wants {NEEDED_RAM // 2**30} GB" if short else "",
+        short,
+    )
 
 
 def bfloat16(kind: str) -> bool:
