@@ -157,6 +157,7 @@ def test_steps_instead_of_answers_are_trained_on_too(paired, tiny_recipe):
     recipe = paired("steps")
     keys = {key: used for key, (_, used) in recipe.overrides.items() if key != "run"} | {
         "pairs.compare": "step",
+        "dpo.use_weighting": True,
         "dpo.eval_strategy": "epoch",
         "dpo.logging_steps": 3,
     }

@@ -270,6 +270,7 @@ def test_the_model_is_asked_for_errors_and_a_second_round_starts_from_the_first(
 
     monkeypatch.setenv("TUNEBOOK_RUNS", str(taught / "runs"))
     keys = {"pairs.methods": ["on_policy", "injected_error"], "dpo.max_steps": 2, "dpo.save_strategy": "no", "pairs.prompts": 5, "pairs.rounds": 2}
+    keys["dpo.eval_strategy"] = "steps"  # and pairs.val is 0: nothing to evaluate on
     recipe = load_recipe(taught / "taught.yaml", overrides=keys)
     assert recipe.run_dir.joinpath("sft").exists()
     first = pairs(recipe)
