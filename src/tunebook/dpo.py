@@ -48,6 +48,8 @@ def dpo(recipe: Recipe, number: int = 1, force: bool = False, resume: bool = Tru
         from trl import DPOConfig, DPOTrainer
 
         args, callbacks = train.arguments(DPOConfig, recipe, "dpo", folder)
+        if args.use_weighting and "sft" in args.loss_type:  # TRL and Unsloth multiply it in place, and it is one number for all rows
+            raise UserError("dpo.use_weighting cannot weight the sft loss: set dpo.loss_type=[sigmoid] and dpo.loss_weights=[1.0]")
         val = train.eval_rows(args, rows["val"], "dpo", "pairs.val")
         needed = memory.preflight(recipe, args, rows["train"], "dpo")
         model, tokenizer = models.load(recipe)
