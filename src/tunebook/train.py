@@ -269,7 +269,7 @@ def _summed_loss(history: list[dict[str, Any]]) -> float:
     Each entry is the mean since the one before; `watch.health` logs at each checkpoint, so that no step is missing.
     """
     logs = [(0, 0.0), *((e["step"], float(e["loss"])) for e in history if "loss" in e)]
-    return sum(loss * (step - last) for (last, _), (step, loss) in itertools.pairwise(logs))
+    return float(sum(loss * (step - last) for (last, _), (step, loss) in itertools.pairwise(logs)))
 
 
 def _tokens(history: list[dict[str, Any]]) -> int | None:
