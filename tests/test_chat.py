@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
+import threading
 import time
 from pathlib import Path
 
@@ -45,6 +47,53 @@ def test_an_untrained_run_has_its_base_only(tmp_path):
             pass
     with pytest.raises(UserError, match="run `uv run tunebook sft"), models.use("sft"):
         pass
+
+
+def test_a_revision_is_that_of_the_recipes_base_alone(monkeypatch):
+    loaded = []
+    monkeypatch.setattr(c.models, "load", lambda recipe: loaded.append(recipe.model) or (None, None))
+    monkeypatch.setattr(c, "load_stages", lambda recipe, stages: loaded.append(recipe.model) or (None, None))
+    there = c.Models(load_recipe(overrides={"model.revision": "v1"}))
+    there._load("user/other")
+    there._load("")
+    assert [(model.base, model.revision) for model in loaded] == [("user/other", None), ("smollm2-135m-instruct", "v1")]
+
+
+def test_model_and_conversation_cannot_be_changed_under_an_answer(monkeypatch):
+    """Another adapter would write the rest of the answer, and the answer would bring the old conversation back."""
+    from tunebook import widgets
+
+    class Asked:
+        names = ("base", "sft")
+
+        @contextlib.contextmanager
+        def use(self, name):
+            yield Local(None, None)
+
+    under_way, go_on = threading.Event(), threading.Event()
+
+    def ask(self, question, image=None):
+        yield "so "
+        under_way.set()
+        assert go_on.wait(10)
+        if question == "Two?":
+            raise UserError("no")
+
+    monkeypatch.setattr(c.Chat, "ask", ask)
+    settings, _, question, buttons = widgets.question_box(Asked(), "base", Drawing(5)).children
+    chosen, (ask_button, stop, reset, *_) = settings.children[0], buttons.children
+    for text in ("One?", "Two?"):
+        assert (chosen.disabled, reset.disabled, ask_button.disabled, stop.disabled) == (False, False, False, True)
+        question.value = text
+        ask_button.click()
+        assert under_way.wait(10)
+        assert (chosen.disabled, reset.disabled, ask_button.disabled, stop.disabled) == (True, True, True, False)
+        go_on.set()
+        for thread in threading.enumerate():
+            if thread.name.endswith("(answer)"):
+                thread.join(10)
+        under_way.clear(), go_on.clear()
+    assert (chosen.disabled, reset.disabled) == (False, False)
 
 
 def whole(source: Local, prompt: Messages, max_new_tokens: int) -> str:

@@ -157,6 +157,9 @@ def test_steps_instead_of_answers_are_trained_on_too(paired, tiny_recipe):
     recipe = paired("steps")
     keys = {key: used for key, (_, used) in recipe.overrides.items() if key != "run"} | {
         "pairs.compare": "step",
+        "dpo.use_weighting": True,
+        "dpo.loss_type": ["sigmoid"],
+        "dpo.loss_weights": [1.0],
         "dpo.eval_strategy": "epoch",
         "dpo.logging_steps": 3,
     }
@@ -166,6 +169,8 @@ def test_steps_instead_of_answers_are_trained_on_too(paired, tiny_recipe):
     record = dpo(steps)
     assert record["audit"]["loss"] == pytest.approx(math.log(2), abs=0.01)
     assert record["metrics"]["steps"] == 40 and record["metrics"]["eval_loss"] is not None
+    with pytest.raises(UserError, match=r"dpo\.use_weighting cannot weight the sft loss: set dpo\.loss_type"):
+        dpo(load_recipe(tiny_recipe, run="steps", overrides=keys | {"dpo.loss_type": ["sigmoid", "sft"], "dpo.loss_weights": [1.0, 1.0]}))
 
 
 @pytest.mark.slow

@@ -12,7 +12,7 @@ from tunebook.data.geometry import problems
 from tunebook.data.preferences import COLUMNS, build, check_sample, format_only, told_apart
 from tunebook.data.prepare import data_stage, prepare, read_parquet, training_rows, write_parquet
 from tunebook.generate import Answer
-from tunebook.pairs import Work, _rows, _split, injected_error, on_policy, pairs, pairs_stage, summary
+from tunebook.pairs import Work, _rows, _split, _why_none, injected_error, on_policy, pairs, pairs_stage, summary
 from tunebook.recipe import ROOT, PairsConfig, UserError, load_recipe
 from tunebook.verify import verify
 
@@ -42,6 +42,7 @@ ROW = {
     "gold": "5",
     "prompt": [{"role": "user", "content": "2 + 3?"}],
     "completion": [{"role": "assistant", "content": RIGHT}],
+    "tokens": 60,
 }
 
 
@@ -125,6 +126,22 @@ def test_every_prompt_has_a_pair_or_a_reason(monkeypatch):
     assert work.record["error_prompts"] == {"paired": 1, "the same text": 1, "broken": 1, "lengths too far apart": 1}
 
 
+def test_what_the_trainer_would_cut_is_in_no_pair(monkeypatch):
+    """The row has 60 tokens, 26 of them its solution's; an answer may have 4 more."""
+    assert len(RIGHT) // 2 == 26
+    fits, long = WRONG + "." * 8, WRONG + "." * 10
+    answers, limit = [RIGHT, fits, RIGHT, long, RIGHT + "." * 10, fits, "?", long], {"pairs.samples": 2, "model.max_seq_length": 64}
+    work = work_of(answers, 4, monkeypatch, **limit)
+    (pair,) = on_policy(work)
+    assert pair["rejected"][0]["content"] == fits
+    assert work.record["prompts"] == {"too long": 3, "paired": 1}
+    assert work.record["samples"] == {"too long": 3, "right": 2, "wrong": 2, "broken": 1}
+    work = work_of([fits, long], 2, monkeypatch, **limit)
+    (pair,) = injected_error(work)
+    assert pair["rejected"][0]["content"] == fits and work.record["error_prompts"] == {"paired": 1, "too long": 1}
+    assert _why_none({"samples": work.record["errors"] | {"too long": 9}}).endswith("9 are too long; raise model.max_seq_length")
+
+
 def test_a_collapsed_model_is_noticed_while_it_answers(monkeypatch):
     with pytest.raises(UserError, match=r"32 of 32 answers repeat one piece of text to their end.*lower learning_rate"):
         on_policy(work_of(["So 7 " + "7 " * 40] * 40, 10, monkeypatch))
@@ -203,6 +220,7 @@ def test_an_existing_set_is_read_in_every_form_and_each_bad_row_named(tmp_path):
     """Without a model: also a question of the test split is refused."""
     (stolen,) = problems("test", 1)
     rows = [*SET, (GOOD | {"prompt": f"Please: {stolen.question}"}, "in the test or val split")]
+    rows.append((GOOD | {"prompt": "K", "rejected": "word " * 358}, "too long"))  # its text is not, with the chat template's tokens it is
     path = tmp_path / "set.jsonl"
     path.write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row, _ in rows))
     content = yaml.safe_load((ROOT / "configs" / "smollm2-math.yaml").read_text())
@@ -286,6 +304,7 @@ def test_the_model_is_asked_for_errors_and_a_second_round_starts_from_the_first(
 
     monkeypatch.setenv("TUNEBOOK_RUNS", str(taught / "runs"))
     keys = {"pairs.methods": ["on_policy", "injected_error"], "dpo.max_steps": 2, "dpo.save_strategy": "no", "pairs.prompts": 5, "pairs.rounds": 2}
+    keys["dpo.eval_strategy"] = "steps"  # and pairs.val is 0: nothing to evaluate on
     recipe = load_recipe(taught / "taught.yaml", overrides=keys)
     assert recipe.run_dir.joinpath("sft").exists()
     first = pairs(recipe)

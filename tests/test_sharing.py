@@ -123,3 +123,21 @@ def test_grouped_attention_is_eager_attention(masked):
     query, key, value = torch.randn(2, 6, 4, 8), torch.randn(2, 2, 7, 8), torch.randn(2, 2, 7, 8)
     mask = torch.zeros(2, 1, 4, 7).masked_fill(torch.rand(2, 1, 4, 7) < 0.3, -1e9) if masked else None
     torch.testing.assert_close(grouped(module, query, key, value, mask, 0.3)[0], eager_attention_forward(module, query, key, value, mask, 0.3)[0])
+
+
+def test_grouped_attention_refuses_what_it_does_not_compute():
+    import torch
+    from transformers import Gemma2Config, Gemma2ForCausalLM
+
+    from tunebook.attention import register
+    from tunebook.recipe import UserError
+
+    register()
+    shape = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 4}
+    ids = torch.tensor([[1, 2, 3]])
+    capped, plain = (
+        Gemma2ForCausalLM(Gemma2Config(vocab_size=9, **shape, attn_logit_softcapping=cap, attn_implementation="grouped")) for cap in (50.0, None)
+    )
+    with pytest.raises(UserError, match=r"attention takes softcap, which grouped has not: set model\.attn_implementation=eager"):
+        capped(ids)
+    assert plain(ids).logits.shape == (1, 3, 9)

@@ -146,6 +146,21 @@ def test_early_stopping_keeps_its_patience_when_training_goes_on(tiny_recipe, mo
         sft(cut)
     resumed = sft(cut)["metrics"]
     assert {k: resumed[k] for k in ("steps", "best_checkpoint")} == {k: undisturbed[k] for k in ("steps", "best_checkpoint")}
+    assert resumed["train_loss"] == pytest.approx(undisturbed["train_loss"], rel=1e-4) and resumed["resumed_at_step"] > 0
+
+
+def test_a_plateau_schedule_trains_and_without_val_rows_says_what_it_needs(tiny_recipe):
+    from tunebook.sft import sft
+
+    keys = {"sft.lr_scheduler_type": "reduce_lr_on_plateau", "sft.max_steps": 4, "sft.eval_steps": 2}
+    recipe = load_recipe(tiny_recipe, run="plateau", overrides=keys)
+    assert sft(recipe)["metrics"]["optimizer_learning_rate"] == 5e-3
+    assert (recipe.run_dir / "sft" / "adapter" / "adapter_model.safetensors").exists()
+    none = {"sft.max_steps": 2, "data.sources.0.val": 0}
+    with pytest.raises(UserError, match=r"no val rows to evaluate on, and sft\.lr_scheduler_type cannot do without"):
+        sft(load_recipe(tiny_recipe, run="none", overrides=keys | none))
+    metrics = sft(load_recipe(tiny_recipe, run="none", overrides=none))["metrics"]
+    assert (metrics["steps"], metrics["eval_loss"]) == (2, None)
 
 
 def test_evaluation_goes_on_where_it_was_cut(tiny_recipe):

@@ -8,7 +8,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from tunebook.recipe import UserError
+
 NAME = "grouped"
+UNKNOWN = ("softcap", "s_aux", "position_bias")
+"""What some models want beside (Gemma 2, gpt-oss, Inkling) and `grouped` does not compute."""
 
 
 def register() -> None:
@@ -27,9 +31,13 @@ def grouped(
 
     `query` is (rows, heads, length, size), `key` and `value` (rows, groups, seen, size), the mask (rows, 1, length, seen) is added;
     returns (rows, length, heads, size). Softmax in float32, as transformers' eager attention has it.
+
+    Raises UserError when a model wants more than that: its logits would be wrong and nothing would say so.
     """
     import torch
 
+    if wanted := [name for name in UNKNOWN if kwargs.get(name) is not None]:
+        raise UserError(f"this model's attention takes {', '.join(wanted)}, which {NAME} has not: set model.attn_implementation=eager")
     rows, heads, length, size = query.shape
     groups = key.shape[1]
     scores = (query.reshape(rows, groups, -1, size) @ key.transpose(2, 3)) * (size**-0.5 if scaling is None else scaling)

@@ -62,7 +62,8 @@ class Models:
         if where and not (Path(where) / "config.json").exists() and not re.fullmatch(r"[\w.-]+/[\w.-]+", where):
             raise UserError(f"no model {where!r}: choose from {', '.join(self.names)}, or give a folder or a hub id such as user/name")
         if where not in self._loaded:
-            config = self.recipe.model.model_copy(update={"base": where, "chat_template": None, "eos_token": None} if where else {})
+            another = {"base": where, "revision": None, "chat_template": None, "eos_token": None}  # these belong to the recipe's base
+            config = self.recipe.model.model_copy(update=another if where else {})
             recipe = self.recipe.model_copy(update={"model": config})
             try:
                 model, tokenizer = models.load(recipe) if where else load_stages(recipe, trained(recipe))

@@ -48,6 +48,9 @@ def dpo(recipe: Recipe, number: int = 1, force: bool = False, resume: bool = Tru
         from trl import DPOConfig, DPOTrainer
 
         args, callbacks = train.arguments(DPOConfig, recipe, "dpo", folder)
+        if args.use_weighting and "sft" in args.loss_type:  # TRL and Unsloth multiply it in place, and it is one number for all rows
+            raise UserError("dpo.use_weighting cannot weight the sft loss: set dpo.loss_type=[sigmoid] and dpo.loss_weights=[1.0]")
+        val = train.eval_rows(args, rows["val"], "dpo", "pairs.val")
         needed = memory.preflight(recipe, args, rows["train"], "dpo")
         model, tokenizer = models.load(recipe)
         model = models.restore_lora(models.add_lora(model, recipe), recipe.run_dir / start / "adapter")
@@ -58,7 +61,7 @@ def dpo(recipe: Recipe, number: int = 1, force: bool = False, resume: bool = Tru
             args=args,
             processing_class=tokenizer,
             train_dataset=rows["train"],
-            eval_dataset=train.eval_rows(args, rows["val"]),
+            eval_dataset=val,
             callbacks=[*callbacks, health],
         )
         if recipe.pairs.compare == "step":
@@ -150,18 +153,19 @@ def image_margins(trainer: Any, rows: Any) -> dict[str, float]:
 
 
 def _measured(trainer: Any, rows: list[dict[str, Any]]) -> tuple[float, dict[str, float]]:
-    """The sigmoid loss and the metrics of some rows, without a step."""
+    """The sigmoid loss and the metrics of some rows, without a step. What would be weighted or added is left out."""
     import torch
 
     inputs = trainer._prepare_inputs(trainer.data_collator([dict(row) for row in rows]))
-    kept = trainer.loss_types, trainer.loss_weights, trainer.model.training
-    trainer.loss_types, trainer.loss_weights = ["sigmoid"], [1.0]
+    plain = {"loss_types": ["sigmoid"], "loss_weights": [1.0], "use_weighting": False, "aux_loss_enabled": False}
+    kept, training = {name: getattr(trainer, name) for name in plain}, trainer.model.training
+    vars(trainer).update(plain)
     trainer.model.eval()
     with torch.no_grad(), trainer.compute_loss_context_manager():
         loss = float(trainer.compute_loss(trainer.model, inputs))
     seen = {k: values[-1] for k, values in trainer._metrics["eval"].items()}
     trainer._metrics["eval"].clear()
-    trainer.loss_types, trainer.loss_weights, training = kept
+    vars(trainer).update(kept)
     trainer.model.train(training)
     return loss, seen
 

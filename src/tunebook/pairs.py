@@ -31,7 +31,7 @@ from tunebook.data.preferences import COLUMNS, Pair, Sample, build, check_sample
 from tunebook.data.prepare import data_stage, prepare, read_parquet, training_rows, write_parquet, write_quarantine
 from tunebook.data.records import is_file
 from tunebook.data.rows import Reject, Row, images_of, share
-from tunebook.data.tokens import text_counter
+from tunebook.data.tokens import looked_at, text_counter
 from tunebook.generate import Answer, Local, Sampling, answer_file, local, repeats
 from tunebook.recipe import PairsConfig, Recipe, ServerConfig, UserError, find_file, read_text
 from tunebook.run import Stage, file_hash, finished_key, policy_name, round_name
@@ -57,6 +57,12 @@ class Work:
     """The check for control tokens in the text."""
     answered: int = 0
     repeating: int = 0
+
+    def fits(self, row: dict[str, Any], text: str) -> bool:
+        """Whether the trainer takes a row's prompt with this answer whole: `prepare` has counted it with the row's own solution, as the
+        chat template renders it and with its images."""
+        tokens = int(row["tokens"]) - self.count_tokens(row["completion"][0]["content"]) + self.count_tokens(text)
+        return tokens <= self.recipe.model.max_seq_length
 
     def notice(self, answer: Answer) -> None:
         """Count an answer. Raises UserError when nearly all so far repeat one piece of text to their end: such a model gives no pairs."""
@@ -122,9 +128,10 @@ def _why_none(record: dict[str, Any]) -> str:
     counts = record.get("samples") or {}
     if not counts:
         return "; look at quarantine.jsonl"
-    helps = "train SFT longer or raise pairs.max_new_tokens: they are cut off or without a box"
-    if max(counts, key=lambda kind: int(counts[kind])) != "broken":
-        helps = "raise pairs.temperature, pairs.samples or pairs.prompts"
+    helps = {
+        "broken": "train SFT longer or raise pairs.max_new_tokens: they are cut off or without a box",
+        "too long": "raise model.max_seq_length",
+    }.get(max(counts, key=lambda kind: int(counts[kind])), "raise pairs.temperature, pairs.samples or pairs.prompts")
     return f": of {sum(counts.values())} samples {', '.join(f'{n} are {kind}' for kind, n in counts.items())}; {helps}"
 
 
@@ -160,8 +167,7 @@ def on_policy(work: Work) -> list[Pair]:
 
     def record(i: int, answer: Answer) -> Sample:
         work.notice(answer)
-        row = flat[i][0]
-        return _sample(answer, row["gold"], row["completion"][0]["content"], seeds[i])
+        return _sample(work, flat[i][0], answer, seeds[i])
 
     prompts = [row["prompt"] for row, _ in flat]
     shown = [images_of(row) for row, _ in flat]
@@ -178,7 +184,8 @@ def on_policy(work: Work) -> list[Pair]:
 
 def unpaired(verdicts: set[str]) -> str:
     """Why samples of these verdicts gave no pair."""
-    return next((f"never {verdict}" for verdict in ("right", "wrong") if verdict not in verdicts), "lengths too far apart")
+    never = next((f"never {verdict}" for verdict in ("right", "wrong") if verdict not in verdicts), "")
+    return "too long" if never and "too long" in verdicts else never or "lengths too far apart"
 
 
 def injected_error(work: Work) -> list[Pair]:
@@ -196,8 +203,7 @@ def injected_error(work: Work) -> list[Pair]:
 
     def record(i: int, answer: Answer) -> Sample:
         work.notice(answer)
-        row = work.rows[i]
-        return {"strategy": drawn[i]} | _sample(answer, row["gold"], row["completion"][0]["content"], seeds[i])
+        return {"strategy": drawn[i]} | _sample(work, work.rows[i], answer, seeds[i])
 
     shown = [images_of(row) for row in work.rows]
     samples = answer_file(work.folder / "errors.jsonl", work.source(), prompts, _sampling(config, seeds), record, "writing errors", shown)
@@ -221,9 +227,14 @@ def injected_error(work: Work) -> list[Pair]:
 def dataset(work: Work) -> list[Pair]:
     """An existing preference set; what cannot be used goes to `quarantine.jsonl` with the reason."""
     read = list(preferences.read(work.recipe, work.count_tokens, work.folder / "images", work.control))
-    work.rejects += [r for r in read if isinstance(r, Reject)]
+    sound = [p for p in read if not isinstance(p, Reject)]
+    # As the trainer sees them: `read` counts text without the chat template.
+    sides = (Row(p["source_id"], "train", p["prompt"], p[side], images=p["images"]) for p in sound for side in ("chosen", "rejected"))
+    looked = iter(looked_at(sides, work.recipe.model, work.folder / "images"))
+    verdicts = [next((side for side in both if isinstance(side, Reject)), None) for both in zip(looked, looked, strict=True)]
+    work.rejects += [r for r in [*read, *verdicts] if isinstance(r, Reject)]
     work.record["quarantined"] = dict(Counter(r.reason for r in work.rejects))
-    found = [p for p in read if not isinstance(p, Reject)]
+    found = [p for p, reject in zip(sound, verdicts, strict=True) if reject is None]
     if margins := sorted(p["margin"] for p in found if p["margin"] is not None):
         work.record["margin"] = {"min": margins[0], "median": margins[len(margins) // 2], "max": margins[-1]}
     return found
@@ -310,8 +321,10 @@ def _sampling(config: PairsConfig, seeds: list[int]) -> Sampling:
     return Sampling(config.max_new_tokens, config.batch_size, config.temperature, seeds)
 
 
-def _sample(answer: Answer, gold: str, like: str, seed: int) -> Sample:
-    verdict = check_sample(answer.text, gold, answer.truncated, like)
+def _sample(work: Work, row: dict[str, Any], answer: Answer, seed: int) -> Sample:
+    verdict: str = check_sample(answer.text, row["gold"], answer.truncated, row["completion"][0]["content"])
+    if verdict != "broken" and not work.fits(row, answer.text):
+        verdict = "too long"
     return {"text": answer.text, "tokens": answer.tokens, "truncated": answer.truncated, "verdict": verdict, "seed": seed}
 
 

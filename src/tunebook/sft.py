@@ -36,6 +36,7 @@ def sft(recipe: Recipe, force: bool = False, resume: bool = True) -> dict[str, A
         from trl import SFTConfig, SFTTrainer
 
         args, callbacks = train.arguments(SFTConfig, recipe, "sft", folder)
+        val = train.eval_rows(args, train.only(COLUMNS, load(recipe, "val")), "sft", "`val` of a data source")
         needed = memory.preflight(recipe, args, rows, "sft")
         model, tokenizer = models.load(recipe)
         model = models.add_lora(model, recipe)
@@ -44,7 +45,7 @@ def sft(recipe: Recipe, force: bool = False, resume: bool = True) -> dict[str, A
             args=args,
             processing_class=tokenizer,
             train_dataset=train.only(COLUMNS, rows),
-            eval_dataset=train.eval_rows(args, train.only(COLUMNS, load(recipe, "val"))),
+            eval_dataset=val,
             callbacks=callbacks,
         )
         if kept := prepared["rows"]["train"] - len(rows):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import itertools
 import math
 import os
 import signal
@@ -65,9 +66,25 @@ def arguments(config: Any, recipe: Recipe, section: str, folder: Path) -> tuple[
     return args, callbacks
 
 
-def eval_rows(args: Any, rows: Any) -> Any:
-    """The rows to evaluate on during training; None when there are none or `eval_strategy` is `no`."""
-    return rows if len(rows) and args.eval_strategy != "no" else None
+def eval_rows(args: Any, rows: Any, section: str, source: str) -> Any:
+    """The rows to evaluate on during training; None when `eval_strategy` is `no`, as it becomes where there are no rows (of `source`,
+    the key that gives them).
+
+    Raises UserError when something else in the section rests on evaluations.
+    """
+    if len(rows):
+        return rows if args.eval_strategy != "no" else None
+    needs = {
+        "load_best_model_at_end": args.load_best_model_at_end,
+        "save_strategy": args.save_strategy == "best",
+        "lr_scheduler_type": args.lr_scheduler_type in ("reduce_lr_on_plateau", "greedy"),
+    }
+    if needed := ", ".join(f"{section}.{key}" for key, is_so in needs.items() if is_so):
+        raise UserError(f"no val rows to evaluate on, and {needed} cannot do without: raise {source}, add rows, or change {needed}")
+    if args.eval_strategy != "no" or args.eval_on_start:
+        print(f"No val rows, so nothing is evaluated during training ({section}.eval_strategy: no); {source} sets some apart.")
+        args.eval_strategy, args.do_eval, args.eval_on_start = type(args.eval_strategy)("no"), False, False
+    return None
 
 
 def only(columns: list[str], rows: Any) -> Any:
@@ -111,7 +128,8 @@ def _run(trainer: Any, folder: Path) -> dict[str, Any]:
     start = {name: p.detach().clone().cpu() for name, p in trainer.model.named_parameters() if p.requires_grad}
     while True:
         checkpoint = _same_for_all(watch.last_checkpoint(folder / "checkpoints") if rank() == 0 else None)
-        history = read_json(checkpoint / "trainer_state.json").get("log_history", []) if checkpoint else []
+        before = read_json(checkpoint / "trainer_state.json") if checkpoint else {}
+        history = before.get("log_history", [])
         trainer._total_train_tokens = _tokens(history) or 0
         if checkpoint is not None:
             print(f"Going on from {checkpoint.name} of the interrupted run.")
@@ -127,14 +145,16 @@ def _run(trainer: Any, folder: Path) -> dict[str, Any]:
     evals = [entry["eval_loss"] for entry in state.log_history if "eval_loss" in entry]
     return {
         "steps": state.global_step,
-        "train_loss": round(output.training_loss, 6),
+        "train_loss": round(output.training_loss + _summed_loss(history) / max(1, state.global_step), 6),
         "eval_loss": evals[-1] if evals else None,
         "best_checkpoint": Path(state.best_model_checkpoint).name if state.best_model_checkpoint else None,
-        "optimizer_learning_rate": trainer.optimizer.param_groups[0]["initial_lr"],
+        # Schedules that only step at evaluations do not keep the rate they began with.
+        "optimizer_learning_rate": trainer.optimizer.param_groups[0].get("initial_lr", trainer.args.learning_rate),
         "effective_batch_size": trainer.args.train_batch_size * trainer.args.gradient_accumulation_steps * trainer.args.world_size,
         "per_device_batch_size": trainer.args.train_batch_size,
         "processes": trainer.args.world_size,
         "tokens": _tokens(state.log_history),
+        "resumed_at_step": before.get("global_step"),  # runtime_s is that of the steps from there on
         "runtime_s": round(output.metrics["train_runtime"], 1),
     }
 
@@ -241,6 +261,15 @@ def _same_for_all(value: Any) -> Any:
     from accelerate.utils import broadcast_object_list
 
     return broadcast_object_list([value])[0]
+
+
+def _summed_loss(history: list[dict[str, Any]]) -> float:
+    """The losses of all steps up to a checkpoint, added up: transformers counts from 0 after a resume, and divides by all steps.
+
+    Each entry is the mean since the one before; `watch.health` logs at each checkpoint, so that no step is missing.
+    """
+    logs = [(0, 0.0), *((e["step"], float(e["loss"])) for e in history if "loss" in e)]
+    return float(sum(loss * (step - last) for (last, _), (step, loss) in itertools.pairwise(logs)))
 
 
 def _tokens(history: list[dict[str, Any]]) -> int | None:

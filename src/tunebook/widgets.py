@@ -50,6 +50,11 @@ def question_box(models: Models, model: str, drawing: Drawing) -> Any:
         with models.use(chosen.value) as source:
             upload.layout.display = None if sees_images(source) else "none"
 
+    def answering(under_way: bool) -> None:
+        """One model carries every adapter, and the answer goes into the conversation: neither may change until it has come."""
+        ask.disabled = chosen.disabled = reset.disabled = under_way
+        stop.disabled = not under_way
+
     def answer(text: str, image: Any) -> None:
         out = ipywidgets.Output(layout=wide)
         picture = () if image is None else (ipywidgets.Image(value=image._repr_png_(), width=min(image.width, 320)),)
@@ -70,7 +75,7 @@ def question_box(models: Models, model: str, drawing: Drawing) -> Any:
             status.value = f'<span style="color:#b42318">{html.escape(str(error))}</span>'
         finally:
             out.outputs = _display(said)
-            ask.disabled, stop.disabled = False, True
+            answering(False)
 
     def on_ask(_: Any) -> None:
         text = question.value.strip()
@@ -79,11 +84,13 @@ def question_box(models: Models, model: str, drawing: Drawing) -> Any:
             return
         stopped.clear()
         chat.model, chat.drawing = chosen.value, Drawing(tokens.value, temperature.value, top_p.value)
-        ask.disabled, stop.disabled, question.value, status.value = True, False, "", f"{chosen.value} answers ..."
+        answering(True)
+        question.value, status.value = "", f"{chosen.value} answers ..."
         try:
             image = open_image(io.BytesIO(upload.value[0]["content"])) if upload.value else None
         except UserError as error:
-            status.value, ask.disabled, stop.disabled = f'<span style="color:#b42318">{html.escape(str(error))}</span>', False, True
+            status.value = f'<span style="color:#b42318">{html.escape(str(error))}</span>'
+            answering(False)
             return
         upload.value = ()
         threading.Thread(target=answer, args=(text, image), daemon=True).start()
