@@ -95,7 +95,7 @@ def test_the_gate_wants_proof_of_few_items_and_the_same_items():
     assert evaluate.gate(recipe) == ["sft against base: not both have been evaluated on the same items"]
 
 
-def test_a_model_that_learnt_other_rows_is_not_evaluated(monkeypatch, tmp_path):
+def test_a_model_that_learnt_other_rows_is_not_evaluated(monkeypatch, tmp_path, capsys):
     """Held-out rows of new data may be train rows of the old ones. The same train split under another key is no harm."""
     rows = tmp_path / "rows.jsonl"
     asked = ({"prompt": f"What is {i} + {i}?", "completion": f"\\boxed{{{2 * i}}}", "answer": str(2 * i)} for i in range(60))
@@ -115,8 +115,9 @@ def test_a_model_that_learnt_other_rows_is_not_evaluated(monkeypatch, tmp_path):
         evaluate.evaluate(recipe(test=0.4), ["sft"])
     evaluate._refuse_learnt(recipe(), "sft", prepare(recipe())["fingerprints"]["train"])
     (folder / "stage.json").write_text(json.dumps({"key": "k", "settings": {"model": {"base": "another", "revision": None}}}))
-    with pytest.raises(UserError, match=r"was trained with model\.base another, not smollm2"):
-        evaluate.evaluate(recipe(), ["sft"])
+    evaluate.eval_stage(recipe(), "sft")
+    evaluate.eval_stage(recipe(), "sft")
+    assert capsys.readouterr().out.count("was trained with model.base another, not smollm2") == 1
 
 
 def test_the_gate_is_the_commands_exit_code(monkeypatch, capsys):

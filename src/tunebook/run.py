@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import datetime
 import errno
+import functools
 import hashlib
 import importlib.metadata
 import json
@@ -163,15 +164,21 @@ def halvings() -> int:
 
 
 def finished_key(recipe: Recipe, name: str) -> str:
-    """The key of a finished stage, for the stages that build on it. Raises UserError that names the command when it is not there, and for
-    a model that was trained from another base than the recipe's."""
+    """The key of a finished stage, for the stages that build on it; warns of one that was trained from another base than the recipe's, which
+    may be a copy. Raises UserError that names the command when it is not there."""
     stage = read_json(recipe.run_dir / name / "stage.json")
     if "key" not in stage:
         raise UserError(f"{recipe.run_dir / name} holds no finished result: run `{command(recipe, name)}` first")
     for key, trained in stage.get("settings", {}).get("model", {}).items():
         if key in ("base", "revision") and trained != (used := getattr(recipe.model, key)):
-            raise UserError(f"{recipe.run_dir / name} was trained with model.{key} {trained}, not {used}: give it as it was, or choose another --run")
+            _warn(f"{recipe.run_dir / name} was trained with model.{key} {trained}, not {used}: it is another model unless the weights are the same")
     return str(stage["key"])
+
+
+@functools.cache
+def _warn(text: str) -> None:
+    """Once in a process."""
+    print(f"Warning: {text}")
 
 
 def command(recipe: Recipe, name: str) -> str:
