@@ -395,6 +395,7 @@ def test_ctrl_c_does_not_wait_for_a_server_that_is_silent(world):
         url = f"http://127.0.0.1:{silent.getsockname()[1]}/v1"
         command = world.start("pairs", "--recipe", str(world.recipe), "--run", "silent", "--set", f"pairs.server={{url: '{url}', model: m}}")
         silent.accept()
+        time.sleep(1)  # until it waits for answers: while threads start, an interruption can be lost
         os.kill(command.pid, signal.SIGINT)
         assert command.wait(10) == 130 and "Go on with: uv run tunebook pairs" in command.text
 
