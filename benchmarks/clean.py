@@ -22,8 +22,9 @@ from pathlib import Path
 
 import openai
 
-from tunebook.recipe import ROOT, load_recipe
-from tunebook.run import environment
+from tunebook.recipe.files import ROOT
+from tunebook.recipe.loading import load_recipe
+from tunebook.runs.machine import environment
 
 QUESTION = "In row {n}: what is {n} plus 2?"
 

@@ -16,8 +16,8 @@ from typing import Any
 
 import psutil
 
-from tunebook.recipe import UserError
-from tunebook.run import environment
+from tunebook.recipe.errors import UserError
+from tunebook.runs.machine import environment
 
 
 def measured(command: list[str], ok: tuple[int, ...] = (0,), **env: str) -> dict[str, Any]:

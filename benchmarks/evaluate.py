@@ -18,13 +18,16 @@ from typing import Annotated, Any
 import common
 import typer
 
-from tunebook import models
-from tunebook.data.images import render
-from tunebook.data.prepare import load, prepare
-from tunebook.evaluate import evenly
-from tunebook.generate import Sampling, generate, local
-from tunebook.recipe import load_recipe
-from tunebook.run import peak_memory_gb
+from tunebook.data.prepare import prepare
+from tunebook.data.rows import evenly
+from tunebook.data.storage import load
+from tunebook.generation.answers import Sampling
+from tunebook.generation.generate import generate
+from tunebook.generation.local import local
+from tunebook.models import adapters, backend, builtin, loading
+from tunebook.models.chat_template import render
+from tunebook.recipe.loading import load_recipe
+from tunebook.runs.machine import peak_memory_gb
 
 
 def main(
@@ -37,7 +40,7 @@ def main(
     out: Annotated[Path | None, typer.Option(help="Where the figures are written as JSON.")] = None,
 ) -> None:
     rec = load_recipe(recipe)
-    models.backend()
+    backend.backend()
     import torch
     from lm_eval.api.instance import Instance
     from lm_eval.models.huggingface import HFLM
@@ -47,13 +50,13 @@ def main(
         torch.set_num_threads(threads)
     prepare(rec)
     prompts = [row["prompt"] for row in evenly(load(rec, "test"), items)]
-    model, tokenizer = models.load(rec)
+    model, tokenizer = loading.load(rec)
     adapter = rec.run_dir / "sft" / "adapter"
-    model = models.load_adapters(model, {"sft": adapter} if adapter.exists() else {})
+    model = adapters.load_adapters(model, {"sft": adapter} if adapter.exists() else {})
     with local(model, tokenizer, "sft" if adapter.exists() else None) as source:
         trained = {"peft": str(adapter)} if adapter.exists() else {}
         lm = HFLM(
-            pretrained=models.resolve(rec.model.base),
+            pretrained=builtin.resolve(rec.model.base),
             dtype=str(model.dtype).removeprefix("torch."),
             device=str(model.device),
             batch_size=batch_size,

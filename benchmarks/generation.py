@@ -17,12 +17,15 @@ from typing import Annotated, Any
 import common
 import typer
 
-from tunebook import models
-from tunebook.data.images import render
-from tunebook.data.prepare import load, prepare
-from tunebook.generate import Sampling, encode, generate, local
-from tunebook.recipe import load_recipe
-from tunebook.run import peak_memory_gb
+from tunebook.data.prepare import prepare
+from tunebook.data.storage import load
+from tunebook.generation.answers import Sampling
+from tunebook.generation.generate import generate
+from tunebook.generation.local import encode, local
+from tunebook.models import adapters, backend, loading
+from tunebook.models.chat_template import render
+from tunebook.recipe.loading import load_recipe
+from tunebook.runs.machine import peak_memory_gb
 
 PROFILED = 16
 """Tokens of each answer that torch's profiler looks at, after the turns."""
@@ -38,15 +41,15 @@ def main(
     out: Annotated[Path | None, typer.Option(help="Where the figures are written as JSON.")] = None,
 ) -> None:
     rec = load_recipe(recipe)
-    models.backend()
+    backend.backend()
     import torch
     from torch.profiler import ProfilerActivity, profile
 
     prepare(rec)
     rows = load(rec, "train")["prompt"][:prompts]
-    model, tokenizer = models.load(rec)
+    model, tokenizer = loading.load(rec)
     adapter = rec.run_dir / "sft" / "adapter"
-    model = models.load_adapters(model, {"sft": adapter} if adapter.exists() else {})
+    model = adapters.load_adapters(model, {"sft": adapter} if adapter.exists() else {})
     turn = iter(range(1000))
     with local(model, tokenizer, "sft" if adapter.exists() else None) as source:
 

@@ -23,7 +23,10 @@ import common
 import rows as chat
 import typer
 
-from tunebook.recipe import ROOT, Recipe, UserError, find_file, load_recipe
+from tunebook.recipe.errors import UserError
+from tunebook.recipe.files import ROOT, find_file
+from tunebook.recipe.loading import load_recipe
+from tunebook.recipe.sections import Recipe
 
 Side = Literal["tunebook", "trl"]
 Section = Literal["sft", "dpo"]
@@ -67,20 +70,21 @@ def clock() -> Any:
 
 def ours(recipe: Recipe, section: Section, dry: bool) -> list[float]:
     """Train the stage as `tunebook sft` or `tunebook dpo` does; the times of its steps."""
-    from tunebook import models, train
+    from tunebook.models import backend
+    from tunebook.training import arguments
 
-    models.backend()
+    backend.backend()
     import trl
 
     if dry:
         with tempfile.TemporaryDirectory() as folder:
-            train.arguments(getattr(trl, f"{section.upper()}Config"), recipe, section, Path(folder))
+            arguments.arguments(getattr(trl, f"{section.upper()}Config"), recipe, section, Path(folder))
         return []
-    from tunebook.dpo import dpo
-    from tunebook.pairs import pairs
-    from tunebook.sft import sft
+    from tunebook.pairs.pairs import pairs
+    from tunebook.training.dpo import dpo
+    from tunebook.training.sft import sft
 
-    ticks, arguments = clock(), train.arguments
+    ticks, arguments = clock(), arguments.arguments
 
     def with_clock(*args: Any) -> tuple[Any, list[Any]]:
         config, callbacks = arguments(*args)
@@ -89,7 +93,7 @@ def ours(recipe: Recipe, section: Section, dry: bool) -> list[float]:
     if section == "dpo":
         sft(recipe)
         pairs(recipe)
-    train.arguments = with_clock
+    arguments.arguments = with_clock
     (sft if section == "sft" else dpo)(recipe)
     return list(ticks.times)
 
@@ -101,8 +105,9 @@ def stock(recipe: Recipe, section: Section, dry: bool) -> list[float]:
     import trl
     from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
-    from tunebook import models
-    from tunebook.data.prepare import load, prepare
+    from tunebook.data.prepare import prepare
+    from tunebook.data.storage import load
+    from tunebook.models import builtin, chat_template
 
     given = {k: v for k, v in getattr(recipe, section).items() if k not in OURS_ALONE}
     given |= {"max_length": recipe.model.max_seq_length, "seed": recipe.seed, "data_seed": recipe.seed, "report_to": "none", "bf16": True}
@@ -117,9 +122,9 @@ def stock(recipe: Recipe, section: Section, dry: bool) -> list[float]:
         rows = load(recipe, "train").select_columns(["prompt", "completion"])
         if section == "dpo":
             rows = _pairs(recipe, rows)
-        base = models.resolve(recipe.model.base)
+        base = builtin.resolve(recipe.model.base)
         tokenizer = AutoTokenizer.from_pretrained(base)
-        models.fit_tokenizer(tokenizer, recipe.model)
+        chat_template.fit_tokenizer(tokenizer, recipe.model)
         model = AutoModelForCausalLM.from_pretrained(
             base, dtype=torch.bfloat16, device_map={"": 0}, **({"quantization_config": nf4} if recipe.model.load_in_4bit else {})
         )
@@ -143,10 +148,10 @@ def _pairs(recipe: Recipe, rows: Any) -> Any:
 
 def mean_tokens(recipe: Recipe, section: Section) -> float:
     """Of a row (SFT) or of the two answers of a pair with their prompts (DPO)."""
-    from tunebook.data.prepare import load
-    from tunebook.data.tokens import tokenizer
+    from tunebook.data.storage import load
+    from tunebook.models.tokenizer import load_tokenizer
 
-    tok = tokenizer(recipe.model)
+    tok = load_tokenizer(recipe.model)
     rows = load(recipe, "train").select(range(200))
     if section == "sft":
         return statistics.mean(rows["tokens"])

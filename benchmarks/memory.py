@@ -18,9 +18,12 @@ from typing import Annotated, Any
 import typer
 import yaml
 
-from tunebook import memory, models
-from tunebook.recipe import ROOT, Recipe, load_recipe
-from tunebook.run import environment
+from tunebook.models import builtin
+from tunebook.recipe.files import ROOT
+from tunebook.recipe.loading import load_recipe
+from tunebook.recipe.sections import Recipe
+from tunebook.runs.machine import environment
+from tunebook.training import memory
 
 SHAPES: dict[str, dict[str, int] | None] = {
     "30M": {"hidden_size": 320, "intermediate_size": 1280, "num_hidden_layers": 9, "num_attention_heads": 5, "num_key_value_heads": 5},
@@ -33,11 +36,11 @@ def build(name: str, folder: Path) -> str:
     """A model of this shape with the embedded one's tokenizer; its path."""
     shape = SHAPES[name]
     if shape is None:
-        return models.EMBEDDED
+        return builtin.EMBEDDED
     import torch
     from transformers import AutoConfig, AutoTokenizer, LlamaForCausalLM
 
-    source = models.embedded_model()
+    source = builtin.embedded_model()
     config = AutoConfig.from_pretrained(source, head_dim=64, **shape)
     LlamaForCausalLM._from_config(config, dtype=torch.bfloat16).save_pretrained(folder)
     AutoTokenizer.from_pretrained(source).save_pretrained(folder)
@@ -60,10 +63,10 @@ def write_recipe(name: str, folder: Path, rows: int) -> Path:
 
 def train(recipe: Recipe, section: str) -> dict[str, Any]:
     """Run one stage in this process; its estimate and the growth of the resident memory, in bytes."""
-    from tunebook.data.prepare import load
-    from tunebook.dpo import dpo
-    from tunebook.pairs import pairs
-    from tunebook.sft import sft
+    from tunebook.data.storage import load
+    from tunebook.pairs.pairs import pairs
+    from tunebook.training.dpo import dpo
+    from tunebook.training.sft import sft
 
     estimate, seen = memory.preflight, {}
 

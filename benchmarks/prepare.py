@@ -18,7 +18,7 @@ import common
 import rows as chat
 import typer
 
-from tunebook.recipe import ROOT
+from tunebook.recipe.files import ROOT
 
 CODE = """
 import json, os, sys, time

@@ -84,8 +84,8 @@ class Worker:
 
 def work(section: str, name: str, settings: dict[str, Any], turns: int, steps: int, folder: str) -> None:
     """In the worker's process: build the trainer, and step when told to."""
-    from tunebook import models
-    from tunebook.recipe import load_recipe
+    from tunebook.models import backend
+    from tunebook.recipe.loading import load_recipe
 
     ours = name not in STOCK
     given = {
@@ -98,17 +98,17 @@ def work(section: str, name: str, settings: dict[str, Any], turns: int, steps: i
     given |= {} if ours else {f"{section}.use_cpu": True}  # which Unsloth sets
     recipe = load_recipe("smollm2-math", f"{section}-{os.getpid()}", given | settings)
     if ours:
-        models.backend()
+        backend.backend()
     else:
-        models.set_environment()
-    from tunebook import train
+        backend.set_environment()
     from tunebook.data.prepare import prepare
+    from tunebook.training import arguments
 
     prepare(recipe)
     import trl
 
     config, trainer_class = (trl.SFTConfig, trl.SFTTrainer) if section == "sft" else (trl.DPOConfig, trl.DPOTrainer)
-    args, _ = train.arguments(config, recipe, section, Path(folder) / name)
+    args, _ = arguments.arguments(config, recipe, section, Path(folder) / name)
     model, tokenizer = our_model(recipe) if ours else stock_model(recipe, STOCK[name])
     callback = by_turns(steps)
     extra = {} if section == "sft" else {"ref_model": None}
@@ -118,7 +118,7 @@ def work(section: str, name: str, settings: dict[str, Any], turns: int, steps: i
 
 def rows(recipe: Any, section: str) -> Any:
     """Prompt and completion; as pairs, each solution against the same with another result."""
-    from tunebook.data.prepare import load
+    from tunebook.data.storage import load
 
     train = load(recipe, "train").select_columns(["prompt", "completion"])
     if section == "sft":
@@ -132,10 +132,10 @@ def rows(recipe: Any, section: str) -> Any:
 
 
 def our_model(recipe: Any) -> Any:
-    from tunebook import models
+    from tunebook.models import adapters, loading
 
-    model, tokenizer = models.load(recipe)
-    return models.add_lora(model, recipe), tokenizer
+    model, tokenizer = loading.load(recipe)
+    return adapters.add_lora(model, recipe), tokenizer
 
 
 def stock_model(recipe: Any, adapter: str) -> Any:
@@ -145,7 +145,7 @@ def stock_model(recipe: Any, adapter: str) -> Any:
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from trl.trainer import utils
 
-    from tunebook import models
+    from tunebook.models import builtin
 
     class Head:
         @staticmethod
@@ -163,7 +163,7 @@ def stock_model(recipe: Any, adapter: str) -> Any:
             return (logps.gather(-1, targets.unsqueeze(-1)).squeeze(-1), *found)
 
     utils._ChunkedLogProbFunction = Head
-    path = models.resolve(recipe.model.base)
+    path = builtin.resolve(recipe.model.base)
     model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.bfloat16, attn_implementation="eager")
     lora = {k: v for k, v in recipe.lora.items() if k in LoraConfig.__dataclass_fields__}
     torch.manual_seed(recipe.seed)

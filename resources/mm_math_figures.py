@@ -9,9 +9,9 @@ import io
 import textwrap
 from pathlib import Path
 
-from tunebook import verify
-from tunebook.data import figures
-from tunebook.data.geometry import Problem
+from school_geometry import figures
+from school_geometry.problems import Problem
+from tunebook.checkers import maths
 
 HERE = Path(__file__).parent
 PROBLEM = Problem("third_angle", (("a", 65), ("b", 40)), 0, "ABCD")
@@ -138,8 +138,8 @@ def sft() -> None:
 
 def dpo() -> None:
     def side(y: int, kind: str, name: str, solution: str) -> str:
-        answer = verify.boxed(solution)
-        right = verify.verify(solution, PROBLEM.answer, boxed_only=True).correct
+        answer = maths.boxed(solution)
+        right = maths.verify(solution, PROBLEM.answer, boxed_only=True).correct
         verdict = f"{answer} {'=' if right else '≠'} {PROBLEM.answer}: verified {'right' if right else 'wrong'}"
         return (
             box(270, y, 330, 150, kind)

@@ -10,7 +10,7 @@ import sys
 from datetime import datetime
 from pathlib import Path
 
-from tunebook import evaluate, export
+from tunebook.evaluation import tables
 
 ROOT = Path(__file__).parents[1]
 MARKS = ("<!-- results -->\n", "<!-- /results -->")
@@ -32,13 +32,13 @@ def section(folder: Path) -> str:
     links = f"[report card](resources/{folder.name}/report.md), " if (folder / "report.md").exists() else ""
     links += f"[manifest](resources/{folder.name}/manifest.json)"
     intro = f"One recorded run ({trained} on {where}; `{summary['split']}` split, greedy; {links}):"
-    accuracy = evaluate.markdown(evaluate.COLUMNS, evaluate.cells(summary["stages"]))
-    paired = evaluate.markdown(evaluate.COMPARED, evaluate.compared_cells(summary["comparisons"]))
+    accuracy = tables.markdown(tables.COLUMNS, tables.cells(summary["stages"]))
+    paired = tables.markdown(tables.COMPARED, tables.compared_cells(summary["comparisons"]))
     text = f"{intro}\n\n{accuracy}\n\nThe same items, pair by pair (differences in points):\n\n{paired}\n"
     if (folder / "parity.json").exists():
         rows = json.loads((folder / "parity.json").read_text())
         words = "What was exported, each loaded afresh and compared with the adapter on held-out questions"
-        text += f"\n{words} (Δ log p: of the tokens of the adapter's own answers):\n\n{evaluate.markdown(export.COLUMNS, export.cells(rows))}\n"
+        text += f"\n{words} (Δ log p: of the tokens of the adapter's own answers):\n\n{tables.markdown(tables.PARITY, tables.parity_cells(rows))}\n"
     return text
 
 

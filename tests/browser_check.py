@@ -26,7 +26,7 @@ from typing import Any
 import nbformat
 from playwright.sync_api import sync_playwright
 
-from tunebook.recipe import ROOT
+from tunebook.recipe.files import ROOT
 
 NOTEBOOKS = sorted(path.stem for path in (ROOT / "notebooks").glob("*.ipynb"))
 QUESTION = "A rectangle is 12 cm long and 7 cm wide. What is its area in square centimetres?"

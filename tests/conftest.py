@@ -11,12 +11,12 @@ import pytest
 import yaml
 from hypothesis import settings
 
-from tunebook import models
-from tunebook.recipe import ROOT
+from tunebook.models import backend, builtin
+from tunebook.recipe.files import ROOT
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # two processes that each want every core slow each other down many times over
-models.set_environment()  # before any test imports transformers
+backend.set_environment()  # before any test imports transformers
 settings.register_profile("long", max_examples=2000)  # pytest tests/test_fuzz.py --hypothesis-profile=long
 
 
@@ -58,13 +58,13 @@ def _runs(tmp_path, monkeypatch):
 
 @pytest.fixture(scope="session")
 def embedded() -> Path:
-    return models.embedded_model()
+    return builtin.embedded_model()
 
 
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory, embedded) -> Path:
     """A randomly initialised llama with the embedded model's tokenizer: real code paths in milliseconds a step."""
-    models.backend()
+    backend.backend()
     import tiny_text
 
     path = tmp_path_factory.mktemp("model") / "tiny"

@@ -98,9 +98,9 @@ def kernelspec(folder: Path, address: str) -> dict[str, str]:
 
 
 def _serve(address: str) -> None:
-    from tunebook import models
+    from tunebook.models import backend
 
-    models.backend()
+    backend.backend()
     import ipykernel.kernelapp
     import matplotlib.pyplot
     import papermill

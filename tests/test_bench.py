@@ -11,9 +11,12 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tunebook import bench, report
-from tunebook.recipe import ROOT, UserError, load_recipe
-from tunebook.run import Stage, read_json
+from tunebook.evaluation import benchmarks, report
+from tunebook.recipe.errors import UserError
+from tunebook.recipe.files import ROOT
+from tunebook.recipe.loading import load_recipe
+from tunebook.runs.files import read_json
+from tunebook.runs.stage import Stage
 
 ARC = [("What do plants need to make food?", ["sunlight", "rocks", "plastic", "sand"]), ("Which is a liquid?", ["water", "iron", "wood", "glass"])]
 ITEMS = {
@@ -89,16 +92,16 @@ def recipe_file(tmp_path) -> Path:
 
 @pytest.mark.slow
 def test_the_five_benchmarks_and_a_task_of_ones_own(recipe_file, monkeypatch):
-    from tunebook import models
+    from tunebook.models import adapters, loading
 
     recipe = load_recipe(recipe_file)
-    model, tokenizer = models.load(recipe)
+    model, tokenizer = loading.load(recipe)
     with Stage(recipe, "sft", {}, {}).open() as folder:
-        models.save_adapter(models.add_lora(model, recipe), tokenizer, folder / "adapter")
+        adapters.save_adapter(adapters.add_lora(model, recipe), tokenizer, folder / "adapter")
     loads = []
-    load = models.load
-    monkeypatch.setattr(models, "load", lambda r: loads.append(1) or load(r))
-    summary = bench.bench(recipe)
+    load = loading.load
+    monkeypatch.setattr(loading, "load", lambda r: loads.append(1) or load(r))
+    summary = benchmarks.bench(recipe)
     assert len(loads) == 1  # for two models and six tasks
     assert list(summary["tasks"]) == [*ITEMS, "capitals"]
     for task, found in summary["tasks"].items():
@@ -116,13 +119,13 @@ def test_the_five_benchmarks_and_a_task_of_ones_own(recipe_file, monkeypatch):
     # Interrupted after some tasks: only what is missing runs again; changed items make their task stale.
     shutil.rmtree(recipe.run_dir / "bench" / "sft" / "capitals")
     ran = []
-    run = bench._run
-    monkeypatch.setattr(bench, "_run", lambda r, missing: ran.extend(missing) or run(r, missing))
-    assert bench.bench(recipe) == summary
-    assert ran == [("sft", "capitals")] and bench.bench(recipe) == summary and len(ran) == 1
+    run = benchmarks._run
+    monkeypatch.setattr(benchmarks, "_run", lambda r, missing: ran.extend(missing) or run(r, missing))
+    assert benchmarks.bench(recipe) == summary
+    assert ran == [("sft", "capitals")] and benchmarks.bench(recipe) == summary and len(ran) == 1
     path = Path(recipe.evaluate.benchmarks.data) / "winogrande.jsonl"
     path.write_text(path.read_text().splitlines()[0] + "\n")
-    assert not bench.bench_stage(recipe, "base", "winogrande").done and bench.bench_stage(recipe, "base", "gsm8k").done
+    assert not benchmarks.bench_stage(recipe, "base", "winogrande").done and benchmarks.bench_stage(recipe, "base", "gsm8k").done
 
     text = report.write(recipe.run_dir)[0].read_text()
     assert "## Benchmarks" in text and "| gsm8k | base | 3 |" in text and "| winogrande | base → sft | 2 | +0.0" in text
@@ -133,17 +136,17 @@ def test_the_five_benchmarks_and_a_task_of_ones_own(recipe_file, monkeypatch):
 def test_what_cannot_be_run_is_one_line(recipe_file):
     wrong = load_recipe(recipe_file, overrides={"evaluate.benchmarks.tasks": ["hellaswagg"]})
     with pytest.raises(UserError, match="no task 'hellaswagg' in lm-evaluation-harness or "):
-        bench.bench(wrong)
+        benchmarks.bench(wrong)
     fetched = load_recipe(recipe_file, overrides={"evaluate.benchmarks.tasks": ["piqa"]})
     with pytest.raises(UserError, match=r"piqa cannot be run: .* give its items with evaluate\.benchmarks\.data"):
-        bench.bench(fetched)
+        benchmarks.bench(fetched)
     path = Path(fetched.evaluate.benchmarks.data) / "hellaswag.jsonl"
     path.write_text('{"nothing": "of use"}\n')
     with pytest.raises(UserError, match="hellaswag cannot be run"):
-        bench.bench(load_recipe(recipe_file, overrides={"evaluate.benchmarks.tasks": ["hellaswag"]}))
+        benchmarks.bench(load_recipe(recipe_file, overrides={"evaluate.benchmarks.tasks": ["hellaswag"]}))
     assert not list(fetched.run_dir.rglob("stage.json"))
     with pytest.raises(UserError, match="no stage 'stf'"):
-        bench.bench(load_recipe(recipe_file), ["stf"])
+        benchmarks.bench(load_recipe(recipe_file), ["stf"])
 
 
 GROUPS = {
@@ -166,9 +169,9 @@ def only_own(monkeypatch):
     monkeypatch.setattr(tasks, "TaskManager", functools.partial(tasks.TaskManager, include_defaults=False))
     monkeypatch.setattr(huggingface, "HFLM", lambda **how: given.append(how["tokenizer"]))
     monkeypatch.setattr(lm_eval, "simple_evaluate", lambda **_: {"samples": {task: [sample] for task in ("capitals", "rivers")}, "n-shot": {}})
-    monkeypatch.setattr(bench.models, "backend", lambda: None)
-    monkeypatch.setattr(bench, "load_stages", lambda recipe, names: loaded.append(names) or (None, processor))
-    monkeypatch.setattr(bench, "local", lambda model, tokenizer, name: contextlib.nullcontext(type("Source", (), {"model": model})))
+    monkeypatch.setattr(benchmarks.models, "backend", lambda: None)
+    monkeypatch.setattr(benchmarks, "load_stages", lambda recipe, names: loaded.append(names) or (None, processor))
+    monkeypatch.setattr(benchmarks, "local", lambda model, tokenizer, name: contextlib.nullcontext(type("Source", (), {"model": model})))
     return loaded, given
 
 
@@ -178,20 +181,20 @@ def test_a_group_of_tasks_is_refused_before_a_model_is_loaded(recipe_file, only_
         (own / name).write_text(text)
     for tasks, said in ((["capitals", "geography"], "'geography' is a group of tasks: .* capitals, rivers$"), (["water"], "'water' is .* rivers$")):
         with pytest.raises(UserError, match=said):
-            bench.bench(load_recipe(recipe_file, overrides={"evaluate.benchmarks.tasks": tasks}), ["base"])
+            benchmarks.bench(load_recipe(recipe_file, overrides={"evaluate.benchmarks.tasks": tasks}), ["base"])
     assert not only_own[0]
-    found = bench.bench(load_recipe(recipe_file, overrides={"evaluate.benchmarks.tasks": ["rivers"]}), ["base"])
+    found = benchmarks.bench(load_recipe(recipe_file, overrides={"evaluate.benchmarks.tasks": ["rivers"]}), ["base"])
     assert found["tasks"]["rivers"]["base"]["score"] == 1
 
 
 def test_the_harness_is_given_the_tokenizer_in_a_processor(recipe_file, only_own):
-    bench.bench(load_recipe(recipe_file, overrides={"evaluate.benchmarks.tasks": ["capitals"]}), ["base"])
+    benchmarks.bench(load_recipe(recipe_file, overrides={"evaluate.benchmarks.tasks": ["capitals"]}), ["base"])
     (loaded,), (given,) = only_own
     assert (loaded, type(given).__name__, given.chat_template) == ({"base": None}, "Tokenizer", "the recipe's")
 
 
 def test_without_the_extra_it_says_what_to_install(monkeypatch):
     recipe = load_recipe()  # reads the fields of installed packages, which the next line hides
-    monkeypatch.setattr(bench.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(benchmarks.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match="uv sync --extra eval"):
-        bench.bench(recipe)
+        benchmarks.bench(recipe)

@@ -6,7 +6,8 @@ import sys
 
 import pytest
 
-from tunebook.recipe import ROOT, UserError
+from tunebook.recipe.errors import UserError
+from tunebook.recipe.files import ROOT
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
 import common

@@ -11,33 +11,38 @@ from pathlib import Path
 
 import pytest
 
-from tunebook import chat as c
-from tunebook.data.rows import Messages
-from tunebook.data.sources import Prompts
-from tunebook.generate import Drawing, Local, Sampling, generate, sees_images, stream
-from tunebook.recipe import ROOT, UserError, load_recipe
+from tunebook.chat import conversation, terminal
+from tunebook.data.formats import Prompts
+from tunebook.generation.answers import Sampling
+from tunebook.generation.generate import generate
+from tunebook.generation.local import Local, sees_images
+from tunebook.generation.streaming import Drawing, stream
+from tunebook.models.chat_template import Messages
+from tunebook.recipe.errors import UserError
+from tunebook.recipe.files import ROOT
+from tunebook.recipe.loading import load_recipe
 
 
 def test_latex_is_rendered_whatever_its_delimiters():
-    assert c.rendered(r"so \boxed{\frac{1}{\sqrt{2}}}.") == r"so $\boxed{\frac{1}{\sqrt{2}}}$."
-    assert c.rendered(r"\(x^2\) and \[y\]") == "$x^2$ and $$y$$"
-    assert c.rendered(r"$a = \boxed{5}$") == r"$a = \boxed{5}$"  # not twice
-    assert c.rendered(r"$$\boxed{5}$$ \boxed{6}") == r"$$\boxed{5}$$ $\boxed{6}$"
-    assert c.rendered("1. a\n2. b") == "1. a  \n2. b"
-    assert c.rendered(r"it costs $5 \boxed{") == r"it costs $5 \boxed{"  # half an answer
+    assert conversation.rendered(r"so \boxed{\frac{1}{\sqrt{2}}}.") == r"so $\boxed{\frac{1}{\sqrt{2}}}$."
+    assert conversation.rendered(r"\(x^2\) and \[y\]") == "$x^2$ and $$y$$"
+    assert conversation.rendered(r"$a = \boxed{5}$") == r"$a = \boxed{5}$"  # not twice
+    assert conversation.rendered(r"$$\boxed{5}$$ \boxed{6}") == r"$$\boxed{5}$$ $\boxed{6}$"
+    assert conversation.rendered("1. a\n2. b") == "1. a  \n2. b"
+    assert conversation.rendered(r"it costs $5 \boxed{") == r"it costs $5 \boxed{"  # half an answer
 
 
 def test_what_is_no_image_is_one_line(tmp_path):
     (tmp_path / "x.png").write_text("no image")
     with pytest.raises(UserError, match=r"x\.png: not an image"):
-        c.open_image(tmp_path / "x.png")
+        conversation.open_image(tmp_path / "x.png")
     with pytest.raises(UserError, match=r"none\.png: image missing"):
-        c.open_image(tmp_path / "none.png")
+        conversation.open_image(tmp_path / "none.png")
 
 
 def test_an_untrained_run_has_its_base_only(tmp_path):
     recipe = load_recipe()
-    models = c.Models(recipe)
+    models = conversation.Models(recipe)
     assert (models.names, models.newest) == (["base"], "base")
     for name in ("sft", "dpo", "dpo-2", "export/merged"):
         (recipe.run_dir / name / ("" if "/" in name else "adapter")).mkdir(parents=True)
@@ -51,9 +56,9 @@ def test_an_untrained_run_has_its_base_only(tmp_path):
 
 def test_a_revision_is_that_of_the_recipes_base_alone(monkeypatch):
     loaded = []
-    monkeypatch.setattr(c.models, "load", lambda recipe: loaded.append(recipe.model) or (None, None))
-    monkeypatch.setattr(c, "load_stages", lambda recipe, stages: loaded.append(recipe.model) or (None, None))
-    there = c.Models(load_recipe(overrides={"model.revision": "v1"}))
+    monkeypatch.setattr(conversation.models, "load", lambda recipe: loaded.append(recipe.model) or (None, None))
+    monkeypatch.setattr(conversation, "load_stages", lambda recipe, stages: loaded.append(recipe.model) or (None, None))
+    there = conversation.Models(load_recipe(overrides={"model.revision": "v1"}))
     there._load("user/other")
     there._load("")
     assert [(model.base, model.revision) for model in loaded] == [("user/other", None), ("smollm2-135m-instruct", "v1")]
@@ -61,7 +66,7 @@ def test_a_revision_is_that_of_the_recipes_base_alone(monkeypatch):
 
 def test_model_and_conversation_cannot_be_changed_under_an_answer(monkeypatch):
     """Another adapter would write the rest of the answer, and the answer would bring the old conversation back."""
-    from tunebook import widgets
+    from tunebook.chat import widgets
 
     class Asked:
         names = ("base", "sft")
@@ -79,7 +84,7 @@ def test_model_and_conversation_cannot_be_changed_under_an_answer(monkeypatch):
         if question == "Two?":
             raise UserError("no")
 
-    monkeypatch.setattr(c.Chat, "ask", ask)
+    monkeypatch.setattr(conversation.Chat, "ask", ask)
     settings, _, question, buttons = widgets.question_box(Asked(), "base", Drawing(5)).children
     chosen, (ask_button, stop, reset, *_) = settings.children[0], buttons.children
     for text in ("One?", "Two?"):
@@ -102,8 +107,8 @@ def whole(source: Local, prompt: Messages, max_new_tokens: int) -> str:
 
 
 @pytest.fixture
-def models(tiny_recipe) -> c.Models:
-    return c.Models(load_recipe(tiny_recipe))
+def models(tiny_recipe) -> conversation.Models:
+    return conversation.Models(load_recipe(tiny_recipe))
 
 
 @pytest.mark.slow
@@ -134,7 +139,7 @@ def test_a_streamed_answer_is_the_whole_answer(models):
 
 @pytest.mark.slow
 def test_a_conversation_goes_along_and_changes_its_model(models, tiny):
-    talk = c.Chat(models, "base", Drawing(5))
+    talk = conversation.Chat(models, "base", Drawing(5))
     first = "".join(talk.ask("One?"))
     assert [m["content"] for m in talk.messages] == ["One?", first]
     second = talk.ask("Two?")
@@ -153,24 +158,24 @@ def test_a_conversation_goes_along_and_changes_its_model(models, tiny):
 def test_the_terminal(models, monkeypatch, capsys, tiny, tmp_path):
     lines = "One?\n/model nobody\n\n/reset\n/what\n" + f"/model {tiny}\nTwo?\n/quit\nnever\n"
     monkeypatch.setattr("sys.stdin", io.StringIO(lines))
-    c.terminal(models.recipe, None, Drawing(5))
+    terminal.terminal(models.recipe, None, Drawing(5))
     said = " ".join(capsys.readouterr().out.split())
     assert "Nothing is trained" in said and "no model 'nobody': choose from base" in said and "/model NAME, /reset, /quit" in said
     monkeypatch.setattr("sys.stdin", io.StringIO(""))
-    c.terminal(models.recipe, "base", Drawing(5), question="One?")
+    terminal.terminal(models.recipe, "base", Drawing(5), question="One?")
     one = capsys.readouterr().out.strip().splitlines()[-1]
     assert one and one in said
     from PIL import Image
 
     Image.new("RGB", (4, 4)).save(tmp_path / "x.png")
     with pytest.raises(UserError, match="sees no images"):
-        c.terminal(models.recipe, "base", Drawing(5), question="One?", image=str(tmp_path / "x.png"))
+        terminal.terminal(models.recipe, "base", Drawing(5), question="One?", image=str(tmp_path / "x.png"))
 
 
 @pytest.mark.slow
 def test_the_question_box(models):
     """The widgets without a browser: what a click does, and what is shown. A browser: see the README's check."""
-    from tunebook import widgets
+    from tunebook.chat import widgets
 
     box = widgets.question_box(models, "base", Drawing(30))
     settings, talk, question, buttons = box.children
@@ -191,7 +196,7 @@ def test_the_question_box(models):
     shown = [child.outputs[0]["data"]["text/markdown"] for child in talk.children]
     with models.use("base") as source:
         answer = whole(source, Prompts(models.recipe).ask("How many?"), 30)
-    assert shown == ["**You:** How many?", c.rendered(answer)]
+    assert shown == ["**You:** How many?", conversation.rendered(answer)]
     assert question.value == "" and status.value.startswith("base, ")
     settings.children[3].value = 1500
     question.value = "More?"

@@ -19,9 +19,12 @@ import pytest
 import yaml
 from PIL import Image
 
-from tunebook.data import clean as c
-from tunebook.data.prepare import load, prepare
-from tunebook.recipe import ROOT, UserError, load_recipe
+from tunebook.data import clean
+from tunebook.data.prepare import prepare
+from tunebook.data.storage import load
+from tunebook.recipe.errors import UserError
+from tunebook.recipe.files import ROOT
+from tunebook.recipe.loading import load_recipe
 
 KEY = "sk-secret-0123456789"
 
@@ -106,29 +109,29 @@ def test_errors_are_one_line_before_or_after_work(server, tmp_path, monkeypatch)
         monkeypatch.delenv(name, raising=False)
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match="no `clean` section"):
-        c.clean(load_recipe())
+        clean.clean(load_recipe())
     for given, missing in (({}, "BASE_URL"), ({"url": "https://host/v1"}, "API_KEY"), ({"url": url, "model": None}, "MODEL")):
         with pytest.raises(UserError, match=f"{missing} is not set: put it into the environment or into .env, as in {missing}="):
-            c.clean(load_recipe(recipe_file(tmp_path, 2, **given)))
+            clean.clean(load_recipe(recipe_file(tmp_path, 2, **given)))
     monkeypatch.setenv("API_KEY", "sk-wrong")
     recipe = load_recipe(recipe_file(tmp_path, 30, url=url, concurrency=4))
     with pytest.raises(UserError, match="refuses") as refused:
-        c.clean(recipe)
+        clean.clean(recipe)
     assert "sk-wrong" not in str(refused.value) and "***" in str(refused.value)
     monkeypatch.setenv("API_KEY", KEY)
     down = load_recipe(recipe_file(tmp_path, 30, url="http://127.0.0.1:9/v1", retries=0, concurrency=2))
     with pytest.raises(UserError, match="has not answered 4 times"):
-        c.clean(down)
+        clean.clean(down)
     assert not (recipe.run_dir / "clean").exists()
     dear = load_recipe(recipe_file(tmp_path, 30, url=url, concurrency=2, price_in=1000, price_out=2000, budget=1.0))
-    assert c.estimate(dear)["rows"] == 30 and c.estimate(dear)["cost"] > 1
+    assert clean.estimate(dear)["rows"] == 30 and clean.estimate(dear)["cost"] > 1
     with pytest.raises(UserError, match=r"the budget of 1\.0 is spent \(1\.\d0\): raise clean\.budget"):
-        c.clean(dear)
+        clean.clean(dear)
     answered = len(lines(log))
     assert 5 <= answered <= 7  # 0.2 each
-    record = c.clean(load_recipe(recipe_file(tmp_path, 30, url=url, concurrency=2, price_in=1000, price_out=2000)))
+    record = clean.clean(load_recipe(recipe_file(tmp_path, 30, url=url, concurrency=2, price_in=1000, price_out=2000)))
     assert sum(record["rows"].values()) == 33 and len({tuple(x) for x in lines(log)}) == len(lines(log))
-    (question, before, after), *_ = c.examples(dear)
+    (question, before, after), *_ = clean.examples(dear)
     assert (question, before) == ("In row 0: what is 0 plus 2?", "0 + 2 = \\boxed{2}") and after == api.solution("2")
 
 
@@ -141,19 +144,21 @@ def test_another_model_writes_its_own_rows_and_force_checks_all_again(server, tm
     asked = []
     for model in "aba":
         monkeypatch.setenv("MODEL", model)
-        assert not c.clean_stage(recipe).done
-        record = c.clean(recipe)
+        assert not clean.clean_stage(recipe).done
+        record = clean.clean(recipe)
         asked.append(len(lines(log)))
-        assert (record["model"], record["settings"]["model"], record["rows"]["clean"]) == (model, model, 2) and c.clean_stage(recipe).done
+        assert (record["model"], record["settings"]["model"], record["rows"]["clean"]) == (model, model, 2) and clean.clean_stage(recipe).done
     assert asked == [2, 4, 4]
-    assert c.clean(load_recipe(recipe_file(tmp_path, 2, model=None, url=url.replace("127.0.0.1", "localhost"))))["requests"] == 6  # another server
+    assert (
+        clean.clean(load_recipe(recipe_file(tmp_path, 2, model=None, url=url.replace("127.0.0.1", "localhost"))))["requests"] == 6
+    )  # another server
 
     rows = recipe.run_dir / "clean" / "rows.jsonl"
-    c.clean(recipe)
+    clean.clean(recipe)
     before, database = rows.read_text(), sqlite3.connect(recipe.run_dir / "clean.db", isolation_level=None)
     database.execute("UPDATE outcomes SET body = '{}'")
     database.close()
-    c.clean(recipe, force=True)
+    clean.clean(recipe, force=True)
     assert rows.read_text() == before and len(lines(log)) == 6
     assert not [file for file in recipe.run_dir.rglob("*") if file.is_file() and KEY.encode() in file.read_bytes()]
 
@@ -163,7 +168,7 @@ def test_what_rows_depend_on_is_in_the_key_and_no_address_is(tmp_path, monkeypat
         monkeypatch.delenv(name, raising=False)
 
     def stage(**given):
-        return c.clean_stage(load_recipe(recipe_file(tmp_path, 1, **given)))
+        return clean.clean_stage(load_recipe(recipe_file(tmp_path, 1, **given)))
 
     given = {"url": "https://host/v1", "model": "n", "send_images": True, "extra": {"top_k": 1}, "hub_split": "test", "temperature": 1.0}
     keys = [stage().key, *(stage(**{name: value}).key for name, value in given.items())]
@@ -178,7 +183,7 @@ def test_what_rows_depend_on_is_in_the_key_and_no_address_is(tmp_path, monkeypat
 
 def test_a_hub_id_that_ends_in_a_number_is_no_file():
     recipe = load_recipe(overrides={"clean.source": "AI-MO/NuminaMath-1.5"})
-    assert c.clean_stage(recipe).inputs.keys() == {"source", recipe.clean.prompt}
+    assert clean.clean_stage(recipe).inputs.keys() == {"source", recipe.clean.prompt}
 
 
 @pytest.mark.parametrize(
@@ -197,10 +202,10 @@ def test_a_hub_id_that_ends_in_a_number_is_no_file():
     ],
 )
 def test_what_counts_as_clean(text, reason):
-    raw = c.Raw(1, "How many degrees?", "It is \\boxed{60}, as the angles add up to 180 degrees.", "60", None)
-    found = c.check(text, raw, truncated=False, max_length_ratio=6)
+    raw = clean.Raw(1, "How many degrees?", "It is \\boxed{60}, as the angles add up to 180 degrees.", "60", None)
+    found = clean.check(text, raw, truncated=False, max_length_ratio=6)
     assert found is None if reason is None else found.startswith(reason)
-    assert c.check(text, raw, truncated=True, max_length_ratio=6).startswith("cut off")
+    assert clean.check(text, raw, truncated=True, max_length_ratio=6).startswith("cut off")
 
 
 def test_images_stay_in_their_folder_and_go_along_if_asked(tmp_path):
@@ -212,11 +217,11 @@ def test_images_stay_in_their_folder_and_go_along_if_asked(tmp_path):
     (tmp_path / "images" / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
     given = {"clean.source": str(tmp_path / "images" / "rows.jsonl"), "clean.image": "file_name", "clean.send_images": True}
     config = load_recipe(overrides=given).clean
-    found = list(c._rows(config))
-    assert isinstance(found[0], c.Raw) and [r.reason for r in found[1:4]] == ["image outside the folder"] * 2 + ["image missing"]
+    found = list(clean._rows(config))
+    assert isinstance(found[0], clean.Raw) and [r.reason for r in found[1:4]] == ["image outside the folder"] * 2 + ["image missing"]
     assert (found[4].image, found[4].image_name) == (None, "")  # a row without one goes without
     (tmp_path / "run").mkdir()
-    work = c._Work(config, c.Server("", "m", "k"), "key", tmp_path / "run" / "clean.db")
+    work = clean._Work(config, clean.Server("", "m", "k"), "key", tmp_path / "run" / "clean.db")
     image, text = work._content(found[0])
     kind, _, data = image["image_url"]["url"].partition(";base64,")
     assert kind == "data:image/png" and Image.open(io.BytesIO(base64.b64decode(data))).getpixel((0, 0)) == (255, 0, 0)
@@ -227,14 +232,14 @@ def test_images_stay_in_their_folder_and_go_along_if_asked(tmp_path):
 @pytest.mark.slow
 def test_a_real_language_model_on_loopback(tmp_path, embedded, monkeypatch):
     """The embedded model through llama.cpp, held to the format by a grammar: what it says in between is its own."""
-    from tunebook import llama_cpp
-    from tunebook.models import _embedded_gguf
+    from tunebook.export import llama_cpp
+    from tunebook.models.builtin import _embedded_gguf
 
     monkeypatch.delenv("API_KEY", raising=False)
     grammar = r'root ::= "### Solution\n1. " [a-zA-Z0-9 +=]{8,30} ".\n\n### Final Answer\n\\boxed{" [2-5] "}"'
     with llama_cpp.server(_embedded_gguf()) as url:
         path = recipe_file(tmp_path, 8, url=f"{url}/v1", timeout=60, concurrency=4, max_new_tokens=60, extra={"grammar": grammar})
-        record = c.clean(load_recipe(path))
+        record = clean.clean(load_recipe(path))
     rows = lines(load_recipe(path).run_dir / "clean" / "rows.jsonl")
     assert sum(record["rows"].values()) == 11 and record["requests"] >= 8 and record["tokens_out"] > 100
-    assert rows and all(c.FORMAT.search(row["completion"]) for row in rows)
+    assert rows and all(clean.FORMAT.search(row["completion"]) for row in rows)

@@ -15,10 +15,13 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tunebook.data import checks, records, sources
-from tunebook.data.prepare import load, prepare
+from tunebook.data import checks, formats, records, similarity, sources
+from tunebook.data.prepare import prepare
 from tunebook.data.rows import Reject, Row
-from tunebook.recipe import ROOT, UserError, load_recipe
+from tunebook.data.storage import load
+from tunebook.recipe.errors import UserError
+from tunebook.recipe.files import ROOT
+from tunebook.recipe.loading import load_recipe
 
 prepare_module = sys.modules["tunebook.data.prepare"]
 GOOD = "### Solution\n1. {a} + {b} = {s}\n### Final Answer\n\\boxed{{{s}}}"
@@ -151,26 +154,26 @@ def make(text: str, source_id: str = "x", completion: str = "a") -> Row:
 
 def test_other_numbers_make_another_problem_in_the_same_words():
     text = "In triangle ABC, angle A is {}° and angle B is {}°. Find angle C of the triangle and give it in degrees."
-    seen = checks.Duplicates(0.9)
+    seen = similarity.Duplicates(0.9)
     assert seen.check(make(text.format(50, 60), "first")) is None
     assert seen.check(make(text.format(50, 70))) is None
     assert seen.check(make(text.format(50, 60).upper())).reason == "duplicate"
     near = seen.check(make(text.format(50, 60) + " Thanks"))
     assert (near.reason, near.detail) == ("near-duplicate", "of first")
-    held_out = checks.Contamination(0.6, [make(text.format(50, 60), "test item")])
+    held_out = similarity.Contamination(0.6, [make(text.format(50, 60), "test item")])
     assert held_out.check(make(text.format(50, 70))) is None
     assert held_out.check(make("Solve this, please: " + text.format(50, 60))).reason == "in the test or val split"
     assert held_out.check(make("A textbook", completion="As in: " + text.format(50, 60) + " We get 70.")).reason == "in the test or val split"
 
 
 def test_short_and_wordless_questions_are_compared_whole():
-    held_out = checks.Contamination(0.6, [make("What is 2 + 3?")])
+    held_out = similarity.Contamination(0.6, [make("What is 2 + 3?")])
     assert held_out.check(make("What is 2 + 3?")) is not None
     assert held_out.check(make("What is 2 + 4?")) is None
-    assert [len(grams) for grams in checks.ngram_hashes(["", "One two!", "1 2 3 4 5 6 7 8 9", "one, two"], 8)] == [1, 1, 2, 1]
-    hashes = checks.ngram_hashes(["a b c d", "x a b c", "A B, c D"], 3)
+    assert [len(grams) for grams in similarity.ngram_hashes(["", "One two!", "1 2 3 4 5 6 7 8 9", "one, two"], 8)] == [1, 1, 2, 1]
+    hashes = similarity.ngram_hashes(["a b c d", "x a b c", "A B, c D"], 3)
     assert hashes[0].tolist() == hashes[2].tolist() and hashes[0][0] == hashes[1][1]
-    assert held_out.check(make("")) is None and checks.Contamination(0.6, []).check(make("")) is None
+    assert held_out.check(make("")) is None and similarity.Contamination(0.6, []).check(make("")) is None
 
 
 def test_a_short_question_is_found_inside_a_longer_text():
@@ -182,7 +185,7 @@ def test_a_short_question_is_found_inside_a_longer_text():
         "What is 7?",
         "Add 2 and 3 then divide by 5.",
     ]
-    held_out = checks.Contamination(0.6, [make(text, text) for text in questions])
+    held_out = similarity.Contamination(0.6, [make(text, text) for text in questions])
     assert held_out.lengths == {4, 5, 6, 8}
     cases = [
         (make("Please tell me: what is 12 times 13?"), questions[0]),
@@ -207,7 +210,7 @@ def test_a_short_question_is_found_inside_a_longer_text():
 
 def jaccard(a: str, b: str) -> float:
     """By the definition, on strings: the reference for the hashes."""
-    sets = [{" ".join(words[i : i + 3]) for i in range(max(1, len(words) - 2))} for words in (checks.words(a), checks.words(b))]
+    sets = [{" ".join(words[i : i + 3]) for i in range(max(1, len(words) - 2))} for words in (similarity.words(a), similarity.words(b))]
     return len(sets[0] & sets[1]) / len(sets[0] | sets[1])
 
 
@@ -221,8 +224,8 @@ def test_near_duplicates_are_those_of_the_definition():
         for k in range(29):
             texts.append(" ".join(rng.choice(vocabulary) if rng.random() < k / 200 else word for word in words))
     rows = [make(text, str(i)) for i, text in enumerate(texts)]
-    suspects = set(checks.alike(checks.signatures(rows, 0.9)))
-    seen, kept = checks.Duplicates(0.9), []
+    suspects = set(similarity.alike(similarity.signatures(rows, 0.9)))
+    seen, kept = similarity.Duplicates(0.9), []
     for i, row in enumerate(rows):
         expected = next((j for j in kept if jaccard(texts[i], texts[j]) >= 0.9), None)
         reject = seen.check(row)
@@ -309,7 +312,7 @@ fields = st.sampled_from(
 @settings(max_examples=300, deadline=None)
 @given(
     st.lists(st.dictionaries(fields, json_values | st.lists(st.dictionaries(fields, json_values, max_size=3)), max_size=5) | json_values, max_size=5),
-    st.sampled_from(sorted(sources.FORMATS)),
+    st.sampled_from(sorted(formats.FORMATS)),
 )
 def test_any_json_is_a_row_or_a_reject(tmp_path_factory, values, form):
     path = tmp_path_factory.mktemp("fuzz") / "rows.jsonl"

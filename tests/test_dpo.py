@@ -8,10 +8,12 @@ import re
 
 import pytest
 
-from tunebook.data.preferences import check_sample
-from tunebook.dpo import WINDOW, first_steps, unhealthy, watch
-from tunebook.pairs import pairs_stage
-from tunebook.recipe import UserError, load_recipe
+from tunebook.pairs.pair import check_sample
+from tunebook.pairs.pairs import pairs_stage
+from tunebook.recipe.errors import UserError
+from tunebook.recipe.loading import load_recipe
+from tunebook.training.callbacks import WINDOW, unhealthy, watch_preferences
+from tunebook.training.dpo import first_steps
 
 
 def log(step: int, **kwargs: float) -> dict:
@@ -54,7 +56,7 @@ def test_entries_without_a_loss_are_no_part_of_the_judgement(capsys):
     """The closing entry of a run has the rewards of its last steps and no loss."""
     from types import SimpleNamespace
 
-    watching = watch(0.1)
+    watching = watch_preferences(0.1)
     history = [log(i) for i in range(WINDOW)] + [log(i, rewards__chosen=-1.0) for i in range(WINDOW)]
     closing = {"rewards/chosen": 0.0, "rewards/accuracies": 0.5, "train_runtime": 1.0}
     for n in (WINDOW, 2 * WINDOW, 2 * WINDOW):
@@ -65,13 +67,13 @@ def test_entries_without_a_loss_are_no_part_of_the_judgement(capsys):
 @pytest.fixture
 def paired(tiny_recipe):
     """A function that makes the tiny recipe with SFT done and pairs made of given samples: the solution, and it with a wrong box."""
-    from tunebook import models
-    from tunebook.data.prepare import load
-    from tunebook.pairs import pairs
-    from tunebook.sft import sft
+    from tunebook.data.storage import load
+    from tunebook.models import backend
+    from tunebook.pairs.pairs import pairs
+    from tunebook.training.sft import sft
 
     def make(run: str):
-        models.backend()
+        backend.backend()
         keys = {
             "sft.max_steps": 4,
             "sft.eval_strategy": "no",
@@ -113,9 +115,10 @@ def paired(tiny_recipe):
 def test_dpo_learns_from_its_own_reference(paired, monkeypatch):
     from safetensors.torch import load_file
 
-    from tunebook import evaluate, models
-    from tunebook.dpo import dpo
-    from tunebook.watch import log_history
+    from tunebook.evaluation import evaluate
+    from tunebook.models import loading
+    from tunebook.runs.files import log_history
+    from tunebook.training.dpo import dpo
 
     straight = paired("straight")
     record = dpo(straight)
@@ -127,16 +130,16 @@ def test_dpo_learns_from_its_own_reference(paired, monkeypatch):
     assert set(before) == set(after)
     assert any(not before[k].equal(after[k]) for k in before)
 
-    loaded, load = [], models.load
-    monkeypatch.setattr(models, "load", lambda recipe: loaded.append(recipe) or load(recipe))
+    loaded, load = [], loading.load
+    monkeypatch.setattr(loading, "load", lambda recipe: loaded.append(recipe) or load(recipe))
     assert list(evaluate.evaluate(straight)) == ["base", "sft", "dpo"] and len(loaded) == 1
 
 
 @pytest.mark.slow
 def test_a_wrong_reference_is_noticed_before_the_first_step(paired, monkeypatch):
-    from tunebook import dpo
+    from tunebook.training import audits, dpo
 
-    recipe, real = paired("wrong"), dpo.audit_step_0
+    recipe, real = paired("wrong"), audits.audit_step_0
 
     def with_another_reference(trainer):
         for name, parameter in trainer.model.named_parameters():
@@ -144,7 +147,7 @@ def test_a_wrong_reference_is_noticed_before_the_first_step(paired, monkeypatch)
                 parameter.data += 0.2
         return real(trainer)
 
-    monkeypatch.setattr(dpo, "audit_step_0", with_another_reference)
+    monkeypatch.setattr(audits, "audit_step_0", with_another_reference)
     with pytest.raises(UserError, match="the reference is not the model that training starts from"):
         dpo.dpo(recipe)
     assert not (recipe.run_dir / "dpo").exists()
@@ -152,7 +155,7 @@ def test_a_wrong_reference_is_noticed_before_the_first_step(paired, monkeypatch)
 
 @pytest.mark.slow
 def test_steps_instead_of_answers_are_trained_on_too(paired, tiny_recipe):
-    from tunebook.dpo import dpo, dpo_stage
+    from tunebook.training.dpo import dpo, dpo_stage
 
     recipe = paired("steps")
     keys = {key: used for key, (_, used) in recipe.overrides.items() if key != "run"} | {
@@ -175,7 +178,7 @@ def test_steps_instead_of_answers_are_trained_on_too(paired, tiny_recipe):
 
 @pytest.mark.slow
 def test_a_missing_stage_names_its_command(tiny_recipe):
-    from tunebook.dpo import dpo
+    from tunebook.training.dpo import dpo
 
     with pytest.raises(UserError, match="run `uv run tunebook pairs"):
         dpo(load_recipe(tiny_recipe))
@@ -185,7 +188,7 @@ def test_a_missing_stage_names_its_command(tiny_recipe):
 def test_the_pipeline_skips_what_is_done_and_stops_at_the_first_failure(paired, tiny_recipe, capsys):
     """With finished data, SFT and pairs: DPO's and the evaluation's notebooks run, then nothing does, then one fails."""
     from tunebook import pipeline
-    from tunebook.run import read_json
+    from tunebook.runs.files import read_json
 
     recipe = paired("chain")
     plan = pipeline.run(recipe, str(tiny_recipe), dry_run=True)

@@ -6,10 +6,13 @@ import json
 
 import pytest
 
-from tunebook import evaluate
 from tunebook.data.prepare import prepare
-from tunebook.generate import Answer, read_records
-from tunebook.recipe import UserError, load_recipe
+from tunebook.evaluation import evaluate, gate, tables
+from tunebook.generation.answers import Answer
+from tunebook.generation.generate import read_records
+from tunebook.models import adapters, backend
+from tunebook.recipe.errors import UserError
+from tunebook.recipe.loading import load_recipe
 
 
 def prediction(i: int, correct: bool, **kwargs) -> dict:
@@ -24,7 +27,7 @@ def test_shares_and_the_wilson_interval():
     assert summary["interval"] == pytest.approx([0.4721, 0.6627], abs=1e-4)  # Wilson, 57 of 100
     assert (summary["boxed"], summary["truncated"], summary["no_answer"], summary["mean_tokens"]) == (0.99, 0.01, 0.01, 11)
     assert summary["slices"]["b"]["n"] == 1
-    table = evaluate.markdown(evaluate.COLUMNS, evaluate.cells({"base": summary}))
+    table = tables.markdown(tables.COLUMNS, tables.cells({"base": summary}))
     assert "| base | all | 100 | 57.0% (47.2 to 66.3) | 99% | 1% | 1% | 11 |" in table
 
 
@@ -71,28 +74,28 @@ def test_the_gate_holds_a_worse_model_back_and_lets_a_good_one_through():
     recipe = load_recipe(overrides={"evaluate.gate": rules})
     good = [i % 10 != 0 for i in range(400)]
     answered(recipe, base=[False] * 400, sft=good, dpo=good)
-    assert evaluate.gate(recipe) == []
+    assert gate.gate(recipe) == []
     folder = recipe.run_dir / "eval" / "dpo"
     (folder / "predictions.jsonl").unlink()
-    assert evaluate.gate(recipe) == ["dpo against sft: not both have been evaluated on the same items"]
+    assert gate.gate(recipe) == ["dpo against sft: not both have been evaluated on the same items"]
     folder.rmdir()
     damaged = [mark and i % 4 != 1 for i, mark in enumerate(good)]
     answered(recipe, dpo=damaged)
-    (failed,) = evaluate.gate(recipe)
+    (failed,) = gate.gate(recipe)
     assert failed.startswith("dpo against sft: -25.0 points (95% interval -2") and failed.endswith("n = 400), the lower end must be above -2.0")
     sliced = load_recipe(overrides={"evaluate.gate": [rules[1] | {"slice": "b"}]})
-    assert evaluate.gate(sliced) == []  # the damage is in the other slice
-    (same,) = evaluate.gate(load_recipe(overrides={"evaluate.gate": [{"first": "sft", "second": "sft"}]}))
+    assert gate.gate(sliced) == []  # the damage is in the other slice
+    (same,) = gate.gate(load_recipe(overrides={"evaluate.gate": [{"first": "sft", "second": "sft"}]}))
     assert same == "sft against sft: +0.0 points (95% interval +0.0 to +0.0, n = 400), the lower end must be above +0.0"
 
 
 def test_the_gate_wants_proof_of_few_items_and_the_same_items():
     recipe = load_recipe(overrides={"evaluate.gate": [{"first": "base", "second": "sft"}]})
     answered(recipe, base=[False] * 60, sft=[True] * 5 + [False] * 55)  # 5 won, none lost: the bootstrap interval is above 0
-    assert evaluate.gate(recipe) == ["sft against base: +8.3 points (95% interval +1.7 to +15.0, n = 60), McNemar's p = 0.062 must be below 0.05"]
+    assert gate.gate(recipe) == ["sft against base: +8.3 points (95% interval +1.7 to +15.0, n = 60), McNemar's p = 0.062 must be below 0.05"]
     path = recipe.run_dir / "eval" / "base" / "predictions.jsonl"
     path.write_text(path.read_text().replace('"gold": "5"', '"gold": "6"'))
-    assert evaluate.gate(recipe) == ["sft against base: not both have been evaluated on the same items"]
+    assert gate.gate(recipe) == ["sft against base: not both have been evaluated on the same items"]
 
 
 def test_a_model_that_learnt_other_rows_is_not_evaluated(monkeypatch, tmp_path, capsys):
@@ -109,8 +112,8 @@ def test_a_model_that_learnt_other_rows_is_not_evaluated(monkeypatch, tmp_path, 
     folder = recipe().run_dir / "sft"
     (folder / "adapter").mkdir(parents=True)
     (folder / "stage.json").write_text(json.dumps({"key": "k", "learnt": [trained]}))
-    monkeypatch.setattr(evaluate.models, "backend", lambda: "cpu")
-    monkeypatch.setattr(evaluate, "load_stages", lambda *given: pytest.fail("a model is loaded"))
+    monkeypatch.setattr(backend, "backend", lambda: "cpu")
+    monkeypatch.setattr(adapters, "load_stages", lambda *given: pytest.fail("a model is loaded"))
     with pytest.raises(UserError, match=r"sft was trained on other rows than the train split .*`uv run tunebook sft --set "):
         evaluate.evaluate(recipe(test=0.4), ["sft"])
     evaluate._refuse_learnt(recipe(), "sft", prepare(recipe())["fingerprints"]["train"])
@@ -124,7 +127,7 @@ def test_the_gate_is_the_commands_exit_code(monkeypatch, capsys):
     from tunebook import cli
 
     monkeypatch.setattr(evaluate, "evaluate", lambda *given: {})
-    monkeypatch.setattr(evaluate, "show", lambda *given: None)
+    monkeypatch.setattr(tables, "show", lambda *given: None)
     monkeypatch.setattr("sys.argv", ["tunebook", "evaluate", "--gate"])
     with pytest.raises(SystemExit) as stopped:
         cli.main()
@@ -150,12 +153,12 @@ def test_pass_at_k_and_majority(monkeypatch, tmp_path):
     assert found == {"k": 3, "temperature": 1.0, "pass@1": pytest.approx(3 / 9), "pass@k": pytest.approx(2 / 3), "majority": pytest.approx(1 / 3)}
     records[1] |= {"parsed": "6", "correct": False}
     assert evaluate._sample(recipe, "sft", None, [{"prompt": []}] * 3, tmp_path)["majority"] == 0.0
-    rows = evaluate.sampled_cells({"sft": {"n": 3, "sampled": found}, "base": {"n": 3}})
+    rows = tables.sampled_cells({"sft": {"n": 3, "sampled": found}, "base": {"n": 3}})
     assert rows == [("sft", "3", "3", "1.0", "33.3%", "66.7%", "33.3%")]
 
 
 def test_items_are_paged_through_by_what_became_of_them():
-    from tunebook import widgets
+    from tunebook.chat import widgets
 
     marks = {"base": [0, 0, 1, 1], "sft": [1, 0, 0, 1]}
     found = {

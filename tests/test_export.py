@@ -10,11 +10,12 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tunebook import export as ex
-from tunebook import llama_cpp, parity
-from tunebook.modelcard import card
-from tunebook.recipe import ROOT, UserError, load_recipe
-from tunebook.run import read_json
+from tunebook.export import export, llama_cpp, parity
+from tunebook.export.modelcard import card
+from tunebook.recipe.errors import UserError
+from tunebook.recipe.files import ROOT
+from tunebook.recipe.loading import load_recipe
+from tunebook.runs.files import read_json
 
 ALL = {"export.to": ["adapter", "merged", "gguf", "ollama"], "export.quantizations": ["f16", "q8_0"], "export.items": 6}
 
@@ -36,11 +37,11 @@ def exported(tmp_path_factory, tiny) -> Path:
     (folder / "tiny.yaml").write_text(yaml.safe_dump(content))
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TUNEBOOK_RUNS", str(folder / "runs"))
-        from tunebook.sft import sft
+        from tunebook.training.sft import sft
 
         recipe = load_recipe(folder / "tiny.yaml", overrides=ALL)
         sft(recipe)
-        ex.export(recipe, install_tools=True)
+        export.export(recipe, install_tools=True)
     return folder
 
 
@@ -72,7 +73,7 @@ def test_every_export_is_the_adapter(recipe):
     assert "FROM ../gguf-f16/tiny-f16.gguf" in (folder / "ollama" / "Modelfile").read_text()
     assert set(read_json(recipe.run_dir / "manifest.json")["stages"]) >= {"export/merged", "export/gguf-q8_0", "export/ollama"}
     assert not list(folder.rglob("*.bin")) and not list(folder.rglob("*.pt"))
-    assert ex.export(recipe) == rows  # nothing is made twice
+    assert export.export(recipe) == rows  # nothing is made twice
 
 
 def damage_tensor(run: Path) -> None:
@@ -103,23 +104,23 @@ def damage_stop(run: Path) -> None:
 def test_a_damaged_export_is_found_out(recipe, damage, says):
     damage(recipe.run_dir)
     with pytest.raises(UserError, match=f"merged is not the model that was trained: .*{says}"):
-        ex.export(only(recipe, "merged"), check=True)
+        export.export(only(recipe, "merged"), check=True)
     assert read_json(recipe.run_dir / "export" / "parity.json")["merged"]["differs"]
 
 
 @pytest.mark.slow
 def test_a_damaged_gguf_file_is_found_out(recipe):
-    path = ex.gguf_file(recipe, "gguf-f16")
+    path = export.gguf_file(recipe, "gguf-f16")
     whole = path.read_bytes()
     assert whole.count(b"<|im_start|>user") == 0  # the template writes the role as a variable
     path.write_bytes(whole.replace(b"'<|im_start|>' + message", b"'<|im_end|>  ' + message"))
     assert path.read_bytes() != whole
     wanted = only(recipe, "gguf", quantizations=["f16"])
     with pytest.raises(UserError, match="gguf-f16 is not the model that was trained: chat template"):
-        ex.export(wanted, check=True)
+        export.export(wanted, check=True)
     path.write_bytes(whole[: len(whole) // 2])
     with pytest.raises(UserError, match=r"llama\.cpp does not load"):
-        ex.export(wanted, check=True)
+        export.export(wanted, check=True)
 
 
 @pytest.mark.slow
@@ -128,19 +129,19 @@ def test_an_interrupted_export_leaves_nothing_and_force_replaces(recipe, monkeyp
     before = (merged / "model.safetensors").read_bytes()
     longer = recipe.model_copy(update={"data": recipe.data.model_copy(update={"system_prompt": None})})  # other settings
     with pytest.raises(UserError, match="--force replaces it"):
-        ex.export(only(longer, "merged"))
+        export.export(only(longer, "merged"))
 
     def interrupted(model, tokenizer, folder):
         (folder / "model.safetensors").write_bytes(b"half")
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(ex.models, "save_merged", interrupted)
+        patch.setattr(export.models, "save_merged", interrupted)
         with pytest.raises(KeyboardInterrupt):
-            ex.export(only(recipe, "merged"), force=True)
+            export.export(only(recipe, "merged"), force=True)
     assert sorted(p.name for p in merged.parent.iterdir() if p.is_dir()) == ["adapter", "gguf-f16", "gguf-q8_0", "merged", "ollama"]
     assert (merged / "model.safetensors").read_bytes() == before
-    ex.export(only(longer, "merged"), force=True)
+    export.export(only(longer, "merged"), force=True)
     assert "without a system prompt" in (merged / "README.md").read_text()
 
 
@@ -160,15 +161,15 @@ def test_the_card_says_what_the_run_recorded(recipe):
 
 def test_nothing_is_written_where_it_does_not_fit(tmp_path, monkeypatch):
     usage = namedtuple("usage", "total used free")
-    monkeypatch.setattr(ex.shutil, "disk_usage", lambda path: usage(10**12, 0, 3 * 10**9))
-    ex._check_space(tmp_path, 10**9, ["merged"])
+    monkeypatch.setattr(export.shutil, "disk_usage", lambda path: usage(10**12, 0, 3 * 10**9))
+    export._check_space(tmp_path, 10**9, ["merged"])
     with pytest.raises(UserError, match=r"3.0 GB free, about 5.1 GB are needed"):
-        ex._check_space(tmp_path, 10**9, ["merged", "gguf-f16", "gguf-q8_0", "ollama"])
+        export._check_space(tmp_path, 10**9, ["merged", "gguf-f16", "gguf-q8_0", "ollama"])
 
 
 def test_missing_stages_and_tools_are_named(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="run `uv run tunebook sft"):
-        ex.export(load_recipe())
+        export.export(load_recipe())
     monkeypatch.setenv("TUNEBOOK_CACHE", str(tmp_path))
     monkeypatch.setenv("UNSLOTH_LLAMA_CPP_PATH", str(tmp_path))
     with pytest.raises(UserError, match="--install-tools"):
@@ -183,7 +184,7 @@ def test_missing_stages_and_tools_are_named(tmp_path, monkeypatch):
 
 def test_what_is_asked_brings_what_it_is_made_from():
     recipe = load_recipe(overrides={"export.to": ["ollama"], "export.quantizations": ["q8_0", "f16"]})
-    assert ex.targets(recipe) == ["merged", "gguf-q8_0", "ollama"]
+    assert export.targets(recipe) == ["merged", "gguf-q8_0", "ollama"]
     with pytest.raises(UserError, match=r"export\.to"):
         load_recipe(overrides={"export.to": ["onnx"]})
     with pytest.raises(UserError, match="quantizations"):
@@ -206,13 +207,13 @@ def test_a_pushed_export_is_private_and_whole_with_a_stub_in_place_of_the_hub(mo
 
     monkeypatch.setattr(huggingface_hub, "HfApi", Hub)
     recipe = load_recipe()
-    ex.push(recipe, "me/it", ["adapter"])
+    export.push(recipe, "me/it", ["adapter"])
     assert calls == [
         ("me/it", {"private": True, "exist_ok": True}),
         {"repo_id": "me/it", "folder_path": recipe.run_dir / "export/adapter", "path_in_repo": None, "ignore_patterns": ["stage.json"]},
     ]
     with pytest.raises(UserError, match="the hub did not take me/it: no network"):
-        ex.push(recipe, "me/it", ["adapter", "merged"])
+        export.push(recipe, "me/it", ["adapter", "merged"])
 
 
 def test_a_check_pushes_nothing(monkeypatch):
@@ -221,11 +222,11 @@ def test_a_check_pushes_nothing(monkeypatch):
         (recipe.run_dir / name).mkdir(parents=True)
     (recipe.run_dir / "sft" / "stage.json").write_text('{"key": "k"}')
     pushed = []
-    monkeypatch.setattr(ex, "_export", lambda *given: None)
-    monkeypatch.setattr(ex, "push", lambda *given: pushed.append(given))
-    ex.export(recipe, check=True)
+    monkeypatch.setattr(export, "_export", lambda *given: None)
+    monkeypatch.setattr(export, "push", lambda *given: pushed.append(given))
+    export.export(recipe, check=True)
     assert not pushed
-    ex.export(recipe, force=True)
+    export.export(recipe, force=True)
     assert [given[1:] for given in pushed] == [("me/it", ["adapter"])]
 
 

@@ -23,9 +23,9 @@ import faults
 import pytest
 import yaml
 
-from tunebook.generate import read_records
-from tunebook.recipe import ROOT
-from tunebook.run import read_json, write_json
+from tunebook.generation.generate import read_records
+from tunebook.recipe.files import ROOT
+from tunebook.runs.files import read_json, write_json
 
 pytestmark = pytest.mark.slow
 

@@ -13,10 +13,9 @@ from xml.etree import ElementTree
 import pytest
 from PIL import Image
 
-from tunebook.data import canvas, figures
-from tunebook.data.geometry import FAMILIES, NAMES, Problem
-from tunebook.recipe import UserError
-from tunebook.verify import verify
+from school_geometry import canvas, figures
+from school_geometry.problems import FAMILIES, NAMES, Problem
+from tunebook.checkers.maths import verify
 
 DERIVED = {"similar": {"k"}, "circle_area": {"a"}}  # values that the worked steps compute
 EXTREME = {
@@ -195,11 +194,11 @@ def test_sample_never_repeats_a_problem():
 
 def test_sample_leaves_other_files_alone(tmp_path, monkeypatch):
     (tmp_path / "MM_Math.jsonl").write_text("mine")
-    with pytest.raises(UserError, match="is not empty"):
+    with pytest.raises(ValueError, match="is not empty"):
         figures.write_sample(tmp_path, 3, seed=0)
     assert (tmp_path / "MM_Math.jsonl").read_text() == "mine"
     monkeypatch.setattr(figures, "problems", lambda *_: iter(some_problems("circle_area", 1)))
-    with pytest.raises(UserError, match="there are 1 different problems, 9 were asked for"):
+    with pytest.raises(ValueError, match="there are 1 different problems, 9 were asked for"):
         figures.write_sample(tmp_path / "new", 9, seed=0)
     assert [p.name for p in tmp_path.iterdir()] == ["MM_Math.jsonl"]
 

@@ -24,11 +24,21 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from tunebook import generate, models, verify
-from tunebook.data import clean, images, preferences, prepare, records, sources, tokens
+from tunebook.checkers import maths
+from tunebook.data import clean, images, prepare, records, storage, tokens
+from tunebook.data.formats import Prompts
 from tunebook.data.rows import Reject
-from tunebook.recipe import ROOT, Recipe, ServerConfig, UserError, load_recipe, parse_set
-from tunebook.sft import sft_stage
+from tunebook.generation import answers, generate
+from tunebook.generation.server import MAX_CHARACTERS
+from tunebook.models import chat_template, image_input
+from tunebook.models.tokenizer import load_tokenizer
+from tunebook.pairs import existing
+from tunebook.recipe.errors import UserError
+from tunebook.recipe.files import ROOT
+from tunebook.recipe.loading import load_recipe
+from tunebook.recipe.overrides import parse_set
+from tunebook.recipe.sections import Recipe, ServerConfig
+from tunebook.training.sft import sft_stage
 
 DEFAULT = yaml.safe_load((ROOT / "configs" / "smollm2-math.yaml").read_text())
 DEFAULT["clean"] = {"source": "raw.jsonl"}
@@ -69,8 +79,8 @@ def one_line(seconds: float = 10) -> Iterator[None]:
 @pytest.fixture(scope="module")
 def tokenizer(embedded):
     with pytest.MonkeyPatch.context() as patch:
-        tok = tokens.tokenizer(load_recipe().model)
-        patch.setattr(tokens, "tokenizer", lambda config, images=False: tok)
+        tok = load_tokenizer(load_recipe().model)
+        patch.setattr(tokens, "load_tokenizer", lambda config, images=False: tok)
         yield tok
 
 
@@ -170,16 +180,16 @@ def ended(path: Path, kind: str) -> int:
     recipe = load_recipe(overrides={"data.sources": [{"format": kind, "path": str(path)}]})
     rejects: list[Reject] = []
     kept = prepare._check(recipe, path.parent, rejects.append)
-    tok = tokens.tokenizer(recipe.model)
+    tok = load_tokenizer(recipe.model)
     for r in [r for split in kept.values() for _, r in split.rows()]:  # no text has become a turn
         ids = tok.apply_chat_template(r.prompt + r.completion, return_dict=True)["input_ids"]
         assert ids.count(tok.convert_tokens_to_ids("<|im_start|>")) == len(r.prompt) + 1
-    prepare.write_quarantine(rejects, path.parent / "quarantine.jsonl")
+    storage.write_quarantine(rejects, path.parent / "quarantine.jsonl")
     put_aside = [json.loads(line) for line in (path.parent / "quarantine.jsonl").read_text().splitlines()]
     assert all(r["reason"] and r["source_id"] for r in put_aside)
     columns = prepare.COLUMNS | {"images": "files"}
     written = {split: prepare._write(rows, path.parent / f"{split}.parquet", columns) for split, rows in kept.items()}
-    assert all(record["rows"] == len(prepare.read_parquet(path.parent / f"{split}.parquet")) for split, record in written.items())
+    assert all(record["rows"] == len(storage.read_parquet(path.parent / f"{split}.parquet")) for split, record in written.items())
     return sum(record["rows"] for record in written.values()) + len(put_aside)
 
 
@@ -281,9 +291,9 @@ def test_damaged_parquet(noise, at, byte):
 @example([{"prompt": "a", "chosen": "b", "rejected": "c", "answer": [5]}])
 def test_rows_of_preference_sets(found):
     with file_of(b"\n".join(dumped(found)), "pairs.jsonl") as path, pytest.MonkeyPatch.context() as patch, one_line(30):
-        patch.setattr(preferences, "load", lambda recipe, split: [])
+        patch.setattr(existing, "load", lambda recipe, split: [])
         recipe = load_recipe(overrides={"pairs.methods": ["dataset"], "pairs.dataset": str(path)})
-        read = list(preferences.read(recipe, lambda text: len(text.split()), path.parent / "images"))
+        read = list(existing.read(recipe, lambda text: len(text.split()), path.parent / "images"))
         assert len(read) == len(found)
         for r in read:
             if not isinstance(r, Reject):
@@ -310,17 +320,17 @@ def test_damaged_images(which, changes, cut):
     for at, new in changes:
         data[at % len(data) : at % len(data) + len(new)] = new
     try:
-        found = images.read(bytes(data[: len(data) - cut]), 5)
-    except images.BadImage as error:
+        found = image_input.read(bytes(data[: len(data) - cut]), 5)
+    except image_input.BadImage as error:
         assert error.reason and "\n" not in str(error)
     else:
         assert found.mode == "RGB" and max(found.size) <= 5
 
 
 def test_no_program_is_started_for_an_image():
-    assert [images.read(data).size for data in PICTURES.values()] == [(9, 7)] * len(PICTURES)  # of animated ones the first frame
-    with pytest.raises(images.BadImage) as error:
-        images.read(EPS)  # Pillow would start Ghostscript
+    assert [image_input.read(data).size for data in PICTURES.values()] == [(9, 7)] * len(PICTURES)  # of animated ones the first frame
+    with pytest.raises(image_input.BadImage) as error:
+        image_input.read(EPS)  # Pillow would start Ghostscript
     assert error.value.reason == "not an image"
 
 
@@ -340,7 +350,7 @@ def test_names_of_images_stay_in_their_folder(name):
         (folder / "out").symlink_to("..")
         try:
             found = images.finder(folder)(name)
-        except images.BadImage:
+        except image_input.BadImage:
             return
         assert found.is_relative_to(folder.resolve()) and found.read_bytes() == b"a"
 
@@ -361,11 +371,11 @@ PIECES = [
 @example("9^{9^{9}}")
 def test_answers_to_the_verifier(answer):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(verify, "TIMEOUT_S", 2.0)
+        patch.setattr(maths, "TIMEOUT_S", 2.0)
         started = time.thread_time()
-        assert verify.equal("17", answer) in (True, False)
-        assert verify.verify(answer, "17", boxed_only=True).how in ("boxed", "none")
-        generate.repeats(answer)
+        assert maths.equal("17", answer) in (True, False)
+        assert maths.verify(answer, "17", boxed_only=True).how in ("boxed", "none")
+        answers.repeats(answer)
         assert time.thread_time() - started < 3
 
 
@@ -380,7 +390,7 @@ def test_answers_to_the_verifier(answer):
     ],
 )
 def test_an_answer_that_repeats_itself_to_its_end(answer, so):
-    assert generate.repeats(answer) is so
+    assert answers.repeats(answer) is so
 
 
 # Servers
@@ -440,10 +450,10 @@ def test_answers_of_servers(url, answer):
     server = ServerConfig(url=url, model="m", retries=0, timeout=20, concurrency=2)
     with one_line():
         prompts = [[{"role": "user", "content": "Q?"}]] * 2
-        found = {i: a for part in generate.generate(server, prompts, generate.Sampling(8)) for i, a in part.items()}
+        found = {i: a for part in generate.generate(server, prompts, answers.Sampling(8)) for i, a in part.items()}
         assert sorted(found) == [0, 1]
         json.dumps([a.text for a in found.values()], ensure_ascii=False).encode()
-        assert all(isinstance(a.tokens, int) and a.tokens >= 0 and len(a.text) <= clean.MAX_CHARACTERS + 1 for a in found.values())
+        assert all(isinstance(a.tokens, int) and a.tokens >= 0 and len(a.text) <= MAX_CHARACTERS + 1 for a in found.values())
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch, one_line():
         patch.setenv("TUNEBOOK_RUNS", folder)
         source = Path(folder) / "raw.jsonl"
@@ -492,17 +502,17 @@ def test_rows_to_be_cleaned(found, answer):
     ],
 )
 def test_a_chat_template_from_an_untrusted_model(tokenizer, monkeypatch, template, why):
-    monkeypatch.setattr(models, "RENDERING_S", 1.5)
+    monkeypatch.setattr(chat_template, "RENDERING_S", 1.5)
     monkeypatch.setattr(tokenizer, "chat_template", template)
     with pytest.raises(UserError, match=why) as error:
-        models.check_template(tokenizer, "some/model")
+        chat_template.check_template(tokenizer, "some/model")
     assert "some/model cannot be used" in str(error.value) and "root:" not in str(error.value) and len(str(error.value).splitlines()) == 1
 
 
 def test_a_row_that_a_chat_template_refuses_is_put_aside(tokenizer, tmp_path, monkeypatch):
     picky = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system role') }}{% endif %}{{ messages[-1]['content'] }}"
     monkeypatch.setattr(tokenizer, "chat_template", picky)
-    models.check_template(tokenizer, "gemma")
+    chat_template.check_template(tokenizer, "gemma")
     plain = {"prompt": "What is 2 plus 2?", "completion": "4"}
     (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, [plain, plain | {"system": "Be exact.", "prompt": "What is 3 plus 4?"}])))
     given = {"data.system_prompt": None, "data.sources": [{"format": "chat", "path": str(tmp_path / "rows.jsonl"), "split": "train"}]}
@@ -514,4 +524,4 @@ def test_a_row_that_a_chat_template_refuses_is_put_aside(tokenizer, tmp_path, mo
 def test_a_prompt_file_that_is_no_text_is_one_line(tmp_path):
     (tmp_path / "p.txt").write_bytes(b"\xff\xfe")
     with pytest.raises(UserError, match=r"p\.txt cannot be read as text"):
-        sources.Prompts(load_recipe(overrides={"data.system_prompt": str(tmp_path / "p.txt")}))
+        Prompts(load_recipe(overrides={"data.system_prompt": str(tmp_path / "p.txt")}))

@@ -14,10 +14,15 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tunebook import generate as g
-from tunebook.data.prepare import read_parquet
-from tunebook.recipe import ROOT, ServerConfig, UserError, load_recipe
-from tunebook.verify import verify
+from tunebook.checkers.maths import verify
+from tunebook.data.storage import read_parquet
+from tunebook.generation import answers, generate, local
+from tunebook.generation.server import REFUSED
+from tunebook.recipe.errors import UserError
+from tunebook.recipe.files import ROOT
+from tunebook.recipe.loading import load_recipe
+from tunebook.recipe.secrets import secret
+from tunebook.recipe.sections import ServerConfig
 
 GRAMMAR = r"""
 root ::= "### Solution\n1. " [a-z0-9 +=]{4,24} "\n### Final Answer\n\\boxed{" [4-9] "}"
@@ -39,9 +44,9 @@ class Server:
         return f"http://127.0.0.1:{self.port}/v1"
 
     def start(self) -> None:
-        from tunebook.models import _embedded_gguf
+        from tunebook.models.builtin import _embedded_gguf
 
-        command = [sys.executable, "-m", "tunebook.llama_cpp", "serve", str(_embedded_gguf()), str(self.port), "4", "1024"]
+        command = [sys.executable, "-m", "tunebook.export.llama_cpp", "serve", str(_embedded_gguf()), str(self.port), "4", "1024"]
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
         while line := self.process.stdout.readline():
             if "READY" in line:
@@ -152,7 +157,7 @@ def test_a_server_answers_like_llama_cpp_itself(server):
     """Greedy, so the same text twice; cut off at the limit; each prompt its own answer."""
     config = ServerConfig(url=server.url, model="any", concurrency=3)
     prompts = [[{"role": "user", "content": f"Say the word {word}."}] for word in ("apple", "river", "stone", "cloud", "tiger")]
-    runs = [{i: a for part in g.generate(config, prompts, g.Sampling(8), skip={1}) for i, a in part.items()} for _ in range(2)]
+    runs = [{i: a for part in generate.generate(config, prompts, answers.Sampling(8), skip={1}) for i, a in part.items()} for _ in range(2)]
     assert runs[0] == runs[1] and sorted(runs[0]) == [0, 2, 3, 4]
     assert all(a.tokens <= 8 for a in runs[0].values()) and any(a.truncated for a in runs[0].values())
     assert len({a.text for a in runs[0].values()}) > 1
@@ -179,7 +184,7 @@ def test_a_refusal_names_the_variable_and_never_the_key(monkeypatch):
         threading.Thread(target=stub.serve_forever, daemon=True).start()
         config = ServerConfig(url=f"http://127.0.0.1:{stub.server_port}/v1", model="m", api_key_env="MY_KEY", retries=0)
         with pytest.raises(UserError, match=r"HTTP 401.*set MY_KEY in the environment or in \.env") as raised:
-            list(g.generate(config, [[{"role": "user", "content": "?"}]], g.Sampling(4)))
+            list(generate.generate(config, [[{"role": "user", "content": "?"}]], answers.Sampling(4)))
         stub.shutdown()
     assert "sk-very-secret" not in str(raised.value)
 
@@ -205,29 +210,33 @@ def test_a_prompt_that_a_server_refuses_has_no_answer_and_stops_no_other(capsys)
         def log_message(self, *args):
             pass
 
-    def answers(*texts):
-        return {i: a.text for part in g.generate(config, [[{"role": "user", "content": t}] for t in texts], g.Sampling(4)) for i, a in part.items()}
+    def texts_of(*texts):
+        return {
+            i: a.text
+            for part in generate.generate(config, [[{"role": "user", "content": t}] for t in texts], answers.Sampling(4))
+            for i, a in part.items()
+        }
 
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Picky) as stub:
         threading.Thread(target=stub.serve_forever, daemon=True).start()
         config = ServerConfig(url=f"http://127.0.0.1:{stub.server_port}/v1", model="m", retries=0, concurrency=1)
-        assert answers("long", "a", "long", "b") == {0: "", 1: "A", 2: "", 3: "B"}
+        assert texts_of("long", "a", "long", "b") == {0: "", 1: "A", 2: "", 3: "B"}
         assert "refused 2 of 4 prompts, which have no answer (HTTP 400:" in capsys.readouterr().out
         with pytest.raises(UserError, match=r"refused a request \(HTTP 400\)"):
-            answers("long", "longer")
+            texts_of("long", "longer")
         with pytest.raises(UserError, match=r"refused a request \(HTTP 400\)"):
-            answers(*["long"] * g.REFUSED, "a", "b")
+            texts_of(*["long"] * REFUSED, "a", "b")
         stub.shutdown()
 
 
 def test_a_key_comes_from_the_environment_then_from_dotenv(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("MY_KEY", raising=False)
-    assert g.secret("MY_KEY") is None
+    assert secret("MY_KEY") is None
     (tmp_path / ".env").write_text("MY_KEY=from-file\n")
-    assert g.secret("MY_KEY") == "from-file"
+    assert secret("MY_KEY") == "from-file"
     monkeypatch.setenv("MY_KEY", "from-environment")
-    assert g.secret("MY_KEY") == "from-environment"
+    assert secret("MY_KEY") == "from-environment"
     assert ".env" in (ROOT / ".gitignore").read_text().split()
 
 
@@ -239,16 +248,16 @@ def test_an_answer_file_asks_only_what_is_missing(tmp_path, monkeypatch, kept):
         for i in range(len(prompts)):
             if i not in skip:
                 asked.append(i)
-                yield {i: g.Answer(f"answer {i}", 2, False)}
+                yield {i: answers.Answer(f"answer {i}", 2, False)}
 
-    monkeypatch.setattr(g, "generate", answering)
+    monkeypatch.setattr(generate, "generate", answering)
     path = tmp_path / "answers.jsonl"
     whole = json.dumps({"index": 2, "text": "kept"}) + "\n" if kept else ""
     path.write_text(whole + '{"index": 0, "te')  # the last line, or the only one, was cut short by a kill
     prompts = [[{"role": "user", "content": str(i)}] for i in range(4)]
 
     def fill(source):
-        return g.answer_file(path, source, prompts, g.Sampling(4), lambda i, a: {"text": a.text}, "asking")
+        return generate.answer_file(path, source, prompts, answers.Sampling(4), lambda i, a: {"text": a.text}, "asking")
 
     assert [r["text"] for r in fill(nullcontext("model"))] == ["answer 0", "answer 1", "kept" if kept else "answer 2", "answer 3"]
     assert asked == [0, 1, 3] if kept else [0, 1, 2, 3]
@@ -264,21 +273,21 @@ def test_an_answer_file_asks_only_what_is_missing(tmp_path, monkeypatch, kept):
 
 def test_batches_are_of_similar_length_and_the_same_every_time():
     lengths = [5, 9, 9, 1, 7]
-    assert g.batches(lengths, 2) == [[1, 2], [4, 0], [3]]
+    assert local.batches(lengths, 2) == [[1, 2], [4, 0], [3]]
 
 
 @pytest.mark.slow
 def test_a_seeded_sample_does_not_depend_on_its_batch(tiny_recipe):
     """Nor on rows that end early and are dropped from the batch."""
-    from tunebook import models
+    from tunebook.models import loading
 
     recipe = load_recipe(tiny_recipe)
-    model, tokenizer = models.load(recipe)
+    model, tokenizer = loading.load(recipe)
     model.generation_config.eos_token_id = list(range(0, 49152, 20))  # one token in twenty ends an answer
     prompts = [[{"role": "user", "content": "word " * n}] for n in (1, 4, 9, 2, 9, 7, 7, 1)]
-    with g.local(model, tokenizer, None) as source:
+    with local.local(model, tokenizer, None) as source:
         runs = [
-            {i: a for b in g.generate(source, prompts, g.Sampling(40, n, 1.0, seeds)) for i, a in b.items()}
+            {i: a for b in generate.generate(source, prompts, answers.Sampling(40, n, 1.0, seeds)) for i, a in b.items()}
             for n, seeds in ((8, list(range(8))), (1, list(range(8))), (8, [*range(4), 9, *range(5, 8)]))
         ]
     assert runs[0] == runs[1]
@@ -290,15 +299,17 @@ def test_a_seeded_sample_does_not_depend_on_its_batch(tiny_recipe):
 
 @pytest.mark.slow
 def test_batched_answers_equal_single_ones_in_float32(embedded):
-    from tunebook import models
-    from tunebook.data.geometry import problems
-    from tunebook.data.sources import Prompts
+    from school_geometry.problems import problems
+    from tunebook.data.formats import Prompts
+    from tunebook.models import loading
 
     recipe = load_recipe(overrides={"model.dtype": "float32"})
     prompts = [Prompts(recipe).ask(p.question) for p in problems("test", 9)] + [Prompts(recipe).ask("Hi. " * 40), Prompts(recipe).ask("?")]
-    model, tokenizer = models.load(recipe)
-    with g.local(model, tokenizer, None) as source:
-        together, alone = ({i: a for batch in g.generate(source, prompts, g.Sampling(32, size)) for i, a in batch.items()} for size in (11, 1))
+    model, tokenizer = loading.load(recipe)
+    with local.local(model, tokenizer, None) as source:
+        together, alone = (
+            {i: a for batch in generate.generate(source, prompts, answers.Sampling(32, size)) for i, a in batch.items()} for size in (11, 1)
+        )
     assert together == alone
     assert sorted(together) == list(range(11))
     assert any(a.truncated for a in together.values())

@@ -13,9 +13,9 @@ import sys
 
 import pytest
 
-from tunebook.data import geometry
-from tunebook.data.geometry import FAMILIES, SLICES, problems
-from tunebook.verify import verify
+from school_geometry import problems as problems_module
+from school_geometry.problems import FAMILIES, SLICES, problems
+from tunebook.checkers.maths import verify
 
 TRAIN = list(problems("train", 1400, seed=0))
 TEST = [p for name in SLICES for p in problems("test", 200, 0, (name,))]
@@ -123,7 +123,7 @@ def test_no_question_twice_and_balanced():
 
 
 def test_asking_for_too_many_says_how_many_there_are(monkeypatch):
-    monkeypatch.setattr(geometry, "FAMILIES", {"circle_area": FAMILIES["circle_area"]})
+    monkeypatch.setattr(problems_module, "FAMILIES", {"circle_area": FAMILIES["circle_area"]})
     with pytest.raises(ValueError, match=r"the val split has \d+ different problems, 900 were asked for"):
         list(problems("val", 900))
 

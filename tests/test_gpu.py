@@ -14,9 +14,9 @@ import time
 
 import pytest
 
-from tunebook.recipe import ROOT, load_recipe
-from tunebook.run import read_json
-from tunebook.watch import log_history
+from tunebook.recipe.files import ROOT
+from tunebook.recipe.loading import load_recipe
+from tunebook.runs.files import log_history, read_json
 
 QWEN3 = {
     "model.base": os.environ.get("TUNEBOOK_GPU_QWEN3"),

@@ -16,8 +16,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tunebook import models
-from tunebook.recipe import ROOT, load_recipe
+from tunebook.models import builtin
+from tunebook.recipe.files import ROOT
+from tunebook.recipe.loading import load_recipe
 
 pytestmark = pytest.mark.slow
 STEPS = 4
@@ -118,7 +119,7 @@ def recipe_of(name: str, path: Path, **changes: dict) -> Path:
 def rehearsed(tmp_path_factory, embedded) -> dict:
     """Both models in one process; importing the GPU classes takes longest."""
     tmp = tmp_path_factory.mktemp("rehearsal")
-    models.tiny_vision_model()
+    builtin.tiny_vision_model()
     big = load_recipe("qwen3-4b-instruct").model
     chat = {"base": str(tmp / "qwen3"), "chat_template": big.chat_template, "eos_token": big.eos_token}
     recipes = [

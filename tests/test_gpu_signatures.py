@@ -13,7 +13,7 @@ import textwrap
 
 import pytest
 
-from tunebook.recipe import ROOT
+from tunebook.recipe.files import ROOT
 
 RECIPES = ("smollm2-math", "gemma3n-mm-math", "qwen3-4b-instruct")
 SCRIPT = textwrap.dedent(

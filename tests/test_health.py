@@ -9,18 +9,19 @@ from types import SimpleNamespace
 
 import pytest
 
-from tunebook import watch
-from tunebook.recipe import UserError, load_recipe
-from tunebook.run import checksums
+from tunebook.recipe.errors import UserError
+from tunebook.recipe.loading import load_recipe
+from tunebook.runs.files import checksums
+from tunebook.training import callbacks
 
 pytestmark = pytest.mark.slow  # transformers' callbacks come after Unsloth, which takes long to import
 
 
 @pytest.fixture(scope="module", autouse=True)
 def unsloth():
-    from tunebook import models
+    from tunebook.models import backend
 
-    assert models.backend() == "cpu"
+    assert backend.backend() == "cpu"
 
 
 def log(step: int, loss: float = 2.0, norm: float = 1.0) -> dict:
@@ -47,7 +48,7 @@ def log(step: int, loss: float = 2.0, norm: float = 1.0) -> dict:
 def test_what_stops_a_run_and_what_does_not(tmp_path, entries, reason, at):
     (tmp_path / "checkpoint-5").mkdir()
     (tmp_path / "checkpoint-10").mkdir()
-    watching, state = watch.health("sft"), SimpleNamespace(log_history=[], global_step=0)
+    watching, state = callbacks.health("sft"), SimpleNamespace(log_history=[], global_step=0)
     args = SimpleNamespace(fp16=False, output_dir=str(tmp_path))
 
     def go() -> None:
@@ -74,7 +75,7 @@ def test_what_stops_a_run_and_what_does_not(tmp_path, entries, reason, at):
 
 
 def test_float16_may_overflow_while_its_scale_is_sought():
-    watching, args = watch.health("sft"), SimpleNamespace(fp16=True, output_dir="none")
+    watching, args = callbacks.health("sft"), SimpleNamespace(fp16=True, output_dir="none")
     state = SimpleNamespace(log_history=[], global_step=1)
     for i in range(9):
         state.log_history.append(log(i, norm=math.inf if i < 5 else 1.0))
@@ -89,8 +90,8 @@ def test_a_checkpoint_of_a_sick_run_is_never_gone_on_from(tmp_path):
         folder = tmp_path / f"checkpoint-{step}"
         folder.mkdir()
         (folder / "trainer_state.json").write_text(json.dumps({"log_history": [log(5), log(step, loss)]}))
-        (folder / watch.CHECKSUMS).write_text(json.dumps(checksums(folder)))
-    assert watch.last_checkpoint(tmp_path) == tmp_path / "checkpoint-5"
+        (folder / callbacks.CHECKSUMS).write_text(json.dumps(checksums(folder)))
+    assert callbacks.last_checkpoint(tmp_path) == tmp_path / "checkpoint-5"
     assert [p.name for p in tmp_path.iterdir()] == ["checkpoint-5"]
 
 
@@ -99,7 +100,7 @@ def test_planted_sickness_stops_training(tiny_recipe, monkeypatch):
     import torch
     from trl import SFTTrainer
 
-    from tunebook.sft import sft
+    from tunebook.training.sft import sft
 
     real = SFTTrainer.training_step
 
@@ -133,15 +134,15 @@ def test_planted_sickness_stops_training(tiny_recipe, monkeypatch):
 
 def test_an_adapter_of_another_lora_section_is_refused(tiny_recipe, tmp_path):
     """Its weights would be scaled otherwise, or a part of them left out; DPO's reference would be the same wrong model."""
-    from tunebook import models
+    from tunebook.models import adapters, loading
 
     def fresh(**lora):
         recipe = load_recipe(tiny_recipe, overrides={f"lora.{key}": value for key, value in lora.items()})
-        model, tokenizer = models.load(recipe)
-        return models.add_lora(model, recipe), tokenizer
+        model, tokenizer = loading.load(recipe)
+        return adapters.add_lora(model, recipe), tokenizer
 
-    models.save_adapter(*fresh(), tmp_path / "adapter")
-    models.restore_lora(fresh()[0], tmp_path / "adapter")
+    adapters.save_adapter(*fresh(), tmp_path / "adapter")
+    adapters.restore_lora(fresh()[0], tmp_path / "adapter")
     for lora, why in (
         ({"lora_alpha": 32}, "lora_alpha was 16"),
         ({"use_rslora": True}, "use_rslora was False"),
@@ -149,7 +150,7 @@ def test_an_adapter_of_another_lora_section_is_refused(tiny_recipe, tmp_path):
         ({"r": 8, "lora_alpha": 16}, "r was 16"),
     ):
         with pytest.raises(UserError, match=rf"does not fit the recipe's lora section \(.*{why}"):
-            models.restore_lora(fresh(**lora)[0], tmp_path / "adapter")
+            adapters.restore_lora(fresh(**lora)[0], tmp_path / "adapter")
 
 
 def test_pickled_and_damaged_weights_are_refused(tiny, tiny_recipe, tmp_path):
@@ -157,7 +158,7 @@ def test_pickled_and_damaged_weights_are_refused(tiny, tiny_recipe, tmp_path):
     import torch
     from safetensors.torch import load_file
 
-    from tunebook import models
+    from tunebook.models import adapters, loading
 
     folder = tmp_path / "model"
     shutil.copytree(tiny, folder)
@@ -167,16 +168,16 @@ def test_pickled_and_damaged_weights_are_refused(tiny, tiny_recipe, tmp_path):
     content = whole.read_bytes()
     whole.write_bytes(content[: len(content) // 2])
     with pytest.raises(UserError, match="must be whole safetensors files"):
-        models.load(recipe)
+        loading.load(recipe)
     whole.unlink()
     with pytest.raises(UserError, match="must be whole safetensors files") as error:
-        models.load(recipe)
+        loading.load(recipe)
     assert len(str(error.value).splitlines()) == 1
     torch.save({}, tmp_path / "adapter_model.bin")
     with pytest.raises(UserError, match=r"no adapter_model\.safetensors"):
-        models.load_adapters(None, {"sft": tmp_path})
+        adapters.load_adapters(None, {"sft": tmp_path})
     with pytest.raises(UserError, match=r"no whole adapter_model\.safetensors"):
-        models.restore_lora(None, tmp_path)
+        adapters.restore_lora(None, tmp_path)
     (tmp_path / "adapter_model.safetensors").write_bytes(b"{}")
     with pytest.raises(UserError, match=r"no whole adapter_model\.safetensors"):
-        models.restore_lora(None, tmp_path)
+        adapters.restore_lora(None, tmp_path)

@@ -12,12 +12,17 @@ import pytest
 import yaml
 from PIL import Image
 
-from tunebook import models
-from tunebook.data import figures, geometry, images, sources
-from tunebook.data.images import BadImage
-from tunebook.data.prepare import load, prepare
+from school_geometry import figures, problems
+from tunebook.data import images, sources
+from tunebook.data.prepare import prepare
 from tunebook.data.rows import Reject, Row
-from tunebook.recipe import ROOT, UserError, load_recipe
+from tunebook.data.storage import load
+from tunebook.models import builtin, image_input
+from tunebook.models.image_input import BadImage
+from tunebook.pairs import injected_error
+from tunebook.recipe.errors import UserError
+from tunebook.recipe.files import ROOT
+from tunebook.recipe.loading import load_recipe
 
 
 def drawing(i: int, size: tuple[int, int] = (120, 90)) -> Image.Image:
@@ -89,21 +94,21 @@ def test_every_kind_of_broken_image_and_row_is_put_aside_and_nothing_is_lost(mm_
 
 def test_images_are_made_rgb_upright_on_white_and_never_larger():
     tall = drawing(1, (900, 300))
-    assert images.read(png(tall), 300).size == (300, 100) and images.read(png(tall), 3000).size == (900, 300)
+    assert image_input.read(png(tall), 300).size == (300, 100) and image_input.read(png(tall), 3000).size == (900, 300)
     lines = Image.new("RGBA", (20, 20), (0, 0, 0, 0))
     lines.paste((0, 0, 0, 255), (5, 5, 8, 8))
-    found = images.read(png(lines))
+    found = image_input.read(png(lines))
     assert found.mode == "RGB" and found.getpixel((0, 0)) == (255, 255, 255) and found.getpixel((6, 6)) == (0, 0, 0)
     palette = lines.convert("P", palette=Image.Palette.ADAPTIVE)
     for image in (palette, lines.convert("LA"), drawing(1).convert("L"), drawing(1).convert("1"), drawing(1).convert("CMYK")):
-        assert images.read(png(image, "TIFF")).mode == "RGB"
+        assert image_input.read(png(image, "TIFF")).mode == "RGB"
     turned = Image.Exif()
     turned[0x0112] = 6  # a photo taken upright
-    assert images.read(png(drawing(1, (40, 20)), "JPEG", exif=turned)).size == (20, 40)
+    assert image_input.read(png(drawing(1, (40, 20)), "JPEG", exif=turned)).size == (20, 40)
 
 
 def test_the_same_picture_is_stored_once_whatever_its_file_and_a_blank_one_beside_it(tmp_path):
-    names = {images.store(images.read(png(drawing(7), kind)), tmp_path) for kind in ("PNG", "BMP", "TIFF")}
+    names = {images.store(image_input.read(png(drawing(7), kind)), tmp_path) for kind in ("PNG", "BMP", "TIFF")}
     assert len(names) == 1 and sorted(p.name for p in tmp_path.iterdir()) == sorted([*names, "blank-120x90.png"])
     (path,) = (str(tmp_path / name) for name in names)
     other = str(tmp_path / images.store(drawing(8), tmp_path))
@@ -227,16 +232,16 @@ def test_tokens_of_images_are_counted_as_the_collator_makes_them(tmp_path):
     recipe = load_recipe("mm-math-sample", overrides={"data.sources.0.rows": 12, "data.sources.0.split": "train"})
     prepare(recipe)
     rows = load(recipe, "train")
-    processor = AutoProcessor.from_pretrained(models.resolve("tiny-gemma3n"))
+    processor = AutoProcessor.from_pretrained(builtin.resolve("tiny-gemma3n"))
     batch = DataCollatorForVisionLanguageModeling(processor)([dict(r) for r in rows.select_columns(["prompt", "completion", "images"])])
     assert batch["attention_mask"].sum(1).tolist() == rows["tokens"]
-    assert images.TokenCounter(processor).soft(rows[0]["images"]) == 16
+    assert image_input.TokenCounter(processor).soft(rows[0]["images"]) == 16
     assert (batch["input_ids"] == processor.image_token_id).sum(1).tolist() == [16] * 12
 
 
 def test_the_sample_asks_nothing_that_another_recipe_holds_out():
     chosen = figures._chosen(2000, 0)
-    assert {p.split for p in chosen} == {"train"} and not any(geometry.FAMILIES[p.family].held_out for p in chosen)
+    assert {p.split for p in chosen} == {"train"} and not any(problems.FAMILIES[p.family].held_out for p in chosen)
 
 
 def test_conversion_streams(tmp_path):
@@ -269,9 +274,10 @@ def test_a_changed_picture_or_table_is_noticed(mm_math, tmp_path, capsys):
 
 
 def test_planted_errors_are_asked_for_with_the_picture_by_a_server_that_is_made_up(monkeypatch):
-    from tunebook import pairs
-    from tunebook.data.prepare import read_rows
-    from tunebook.generate import Answer, with_urls
+    from tunebook.data.storage import read_rows
+    from tunebook.generation.answers import Answer
+    from tunebook.generation.server import with_urls
+    from tunebook.pairs import pairs
 
     given = {"pairs.methods": ["injected_error"], "pairs.strategies": ["calculation_error"], "pairs.server": {"url": "http://x/v1", "model": "m"}}
     recipe = load_recipe("mm-math-sample", overrides={"data.sources.0.rows": 12, "data.sources.0.split": "train", **given})
@@ -284,7 +290,7 @@ def test_planted_errors_are_asked_for_with_the_picture_by_a_server_that_is_made_
         texts = [row["completion"][0]["content"].replace(f"boxed{{{row['gold']}}}", "boxed{1234}") for row in rows.values()]
         return [{"index": i} | record(i, Answer(text, len(text) // 3, False)) for i, text in enumerate(texts)]
 
-    monkeypatch.setattr(pairs, "answer_file", answer_file)
+    monkeypatch.setattr(injected_error, "answer_file", answer_file)
     assert pairs.pairs(recipe)["strategies"] == {"calculation_error": 12}
     assert len(asked) == 12 and all(part["image_url"]["url"].startswith("data:image/png;base64,") for part in asked)
     made = [pair for name in ("train", "val") for pair in read_rows(recipe, pairs.pairs_stage(recipe).dir / f"{name}.parquet")]
@@ -298,8 +304,9 @@ def test_an_existing_set_of_pairs_comes_with_its_pictures_and_their_tokens_are_c
     from transformers import AutoProcessor
     from trl.trainer.dpo_trainer import DataCollatorForVisionPreference
 
-    from tunebook import memory, pairs
-    from tunebook.data.prepare import read_rows
+    from tunebook.data.storage import read_rows
+    from tunebook.pairs import pairs
+    from tunebook.training import memory
 
     few = {"data.sources.0.rows": 12, "data.sources.0.test": 0.2, "data.sources.0.val": 0}
     recipe = load_recipe("mm-math-sample", overrides=few | {"pairs.methods": ["dataset"], "pairs.dataset": str(tmp_path / "set.jsonl")})
@@ -318,5 +325,5 @@ def test_an_existing_set_of_pairs_comes_with_its_pictures_and_their_tokens_are_c
     made = read_rows(recipe, pairs.pairs_stage(recipe).dir / "train.parquet")
     sizes = [Image.open(path).size for (path,) in made["images"]]
     assert sizes == [(448, 149), (120, 90)]
-    batch = DataCollatorForVisionPreference(AutoProcessor.from_pretrained(models.resolve("tiny-gemma3n")))(list(made))
+    batch = DataCollatorForVisionPreference(AutoProcessor.from_pretrained(builtin.resolve("tiny-gemma3n")))(list(made))
     assert memory.pair_lengths(recipe, made) == batch["attention_mask"].sum(1)[:2].tolist()  # chosen is the longer side

@@ -10,10 +10,12 @@ import json
 import pytest
 from filelock import FileLock
 
-from tunebook import cli, models
-from tunebook.evaluate import eval_stage, summarise
-from tunebook.recipe import ROOT, load_recipe
-from tunebook.run import write_json
+from tunebook import cli
+from tunebook.evaluation.evaluate import eval_stage, summarise
+from tunebook.models import backend
+from tunebook.recipe.files import ROOT
+from tunebook.recipe.loading import load_recipe
+from tunebook.runs.files import write_json
 
 RECIPE = "name: own\nmodel: {{base: smollm2-135m-instruct}}\ndata:\n  sources: [{{format: chat, path: {path}}}]\n"
 
@@ -96,7 +98,7 @@ def spoken(tmp_path, monkeypatch, capsys):
     for name in ("API_KEY", "BASE_URL", "MODEL"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(models, "backend", lambda: pytest.fail("waits for Unsloth before it says so"))
+    monkeypatch.setattr(backend, "backend", lambda: pytest.fail("waits for Unsloth before it says so"))
     (tmp_path / "rows.jsonl").write_text('{"instruct": "Hi?", "reply": "Ho."}\n' * 3)
     (tmp_path / "good.jsonl").write_text("".join(json.dumps({"prompt": f"{n} + 1?", "completion": f"{n + 1}"}) + "\n" for n in (1, 22, 333)))
     (tmp_path / "raw.jsonl").write_text('{"question": "1 + 1?", "solution": "\\\\boxed{2}"}\n')

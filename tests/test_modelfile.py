@@ -8,8 +8,8 @@ import re
 import go_template
 import pytest
 
-from tunebook.modelfile import modelfile, seams, template
-from tunebook.recipe import UserError
+from tunebook.export.modelfile import modelfile, seams, template
+from tunebook.recipe.errors import UserError
 
 SYSTEM = {"role": "system", "content": 'Answer "briefly".\n\\boxed{}'}
 TALK = [

@@ -10,8 +10,8 @@ import sys
 
 import pytest
 
-from tunebook import models
-from tunebook.data.geometry import problems
+from school_geometry.problems import problems
+from tunebook.models import builtin
 
 
 def texts() -> list[str]:
@@ -45,7 +45,7 @@ def test_tokenises_as_llama_cpp_does(tokenizer):
     sample = texts()
     assert len(sample) > 100
     done = subprocess.run(
-        [sys.executable, "-c", code, str(models._embedded_gguf())], input=json.dumps(sample), capture_output=True, text=True, check=False
+        [sys.executable, "-c", code, str(builtin._embedded_gguf())], input=json.dumps(sample), capture_output=True, text=True, check=False
     )
     assert "TOKENS" in done.stdout, done.stderr[-2000:]
     theirs = json.loads(done.stdout.split("TOKENS")[1])

@@ -18,11 +18,14 @@ import psutil
 import pytest
 import yaml
 
-from tunebook import launch, memory, train, watch
-from tunebook.memory import Plan
-from tunebook.recipe import ROOT, UserError, load_recipe
-from tunebook.run import Stage
-from tunebook.train import share
+from tunebook.recipe.errors import UserError
+from tunebook.recipe.files import ROOT
+from tunebook.recipe.loading import load_recipe
+from tunebook.runs import files
+from tunebook.runs.stage import Stage
+from tunebook.training import arguments, launch, memory
+from tunebook.training.arguments import divide_batch
+from tunebook.training.memory import Plan
 
 
 @pytest.mark.parametrize(
@@ -40,7 +43,7 @@ from tunebook.train import share
     ],
 )
 def test_a_step_keeps_its_rows(rows, steps, processes, halved, expected):
-    found = share(rows, steps, processes, halved)
+    found = divide_batch(rows, steps, processes, halved)
     assert found == expected
     assert found[0] * found[1] * processes == rows * steps
 
@@ -63,21 +66,21 @@ class Config:
 
 def test_arguments_for_several_processes(monkeypatch, tmp_path):
     for callback in ("whole_checkpoints", "metrics_file", "remaining_time", "health"):
-        monkeypatch.setattr(watch, callback, lambda *args, name=callback: name)
+        monkeypatch.setattr(arguments, callback, lambda *args, name=callback: name)
     recipe = load_recipe()
     recipe.sft = {"deepspeed": "configs/deepspeed_zero2.json"}
-    alone, callbacks = train.arguments(Config, recipe, "sft", tmp_path)
+    alone, callbacks = arguments.arguments(Config, recipe, "sft", tmp_path)
     assert (alone.per_device_train_batch_size, alone.gradient_accumulation_steps, alone.ddp_find_unused_parameters) == (4, 2, None)
     assert Path(alone.deepspeed) == ROOT / "configs" / "deepspeed_zero2.json"
     assert callbacks == ["whole_checkpoints", "metrics_file", "remaining_time", "health"]
     monkeypatch.setenv("WORLD_SIZE", "4")
     monkeypatch.setenv("RANK", "3")
-    fourth, callbacks = train.arguments(Config, recipe, "sft", tmp_path)
+    fourth, callbacks = arguments.arguments(Config, recipe, "sft", tmp_path)
     assert (fourth.per_device_train_batch_size, fourth.gradient_accumulation_steps, fourth.ddp_find_unused_parameters) == (2, 1, False)
     assert callbacks == ["whole_checkpoints", "health"]  # the first process writes and reports
     recipe.sft = {"per_device_train_batch_size": 3, "gradient_accumulation_steps": 2}
     with pytest.raises(UserError, match=r"sft\.per_device.* 3 x .* 2 = 6 rows a step is no multiple of 4 processes; set sft"):
-        train.arguments(Config, recipe, "sft", tmp_path)
+        arguments.arguments(Config, recipe, "sft", tmp_path)
 
 
 def test_torchrun_is_asked_for_what_the_environment_says(tmp_path):
@@ -161,9 +164,9 @@ def test_deepspeed_takes_its_configuration():
     from deepspeed.runtime.config import DeepSpeedConfig
     from transformers.integrations import HfTrainerDeepSpeedConfig
 
-    from tunebook import models
+    from tunebook.models import backend
 
-    models.backend()
+    backend.backend()
     from transformers import TrainingArguments
 
     config = HfTrainerDeepSpeedConfig(str(ROOT / "configs" / "deepspeed_zero2.json"))
@@ -188,7 +191,7 @@ def recipe(tiny_recipe, tmp_path) -> Path:
 
 
 def trace(run_dir: Path, stage: str = "sft") -> dict[int, tuple[float, float]]:
-    return {e["step"]: (float(e["loss"]), float(e["grad_norm"])) for e in watch.log_history(run_dir / stage) if "loss" in e}
+    return {e["step"]: (float(e["loss"]), float(e["grad_norm"])) for e in files.log_history(run_dir / stage) if "loss" in e}
 
 
 def two(*arguments: str, **environment: str) -> subprocess.Popen[str]:
@@ -206,7 +209,7 @@ def close(found: dict[int, tuple[float, float]], expected: dict[int, tuple[float
 @pytest.mark.slow
 def test_two_processes_train_as_one_and_end_together(recipe):
     """One is killed: the other ends, one line says so. The same command goes on, and the whole trace is that of one process."""
-    from tunebook.sft import sft
+    from tunebook.training.sft import sft
 
     command = ("sft", "--recipe", str(recipe), "--run", "two")
     killed = two(*command)
@@ -240,13 +243,13 @@ def test_two_processes_train_as_one_and_end_together(recipe):
 @pytest.mark.slow
 def test_dpo_in_two_processes_with_too_little_memory(recipe, tmp_path):
     """The second process runs out of memory: both start again with half the per-device batch, and the trace is that of one process."""
-    from tunebook import models
-    from tunebook.data.prepare import load
-    from tunebook.dpo import dpo
-    from tunebook.pairs import pairs
-    from tunebook.sft import sft
+    from tunebook.data.storage import load
+    from tunebook.models import backend
+    from tunebook.pairs.pairs import pairs
+    from tunebook.training.dpo import dpo
+    from tunebook.training.sft import sft
 
-    models.backend()
+    backend.backend()
     one = load_recipe(recipe, run="one")
     sft(load_recipe(recipe, run="one"))
     with (tmp_path / "pairs.jsonl").open("w") as out:
@@ -286,9 +289,9 @@ def really_kept(recipe, rows: int, length: int) -> int:
     """Bytes that autograd keeps of a real forward pass of the recipe's model."""
     import torch
 
-    from tunebook import models
+    from tunebook.models import adapters, loading
 
-    model = models.add_lora(models.load(recipe)[0], recipe).train()
+    model = adapters.add_lora(loading.load(recipe)[0], recipe).train()
     own = {t.untyped_storage().data_ptr() for t in (*model.parameters(), *model.buffers())}
     kept = {}
 
@@ -304,7 +307,7 @@ def really_kept(recipe, rows: int, length: int) -> int:
 
 @pytest.mark.slow
 def test_memory_that_runs_out_halves_the_batch_and_changes_nothing(recipe, monkeypatch, capsys):
-    from tunebook.sft import sft
+    from tunebook.training.sft import sft
 
     straight = load_recipe(recipe, run="straight", overrides={"sft.per_device_train_batch_size": 4, "sft.gradient_accumulation_steps": 1})
     record = sft(straight)

@@ -22,9 +22,9 @@ import faults
 import nbformat
 import pytest
 
-from tunebook.models import _embedded_gguf
-from tunebook.recipe import ROOT
-from tunebook.run import read_json
+from tunebook.models.builtin import _embedded_gguf
+from tunebook.recipe.files import ROOT
+from tunebook.runs.files import read_json
 
 GPU = "wants a GPU and the hub; tests/test_gpu.py, tests/test_gpu_rehearsal.py"
 HUB = "wants the hub"

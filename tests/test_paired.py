@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import binom, bootstrap
 
-from tunebook.evaluate import COMPARED, compared_cells, markdown
-from tunebook.paired import compare
+from tunebook.evaluation.statistics import compare
+from tunebook.evaluation.tables import COMPARED, compared_cells, markdown
 
 ITEMS = st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=60)
 

@@ -8,13 +8,22 @@ import datasets
 import pytest
 import yaml
 
-from tunebook.data.geometry import problems
-from tunebook.data.preferences import COLUMNS, build, check_sample, format_only, told_apart
-from tunebook.data.prepare import data_stage, prepare, read_parquet, training_rows, write_parquet
-from tunebook.generate import Answer
-from tunebook.pairs import Work, _rows, _split, _why_none, injected_error, on_policy, pairs, pairs_stage, summary
-from tunebook.recipe import ROOT, PairsConfig, UserError, load_recipe
-from tunebook.verify import verify
+from school_geometry.problems import problems
+from tunebook.checkers.maths import verify
+from tunebook.data.prepare import data_stage, prepare
+from tunebook.data.storage import read_parquet, training_rows, write_parquet
+from tunebook.generation.answers import Answer
+from tunebook.pairs.injected_error import injected_error
+from tunebook.pairs.on_policy import build, on_policy
+from tunebook.pairs.pair import COLUMNS, check_sample
+from tunebook.pairs.pairs import _rows, _split, _why_none, pairs, pairs_stage
+from tunebook.pairs.shortcuts import format_only, told_apart
+from tunebook.pairs.summary import summary
+from tunebook.pairs.work import Work
+from tunebook.recipe.errors import UserError
+from tunebook.recipe.files import ROOT
+from tunebook.recipe.loading import load_recipe
+from tunebook.recipe.sections import PairsConfig
 
 RIGHT = "### Solution\n1. 2 + 3 = 5\n### Final Answer\n\\boxed{5}"
 WRONG = RIGHT.replace("5", "6")
@@ -112,7 +121,8 @@ def work_of(answers: list[str], rows: int, monkeypatch, **given) -> Work:
     def answer_file(path, source, prompts, sampling, record, label, shown):
         return [{"index": i} | record(i, Answer(text, len(text) // 2, False)) for i, text in enumerate(answers)]
 
-    monkeypatch.setattr("tunebook.pairs.answer_file", answer_file)
+    for module in ("on_policy", "injected_error"):
+        monkeypatch.setattr(f"tunebook.pairs.{module}.answer_file", answer_file)
     return work
 
 
@@ -158,10 +168,9 @@ def test_written_pairs_are_what_trl_wants(tmp_path):
 
 
 def test_rounds_take_the_next_prompts_and_start_again(monkeypatch):
-    from tunebook import pairs as module
-    from tunebook.run import policy_name, round_name
+    from tunebook.runs.stage import policy_name, round_name
 
-    monkeypatch.setattr(module, "training_rows", lambda recipe, stage: [{"gold": str(i)} for i in range(5)])
+    monkeypatch.setattr("tunebook.pairs.pairs.training_rows", lambda recipe, stage: [{"gold": str(i)} for i in range(5)])
     recipe = load_recipe(overrides={"pairs.prompts": 2})
     assert [[r["gold"] for r in _rows(recipe, n)] for n in (1, 2, 3)] == [["0", "1"], ["2", "3"], ["4", "0"]]
     assert len(_rows(load_recipe(overrides={"pairs.prompts": 99}), 2)) == 5
@@ -256,7 +265,7 @@ def taught(tmp_path_factory, embedded):
     """The embedded model after a few steps on a handful of sums: at a high temperature it is right now and then."""
     from _pytest.monkeypatch import MonkeyPatch
 
-    from tunebook.sft import sft
+    from tunebook.training.sft import sft
 
     folder = tmp_path_factory.mktemp("taught")
     sums = [(a, b) for a in (12, 23, 34) for b in (5, 17, 48)]
@@ -298,9 +307,8 @@ def test_both_sides_of_a_sampled_pair_are_verified(taught, monkeypatch):
 
 @pytest.mark.slow
 def test_the_model_is_asked_for_errors_and_a_second_round_starts_from_the_first(taught, monkeypatch):
-    from tunebook.dpo import dpo
-    from tunebook.evaluate import stages
-    from tunebook.run import finished_key
+    from tunebook.runs.stage import finished_key, stages
+    from tunebook.training.dpo import dpo
 
     monkeypatch.setenv("TUNEBOOK_RUNS", str(taught / "runs"))
     keys = {"pairs.methods": ["on_policy", "injected_error"], "dpo.max_steps": 2, "dpo.save_strategy": "no", "pairs.prompts": 5, "pairs.rounds": 2}
@@ -353,7 +361,7 @@ def recipe_rows(recipe) -> int:
 
 
 def test_what_rejected_changes_is_marked_by_the_word():
-    from tunebook.data.preferences import marked
+    from tunebook.pairs.shortcuts import marked
 
     pair = {"chosen": [{"content": "9 * 14 = 126\n\\boxed{126}"}], "rejected": [{"content": "9 * 14 = 116\n\\boxed{116}"}]}
     assert [part for part, new in marked(pair) if new] == ["116", "116"]

@@ -10,7 +10,7 @@ import subprocess
 
 import pytest
 
-from tunebook.recipe import ROOT
+from tunebook.recipe.files import ROOT
 
 README = (ROOT / "README.md").read_text()
 

@@ -12,8 +12,11 @@ import papermill
 import pytest
 import yaml
 
-from tunebook.generate import Drawing
-from tunebook.recipe import ROOT, SHORT, UserError, load_recipe, parse_set
+from tunebook.generation.streaming import Drawing
+from tunebook.recipe.errors import UserError
+from tunebook.recipe.files import ROOT
+from tunebook.recipe.loading import SHORT, load_recipe
+from tunebook.recipe.overrides import parse_set
 
 MISTAKES = [
     ("sft.lerning_rate=1", "unknown key sft.lerning_rate, did you mean learning_rate?"),
@@ -94,7 +97,7 @@ def test_run_folder(monkeypatch, tmp_path):
 
 def test_fields_are_read_from_the_installed_configs():
     """The sections accept just what stock TRL's dataclasses have (Unsloth's GPU config would drop the rest silently)."""
-    from tunebook import recipe
+    from tunebook.recipe import trainer_keys
 
     code = (
         "import json, dataclasses, trl, peft\n"
@@ -103,9 +106,9 @@ def test_fields_are_read_from_the_installed_configs():
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.splitlines()[-1]
     for section, names in json.loads(out).items():
-        known = set(recipe._section(section).model_fields)
-        ours = {*recipe._EARLY_STOPPING, *recipe._UNSLOTH_LORA}
-        theirs = {n for n in names if not n.startswith("_")} - recipe._OURS
+        known = set(trainer_keys.trainer_section(section).model_fields)
+        ours = {*trainer_keys._EARLY_STOPPING, *trainer_keys._UNSLOTH_LORA}
+        theirs = {n for n in names if not n.startswith("_")} - trainer_keys._OURS
         missing = (
             theirs - known - {"runtime_config", "peft_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision", "inference_mode"}
         )
@@ -138,12 +141,19 @@ def test_notebook_parameters_fit_the_recipe(path):
 
 def test_documented_fields():
     """Every field of a section of ours explains itself, in the class and so in the README's table."""
-    from tunebook import recipe
+    from tunebook.recipe import loading, sections
 
-    for section in (recipe.ModelConfig, recipe.DataConfig, recipe.EvaluateConfig, recipe.ExportConfig, recipe.GeometrySource, recipe.ChatSource):
+    for section in (
+        sections.ModelConfig,
+        sections.DataConfig,
+        sections.EvaluateConfig,
+        sections.ExportConfig,
+        sections.GeometrySource,
+        sections.ChatSource,
+    ):
         for name, field in section.model_fields.items():
             assert field.description or name in ("format", "max_new_tokens", "load_in_4bit", "val", "test"), (section, name)
-    assert inspect.getdoc(recipe.load_recipe)
+    assert inspect.getdoc(loading.load_recipe)
 
 
 def test_default_recipe_is_plain_yaml():

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from tunebook import evaluate, report
-from tunebook.compare import compare_runs
-from tunebook.recipe import ROOT, UserError
+from tunebook.evaluation import report, tables
+from tunebook.evaluation.compare import compare_runs
+from tunebook.recipe.errors import UserError
+from tunebook.recipe.files import ROOT
 
 RECORD = ROOT / "resources" / "smollm2-math"
 
@@ -38,7 +39,7 @@ def test_the_report_says_what_was_recorded_and_stands_alone(run):
     markdown, page = report.write(run)
     text, html = markdown.read_text(), page.read_text()
     summary = json.loads((RECORD / "summary.json").read_text())
-    assert evaluate.markdown(evaluate.COLUMNS, evaluate.cells(summary["stages"])) in text
+    assert tables.markdown(tables.COLUMNS, tables.cells(summary["stages"])) in text
     assert "**sft against base: better**" in text and "**dpo against sft: better**" in text
     assert "< 0.0001 *" in text and "| sft → dpo | 600 |" in text
     assert "**lost**: question 8? (answer: 4)" in text and "sft says 8" in text and "**won**" not in text.split("## Data")[0].split("lost")[0]

@@ -11,9 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from tunebook.compare import compare_manifests
-from tunebook.recipe import UserError, load_recipe
-from tunebook.run import Stage, intact, manifest, read_json
+from tunebook.evaluation.compare import compare_manifests
+from tunebook.recipe.errors import UserError
+from tunebook.recipe.loading import load_recipe
+from tunebook.runs.files import intact, read_json
+from tunebook.runs.manifest import manifest
+from tunebook.runs.stage import Stage
 
 
 def stage(**settings) -> Stage:

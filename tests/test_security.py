@@ -14,8 +14,13 @@ import pytest
 import yaml
 
 from tunebook.data import clean
-from tunebook.generate import Sampling, generate
-from tunebook.recipe import ROOT, SECRET, ServerConfig, UserError, load_recipe, scrubbed
+from tunebook.generation.answers import Sampling
+from tunebook.generation.generate import generate
+from tunebook.recipe.errors import UserError
+from tunebook.recipe.files import ROOT
+from tunebook.recipe.loading import load_recipe
+from tunebook.recipe.secrets import SECRET, scrubbed
+from tunebook.recipe.sections import ServerConfig
 
 FAKE = {"OPENAI_API_KEY": "fake-openai-7f3a91c2", "API_KEY": "fake-api-55d0e8b1", "HF_TOKEN": "fake-hub-0c4b7a6e"}
 """Of no known form: what is recognised, is by its value."""

@@ -6,12 +6,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tunebook import sharing
+from tunebook.models.cpu import shared_prefixes
 
 TOKENS = st.lists(st.integers(1, 3), min_size=1, max_size=12)
 
 
-def expanded(rows: list[list[int]], how: sharing.Plan) -> list[list[int]]:
+def expanded(rows: list[list[int]], how: shared_prefixes.Plan) -> list[list[int]]:
     """The rows put together again out of a plan's parts."""
     out: list[list[int]] = [[] for _ in rows]
     for members, end in zip(how.groups, how.ends, strict=True):
@@ -24,7 +24,7 @@ def expanded(rows: list[list[int]], how: sharing.Plan) -> list[list[int]]:
 @given(st.lists(TOKENS, min_size=2, max_size=8), TOKENS)
 def test_every_plan_puts_the_rows_together_again_and_costs_less(rows, beginning):
     rows = [beginning + row for row in rows]
-    how = sharing.plan(rows)
+    how = shared_prefixes.plan(rows)
     if how is None:
         return
     lengths = [len(row) for row in rows]
@@ -37,10 +37,10 @@ def test_every_plan_puts_the_rows_together_again_and_costs_less(rows, beginning)
 def test_pairs_are_found_and_one_long_beginning_does_not_pad_the_others():
     system, first, second = [1] * 20, [2] * 30, [3] * 30
     rows = [system + first + [4] * 40, system + second + [5] * 20, system + first + [6] * 20, system + second + [7] * 40]
-    how = sharing.plan(rows)
-    assert how == sharing.Plan(20, [[0, 2], [1, 3]], [50, 50])
+    how = shared_prefixes.plan(rows)
+    assert how == shared_prefixes.Plan(20, [[0, 2], [1, 3]], [50, 50])
     assert how.cost([len(r) for r in rows]) == 20 + 2 * 30 + 4 * 40  # instead of 4 x 90
-    assert sharing.plan([[1, 2, 3, 4], [5, 6, 7, 8]]) is None
+    assert shared_prefixes.plan([[1, 2, 3, 4], [5, 6, 7, 8]]) is None
 
 
 def small_llama():
@@ -73,14 +73,14 @@ def test_loss_logits_and_gradients_are_those_of_the_plain_forward(start):
     model, system = small_llama(), [7] * start
     tails = [*range(10, 20), 1, 2, 3], [*range(20, 34), 4], [*range(10, 20), 5, 6], [*range(20, 34), 8, 9, 9, 9]
     rows = [system + tail for tail in tails]
-    assert sharing.plan(rows).ends != [start]
+    assert shared_prefixes.plan(rows).ends != [start]
     plain = loss_and_gradients(model, rows)
-    sharing.share(model)
+    shared_prefixes.share(model)
     calls = []
     own = type(model.model).forward
     model.model.layers[0].register_forward_pre_hook(lambda module, args: calls.append(args[0].shape[0] * args[0].shape[1]))
     shared = loss_and_gradients(model, rows)
-    assert sum(calls) == sharing.plan(rows).cost([len(r) for r in rows]) < 4 * max(map(len, rows))
+    assert sum(calls) == shared_prefixes.plan(rows).cost([len(r) for r in rows]) < 4 * max(map(len, rows))
     torch.testing.assert_close(shared[0], plain[0])
     torch.testing.assert_close(shared[2], plain[2])
     for name, gradient in plain[1].items():
@@ -96,7 +96,7 @@ def test_generation_and_gradient_checkpointing_keep_the_plain_forward():
     import torch
 
     model = small_llama()
-    sharing.share(model)
+    shared_prefixes.share(model)
     ids = torch.tensor([[1, 2, 3], [1, 2, 4]])
     assert model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=True).past_key_values is not None
     assert model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=3, do_sample=False, pad_token_id=0).shape == (2, 6)
@@ -106,7 +106,7 @@ def test_generation_and_gradient_checkpointing_keep_the_plain_forward():
     model.config.model_type = "gemma3"
     other = small_llama()
     other.config.model_type = "gemma3"
-    sharing.share(other)
+    shared_prefixes.share(other)
     assert "forward" not in vars(other.model)
 
 
@@ -115,7 +115,7 @@ def test_grouped_attention_is_eager_attention(masked):
     import torch
     from transformers.models.llama.modeling_llama import eager_attention_forward
 
-    from tunebook.attention import grouped
+    from tunebook.models.cpu.attention import grouped
 
     torch.manual_seed(0)
     module = torch.nn.Module()
@@ -129,8 +129,8 @@ def test_grouped_attention_refuses_what_it_does_not_compute():
     import torch
     from transformers import Gemma2Config, Gemma2ForCausalLM
 
-    from tunebook.attention import register
-    from tunebook.recipe import UserError
+    from tunebook.models.cpu.attention import register
+    from tunebook.recipe.errors import UserError
 
     register()
     shape = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 4}

@@ -9,10 +9,13 @@ import pytest
 import tiny_text
 import yaml
 
-from tunebook.data import checks, preferences, sources
+from tunebook.data import checks, sources
 from tunebook.data.prepare import prepare
 from tunebook.data.rows import Reject
-from tunebook.recipe import ROOT, UserError, load_recipe
+from tunebook.pairs import existing
+from tunebook.recipe.errors import UserError
+from tunebook.recipe.files import ROOT
+from tunebook.recipe.loading import load_recipe
 
 
 def lines(path, rows):
@@ -214,7 +217,7 @@ def pairs_of(path, **config):
     keys = {"pairs.methods": ["dataset"], "pairs.dataset": str(path)} | {f"pairs.{k}": v for k, v in config.items()}
     recipe = load_recipe("smollm2-alpaca", overrides={"pairs.min_margin": None} | keys)
     prepare(recipe)
-    return list(preferences.read(recipe, lambda text: len(text.split()), recipe.run_dir / "pairs" / "images"))
+    return list(existing.read(recipe, lambda text: len(text.split()), recipe.run_dir / "pairs" / "images"))
 
 
 def test_preference_sets_as_they_are_published(tmp_path, embedded):
@@ -273,7 +276,7 @@ def test_pairs_of_too_small_a_margin_are_quarantined(tmp_path, embedded):
 
 def test_the_sample_is_sound(embedded):
     """What ships passes every check, and no shortcut tells its better answers from the worse."""
-    from tunebook.pairs import pairs
+    from tunebook.pairs.pairs import pairs
 
     recipe = load_recipe("smollm2-alpaca")
     record = prepare(recipe)
@@ -298,9 +301,9 @@ def test_the_recipes_load():
 
 @pytest.fixture(scope="module")
 def tiny_base(tmp_path_factory, embedded):
-    from tunebook import models
+    from tunebook.models import backend
 
-    models.backend()
+    backend.backend()
     path = tmp_path_factory.mktemp("model") / "tiny-base"
     tiny_text.qwen3(path, embedded)
     return path
@@ -309,11 +312,12 @@ def tiny_base(tmp_path_factory, embedded):
 @pytest.mark.slow
 def test_a_base_model_learns_to_end_its_turns(tiny_base, tmp_path, monkeypatch):
     """The small recipe with the big one's model section, whole: SFT, pairs, DPO, evaluation, merged weights."""
-    from tunebook import audit, models
-    from tunebook.dpo import dpo
-    from tunebook.evaluate import evaluate
-    from tunebook.pairs import existing_pairs, pairs_stage
-    from tunebook.sft import sft
+    from tunebook.evaluation.evaluate import evaluate
+    from tunebook.models import adapters, loading
+    from tunebook.pairs.pairs import existing_pairs, pairs_stage
+    from tunebook.training import audits
+    from tunebook.training.dpo import dpo
+    from tunebook.training.sft import sft
 
     content = yaml.safe_load((ROOT / "configs" / "smollm2-alpaca.yaml").read_text())
     chat = load_recipe("qwen3-4b-instruct").model
@@ -336,8 +340,8 @@ def test_a_base_model_learns_to_end_its_turns(tiny_base, tmp_path, monkeypatch):
         seen.extend(tokenizer.decode(row[row != -100]) for row in batch["labels"])
         return original(trainer, tokenizer)
 
-    original = audit.audit_mask
-    monkeypatch.setattr(audit, "audit_mask", looked_at)
+    original = audits.audit_mask
+    monkeypatch.setattr(audits, "audit_mask", looked_at)
     assert sft(recipe)["metrics"]["steps"] == 3
     assert all(text.endswith("<|im_end|>\n") and text.count("<|im_end|>") == 1 and "<think>" not in text for text in seen)
     saved = json.loads((recipe.run_dir / "sft" / "adapter" / "tokenizer_config.json").read_text())
@@ -352,11 +356,11 @@ def test_a_base_model_learns_to_end_its_turns(tiny_base, tmp_path, monkeypatch):
     results = evaluate(recipe)
     assert {name: s["n"] for name, s in results.items()} == {"base": 60, "sft": 60, "dpo": 60}
 
-    model, tokenizer = models.load(recipe)
+    model, tokenizer = loading.load(recipe)
     assert (tokenizer.eos_token, tokenizer.eos_token_id, tokenizer.pad_token_id) == ("<|im_end|>", 2, 0)
     assert model.generation_config.eos_token_id == [2, 0] and model.config.eos_token_id == 2
     assert stops_after(model, tokenizer, "<|im_end|>") == stops_after(model, tokenizer, "<|endoftext|>") == 3
-    models.save_merged(models.add_lora(model, recipe), tokenizer, tmp_path / "merged")
+    adapters.save_merged(adapters.add_lora(model, recipe), tokenizer, tmp_path / "merged")
     from transformers import AutoTokenizer, GenerationConfig
 
     assert GenerationConfig.from_pretrained(tmp_path / "merged").eos_token_id == [2, 0]
@@ -400,12 +404,12 @@ def packed_rows_do_not_see_each_other(model) -> None:
 def every_recipe_makes_the_real_configs(folder) -> None:
     from trl import DPOConfig, SFTConfig
 
-    from tunebook import train
+    from tunebook.training import arguments
 
     for name in sorted(p.stem for p in (ROOT / "configs").glob("*.yaml")):
         recipe = load_recipe(name)
         for section, config in (("sft", SFTConfig), ("dpo", DPOConfig)):
-            args, _ = train.arguments(config, recipe, section, folder)
+            args, _ = arguments.arguments(config, recipe, section, folder)
             given = getattr(recipe, section)
             assert args.learning_rate == given["learning_rate"] and args.max_length == recipe.model.max_seq_length
             assert args.gradient_accumulation_steps == given["gradient_accumulation_steps"]

@@ -42,7 +42,7 @@ def test_stages_that_train_nothing_load_neither_torch_nor_unsloth(embedded, tmp_
         from tunebook.recipe import ROOT, CleanConfig, load_recipe
         from tunebook.data.prepare import prepare, show
         from tunebook.evaluate import eval_stage, evaluate, show as show_results, summarise
-        from tunebook.verify import verifier
+        from tunebook.checkers.maths import verifier
         recipe = load_recipe("smollm2-alpaca", overrides={"evaluate.benchmarks.data": None})
         show(prepare(recipe))
         show(prepare(recipe))

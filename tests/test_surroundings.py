@@ -10,8 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from tunebook import models
-from tunebook.recipe import ROOT, UserError
+from tunebook import pipeline
+from tunebook.models import backend
+from tunebook.recipe.errors import UserError
+from tunebook.recipe.files import ROOT
 
 SMALL = ("--set", "data.sources.0.train=20", "--set", "data.sources.0.val=2", "--set", "data.sources.0.test=4", "--set", "data.sources.1.train=4")
 FINGERPRINT = "d78c734509cd26da"
@@ -19,7 +21,7 @@ FINGERPRINT = "d78c734509cd26da"
 
 def tunebook(*argv: str, cwd: Path, **env: str) -> subprocess.CompletedProcess[str]:
     """A command in a process that has no more of an environment than it is given, like `env -i`."""
-    needed = {"PATH": os.defpath, "PYTHONPATH": os.environ.get("PYTHONPATH", ""), "HF_HUB_OFFLINE": "1", "TUNEBOOK_CACHE": str(models.cache_dir())}
+    needed = {"PATH": os.defpath, "PYTHONPATH": os.environ.get("PYTHONPATH", ""), "HF_HUB_OFFLINE": "1", "TUNEBOOK_CACHE": str(backend.cache_dir())}
     command = [sys.executable, "-m", "tunebook.cli", *argv]
     return subprocess.run(command, cwd=cwd, env=needed | env, capture_output=True, encoding="utf-8", errors="replace", check=False)
 
@@ -58,14 +60,14 @@ def test_a_terminal_without_unicode_shows_what_it_can(tmp_path):
 
 def test_a_user_without_a_home_is_told_what_to_set(monkeypatch):
     monkeypatch.delenv("TUNEBOOK_CACHE", raising=False)
-    monkeypatch.setattr(models, "user_cache_path", lambda name: Path("~/.cache") / name)  # what is left of it for a user id without an account
+    monkeypatch.setattr(backend, "user_cache_path", lambda name: Path("~/.cache") / name)  # what is left of it for a user id without an account
     with pytest.raises(UserError, match="set TUNEBOOK_CACHE"):
-        models.cache_dir()
+        backend.cache_dir()
 
 
 def test_run_hands_on_the_recipe_that_the_environment_names(tmp_path, monkeypatch):
     """A copy that still bears the default's name is not the default."""
-    from tunebook import cli, pipeline
+    from tunebook import cli
 
     mine, given = tmp_path / "mine.yaml", []
     mine.write_text((ROOT / "configs" / "smollm2-math.yaml").read_text())

@@ -14,7 +14,10 @@ import nbformat
 import pytest
 import yaml
 
-from tunebook.recipe import ROOT, UserError, load_recipe
+from tunebook.recipe.errors import UserError
+from tunebook.recipe.files import ROOT
+from tunebook.recipe.loading import load_recipe
+from tunebook.training import callbacks
 
 pytestmark = pytest.mark.slow
 
@@ -23,9 +26,9 @@ CANARY = "### Solution\n1. The heron counts 317 violet umbrellas.\n### Final Ans
 
 @pytest.fixture(scope="module", autouse=True)
 def unsloth():
-    from tunebook import models
+    from tunebook.models import backend
 
-    assert models.backend() == "cpu"
+    assert backend.backend() == "cpu"
 
 
 @pytest.fixture
@@ -46,16 +49,17 @@ def canary_recipe(tmp_path) -> Path:
 
 
 def losses(run_dir: Path) -> list[tuple[int, float]]:
-    from tunebook.watch import log_history
+    from tunebook.runs.files import log_history
 
     return [(e["step"], float(e["loss"])) for e in log_history(run_dir / "sft") if "loss" in e]
 
 
 @pytest.mark.parametrize("four_bit", [False, True], ids=["lora", "qlora"])
 def test_a_canary_is_learned_and_decoded_exactly(canary_recipe, four_bit, embedded):
-    from tunebook import evaluate, models
-    from tunebook.data.prepare import load
-    from tunebook.sft import sft
+    from tunebook.data.storage import load
+    from tunebook.evaluation import evaluate
+    from tunebook.models import loading
+    from tunebook.training.sft import sft
 
     recipe = load_recipe(canary_recipe, overrides={"model.load_in_4bit": four_bit})
     record = sft(recipe)
@@ -70,15 +74,15 @@ def test_a_canary_is_learned_and_decoded_exactly(canary_recipe, four_bit, embedd
     assert answer["sft"] == CANARY
     assert answer["base"] != CANARY
     if four_bit:
-        model, _ = models.load(recipe)
+        model, _ = loading.load(recipe)
         assert any(type(m).__name__ == "Linear4bit" for m in model.modules())
 
 
 def test_every_token_trained_or_none_is_refused(tiny_recipe, tiny):
     from transformers import AutoTokenizer
 
-    from tunebook import audit
-    from tunebook.sft import sft
+    from tunebook.training import audits
+    from tunebook.training.sft import sft
 
     with pytest.raises(UserError, match="every token carries loss"):
         sft(load_recipe(tiny_recipe, overrides={"sft.completion_only_loss": False}))
@@ -89,7 +93,7 @@ def test_every_token_trained_or_none_is_refused(tiny_recipe, tiny):
     batch = {"input_ids": ids, "labels": torch.full_like(ids, -100), "attention_mask": torch.ones_like(ids)}
     stand_in = SimpleNamespace(train_dataset=datasets.Dataset.from_dict({"input_ids": [[5, 6, 7]]}), data_collator=lambda rows: batch)
     with pytest.raises(UserError, match="no token carries loss"):
-        audit.audit_mask(stand_in, AutoTokenizer.from_pretrained(tiny))
+        audits.audit_mask(stand_in, AutoTokenizer.from_pretrained(tiny))
     from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
     unpadded = DataCollatorForLanguageModeling(pad_token_id=0, padding_free=True)  # as Unsloth sets it on a GPU
@@ -97,11 +101,11 @@ def test_every_token_trained_or_none_is_refused(tiny_recipe, tiny):
         rows = datasets.Dataset.from_dict({"input_ids": [[5, 6, 7]] * 2, "labels": [trained] * 2})
         stand_in = SimpleNamespace(train_dataset=rows, data_collator=unpadded)
         with pytest.raises(UserError, match="every token") if share == 1 else contextlib.nullcontext():
-            assert audit.audit_mask(stand_in, AutoTokenizer.from_pretrained(tiny)) == {"rows": 2, "trained_share": share}
+            assert audits.audit_mask(stand_in, AutoTokenizer.from_pretrained(tiny)) == {"rows": 2, "trained_share": share}
 
 
 def test_the_same_seed_gives_the_same_trace_and_another_does_not(tiny_recipe):
-    from tunebook.sft import sft
+    from tunebook.training.sft import sft
 
     traces = []
     for run, seed in (("a", 0), ("b", 0), ("c", 1)):
@@ -115,7 +119,7 @@ def test_the_same_seed_gives_the_same_trace_and_another_does_not(tiny_recipe):
 
 
 def test_early_stopping_and_the_best_checkpoint(tiny_recipe):
-    from tunebook.sft import sft
+    from tunebook.training.sft import sft
 
     with pytest.raises(UserError, match=r"needs sft\.load_best_model_at_end"):
         sft(load_recipe(tiny_recipe, overrides={"sft.early_stopping_patience": 1}))
@@ -129,8 +133,8 @@ def test_early_stopping_and_the_best_checkpoint(tiny_recipe):
 def test_early_stopping_keeps_its_patience_when_training_goes_on(tiny_recipe, monkeypatch):
     from transformers import TrainerCallback
 
-    from tunebook import watch
-    from tunebook.sft import sft
+    pass
+    from tunebook.training.sft import sft
 
     keys = {"early_stopping_patience": 2, "load_best_model_at_end": True, "eval_steps": 5, "learning_rate": 1.0, "max_grad_norm": 1e9}
     whole, cut = (load_recipe(tiny_recipe, run=run, overrides={f"sft.{k}": v for k, v in keys.items()}) for run in ("whole", "cut"))
@@ -142,7 +146,7 @@ def test_early_stopping_keeps_its_patience_when_training_goes_on(tiny_recipe, mo
                 raise RuntimeError("cut")
 
     with monkeypatch.context() as patched, pytest.raises(RuntimeError, match="cut"):
-        patched.setattr(watch, "remaining_time", Cut)
+        patched.setattr(callbacks, "remaining_time", Cut)
         sft(cut)
     resumed = sft(cut)["metrics"]
     assert {k: resumed[k] for k in ("steps", "best_checkpoint")} == {k: undisturbed[k] for k in ("steps", "best_checkpoint")}
@@ -150,7 +154,7 @@ def test_early_stopping_keeps_its_patience_when_training_goes_on(tiny_recipe, mo
 
 
 def test_a_plateau_schedule_trains_and_without_val_rows_says_what_it_needs(tiny_recipe):
-    from tunebook.sft import sft
+    from tunebook.training.sft import sft
 
     keys = {"sft.lr_scheduler_type": "reduce_lr_on_plateau", "sft.max_steps": 4, "sft.eval_steps": 2}
     recipe = load_recipe(tiny_recipe, run="plateau", overrides=keys)
@@ -164,9 +168,9 @@ def test_a_plateau_schedule_trains_and_without_val_rows_says_what_it_needs(tiny_
 
 
 def test_evaluation_goes_on_where_it_was_cut(tiny_recipe):
-    from tunebook import evaluate
     from tunebook.data.prepare import prepare
-    from tunebook.generate import read_records
+    from tunebook.evaluation import evaluate
+    from tunebook.generation.generate import read_records
 
     recipe = load_recipe(tiny_recipe)
     prepare(recipe)

@@ -7,10 +7,12 @@ from types import SimpleNamespace
 
 import pytest
 
-from tunebook import dpo, train
-from tunebook.recipe import ROOT, UserError
-from tunebook.run import checksums, write_json
-from tunebook.watch import CHECKSUMS
+from tunebook.recipe.errors import UserError
+from tunebook.recipe.files import ROOT
+from tunebook.runs.files import checksums, write_json
+from tunebook.training import audits
+from tunebook.training.arguments import eval_rows
+from tunebook.training.callbacks import CHECKSUMS
 
 
 def arguments(**given) -> SimpleNamespace:
@@ -20,11 +22,11 @@ def arguments(**given) -> SimpleNamespace:
 
 def test_without_val_rows_nothing_is_evaluated(capsys):
     args = arguments(eval_on_start=True)
-    assert train.eval_rows(args, ["a row"], "sft", "x") == ["a row"] and args.eval_strategy == "steps"
-    assert train.eval_rows(args, [], "dpo", "pairs.val") is None
+    assert eval_rows(args, ["a row"], "sft", "x") == ["a row"] and args.eval_strategy == "steps"
+    assert eval_rows(args, [], "dpo", "pairs.val") is None
     assert (args.eval_strategy, args.do_eval, args.eval_on_start) == ("no", False, False)
     assert capsys.readouterr().out == "No val rows, so nothing is evaluated during training (dpo.eval_strategy: no); pairs.val sets some apart.\n"
-    assert train.eval_rows(args, [], "dpo", "pairs.val") is train.eval_rows(args, ["a row"], "dpo", "pairs.val") is None
+    assert eval_rows(args, [], "dpo", "pairs.val") is eval_rows(args, ["a row"], "dpo", "pairs.val") is None
     assert not capsys.readouterr().out
 
 
@@ -33,8 +35,8 @@ def test_without_val_rows_nothing_is_evaluated(capsys):
 )
 def test_what_rests_on_evaluations_is_refused_without_val_rows(key, value):
     with pytest.raises(UserError, match=rf"^no val rows to evaluate on, and sft\.{key} cannot do without: raise `val` of a data source, add rows"):
-        train.eval_rows(arguments(**{key: value}), [], "sft", "`val` of a data source")
-    assert train.eval_rows(arguments(**{key: value}), [1], "sft", "") == [1]
+        eval_rows(arguments(**{key: value}), [], "sft", "`val` of a data source")
+    assert eval_rows(arguments(**{key: value}), [1], "sft", "") == [1]
 
 
 def recorded(folder, losses: list[float], resumed: int, group: dict[str, float]) -> dict:
@@ -54,7 +56,7 @@ def recorded(folder, losses: list[float], resumed: int, group: dict[str, float])
         state=SimpleNamespace(global_step=len(losses), log_history=history, best_model_checkpoint=None),
         train=lambda resume_from_checkpoint: output,
     )
-    return train._run(trainer, folder)
+    return trainer._train(trainer, folder)
 
 
 @pytest.mark.parametrize("resumed", [0, 10, 20], ids=["straight", "resumed", "nothing left"])
@@ -89,7 +91,7 @@ def test_the_audit_measures_the_plain_loss_whatever_is_trained_on():
         compute_loss_context_manager=contextlib.nullcontext,
         **trained,
     )
-    assert dpo._measured(trainer, [{}]) == (0.5, {"rewards/margins": 0.0})
+    assert audits._measured(trainer, [{}]) == (0.5, {"rewards/margins": 0.0})
     assert {name: getattr(trainer, name) for name in trained} == trained and trainer.model.training
 
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tunebook.verify import Verdict, boxed, equal, normalise, verify
+from tunebook.checkers.maths import Verdict, boxed, equal, normalise, verify
 
 SAME = [
     ("42", "42"), ("42", "42.0"), ("42", "$42$"), ("60", r"60^\circ"), ("60", "60°"), ("60", "60 degrees"), ("60", r"60^{\circ}"),

@@ -10,10 +10,13 @@ import pytest
 import yaml
 from PIL import Image, ImageDraw, ImageFont
 
-from tunebook.evaluate import evaluate, gate
-from tunebook.export import export
-from tunebook.recipe import ROOT, UserError, load_recipe
-from tunebook.run import file_hash, read_json, write_json
+from tunebook.evaluation.evaluate import evaluate
+from tunebook.evaluation.gate import gate
+from tunebook.export.export import export
+from tunebook.recipe.errors import UserError
+from tunebook.recipe.files import ROOT
+from tunebook.recipe.loading import load_recipe
+from tunebook.runs.files import file_hash, read_json, write_json
 
 pytestmark = pytest.mark.slow
 ANGLES = ((65, 65), (75, 70), (60, 60), (50, 45), (40, 60), (45, 45))
@@ -134,19 +137,21 @@ def test_batched_answers_with_images_are_the_answers_given_alone(tmp_path):
     """In float32, of random weights, sampled: rows of different lengths and pictures, one without a picture."""
     import torch
 
-    from tunebook import models
-    from tunebook.data.images import render
-    from tunebook.generate import Local, Sampling, encode, generate
+    from tunebook.generation.answers import Sampling
+    from tunebook.generation.generate import generate
+    from tunebook.generation.local import Local, encode
+    from tunebook.models import adapters, backend, loading
+    from tunebook.models.chat_template import render
 
-    models.backend()
-    model, processor = models.load(load_recipe("mm-math-sample"))
+    backend.backend()
+    model, processor = loading.load(load_recipe("mm-math-sample"))
     paths = []
     for a, b in ANGLES[:3]:
         paths.append([str(tmp_path / f"{a}.png")])
         triangle(a, b, 255).save(paths[-1][0])
     prompts = [[{"role": "user", "content": QUESTION + " Why?" * i}] for i in range(4)]
     shown = [*paths, []]
-    with models.use_adapter(model, None) as active:
+    with adapters.use_adapter(model, None) as active:
         source = Local(active, processor)
 
         def answers(batch: int) -> list[str]:
@@ -164,13 +169,13 @@ def test_batched_answers_with_images_are_the_answers_given_alone(tmp_path):
 
 def test_lora_goes_where_the_switches_say():
     """On a CPU as on a GPU: never on the audio tower, and the vision part only if asked."""
-    from tunebook import models
+    from tunebook.models import adapters, backend, loading
 
-    models.backend()
+    backend.backend()
     places = {}
     for vision in (True, False):
         recipe = load_recipe("mm-math-sample", overrides={"lora.finetune_vision_layers": vision})
-        model = models.add_lora(models.load(recipe)[0], recipe)
+        model = adapters.add_lora(loading.load(recipe)[0], recipe)
         places[vision] = {name.split(".lora_")[0] for name, p in model.named_parameters() if p.requires_grad}
     assert not any("audio" in name for names in places.values() for name in names)
     assert any("vision" in name for name in places[True]) and not any("vision" in name for name in places[False])

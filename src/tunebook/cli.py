@@ -12,12 +12,18 @@ from typing import Annotated, Any
 
 import typer
 
-from tunebook import launch
-from tunebook.recipe import DEFAULT, ROOT, Recipe, UserError, load_recipe, parse_set
-from tunebook.run import round_name, told_when_full
+from tunebook.recipe.errors import UserError
+from tunebook.recipe.files import ROOT
+from tunebook.recipe.loading import load_recipe
+from tunebook.recipe.overrides import parse_set
+from tunebook.recipe.sections import DEFAULT, Recipe
+from tunebook.runs.files import disk_full_as_user_error
+from tunebook.runs.stage import round_name
+from tunebook.training import launch
 
 INTERRUPTED = 130
 """What Typer makes of a KeyboardInterrupt."""
+
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -37,11 +43,22 @@ A stage whose inputs and settings are unchanged is not run again (`--force` does
 """,
 )
 
+
 RecipeOption = Annotated[str | None, typer.Option("--recipe", "-r", help=f"A name in `configs/` or a path to a YAML file. Default: `{DEFAULT}`.")]
+
+
 RunOption = Annotated[str | None, typer.Option("--run", help="The folder under `runs/`. Default: the recipe's name.")]
+
+
 SetOption = Annotated[list[str] | None, typer.Option("--set", "-s", metavar="KEY=VALUE", help="Override a recipe key; may be repeated.")]
+
+
 ForceOption = Annotated[bool, typer.Option("--force", help="Run again though nothing has changed, from the start.")]
+
+
 ResumeOption = Annotated[bool, typer.Option("--resume/--no-resume", help="Go on from the last checkpoint of an interrupted run.")]
+
+
 RoundOption = Annotated[int, typer.Option("--round", min=1, help="Iterated DPO: round 2 starts from round 1's model, with the next prompts.")]
 
 
@@ -86,11 +103,11 @@ def prepare(recipe: RecipeOption = None, run: RunOption = None, set_: SetOption 
 
         uv run tunebook prepare --set data.sources.0.train=500
     """
-    from tunebook.data import prepare as stage
+    from tunebook.data import prepare
 
     parsed = _recipe(recipe, run, set_)
     print(parsed.describe())
-    stage.show(stage.prepare(parsed, force))
+    prepare.show(prepare.prepare(parsed, force))
     _done(parsed, "data", "sft")
 
 
@@ -109,15 +126,15 @@ def clean(
 
         uv run tunebook clean --recipe my.yaml --dry-run
     """
-    from tunebook.data import clean as stage
+    from tunebook.data import clean
 
     parsed = _recipe(recipe, run, set_)
     if dry_run:
-        print(", ".join(f"{name}: {value:,}" for name, value in stage.estimate(parsed).items()))
+        print(", ".join(f"{name}: {value:,}" for name, value in clean.estimate(parsed).items()))
         return
-    record = stage.clean(parsed, force)
+    record = clean.clean(parsed, force)
     print(", ".join(f"{n} {name}" for name, n in record["rows"].items()), f"; {record['requests']} requests, cost {record['cost']:.2f}", sep="")
-    for question, before, after in stage.examples(parsed):
+    for question, before, after in clean.examples(parsed):
         print(f"\n--- {question}\n\n{before}\n\n->\n\n{after}")
     _done(parsed, "clean", "prepare")
 
@@ -128,7 +145,7 @@ def sft(recipe: RecipeOption = None, run: RunOption = None, set_: SetOption = No
 
     uv run tunebook sft --set sft.learning_rate=2e-4 --set lora.r=32
     """
-    from tunebook.sft import sft as stage
+    from tunebook.training.sft import sft as stage
 
     parsed = _recipe(recipe, run, set_)
     if launch.launched(parsed):
@@ -147,11 +164,11 @@ def pairs(recipe: RecipeOption = None, run: RunOption = None, set_: SetOption = 
 
         uv run tunebook pairs --set pairs.samples=8 --set 'pairs.methods=[on_policy, injected_error]'
     """
-    from tunebook import pairs as stage
+    from tunebook.pairs import pairs, summary
 
     parsed = _recipe(recipe, run, set_)
-    stage.pairs(parsed, number, force)
-    stage.show(stage.pairs_stage(parsed, number))
+    pairs.pairs(parsed, number, force)
+    summary.show(pairs.pairs_stage(parsed, number))
     _done(parsed, round_name("pairs", number), "dpo" + (f" --round {number}" if number > 1 else ""))
 
 
@@ -168,8 +185,8 @@ def dpo(
 
     uv run tunebook dpo --set dpo.learning_rate=2e-4
     """
-    from tunebook.dpo import dpo as stage
-    from tunebook.pairs import existing_pairs
+    from tunebook.pairs.pairs import existing_pairs
+    from tunebook.training.dpo import dpo as stage
 
     parsed = _recipe(recipe, run, set_)
     existing_pairs(parsed, number)
@@ -193,12 +210,13 @@ def evaluate(
 
     uv run tunebook evaluate base sft --set evaluate.split=val --set evaluate.limit=100
     """
-    from tunebook import evaluate as stage
+    from tunebook.evaluation import evaluate, tables
+    from tunebook.evaluation.gate import gate as failures
 
     parsed = _recipe(recipe, run, set_)
-    stage.show(parsed, stage.evaluate(parsed, stages, force))
+    tables.show(parsed, evaluate.evaluate(parsed, stages, force))
     _done(parsed, "eval", "report")
-    if gate and (failed := stage.gate(parsed)):
+    if gate and (failed := failures(parsed)):
         raise UserError(f"gate: {'; '.join(failed)}")
 
 
@@ -214,13 +232,13 @@ def bench(
 
     uv run tunebook bench --set 'evaluate.benchmarks.tasks=[gsm8k]' --set evaluate.benchmarks.limit=200
     """
-    from tunebook import bench as stage
-    from tunebook.evaluate import print_table
+    from tunebook.evaluation import benchmarks, tables
+    from tunebook.evaluation.tables import print_table
 
     parsed = _recipe(recipe, run, set_)
-    summary = stage.bench(parsed, stages, force)
-    print_table("benchmarks", stage.COLUMNS, stage.cells(summary))
-    print_table("the same items, pair by pair", stage.PAIRED, stage.paired_cells(summary))
+    summary = benchmarks.bench(parsed, stages, force)
+    print_table("benchmarks", tables.BENCHMARKS, tables.benchmark_cells(summary))
+    print_table("the same items, pair by pair", tables.BENCHMARKS_COMPARED, tables.benchmarks_compared_cells(summary))
     _done(parsed, "bench", "report")
 
 
@@ -234,8 +252,8 @@ def report(
 
     uv run tunebook report runs/smollm2-math runs/trial-2
     """
-    from tunebook.compare import compare_runs
-    from tunebook.report import write
+    from tunebook.evaluation.compare import compare_runs
+    from tunebook.evaluation.report import write
 
     folders = [Path(r) for r in runs] if runs else [load_recipe(recipe, run).run_dir]
     if len(folders) > 1:
@@ -264,8 +282,8 @@ def chat(
 
     uv run tunebook chat --question "A square has sides of 7 cm. What is its area?" --model sft
     """
-    from tunebook.chat import terminal
-    from tunebook.generate import Drawing
+    from tunebook.chat.terminal import terminal
+    from tunebook.generation.streaming import Drawing
 
     terminal(_recipe(recipe, run, set_), model, Drawing(max_new_tokens, temperature, top_p, seed), question, image)
 
@@ -290,11 +308,12 @@ def export(
 
         uv run tunebook export --to adapter,merged,gguf,ollama --quantization f16,q8_0 --install-tools
     """
-    from tunebook import export as stage_
+    from tunebook.evaluation import tables
+    from tunebook.export import export
 
     given = {"export.to": to and to.split(","), "export.quantizations": quantization and quantization.split(","), "export.stage": stage}
     parsed = load_recipe(recipe, run, parse_set(set_ or []) | {k: v for k, v in (given | {"export.hub_id": push}).items() if v})
-    stage_.show(stage_.export(parsed, force, install_tools, check))
+    tables.show_parity(export.export(parsed, force, install_tools, check))
     _done(parsed, "export", "chat --model merged")
 
 
@@ -313,7 +332,7 @@ def serve(
 
         uv run tunebook serve --port 8080
     """
-    from tunebook.export import served
+    from tunebook.export.export import served
 
     served(_recipe(recipe, run, set_), gguf, port)
 
@@ -344,7 +363,7 @@ def main() -> None:
         launch.work(app)
         return
     try:
-        with told_when_full(Path(os.environ.get("TUNEBOOK_RUNS") or ROOT)):
+        with disk_full_as_user_error(Path(os.environ.get("TUNEBOOK_RUNS") or ROOT)):
             app()
     except UserError as error:
         bar = "\n" if "tqdm" in sys.modules else ""  # which may have been cut off in the middle of its line

@@ -5,7 +5,6 @@ uv run tunebook doctor
 
 from __future__ import annotations
 
-import importlib.metadata
 import importlib.util
 import os
 import platform
@@ -22,14 +21,25 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from tunebook import llama_cpp, models
-from tunebook.recipe import DEFAULT, ENV_PREFIX, ROOT, ChatSource, MMMathSource, Recipe, UserError, first_line, load_recipe, secret
-from tunebook.run import free_ram
+from tunebook.export import llama_cpp
+from tunebook.models import builtin
+from tunebook.models.backend import cache_dir
+from tunebook.recipe.errors import UserError, first_line
+from tunebook.recipe.files import ROOT
+from tunebook.recipe.loading import load_recipe
+from tunebook.recipe.overrides import ENV_PREFIX
+from tunebook.recipe.secrets import secret
+from tunebook.recipe.sections import DEFAULT, ChatSource, MMMathSource, Recipe
+from tunebook.runs.machine import free_ram
 
 MODULES = {"jupyter": "jupyterlab", "pillow": "PIL", "python-dotenv": "dotenv", "pyyaml": "yaml"}
 """Packages that are imported under another name than theirs, but for dashes."""
+
+
 EXTRAS = {"lm-eval": ("lm_eval", "`tunebook bench`", "uv sync --extra eval"), "deepspeed": ("deepspeed", "ZeRO", "uv sync --extra deepspeed")}
 """What is not installed unless asked: its module, what it is for, the command."""
+
+
 NEEDED_RAM, NEEDED_DISK = 6 * 2**30, 2 * 2**30
 """Of the default recipe: its recorded run took 5.8 GB at most (DPO), pages of the model's file included."""
 
@@ -147,7 +157,7 @@ def disk(recipe: Recipe) -> Iterator[Finding]:
     hub = Path(os.environ.get("HF_HOME") or Path.home() / ".cache" / "huggingface")
     for what, place, variable in (
         ("runs", recipe.run_dir.parent, "TUNEBOOK_RUNS"),
-        ("cache", models.cache_dir(), "TUNEBOOK_CACHE"),
+        ("cache", cache_dir(), "TUNEBOOK_CACHE"),
         ("hub", hub, "HF_HOME"),
     ):
         there = next(p for p in (place, *place.parents) if p.exists())
@@ -159,8 +169,8 @@ def disk(recipe: Recipe) -> Iterator[Finding]:
 
 def tools() -> Iterator[Finding]:
     """The embedded model and what is optional."""
-    made = (models.cache_dir() / f"{models.EMBEDDED}-v{models.FORMAT}" / "config.json").exists()
-    yield Finding(models.EMBEDDED, "converted" if made else "is converted on first use (some seconds, 270 MB)")
+    made = (cache_dir() / f"{builtin.EMBEDDED}-v{builtin.FORMAT}" / "config.json").exists()
+    yield Finding(builtin.EMBEDDED, "converted" if made else "is converted on first use (some seconds, 270 MB)")
     for name, (module, purpose, mend) in EXTRAS.items():
         there = importlib.util.find_spec(module) is not None
         yield Finding(f"{name} (optional)", _version(name) or "here" if there else f"not installed: for {purpose}", "" if there else mend)
@@ -181,7 +191,7 @@ def needs(recipe: Recipe, gpu: bool) -> Iterator[str]:
     base = recipe.model.base
     if any("8bit" in str(section.get("optim")) for section in (recipe.sft, recipe.dpo)):
         yield "a CUDA GPU" + ("" if gpu else " (not here)")
-    if base not in (models.EMBEDDED, models.TINY_VISION) and not Path(base).exists():
+    if base not in (builtin.EMBEDDED, builtin.TINY_VISION) and not Path(base).exists():
         yield f"the model {base} from the hub{_in_cache(base)}"
     for source in recipe.data.sources:
         if isinstance(source, ChatSource | MMMathSource) and source.path != "sample" and _from_hub(source.path):

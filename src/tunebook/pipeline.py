@@ -14,14 +14,19 @@ from typing import Any
 
 import yaml
 
-from tunebook.compare import compare_manifests, recorded
 from tunebook.data.prepare import data_stage
-from tunebook.dpo import dpo_stage
-from tunebook.evaluate import eval_stage, stages
-from tunebook.pairs import pairs_stage
-from tunebook.recipe import ROOT, Recipe, UserError, load_recipe
-from tunebook.run import Stage, read_json, round_name, write_text
-from tunebook.sft import sft_stage
+from tunebook.evaluation.compare import compare_manifests
+from tunebook.evaluation.evaluate import eval_stage
+from tunebook.pairs.pairs import pairs_stage
+from tunebook.recipe.errors import UserError
+from tunebook.recipe.files import ROOT
+from tunebook.recipe.loading import load_recipe
+from tunebook.recipe.sections import Recipe
+from tunebook.runs.files import read_json, write_text
+from tunebook.runs.manifest import recorded, recorded_recipe
+from tunebook.runs.stage import Stage, round_name, stages
+from tunebook.training.dpo import dpo_stage
+from tunebook.training.sft import sft_stage
 
 
 @dataclass(frozen=True)
@@ -86,7 +91,7 @@ def repeat(manifest: Path, name: str | None = None) -> str:
     """
     recorded_stages = recorded(manifest)
     name = name or f"{read_json(manifest)['run']}-again"
-    content = _recorded_recipe(recorded_stages) | {"run": name}
+    content = recorded_recipe(recorded_stages) | {"run": name}
     folder = load_recipe(overrides={"run": name}).run_dir
     folder.mkdir(parents=True, exist_ok=True)
     write_text(folder / "recipe.yaml", yaml.safe_dump(content, sort_keys=False, allow_unicode=True))
@@ -100,19 +105,6 @@ def repeat(manifest: Path, name: str | None = None) -> str:
         if {"prepare": "data", "evaluate": "eval"}.get(step, step) in names:
             run(recipe, str(folder / "recipe.yaml"), step, step)
     return compare_manifests(manifest, folder / "manifest.json")
-
-
-DECIDES = {"data": ("data", "seed", "clean"), "sft": ("model", "lora", "sft"), "pairs": ("pairs",), "dpo": ("dpo",), "eval/base": ("evaluate",)}
-"""The recipe's sections that a stage's result depends on."""
-
-
-def _recorded_recipe(recorded_stages: dict[str, Any]) -> dict[str, Any]:
-    """The recipe of a run whose stages may each have had overrides of their own."""
-    content = dict(next(iter(recorded_stages.values()))["recipe"])
-    for stage in DECIDES.keys() & recorded_stages.keys():
-        content |= {section: recorded_stages[stage]["recipe"][section] for section in DECIDES[stage]}
-    rounds = [int(name.partition("-")[2] or 1) for name in recorded_stages if name.partition("-")[0] == "dpo"]
-    return content | {"pairs": content["pairs"] | {"rounds": max([1, *rounds])}}
 
 
 def _why(step: Step, recipe: Recipe) -> str | None:

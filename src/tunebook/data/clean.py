@@ -22,22 +22,34 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
+from tunebook.checkers.maths import boxed, verify
 from tunebook.data import images
 from tunebook.data.checks import NOT_AN_ANSWER
 from tunebook.data.records import is_file, records
 from tunebook.data.rows import Reject
-from tunebook.recipe import CleanConfig, Recipe, UserError, find_file, first_line, read_text, scrubbed, secret
-from tunebook.run import Stage, file_hash, fingerprint
-from tunebook.verify import boxed, verify
+from tunebook.generation.server import replied
+from tunebook.models import image_input
+from tunebook.recipe.errors import UserError, first_line
+from tunebook.recipe.files import find_file, read_text
+from tunebook.recipe.secrets import scrubbed, secret
+from tunebook.recipe.sections import CleanConfig, Recipe
+from tunebook.runs.files import file_hash, fingerprint
+from tunebook.runs.stage import Stage
 
 LOCAL = re.compile(r"^https?://(localhost|127\.|\[::1\])")
+
+
 EXAMPLE = {"BASE_URL": "https://host/v1", "MODEL": "the-name-there", "API_KEY": "..."}
+
+
 CHARACTERS_A_TOKEN = 3.5
 """For the estimate before the first request; the server's own count after it."""
-MAX_CHARACTERS = 200_000
-"""Of an answer; a longer one counts as cut off."""
+
+
 DECIDES = {"hub_split", "question", "solution", "answer", "image", "send_images", "max_new_tokens", "temperature", "limit", "extra"}
 """The settings that rows depend on, beside the files, the server and the model."""
+
+
 FORMAT = re.compile(r"^### Solution\n+1\. .+?\n### Final Answer\n+.*\\boxed\s*\{", re.DOTALL)
 
 
@@ -126,23 +138,6 @@ def check(text: str, raw: Raw, truncated: bool, max_length_ratio: float) -> str 
     if foreign := _scripts(text) - _scripts(raw.question + raw.solution):
         return f"another language: letters of {', '.join(sorted(foreign))}"
     return None
-
-
-def replied(reply: Any) -> tuple[str, bool, int, int]:
-    """Of a chat completion its text, whether that was cut off, and the tokens asked and answered.
-
-    Raises ValueError for what a server may send instead.
-    """
-    choices = getattr(reply, "choices", None)
-    choice = choices[0] if isinstance(choices, list) and choices else None
-    message = getattr(choice, "message", None)
-    text = getattr(message, "content", None) or ""
-    if message is None or not isinstance(text, str):
-        raise ValueError(f"that is no chat completion: {str(reply)[:80]!r}")
-    text = text[: MAX_CHARACTERS + 1].encode("utf-8", "replace").decode()
-    counted = [getattr(getattr(reply, "usage", None), name, None) for name in ("prompt_tokens", "completion_tokens")]
-    asked, answered = (n if isinstance(n, int) and 0 <= n < 2**31 else 0 for n in counted)
-    return text, getattr(choice, "finish_reason", None) != "stop" or len(text) > MAX_CHARACTERS, asked, answered
 
 
 class _Work:
@@ -289,7 +284,7 @@ class _Work:
         text = re.sub(r"\{question\}|\{solution\}", lambda m: parts[m[0]], self.template)
         if raw.image is None or not self.config.send_images:
             return text
-        return [{"type": "image_url", "image_url": {"url": images.data_url(raw.image)}}, {"type": "text", "text": text}]
+        return [{"type": "image_url", "image_url": {"url": image_input.data_url(raw.image)}}, {"type": "text", "text": text}]
 
     def _keep(self, number: int, reason: str, body: dict[str, Any]) -> None:
         self.db.execute(
@@ -355,8 +350,8 @@ def _raw(config: CleanConfig, find: Callable[[str], Path | bytes], number: int, 
         try:
             image = find(name)
             if config.send_images:
-                images.read(image)
-        except images.BadImage as error:
+                image_input.read(image)
+        except image_input.BadImage as error:
             return Reject(source_id, error.reason, str(error), kept)
     return Raw(number, raw[config.question], raw[config.solution], str(gold), image, name)
 

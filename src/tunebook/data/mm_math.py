@@ -8,13 +8,15 @@ from typing import Any
 
 from filelock import FileLock
 
-from tunebook.data import figures, images
-from tunebook.data.images import BadImage
+from school_geometry import figures
+from tunebook.checkers.maths import boxed
+from tunebook.data import images
 from tunebook.data.records import Raw, records
 from tunebook.data.rows import Reject, Row
-from tunebook.models import cache_dir
-from tunebook.recipe import MMMathSource, Recipe, UserError, first_line
-from tunebook.verify import boxed
+from tunebook.models.backend import cache_dir
+from tunebook.models.image_input import BadImage
+from tunebook.recipe.errors import UserError, first_line
+from tunebook.recipe.sections import MMMathSource, Recipe
 
 SAMPLE = 1
 """Version of the figures that `sample` draws; a new number draws them anew."""
@@ -54,7 +56,10 @@ def mm_math_sample(rows: int, seed: int) -> Path:
     folder = cache_dir() / f"mm-math-sample-v{SAMPLE}-{rows}-{seed}"
     with FileLock(f"{folder}.lock"):
         if not folder.exists():
-            figures.write_sample(folder, rows, seed)
+            try:
+                figures.write_sample(folder, rows, seed)
+            except ValueError as error:
+                raise UserError(str(error)) from None
     return folder
 
 

@@ -10,26 +10,30 @@ import itertools
 import json
 from array import array
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from rich.console import Console
 from rich.table import Table
 from tqdm.auto import tqdm
 
-from tunebook.data import checks, images, sources
+from tunebook.data import benchmark_items, images, similarity, sources
 from tunebook.data.records import is_file
-from tunebook.data.rows import SPLITS, Reject, Row, images_of, share
+from tunebook.data.rows import SPLITS, Reject, Row
+from tunebook.data.storage import quarantine_line, write_parquet
 from tunebook.data.tokens import BATCH, looked_at
-from tunebook.recipe import ChatSource, MMMathSource, Recipe, UserError, find_file
-from tunebook.run import Stage, file_hash, intact
+from tunebook.recipe.errors import UserError
+from tunebook.recipe.files import find_file
+from tunebook.recipe.sections import ChatSource, MMMathSource, Recipe
+from tunebook.runs.files import file_hash
+from tunebook.runs.stage import Stage
 
 COLUMNS = {"prompt": "messages", "completion": "messages"} | dict.fromkeys(("source_id", "gold", "slice", "group", "difficulty"), "string")
+
+
 COLUMNS["tokens"] = "int32"
-WRITTEN = 10_000
-"""Rows of a row group in Parquet."""
 
 
 def prepare(recipe: Recipe, force: bool = False) -> dict[str, Any]:
@@ -109,77 +113,6 @@ def quarantine(recipe: Recipe, rows: int = 20) -> Table:
     return table if table.rows else Table("nothing was put aside")
 
 
-def load(recipe: Recipe, split: str) -> Any:
-    """A prepared split as a `datasets.Dataset`. Raises UserError that names the command when it is not there."""
-    path = recipe.run_dir / "data" / f"{split}.parquet"
-    if not path.exists():
-        raise UserError(f"no {path}: run `{recipe.command('prepare')}` first")
-    return read_rows(recipe, path)
-
-
-def read_rows(recipe: Recipe, path: Path) -> Any:
-    """A Parquet file of the run as a `datasets.Dataset`; `images`, where rows have some, are whole paths.
-
-    Raises UserError when the file is damaged.
-    """
-    rows = read_parquet(intact(path))
-    if "images" not in rows.column_names:
-        return rows
-    import datasets
-
-    folders = path.parent / "images", recipe.run_dir / "data" / "images"  # an existing set of pairs brings its own
-    places = [[str(next((f / name for f in folders if (f / name).exists()), folders[1] / name)) for name in names] for names in rows["images"]]
-    return rows.remove_columns("images").add_column("images", places, feature=datasets.List(datasets.Value("string")))
-
-
-def training_rows(recipe: Recipe, stage: Literal["sft", "pairs"]) -> Any:
-    """The train rows of one of the two, by the `use` of their source, and by `data.for_pairs` and a hash of the prompt (and its images);
-    all of them when nothing is kept apart. Raises UserError when none is left."""
-    rows, kept = load(recipe, "train"), recipe.data.for_pairs
-    if "use" in rows.column_names:
-        rows = rows.select([i for i, use in enumerate(rows["use"]) if use in (stage, None)])
-        if not len(rows):
-            raise UserError(f"no train row is for {stage}: every source has another `use`")
-    if not kept:
-        return rows
-    names = ("".join(Path(path).name for path in images_of(r)) for r in rows)
-    shares = (share(f"for pairs/{p[-1]['content']}{name}") for p, name in zip(rows["prompt"], names, strict=True))
-    return rows.select([i for i, at in enumerate(shares) if (at < kept) == (stage == "pairs")])
-
-
-def read_parquet(path: Path) -> Any:
-    """A Parquet file as a `datasets.Dataset`, empty ones included, without a copy in the Hugging Face cache."""
-    import datasets
-    import pyarrow.parquet
-
-    return datasets.Dataset(pyarrow.parquet.read_table(path, memory_map=True))
-
-
-def write_parquet(rows: Iterable[dict[str, Any]], path: Path, **columns: str) -> None:
-    """Rows as Parquet, some thousands at a time; `columns` maps each name to `messages`, `files` or a type of Arrow such as `string`."""
-    import pyarrow
-    import pyarrow.parquet
-
-    text = pyarrow.string()
-    kinds = {"messages": pyarrow.list_(pyarrow.struct({"role": text, "content": text})), "files": pyarrow.list_(text)}
-    schema = pyarrow.schema({name: kinds.get(kind) or pyarrow.type_for_alias(kind) for name, kind in columns.items()})
-    rows = iter(rows)
-    with pyarrow.parquet.ParquetWriter(path, schema) as out:
-        while part := list(itertools.islice(rows, WRITTEN)):
-            out.write_table(pyarrow.Table.from_pylist(part, schema))
-
-
-def write_quarantine(rejects: list[Reject], path: Path) -> None:
-    """What is not trained on, a JSON line each with the reason."""
-    with path.open("w", encoding="utf-8") as out:
-        out.writelines(map(quarantine_line, rejects))
-
-
-def quarantine_line(reject: Reject) -> str:
-    """A reject as it stands in `quarantine.jsonl`."""
-    return json.dumps(vars(reject), ensure_ascii=True, default=str) + "\n"
-
-
 class _Rows:
     """The rows of a split, on disk while they are checked: a JSON line each, whose hash is the fingerprint."""
 
@@ -215,15 +148,15 @@ def _check(recipe: Recipe, folder: Path, put_aside: Callable[[Reject], None]) ->
         else:
             put_aside(row)
     held_out: list[_Rows] = []
-    benchmarks = checks.benchmarks(recipe)
+    benchmarks = similarity.benchmarks(recipe)
     for split in ("test", "val", "train"):
-        contamination = checks.Contamination(recipe.data.contamination, (row for rows in held_out for _, row in rows.rows()))
+        contamination = similarity.Contamination(recipe.data.contamination, (row for rows in held_out for _, row in rows.rows()))
         _compare(splits[split], [contamination, *([benchmarks] if split == "train" else [])], recipe.data.near_duplicate, put_aside, split)
         held_out.append(splits[split])
     return splits
 
 
-def _compare(rows: _Rows, unseen: list[checks.Contamination], threshold: float, put_aside: Callable[[Reject], None], split: str) -> None:
+def _compare(rows: _Rows, unseen: list[similarity.Contamination], threshold: float, put_aside: Callable[[Reject], None], split: str) -> None:
     """Drop what holds an item that must not be seen, then duplicates: only rows that may be alike are held in memory."""
     places = array("q")
     signatures = []
@@ -239,9 +172,9 @@ def _compare(rows: _Rows, unseen: list[checks.Contamination], threshold: float, 
                 new.append(row)
                 places.append(i)
         if new:
-            signatures.append(checks.signatures(new, threshold))
-    suspects = {places[k] for k in checks.alike(np.concatenate(signatures))} if signatures else set()
-    duplicates = checks.Duplicates(threshold)
+            signatures.append(similarity.signatures(new, threshold))
+    suspects = {places[k] for k in similarity.alike(np.concatenate(signatures))} if signatures else set()
+    duplicates = similarity.Duplicates(threshold)
     for i, line in rows.lines():
         if i in suspects and (reject := duplicates.check(Row(**json.loads(line)))):
             rows.kept[i] = False
@@ -295,7 +228,7 @@ def _inputs(recipe: Recipe) -> dict[str, str]:
     data = recipe.data
     files = {name: name for name in (data.system_prompt, data.user_prompt, recipe.model.chat_template) if name}
     files |= {s.path: sources.local_path(s, recipe) for s in data.sources if isinstance(s, ChatSource) and is_file(s.path)}
-    found = {name: find_file(path) for name, path in files.items()} | {f"benchmark {p.name}": p for p in sources.benchmark_files(recipe)}
+    found = {name: find_file(path) for name, path in files.items()} | {f"benchmark {p.name}": p for p in benchmark_items.benchmark_files(recipe)}
     folders = [s.path if isinstance(s, MMMathSource) else s.images for s in data.sources if isinstance(s, MMMathSource | ChatSource)]
     return {name: file_hash(path) for name, path in found.items()} | {f: images.listing(Path(f)) for f in folders if f and Path(f).exists()}
 

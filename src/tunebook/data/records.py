@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from tunebook.data.rows import Reject, share
-from tunebook.recipe import Rows, UserError, find_file, first_line
+from tunebook.recipe.errors import UserError, first_line
+from tunebook.recipe.files import find_file
+from tunebook.recipe.sections import Rows
 
 Raw = dict[str, Any]
 

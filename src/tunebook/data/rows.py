@@ -6,10 +6,12 @@ A row is conversational, as TRL wants it: `prompt` and `completion` are lists of
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-Messages = list[dict[str, str]]
+from tunebook.models.chat_template import Messages
+
 SPLITS = ("train", "val", "test")
 
 
@@ -62,3 +64,14 @@ def split_of(text: str, val: float, test: float) -> str:
 def share(text: str) -> float:
     """A number from 0 to 1 that only the text decides."""
     return int(hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:13], 16) / 16**13
+
+
+def rejected(row: Row, reason: str, detail: str = "") -> Reject:
+    """The row as a reject."""
+    return Reject(row.source_id, reason, detail, {"prompt": row.prompt, "completion": row.completion, "gold": row.gold})
+
+
+def evenly(rows: Sequence[Any], limit: int | None) -> list[Any]:
+    """At most `limit` rows, taken from all over: they may be sorted by slice."""
+    limit = min(limit or len(rows), len(rows))
+    return [rows[i * len(rows) // limit] for i in range(limit)]

@@ -13,7 +13,6 @@ import itertools
 import json
 import os
 import queue
-import re
 import subprocess
 import sys
 import threading
@@ -25,51 +24,26 @@ from typing import Any
 
 import jinja2
 
-from tunebook import models
-from tunebook.data import checks, images
-from tunebook.data.rows import Reject, Row
-from tunebook.recipe import ModelConfig, UserError, first_line
+from tunebook.data import checks
+from tunebook.data.rows import Reject, Row, rejected
+from tunebook.models import builtin, chat_template, image_input, tokenizer
+from tunebook.models.tokenizer import image_counter, load_tokenizer
+from tunebook.recipe.errors import UserError, first_line
+from tunebook.recipe.sections import ModelConfig
 
 Item = Row | Reject
 
+
 BATCH = 500
 """Rows that are looked at together."""
+
+
 FEW = 5_000
 """Fewer rows than this are not worth a second process: each takes 4 s to start."""
+
+
 PROCESSES = min(4, len(os.sched_getaffinity(0)))
 """Of 150 MB each. More than four would wait for the process that reads and writes."""
-
-
-def tokenizer(config: ModelConfig, images: bool = False) -> Any:
-    """The base model's tokenizer (or, for `images`, its processor), without loading the model or importing Unsloth.
-
-    Raises UserError when there is no such model, or when it sees no images.
-    """
-    models.set_environment()
-    from transformers import AutoProcessor, AutoTokenizer
-
-    try:
-        tok = (AutoProcessor if images else AutoTokenizer).from_pretrained(models.resolve(config.base), revision=config.revision)
-    except (OSError, ValueError) as error:
-        raise UserError(f"model.base: {_no_model(config.base, error)}") from None
-    models.fit_tokenizer(tok, config)
-    return tok
-
-
-def _no_model(base: str, error: Exception) -> str:
-    if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", base):
-        return f"there is no folder {base}, and it is no hub id such as user/name"
-    if os.environ.get("HF_HUB_OFFLINE") == "1":
-        return f"{base} is not on this disk, and HF_HUB_OFFLINE=1 forbids fetching it: unset that, or give a folder"
-    return f"no model at {base!r} ({first_line(error)}); look at the name, log in with `hf auth login` if it is gated, or give a folder"
-
-
-def image_counter(config: ModelConfig) -> images.TokenCounter:
-    """Counts image tokens as the base model's processor makes them. Raises UserError when the model sees no images."""
-    processor = tokenizer(config, images=True)
-    if not hasattr(processor, "image_processor"):
-        raise UserError(f"the data have images, but {config.base} sees none: choose another model.base")
-    return images.TokenCounter(processor)
 
 
 def looked_at(items: Iterable[Item], config: ModelConfig, folder: Path, processes: int = PROCESSES, size: int = BATCH) -> Iterator[Item]:
@@ -130,8 +104,8 @@ def _in_order(pool: ThreadPoolExecutor, look: Callable[[list[Item]], list[Item]]
 def text_counter(config: ModelConfig) -> Iterator[tuple[Callable[[str], int], list[str]]]:
     """Counts a text's tokens, in this process if transformers is there already; and the tokenizer's control tokens."""
     if "transformers" in sys.modules:
-        tok = tokenizer(config)
-        yield lambda text: len(tok(text)["input_ids"]), checks.control_tokens(tok)
+        tok = load_tokenizer(config)
+        yield lambda text: len(tok(text)["input_ids"]), tokenizer.control_tokens(tok)
     else:
         with Worker(config) as worker:
             yield worker.count, worker.control
@@ -147,7 +121,7 @@ def examine(rows: list[Row], count: Callable[[list[Row]], list[Count]], control:
     sound = [i for i, reject in enumerate(found) if reject is None]
     for i, tokens in zip(sound, count([rows[i] for i in sound]), strict=True):
         if isinstance(tokens, str):
-            found[i] = checks.rejected(rows[i], "refused by the chat template", tokens)
+            found[i] = rejected(rows[i], "refused by the chat template", tokens)
         else:
             rows[i].tokens = tokens
             found[i] = checks.check_length(rows[i], limit)
@@ -172,14 +146,14 @@ class _Here:
     def __init__(self, config: ModelConfig, folder: Path) -> None:
         self.config, self.folder = config, folder
         self.tok: Any = None
-        self.images: images.TokenCounter | None = None
+        self.images: image_input.TokenCounter | None = None
         self.lock = threading.Lock()
 
     def look(self, rows: list[Row]) -> list[Reject | None]:
         with self.lock:
             if self.tok is None:
-                self.tok = tokenizer(self.config)
-                self.control = checks.without(checks.control_tokens(self.tok))
+                self.tok = load_tokenizer(self.config)
+                self.control = checks.without(tokenizer.control_tokens(self.tok))
             return examine(rows, self._count, self.control, self.config.max_seq_length)
 
     def _count(self, rows: list[Row]) -> list[Count]:
@@ -189,7 +163,7 @@ class _Here:
     def _with_images(self, row: Row) -> Count:
         self.images = self.images or image_counter(self.config)
         try:
-            text = images.render(self.images.processor, row.prompt + row.completion, len(row.images), answer_next=False)
+            text = chat_template.render(self.images.processor, row.prompt + row.completion, len(row.images), answer_next=False)
         except jinja2.TemplateError as error:
             return first_line(error)
         return len(self.tok(text, add_special_tokens=False)["input_ids"]) + self.images.added(self.folder / name for name in row.images)
@@ -199,7 +173,7 @@ class Worker:
     """A process that looks at batches of rows, or counts the tokens of texts; ended with the `with` block."""
 
     def __init__(self, config: ModelConfig) -> None:
-        models.resolve(config.base)  # made here, once: that needs PyTorch
+        builtin.resolve(config.base)  # made here, once: that needs PyTorch
         command = [sys.executable, "-m", "tunebook.data.tokens", config.model_dump_json()]
         env = os.environ | {"TRANSFORMERS_VERBOSITY": "error"}  # it would tell of the missing PyTorch
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=env, text=True)
@@ -216,7 +190,7 @@ class Worker:
         out: list[Reject | None] = []
         for row, (gold, tokens, reason, detail) in zip(rows, self._ask([vars(row) for row in rows]), strict=True):
             row.gold, row.tokens = gold, tokens
-            out.append(checks.rejected(row, reason, detail) if reason else None)
+            out.append(rejected(row, reason, detail) if reason else None)
         return out
 
     def count(self, text: str) -> int:
@@ -245,11 +219,11 @@ class Worker:
 def _serve(config: ModelConfig) -> None:
     """The worker's side: a line with rows or texts in, a line with what was found out."""
     try:
-        tok = tokenizer(config)
+        tok = load_tokenizer(config)
     except UserError as error:
         print(json.dumps(str(error)), flush=True)
         return
-    control = checks.control_tokens(tok)
+    control = tokenizer.control_tokens(tok)
     print(json.dumps(control), flush=True)
     unmarked = checks.without(control)
     for line in sys.stdin:

@@ -1,0 +1,1 @@
+"""School geometry problems drawn by seed, with wordings, solutions, answers and figures."""

@@ -1,0 +1,1 @@
+"""Talk to the models of a run."""

@@ -1,0 +1,62 @@
+"""`tunebook chat`: a conversation in the terminal."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from typing import Any
+
+from rich.console import Console
+
+from tunebook.chat.conversation import Chat, Models, open_image
+from tunebook.generation.local import sees_images
+from tunebook.generation.streaming import Drawing
+from tunebook.recipe.errors import UserError
+from tunebook.recipe.sections import Recipe
+
+
+def terminal(recipe: Recipe, model: str | None, drawing: Drawing, question: str | None = None, image: str | None = None) -> None:
+    """Ask in the terminal: one question, or a conversation with `/model`, `/reset` and `/quit`."""
+    there = Models(recipe)
+    chat = Chat(there, model or there.newest, drawing)
+    picture = open_image(image) if image else None
+    if question is not None:
+        _say(chat, question, picture)
+        return
+    console = Console()
+    if model is None and chat.model == "base":
+        console.print(f"[yellow]Nothing is trained in {recipe.run_dir}: this is the base model.[/]")
+    console.print(f"{chat.model} answers. /model NAME ({', '.join(there.names)}), /reset, /quit; Ctrl-C stops an answer.")
+    with there.use(chat.model) as source:
+        if picture is not None and not sees_images(source):
+            raise UserError("this model sees no images: leave --image out, or choose a model that does")
+    while (line := _line()) is not None and line != "/quit":
+        command, _, rest = line.partition(" ")
+        try:
+            if command == "/reset":
+                chat.messages, chat.shown = [], {}
+            elif command == "/model":
+                with there.use(rest.strip()):
+                    chat.model = rest.strip()
+                console.print(f"{chat.model} answers.")
+            elif command.startswith("/"):
+                console.print("/model NAME, /reset, /quit")
+            elif line:
+                _say(chat, line, picture)
+                picture = None  # it belongs to the first question
+        except UserError as error:
+            console.print(f"[red]{error}[/]")
+
+
+def _say(chat: Chat, question: str, image: Any) -> None:
+    with contextlib.closing(chat.ask(question, image)) as pieces, contextlib.suppress(KeyboardInterrupt):
+        for piece in pieces:
+            print(piece, end="", flush=True)
+    print()
+
+
+def _line() -> str | None:
+    try:
+        return input("> " if sys.stdin.isatty() else "").strip()
+    except EOFError:
+        return None

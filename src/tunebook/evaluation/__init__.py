@@ -1,0 +1,1 @@
+"""Held-out items answered, statistics, gate, benchmarks, tables, plots, report."""

@@ -1,0 +1,1 @@
+"""The trained model as people run it, proved to be the same model."""

@@ -1,0 +1,1 @@
+"""What only a CPU needs: attention without repeated keys, prefixes computed once."""

@@ -1,0 +1,48 @@
+"""A base model's tokenizer or processor, without loading the model."""
+
+from __future__ import annotations
+
+import os
+import re
+from typing import Any
+
+from tunebook.models import backend, builtin, chat_template, image_input
+from tunebook.recipe.errors import UserError, first_line
+from tunebook.recipe.sections import ModelConfig
+
+
+def control_tokens(tokenizer: Any) -> list[str]:
+    """A tokenizer's own control tokens, such as `<|im_end|>`."""
+    return sorted({t.content for t in tokenizer.added_tokens_decoder.values() if t.special and t.content.strip()}, key=len, reverse=True)
+
+
+def load_tokenizer(config: ModelConfig, images: bool = False) -> Any:
+    """The base model's tokenizer (or, for `images`, its processor), without loading the model or importing Unsloth.
+
+    Raises UserError when there is no such model, or when it sees no images.
+    """
+    backend.set_environment()
+    from transformers import AutoProcessor, AutoTokenizer
+
+    try:
+        tok = (AutoProcessor if images else AutoTokenizer).from_pretrained(builtin.resolve(config.base), revision=config.revision)
+    except (OSError, ValueError) as error:
+        raise UserError(f"model.base: {_no_model(config.base, error)}") from None
+    chat_template.fit_tokenizer(tok, config)
+    return tok
+
+
+def _no_model(base: str, error: Exception) -> str:
+    if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", base):
+        return f"there is no folder {base}, and it is no hub id such as user/name"
+    if os.environ.get("HF_HUB_OFFLINE") == "1":
+        return f"{base} is not on this disk, and HF_HUB_OFFLINE=1 forbids fetching it: unset that, or give a folder"
+    return f"no model at {base!r} ({first_line(error)}); look at the name, log in with `hf auth login` if it is gated, or give a folder"
+
+
+def image_counter(config: ModelConfig) -> image_input.TokenCounter:
+    """Counts image tokens as the base model's processor makes them. Raises UserError when the model sees no images."""
+    processor = load_tokenizer(config, images=True)
+    if not hasattr(processor, "image_processor"):
+        raise UserError(f"the data have images, but {config.base} sees none: choose another model.base")
+    return image_input.TokenCounter(processor)

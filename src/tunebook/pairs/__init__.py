@@ -1,0 +1,1 @@
+"""Preference pairs, a file for each method."""

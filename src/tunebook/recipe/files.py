@@ -1,0 +1,35 @@
+"""Where the project lies, and how files named in a recipe are found and read."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from tunebook.recipe.errors import UserError, did_you_mean, first_line, shorten
+
+ROOT = Path(os.environ.get("TUNEBOOK_HOME") or Path(__file__).parents[3]).resolve()
+
+
+def read_text(path: Path) -> str:
+    """A text file. Raises UserError when it cannot be read, or is not UTF-8."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} cannot be read as text: {first_line(error)}") from None
+
+
+def find_file(path: str | Path) -> Path:
+    """A file named in a recipe: as given (from the working folder), or from the project's root.
+
+    Raises UserError when there is none.
+    """
+    try:
+        for candidate in (Path(path), ROOT / path):
+            if candidate.is_file():
+                return candidate.resolve()
+        folder = (ROOT / path).parent
+        names = [str(Path(path).parent / p.name) for p in folder.iterdir()] if folder.is_dir() else []
+    except OSError as error:  # a name that is too long, a folder that may not be read
+        raise UserError(f"no file {shorten(str(path))}: {error.strerror}") from None
+    where = "" if Path(path).is_absolute() else f" in {Path.cwd()}" + (f" or {ROOT}" if Path.cwd() != ROOT else "")
+    raise UserError(f"no file {shorten(str(path), 200)}{did_you_mean(str(path), names) or where}")

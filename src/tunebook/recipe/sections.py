@@ -1,0 +1,408 @@
+"""The recipe: one YAML file in `configs/` that says everything about a run.
+
+`model`, `data`, `evaluate` are declared here. `lora`, `sft` and `dpo` are handed on as they are to
+`FastModel.get_peft_model`, `trl.SFTConfig` and `trl.DPOConfig`; their keys and types are read from the installed
+source of stock TRL, transformers and PEFT without importing it, so a misspelt key fails at once and on every backend
+(Unsloth's GPU config would drop it silently).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, PlainValidator, PrivateAttr, field_validator, model_validator
+
+from tunebook.recipe.files import ROOT
+from tunebook.recipe.overrides import from_variables
+
+DEFAULT = "smollm2-math"
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True, protected_namespaces=())
+
+
+class ModelConfig(Section):
+    base: str
+    """`smollm2-135m-instruct` (embedded, no download), `tiny-gemma3n` (random weights, sees images), a hub id or a folder."""
+    max_seq_length: int = Field(2048, ge=16)
+    """Tokens of prompt and completion together; longer rows are quarantined when data is prepared, never cut."""
+    load_in_4bit: bool = False
+    """QLoRA (NF4). Works on a CPU too, but a 4-bit model cannot be merged there."""
+    dtype: Literal["bfloat16", "float32", "float16"] | None = None
+    """None: bfloat16 where the hardware has it, else float32 (CPU) or float16 (GPU)."""
+    attn_implementation: Literal["grouped", "eager", "sdpa", "flash_attention_2"] | None = None
+    """None: the library's choice. `grouped` is the fastest on a CPU (PyTorch's bfloat16 SDPA kernel is slow there, above all its backward
+    pass) and is `eager` on a GPU."""
+    share_prompts: bool = True
+    """On a CPU compute what rows of a batch begin with alike (system message, the prompt of chosen and rejected) once: the same loss."""
+    revision: str | None = None
+    """Branch, tag or commit of a hub id."""
+    chat_template: str | None = None
+    """A Jinja file such as `prompt/chatml.jinja` in place of the model's own template. Saved with the adapter and every export."""
+    eos_token: str | None = None
+    """The token that ends an answer, for a base model that chats: its own ends a document. None: the model's own."""
+
+
+class Source(Section):
+    use: Literal["sft", "pairs"] | None = None
+    """Train rows of this source are for SFT alone, or for preference pairs alone. None: for both."""
+
+
+class GeometrySource(Source):
+    """The project's own school geometry problems (`data/geometry.py`), drawn with the recipe's seed."""
+
+    format: Literal["geometry"]
+    train: int = Field(1000, ge=1)
+    """Problems of the slice `same families`."""
+    wordings: list[Annotated[int, Field(ge=0, le=2)]] = Field([0, 1, 2], min_length=1)
+    """Of the three wordings that a family has for training, those that train rows come in."""
+    val: int = Field(100, ge=0)
+    """Problems: half of the slice `same families`, a third of `new wordings`, a sixth of `new families`."""
+    test: int = Field(300, ge=0)
+    """Problems: half of the slice `same families`, a third of `new wordings`, a sixth of `new families`."""
+
+
+def _count_or_share(value: Any) -> Any:
+    if value is None or (isinstance(value, int) and value >= 1) or (isinstance(value, float) and 0 < value <= 1):
+        return value
+    raise ValueError("should be a count such as 5000, or a share such as 0.1")
+
+
+Rows = Annotated[int | float | None, PlainValidator(_count_or_share)]
+
+
+class ChatSource(Source):
+    """Rows of a file or a hub id in one of the common formats; an optional `answer` is checked against the completion."""
+
+    format: Literal["chat", "alpaca", "sharegpt", "gsm8k"]
+    """The columns, as `data/sources.py` reads them. `chat`: `messages`, or `prompt` and `completion`. `alpaca`: `instruction`, `input`,
+    `output`. `sharegpt`: `conversations` of `from` and `value`. `gsm8k`: `question`, and `answer` with the result after `####`."""
+    path: str
+    """A .jsonl, .json, .parquet or .csv file (`{run}/clean/rows.jsonl`: what `tunebook clean` has made), or a hub id."""
+    hub_config: str | None = None
+    """The configuration (subset) of a hub id, where it has several."""
+    hub_split: str = "train"
+    """The split to read of a hub id."""
+    columns: dict[str, str] = {}
+    """Other names of the format's columns: `{prompt: instruct, completion: reply, answer: label}`."""
+    rows: Rows = None
+    """So many rows (5000), or this share of them (0.1), drawn by a hash of the row and the recipe's seed before any check. What is drawn
+    does not depend on the other sources. None: all."""
+    split: Literal["train", "val", "test"] | None = None
+    """Put every row there. None: by a hash of the prompt, with the shares below."""
+    val: float = Field(0.05, ge=0, lt=1)
+    """Share of rows that goes to val."""
+    test: float = Field(0.05, ge=0, lt=1)
+    """Share of rows that goes to test."""
+    images: str | None = None
+    """The folder of the files that rows name as `image` or `images`. None: the folder of `path`."""
+
+
+class MMMathSource(Source):
+    """Questions with a figure in MM_Math's form: a folder with `*.jsonl` (`question`, `file_name`, `solution`, ...) and its images."""
+
+    format: Literal["mm_math"]
+    path: str
+    """The folder (images in a folder of it or still in `Image.zip`), a .parquet file with an `image` column, a hub id such as
+    `THU-KEG/MM_Math`, or `sample`: the project's own figures, drawn on first use."""
+    hub_split: str = "train"
+    """The split to read of a hub id."""
+    rows: int = Field(600, ge=1)
+    """So many, of `sample`."""
+    split: Literal["train", "val", "test"] | None = None
+    """Put every row there. None: by a hash, with the shares below; rows that share an image or a question stay together."""
+    val: float = Field(0.05, ge=0, lt=1)
+    """Share of rows that goes to val."""
+    test: float = Field(0.05, ge=0, lt=1)
+    """Share of rows that goes to test."""
+
+
+class DataConfig(Section):
+    sources: list[Annotated[GeometrySource | ChatSource | MMMathSource, Field(discriminator="format")]] = Field(min_length=1)
+    """Where rows come from; all of them are pooled."""
+    system_prompt: str | None = None
+    """A file in `prompt/` put before every conversation without a system message. None: the model's own default."""
+    user_prompt: str | None = None
+    """A file in `prompt/` with `{question}`, wrapped round every question that comes as bare text."""
+    near_duplicate: float = Field(0.9, gt=0, le=1)
+    """Train rows whose prompts have at least this Jaccard similarity (and the same numbers) are duplicates."""
+    for_pairs: float = Field(0.0, ge=0, lt=1)
+    """Share of the train rows that SFT does not see: preference pairs are made from these, where the model's mistakes are those it
+    makes on new problems. 0: both use all."""
+    max_image_size: int = Field(768, ge=16)
+    """Pixels of an image's longer side; larger ones are scaled down, none is enlarged."""
+    contamination: float = Field(0.6, gt=0, le=1)
+    """A train row that holds this share of a val or test prompt's word 8-grams (and all its numbers) is quarantined."""
+
+
+class ServerConfig(Section):
+    """An OpenAI-compatible server (`vllm serve`, SGLang, llama.cpp, a hosted one) that answers instead of the local model."""
+
+    url: str
+    """Up to and with `/v1`, for example `http://127.0.0.1:8000/v1`."""
+    model: str
+    """The name under which the server offers the model."""
+    api_key_env: str = Field("OPENAI_API_KEY", pattern=r"^[A-Z_][A-Z0-9_]*$", max_length=60)
+    """The variable (in the environment or in `.env`) that holds the key. A server on this machine needs none."""
+    concurrency: int = Field(16, ge=1)
+    """Requests under way at a time."""
+    timeout: float = Field(120, gt=0)
+    """Seconds that a request may take."""
+    retries: int = Field(6, ge=0)
+    """Further tries of a request that failed, with exponential back-off."""
+    extra: dict[str, Any] = {}
+    """Further fields of each request, for example `{"chat_template_kwargs": {"enable_thinking": false}}`."""
+
+
+class CleanConfig(Section):
+    """Raw solutions rewritten by a language model before they are data (`tunebook clean`)."""
+
+    source: str
+    """A .jsonl or .parquet file, or a hub id."""
+    hub_split: str = "train"
+    """The split to read of a hub id."""
+    question: str = "question"
+    """The column with the problem."""
+    solution: str = "solution"
+    """The column with the raw solution."""
+    answer: str | None = None
+    """The column with the final answer. None: the raw solution's `\\boxed{}`."""
+    image: str | None = None
+    """The column with an image's file name, below the source's folder; a row may have none."""
+    send_images: bool = False
+    """Send the image with the question."""
+    prompt: str = "prompt/clean_solution.txt"
+    """A file with `{question}` and `{solution}`."""
+    url: str | None = None
+    """Of an OpenAI-compatible server, up to and with `/v1`. None: `BASE_URL`."""
+    model: str | None = None
+    """The server's name for the model. None: `MODEL`."""
+    limit: int | None = Field(None, ge=1)
+    """Only the first so many rows."""
+    concurrency: int = Field(64, ge=1)
+    """Requests under way at a time."""
+    timeout: float = Field(120, gt=0)
+    """Seconds that a request may take."""
+    retries: int = Field(6, ge=0)
+    """Further tries of a request that failed, with back-off and jitter; `Retry-After` is heeded."""
+    tokens_per_minute: int | None = Field(None, ge=1)
+    """Asks no faster than this; prompt and `max_new_tokens` count."""
+    max_new_tokens: int = Field(1024, ge=1)
+    temperature: float = Field(0.0, ge=0)
+    extra: dict[str, Any] = {}
+    """Further fields of each request, for example `{"chat_template_kwargs": {"enable_thinking": false}}`."""
+    max_length_ratio: float = Field(6.0, ge=1)
+    """A rewritten solution is at most so many times as long, or as short, as the raw one."""
+    price_in: float = Field(0.0, ge=0)
+    """Per million prompt tokens, in your currency."""
+    price_out: float = Field(0.0, ge=0)
+    """Per million answered tokens."""
+    budget: float | None = Field(None, gt=0)
+    """Stop when so much is spent; the same command goes on once it is raised."""
+
+
+Method = Literal["on_policy", "injected_error", "dataset"]
+
+
+Strategy = Literal["calculation_error", "logical_fallacy", "process_error"]
+
+
+class PairsConfig(Section):
+    methods: list[Method] = Field(["on_policy"], min_length=1)
+    """Where pairs come from; several are pooled.
+
+    `on_policy`: right and wrong samples of the model itself. `injected_error`: it is asked for a flawed solution.
+    `dataset`: existing pairs.
+    """
+    prompts: int | None = Field(None, ge=1)
+    """So many training prompts; each round takes the next ones. None: all that have an answer to check against."""
+    samples: int = Field(4, ge=1)
+    """Answers sampled for each prompt (`on_policy`)."""
+    temperature: float = Field(1.0, gt=0)
+    """Higher gives more, and more varied, mistakes."""
+    max_new_tokens: int = Field(256, ge=1)
+    batch_size: int = Field(64, ge=1)
+    server: ServerConfig | None = None
+    """Let a server answer. Pairs are on-policy only if it serves the model that DPO starts from."""
+    per_prompt: int = Field(1, ge=1)
+    """At most so many pairs from one prompt, each with another rejected text."""
+    max_length_ratio: float = Field(2.0, ge=1)
+    """The longer of chosen and rejected has at most so many times the tokens of the shorter."""
+    reference_chosen: bool = False
+    """Where no sample is right, let the reference solution stand in as chosen (`on_policy`)."""
+    strategies: list[Strategy] = Field(["calculation_error", "logical_fallacy", "process_error"], min_length=1)
+    """Flaws to ask for (`injected_error`): one is drawn for each prompt, its text lies in `prompt/`.
+
+    A `process_error` may end in the right answer; leave it out to keep verified wrong answers alone.
+    """
+    dataset: str | None = None
+    """A .jsonl, .json, .parquet or .csv file or a hub id with `prompt`, `chosen`, `rejected` as text or messages (`dataset`); with images as a
+    `chat` source has them."""
+    dataset_split: str = "train"
+    """The split to read of a hub id."""
+    columns: dict[str, str] = {}
+    """Other names of its columns: `{prompt: question, score_chosen: chosen-rating, score_rejected: rejected-rating}`."""
+    rows: Rows = None
+    """So many of its rows, or this share of them, drawn as those of a source. None: all."""
+    min_margin: float | None = Field(None, gt=0)
+    """Only its pairs with `score_chosen` - `score_rejected` of at least this. None: any that are not scored the wrong way round."""
+    val: float = Field(0.1, ge=0, lt=1)
+    """Share of prompts whose pairs are kept for evaluation during DPO."""
+    compare: Literal["answer", "step"] = "answer"
+    """What DPO's loss sees of a pair: both answers whole, or only the line in which they part, after what they share.
+
+    Past its first error a rejected answer often goes on correctly from the wrong value; `step` does not unteach that.
+    """
+    rounds: int = Field(1, ge=1)
+    """Pairs and DPO so many times over, each with the newest model and the next prompts."""
+
+    @model_validator(mode="after")
+    def _dataset_is_named(self) -> PairsConfig:
+        if "dataset" in self.methods and self.dataset is None:
+            raise ValueError("the method `dataset` needs pairs.dataset: a .jsonl, .json, .parquet or .csv file or a hub id")
+        return self
+
+
+class GateRule(Section):
+    """The second model may not be worse than the first by more than so much: what `tunebook evaluate --gate` holds a run to."""
+
+    first: str
+    """A stage: `base`, `sft`, ..."""
+    second: str
+    """The stage that is held against it."""
+    at_least: float = 0.0
+    """Points that the lower end of the difference's 95% interval must exceed: 0 asks for proof that the second is better,
+    -2 for proof that it is not worse by more than 2."""
+    slice: str | None = None
+    """Only the items of this slice. None: all."""
+
+
+class BenchmarksConfig(Section):
+    """Tasks of lm-evaluation-harness for `tunebook bench` (`uv sync --extra eval`)."""
+
+    tasks: list[str] = Field(["arc_challenge", "commonsense_qa", "gsm8k", "hellaswag", "winogrande"], min_length=1)
+    """Any of the harness's tasks, or of `include`."""
+    shots: dict[str, int] = {}
+    """Examples in the prompt, by task. Default: what the task says (gsm8k: 5, the other four: 0)."""
+    limit: int | None = Field(None, ge=1)
+    """Only the first so many items of each task."""
+    batch_size: int = Field(16, ge=1)
+    max_new_tokens: int = Field(256, ge=1)
+    """Of tasks whose answers are generated."""
+    chat_template: bool = False
+    """Ask through the chat template. Changes scores; the same for every stage, and recorded."""
+    data: str | None = None
+    """A folder: of a task whose `<task>.jsonl` lies there (few-shot examples in `<task>.train.jsonl`), that file is used in
+    place of the hub's. Training rows and pairs that hold one of its items are quarantined."""
+    include: str | None = None
+    """A folder with task files (YAML) of your own; data files that they name are looked for there."""
+
+
+class EvaluateConfig(Section):
+    split: Literal["val", "test"] = "test"
+    """Tune on val; look at test once."""
+    limit: int | None = Field(None, ge=1)
+    """Only so many items, taken evenly from all. None: all."""
+    max_new_tokens: int = Field(256, ge=1)
+    batch_size: int = Field(64, ge=1)
+    """Recorded with the results: in bfloat16 a different batch shape can change a greedy answer."""
+    samples: int = Field(0, ge=0)
+    """So many sampled answers an item beside the greedy one, for pass@k and majority vote."""
+    temperature: float = Field(1.0, gt=0)
+    """Of the samples."""
+    ablation: int = Field(200, ge=0)
+    """So many items with an image are asked twice more, with a blank image and with another item's: a model that answers as
+    well then does not look. 0: none."""
+    benchmarks: BenchmarksConfig = BenchmarksConfig()
+    """For `tunebook bench`."""
+    gate: list[GateRule] = []
+    """What must hold for `tunebook evaluate --gate` to succeed."""
+
+
+Target = Literal["adapter", "merged", "gguf", "ollama"]
+
+
+class ExportConfig(Section):
+    to: list[Target] = Field(["adapter", "merged"], min_length=1)
+    """What to write. `gguf` and `ollama` are made from `merged`."""
+    stage: str | None = None
+    """`sft`, `dpo`, `dpo-2`, ... None: the last that is trained."""
+    quantizations: list[Annotated[str, Field(pattern=r"^[a-z0-9_]+$")]] = Field(["f16", "q8_0"], min_length=1)
+    """GGUF types. f32, f16, bf16 and q8_0 need llama.cpp's converter alone; q4_k_m and the like its quantiser too."""
+    items: int = Field(20, ge=1)
+    """So many held-out questions are answered by every export and compared with the adapter's answers."""
+    license: str | None = None
+    """Of the weights, as a hub identifier such as `apache-2.0`; goes into the model card."""
+    data_license: str | None = None
+    """Of the training data; goes into the model card."""
+    hub_id: str | None = None
+    """`user/name`: push there what is exported. None: nothing leaves this machine."""
+    private: bool = True
+    """Of the hub repository, if it is made."""
+
+
+class Recipe(Section):
+    name: str
+    """Also the default name of the run folder."""
+    run: str | None = None
+    """The run folder under `runs/`. None: the recipe's name."""
+    seed: int = 0
+    """Data, adapter initialisation and batch order, unless a section says otherwise."""
+    model: ModelConfig
+    lora: dict[str, Any] = {}
+    """Arguments of `FastModel.get_peft_model`."""
+    data: DataConfig
+    clean: CleanConfig | None = None
+    """Only for data that are rewritten first."""
+    sft: dict[str, Any] = {}
+    """Arguments of `trl.SFTConfig`."""
+    pairs: PairsConfig = PairsConfig()
+    dpo: dict[str, Any] = {}
+    """Arguments of `trl.DPOConfig`."""
+    evaluate: EvaluateConfig = EvaluateConfig()
+    export: ExportConfig = ExportConfig()
+    _overrides: dict[str, tuple[Any, Any]] = PrivateAttr(default_factory=dict)
+    _given: str = PrivateAttr(default=DEFAULT)
+    """The name or path under which it was asked for."""
+
+    @field_validator("name", "run")
+    @classmethod
+    def _folder_name(cls, value: str | None) -> str | None:
+        if value is not None and not (len(value) <= 100 and re.fullmatch(r"[\w.-]*\w[\w.-]*", value)):
+            raise ValueError("should be a folder name of at most 100 letters, digits, '.', '_' and '-'")
+        return value
+
+    @property
+    def run_dir(self) -> Path:
+        """`runs/<run>` under `$TUNEBOOK_RUNS` or the project."""
+        return Path(os.environ.get("TUNEBOOK_RUNS") or ROOT / "runs") / (self.run or self.name)
+
+    @property
+    def overrides(self) -> dict[str, tuple[Any, Any]]:
+        """Dotted key -> (the file's value, the value used), for everything given beside the recipe file."""
+        return self._overrides
+
+    @property
+    def given(self) -> str:
+        """The name or path that it was read by."""
+        return self._given
+
+    def command(self, step: str) -> str:
+        """The shell command for another step of this run: with its recipe, its folder, and what was overridden for every stage or for it."""
+        shared, there = ("model", "lora", "data", "sft", "pairs", "dpo", "seed", step.split()[0]), from_variables()
+        changed = {k: v for k, (_, v) in self.overrides.items() if k.split(".")[0] in shared and there.get(k) != v}
+        items = [f"{k}={v if isinstance(v, str) else json.dumps(v)}" for k, v in changed.items() if step != "report"]  # which reads folders alone
+        options = [] if self._given == DEFAULT else ["--recipe", self._given]
+        options += ["--run", self.run] if self.run else []
+        return f"uv run tunebook {shlex.join([*step.split(), *options, *(part for item in items for part in ('--set', item))])}"
+
+    def describe(self) -> str:
+        """One line: which recipe and run, and what was overridden."""
+        changes = ", ".join(f"{k} {old} -> {new}" for k, (old, new) in self.overrides.items())
+        return f"recipe {self.name}, run {self.run_dir.name}; overridden: {changes or 'nothing'}"

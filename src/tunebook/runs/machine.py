@@ -1,0 +1,94 @@
+"""This process and this machine: rank, memory, versions, hardware."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib.metadata
+import os
+import platform
+import resource
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from tunebook.recipe.files import ROOT
+
+PACKAGES = ("tunebook", "unsloth", "unsloth_zoo", "torch", "transformers", "trl", "peft", "datasets", "accelerate", "bitsandbytes", "math-verify")
+
+
+def rank() -> int:
+    """This process's number among those that torchrun started; 0 when it is the only one. Rank 0 writes and reports."""
+    return int(os.environ.get("RANK", 0))
+
+
+def world_size() -> int:
+    """How many processes train together."""
+    return int(os.environ.get("WORLD_SIZE", 1))
+
+
+def halvings() -> int:
+    """How many times `launch` has started this command again with half the per-device batch, because memory ran out."""
+    return int(os.environ.get("TUNEBOOK_HALVINGS", 0))
+
+
+def environment() -> dict[str, Any]:
+    """Code, versions and hardware that a result depends on."""
+    lock = ROOT / "uv.lock"
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    torch = sys.modules.get("torch")  # never imported just to ask
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] if torch and torch.cuda.is_available() else []
+    return {
+        "git": _git(),
+        "lock": hashlib.sha256(lock.read_bytes()).hexdigest() if lock.exists() else None,
+        "versions": {"python": platform.python_version(), **{p: _version(p) for p in PACKAGES}},
+        "hardware": {"cpu": _cpu(), "cores": len(os.sched_getaffinity(0)), "memory_gb": round(memory, 1), "gpus": gpus},
+    }
+
+
+def free_ram() -> int:
+    """Free bytes of the machine, within the limit of its control group."""
+    import psutil
+
+    free = [psutil.virtual_memory().available]
+    root = Path("/sys/fs/cgroup")
+    for limit, used in (("memory.max", "memory.current"), ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes")):
+        try:
+            free.append(int((root / limit).read_text()) - int((root / used).read_text()))
+        except (OSError, ValueError):  # another version of control groups, or `max`
+            continue
+    return int(min(free))
+
+
+def peak_memory_gb() -> dict[str, float]:
+    """The process's highest resident memory so far and, on a GPU, the highest allocation there."""
+    peak = {"process": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2)}
+    torch = sys.modules.get("torch")
+    if torch and torch.cuda.is_available():
+        peak["gpu"] = round(torch.cuda.max_memory_allocated() / 2**30, 2)
+    return peak
+
+
+def _git() -> dict[str, Any]:
+    def git(*args: str) -> str | None:
+        done = subprocess.run(["git", "-C", str(ROOT), *args], capture_output=True, text=True, check=False)
+        return done.stdout.strip() if done.returncode == 0 else None
+
+    with contextlib.suppress(OSError):
+        return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain"))}
+    return {"commit": None, "dirty": None}
+
+
+def _version(package: str) -> str | None:
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+        return importlib.metadata.version(package)
+    return None
+
+
+def _cpu() -> str:
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()

@@ -1,0 +1,1 @@
+"""SFT and DPO: arguments, audits, callbacks, memory."""
