@@ -34,7 +34,15 @@ def server(folder: Path, latency: float) -> Iterator[str]:
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
-    command = [sys.executable, str(ROOT / "tests" / "api.py"), str(port), str(folder / "log"), "--calm", "--latency", str(latency)]
+    command = [
+        sys.executable,
+        str(ROOT / "tests" / "api.py"),
+        str(port),
+        str(folder / "log"),
+        "--calm",
+        "--latency",
+        str(latency),
+    ]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     process.stdout.readline()  # READY
     try:
@@ -51,7 +59,9 @@ def one_by_one(url: str, rows: int) -> float:
     started = time.perf_counter()
     for n in range(rows):
         text = prompt.replace("{question}", QUESTION.format(n=n)).replace("{solution}", "x")
-        client.chat.completions.create(model="m", messages=[{"role": "user", "content": text}], max_tokens=1024, temperature=0)
+        client.chat.completions.create(
+            model="m", messages=[{"role": "user", "content": text}], max_tokens=1024, temperature=0
+        )
     return rows / (time.perf_counter() - started)
 
 
@@ -60,7 +70,10 @@ def ours(url: str, rows: int, folder: Path) -> dict[str, float]:
     raw = folder / "raw.jsonl"
     with raw.open("w") as out:
         for n in range(rows):
-            out.write(json.dumps({"question": QUESTION.format(n=n), "solution": f"{n} + 2 = \\boxed{{{n + 2}}}"}) + "\n")
+            out.write(
+                json.dumps({"question": QUESTION.format(n=n), "solution": f"{n} + 2 = \\boxed{{{n + 2}}}"})
+                + "\n"
+            )
     code = (
         "import json, sys, time\nfrom pathlib import Path\nfrom tunebook.data import clean\nfrom tunebook.recipe import CleanConfig, load_recipe\n"
         "from tunebook.run import peak_memory_gb\n"
@@ -69,17 +82,26 @@ def ours(url: str, rows: int, folder: Path) -> dict[str, float]:
         "print(json.dumps({'rows_per_s': record['rows']['clean'] / (time.perf_counter() - started), 'peak_gb': peak_memory_gb()['process']}))"
     )
     env = os.environ | {"TUNEBOOK_RUNS": str(folder / f"runs-{rows}")}
-    done = subprocess.run([sys.executable, "-c", code, str(raw), url], env=env, stdout=subprocess.PIPE, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(raw), url], env=env, stdout=subprocess.PIPE, text=True, check=True
+    )
     return json.loads(done.stdout)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rows", type=int, nargs="+", default=[1_000, 10_000, 100_000], help="for the memory")
+    parser.add_argument(
+        "--rows", type=int, nargs="+", default=[1_000, 10_000, 100_000], help="for the memory"
+    )
     parser.add_argument("--out", type=Path)
     given = parser.parse_args()
     load_recipe()
-    found = {"concurrency": 64, "latency_s": 0.2, "versions": {p: version(p) for p in ("openai", "aiohttp")}, "hardware": environment()["hardware"]}
+    found = {
+        "concurrency": 64,
+        "latency_s": 0.2,
+        "versions": {p: version(p) for p in ("openai", "aiohttp")},
+        "hardware": environment()["hardware"],
+    }
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         with server(folder, 0.2) as url:  # the two sides in turn
@@ -89,10 +111,16 @@ def main() -> None:
                 (folder / str(i)).mkdir()
                 batches.append(ours(url, 2_000, folder / str(i))["rows_per_s"])
         ratios = sorted(b / a for a, b in zip(loops, batches, strict=True))
-        found |= {"one_by_one": loops, "tunebook": batches, "ratio": {"median": ratios[1], "lowest": ratios[0], "highest": ratios[2]}}
+        found |= {
+            "one_by_one": loops,
+            "tunebook": batches,
+            "ratio": {"median": ratios[1], "lowest": ratios[0], "highest": ratios[2]},
+        }
         with server(folder, 0.0) as url:
             found["memory_gb"] = {str(rows): ours(url, rows, folder)["peak_gb"] for rows in given.rows}
-    print(f"{ratios[1]:.0f} times the rows per second ({ratios[0]:.0f} to {ratios[2]:.0f}); peak memory by rows {found['memory_gb']} GB")
+    print(
+        f"{ratios[1]:.0f} times the rows per second ({ratios[0]:.0f} to {ratios[2]:.0f}); peak memory by rows {found['memory_gb']} GB"
+    )
     if given.out:
         given.out.write_text(json.dumps(found, indent=1) + "\n")
 

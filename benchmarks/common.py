@@ -40,7 +40,12 @@ def measured(command: list[str], ok: tuple[int, ...] = (0,), **env: str) -> dict
         err.seek(0)
         if process.returncode not in ok:
             raise UserError(f"{' '.join(command)} ended with {process.returncode}: {err.read()[-2000:]}")
-        return {"wall_s": wall, "cpu_s": usage.ru_utime + usage.ru_stime, "peak_gb": peak[0] / 2**30, "out": out.read()}
+        return {
+            "wall_s": wall,
+            "cpu_s": usage.ru_utime + usage.ru_stime,
+            "peak_gb": peak[0] / 2**30,
+            "out": out.read(),
+        }
 
 
 def _watch(pid: int, ended: threading.Event, peak: list[int]) -> None:
@@ -70,7 +75,11 @@ def by_turns(sides: dict[str, Callable[[], dict[str, Any]]], times: int) -> dict
 
 def spread(values: list[float]) -> dict[str, float]:
     """Median, lowest and highest."""
-    return {"median": round(statistics.median(values), 4), "lowest": round(min(values), 4), "highest": round(max(values), 4)}
+    return {
+        "median": round(statistics.median(values), 4),
+        "lowest": round(min(values), 4),
+        "highest": round(max(values), 4),
+    }
 
 
 def ratio(ours: list[float], theirs: list[float]) -> dict[str, float]:
@@ -78,7 +87,13 @@ def ratio(ours: list[float], theirs: list[float]) -> dict[str, float]:
     return spread([a / b for a, b in zip(ours, theirs, strict=True)])
 
 
-PRODUCTS = {"aten::mm", "aten::bmm", "aten::addmm", "aten::baddbmm", "aten::_scaled_dot_product_flash_attention_for_cpu"}
+PRODUCTS = {
+    "aten::mm",
+    "aten::bmm",
+    "aten::addmm",
+    "aten::baddbmm",
+    "aten::_scaled_dot_product_flash_attention_for_cpu",
+}
 """The profiler's names for matrix products: the operations that do them, not those that call these."""
 
 
@@ -94,4 +109,10 @@ def write(out: Path | None, found: dict[str, Any], packages: tuple[str, ...] = (
     where = environment()
     versions = {"python": where["versions"]["python"]} | {name: version(name) for name in packages}
     if out:
-        out.write_text(json.dumps(found | {"versions": versions, "commit": where["git"], "hardware": where["hardware"]}, indent=1) + "\n")
+        out.write_text(
+            json.dumps(
+                found | {"versions": versions, "commit": where["git"], "hardware": where["hardware"]},
+                indent=1,
+            )
+            + "\n"
+        )

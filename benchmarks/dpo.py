@@ -9,7 +9,11 @@ from typing import Annotated
 import typer
 from training import main
 
-SIDES = {"tunebook": {}, "stock TRL + PEFT": {}, "without model.share_prompts": {"model.share_prompts": False}}
+SIDES = {
+    "tunebook": {},
+    "stock TRL + PEFT": {},
+    "without model.share_prompts": {"model.share_prompts": False},
+}
 
 
 def run(

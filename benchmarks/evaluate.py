@@ -63,17 +63,32 @@ def main(
             **trained,
         )
         settings = {"until": [tokenizer.eos_token], "max_gen_toks": max_new_tokens, "do_sample": False}
-        asked = [Instance("generate_until", {}, (render(tokenizer, prompt, 0), settings), i) for i, prompt in enumerate(prompts)]
+        asked = [
+            Instance("generate_until", {}, (render(tokenizer, prompt, 0), settings), i)
+            for i, prompt in enumerate(prompts)
+        ]
 
         def ours() -> dict[str, Any]:
             started, busy = time.perf_counter(), time.process_time()
-            found = {i: a.text for part in generate(source, prompts, Sampling(max_new_tokens, batch_size)) for i, a in part.items()}
-            return {"seconds": time.perf_counter() - started, "cpu_s": time.process_time() - busy, "answers": [found[i] for i in range(len(prompts))]}
+            found = {
+                i: a.text
+                for part in generate(source, prompts, Sampling(max_new_tokens, batch_size))
+                for i, a in part.items()
+            }
+            return {
+                "seconds": time.perf_counter() - started,
+                "cpu_s": time.process_time() - busy,
+                "answers": [found[i] for i in range(len(prompts))],
+            }
 
         def theirs() -> dict[str, Any]:
             started, busy = time.perf_counter(), time.process_time()
             found = lm.generate_until(asked, disable_tqdm=True)
-            return {"seconds": time.perf_counter() - started, "cpu_s": time.process_time() - busy, "answers": found}
+            return {
+                "seconds": time.perf_counter() - started,
+                "cpu_s": time.process_time() - busy,
+                "answers": found,
+            }
 
         ours(), theirs()  # warm up
         found = common.by_turns({"tunebook": ours, "lm-eval": theirs}, turns)
@@ -86,11 +101,19 @@ def main(
         "items_per_s": {name: common.spread(values) for name, values in rates.items()},
         "ratio": common.ratio(rates["tunebook"], rates["lm-eval"]),
         "cpu_s": {name: common.spread([turn["cpu_s"] for turn in done]) for name, done in found.items()},
-        "cpu_ratio": common.ratio(*([turn["cpu_s"] for turn in found[name]] for name in ("lm-eval", "tunebook"))),
+        "cpu_ratio": common.ratio(
+            *([turn["cpu_s"] for turn in found[name]] for name in ("lm-eval", "tunebook"))
+        ),
         "equal_answers": {"of": len(prompts), "equal": same},
         "mean_tokens": sum(len(ids) for ids in tokenizer(answers["tunebook"])["input_ids"]) / len(prompts),
         "peak_gb": peak_memory_gb()["process"],
-        "settings": {"items": items, "max_new_tokens": max_new_tokens, "batch_size": batch_size, "turns": turns, "threads": torch.get_num_threads()},
+        "settings": {
+            "items": items,
+            "max_new_tokens": max_new_tokens,
+            "batch_size": batch_size,
+            "turns": turns,
+            "threads": torch.get_num_threads(),
+        },
     }
     common.write(out, record, ("lm-eval", "transformers", "torch", "unsloth"))
     print(json.dumps(record, indent=1))

@@ -57,7 +57,9 @@ def main(
             """Tokens of the answers that `model.generate` gives to a plain padded batch."""
             given = encode(source, [render(tokenizer, prompt, 0) for prompt in asked], [[] for _ in asked])
             with torch.inference_mode():
-                made = source.model.generate(**given, max_new_tokens=max_new_tokens, do_sample=True, temperature=temperature, top_k=0)
+                made = source.model.generate(
+                    **given, max_new_tokens=max_new_tokens, do_sample=True, temperature=temperature, top_k=0
+                )
             return int((made[:, given["input_ids"].shape[1] :] != tokenizer.pad_token_id).sum())
 
         def timed(work: Callable[[], tuple[int, int]]) -> Callable[[], dict[str, Any]]:
@@ -65,23 +67,37 @@ def main(
                 started = time.perf_counter()
                 samples, tokens = work()
                 seconds = time.perf_counter() - started
-                return {"samples_per_s": samples / seconds, "tokens_per_s": tokens / seconds, "tokens": tokens / samples}
+                return {
+                    "samples_per_s": samples / seconds,
+                    "tokens_per_s": tokens / seconds,
+                    "tokens": tokens / samples,
+                }
 
             return side
 
         def ours() -> tuple[int, int]:
-            found = [a for part in generate(source, rows, Sampling(max_new_tokens, prompts, temperature)) for a in part.values()]
+            found = [
+                a
+                for part in generate(source, rows, Sampling(max_new_tokens, prompts, temperature))
+                for a in part.values()
+            ]
             return len(found), sum(answer.tokens for answer in found)
 
         def one_by_one() -> tuple[int, int]:
             start = next(turn) * loop % len(rows)
             return loop, sum(sampled([prompt]) for prompt in rows[start : start + loop])
 
-        sides = {"tunebook": timed(ours), "one by one": timed(one_by_one), "one plain batch": timed(lambda: (len(rows), sampled(rows)))}
+        sides = {
+            "tunebook": timed(ours),
+            "one by one": timed(one_by_one),
+            "one plain batch": timed(lambda: (len(rows), sampled(rows))),
+        }
         list(generate(source, rows[:2], Sampling(8)))  # warm up
         found = common.by_turns(sides, turns)
         peak_gb = peak_memory_gb()["process"]
-        with profile(activities=[ProfilerActivity.CPU], with_flops=True) as profiler:  # not the whole: its events would fill the memory
+        with profile(
+            activities=[ProfilerActivity.CPU], with_flops=True
+        ) as profiler:  # not the whole: its events would fill the memory
             started = time.perf_counter()
             list(generate(source, rows, Sampling(PROFILED, prompts, temperature)))
             seconds = time.perf_counter() - started
@@ -89,12 +105,25 @@ def main(
     record = {
         "model": "sft" if adapter.exists() else "base",
         "dtype": str(model.dtype),
-        **{key: {name: common.spread([done[key] for done in found[name]]) for name in sides} for key in ("samples_per_s", "tokens_per_s")},
-        "tunebook, times the samples/s of": {name: common.ratio(rates["tunebook"], rates[name]) for name in list(sides)[1:]},
-        "mean_tokens": {name: round(sum(done["tokens"] for done in found[name]) / turns, 1) for name in sides},
+        **{
+            key: {name: common.spread([done[key] for done in found[name]]) for name in sides}
+            for key in ("samples_per_s", "tokens_per_s")
+        },
+        "tunebook, times the samples/s of": {
+            name: common.ratio(rates["tunebook"], rates[name]) for name in list(sides)[1:]
+        },
+        "mean_tokens": {
+            name: round(sum(done["tokens"] for done in found[name]) / turns, 1) for name in sides
+        },
         f"profiled, first {PROFILED} tokens": common.products(profiler, seconds),
         "peak_gb": peak_gb,
-        "settings": {"prompts": prompts, "loop": loop, "temperature": temperature, "max_new_tokens": max_new_tokens, "turns": turns},
+        "settings": {
+            "prompts": prompts,
+            "loop": loop,
+            "temperature": temperature,
+            "max_new_tokens": max_new_tokens,
+            "turns": turns,
+        },
     }
     common.write(out, record, ("transformers", "torch", "unsloth"))
     print(json.dumps(record, indent=1))

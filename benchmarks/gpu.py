@@ -41,13 +41,30 @@ def recipe_of(name: str, base: str | None, folder: Path, steps: int, rows: int) 
     if not data.exists():
         chat.write(data, rows)
         with pairs.open("w", encoding="utf-8") as out:
-            for row in (row for row in chat.rows(rows, seed=1) if row["completion"].startswith("###")):  # not the broken ones
+            for row in (
+                row for row in chat.rows(rows, seed=1) if row["completion"].startswith("###")
+            ):  # not the broken ones
                 wrong = row["completion"].replace("boxed{", "boxed{1")
-                out.write(json.dumps({"prompt": row["prompt"], "chosen": row["completion"], "rejected": wrong}) + "\n")
+                out.write(
+                    json.dumps({"prompt": row["prompt"], "chosen": row["completion"], "rejected": wrong})
+                    + "\n"
+                )
     source = {"format": "chat", "path": str(data), "split": "train"}
-    given: dict[str, Any] = {"data.sources": [source], "data.for_pairs": 0.0, "pairs.methods": ["dataset"], "pairs.dataset": str(pairs)}
-    given |= {"pairs.min_margin": None, "pairs.rows": None, "pairs.columns": {}, "pairs.val": 0.0} | ({"model.base": base} if base else {})
-    short = {"max_steps": steps, "eval_strategy": "no", "save_strategy": "no", "load_best_model_at_end": False}
+    given: dict[str, Any] = {
+        "data.sources": [source],
+        "data.for_pairs": 0.0,
+        "pairs.methods": ["dataset"],
+        "pairs.dataset": str(pairs),
+    }
+    given |= {"pairs.min_margin": None, "pairs.rows": None, "pairs.columns": {}, "pairs.val": 0.0} | (
+        {"model.base": base} if base else {}
+    )
+    short = {
+        "max_steps": steps,
+        "eval_strategy": "no",
+        "save_strategy": "no",
+        "load_best_model_at_end": False,
+    }
     given |= {f"{section}.{key}": value for section in ("sft", "dpo") for key, value in short.items()}
     return load_recipe(name, run="gpu", overrides=given)
 
@@ -110,12 +127,25 @@ def stock(recipe: Recipe, section: Section, dry: bool) -> list[float]:
     from tunebook.models import builtin, chat_template
 
     given = {k: v for k, v in getattr(recipe, section).items() if k not in OURS_ALONE}
-    given |= {"max_length": recipe.model.max_seq_length, "seed": recipe.seed, "data_seed": recipe.seed, "report_to": "none", "bf16": True}
+    given |= {
+        "max_length": recipe.model.max_seq_length,
+        "seed": recipe.seed,
+        "data_seed": recipe.seed,
+        "report_to": "none",
+        "bf16": True,
+    }
     lora = {k: v for k, v in recipe.lora.items() if k in peft.LoraConfig.__dataclass_fields__}
     with tempfile.TemporaryDirectory() as folder:
-        args = getattr(trl, f"{section.upper()}Config")(output_dir=folder, **given, **({"use_cpu": True} if dry else {}))
+        args = getattr(trl, f"{section.upper()}Config")(
+            output_dir=folder, **given, **({"use_cpu": True} if dry else {})
+        )
         adapter = peft.LoraConfig(task_type="CAUSAL_LM", **lora)
-        nf4 = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=torch.bfloat16)
+        nf4 = BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=torch.bfloat16,
+        )
         if dry:
             return []
         prepare(recipe)
@@ -126,10 +156,18 @@ def stock(recipe: Recipe, section: Section, dry: bool) -> list[float]:
         tokenizer = AutoTokenizer.from_pretrained(base)
         chat_template.fit_tokenizer(tokenizer, recipe.model)
         model = AutoModelForCausalLM.from_pretrained(
-            base, dtype=torch.bfloat16, device_map={"": 0}, **({"quantization_config": nf4} if recipe.model.load_in_4bit else {})
+            base,
+            dtype=torch.bfloat16,
+            device_map={"": 0},
+            **({"quantization_config": nf4} if recipe.model.load_in_4bit else {}),
         )
         trainer = getattr(trl, f"{section.upper()}Trainer")(
-            model=model, args=args, train_dataset=rows, processing_class=tokenizer, peft_config=adapter, callbacks=[ticks := clock()]
+            model=model,
+            args=args,
+            train_dataset=rows,
+            processing_class=tokenizer,
+            peft_config=adapter,
+            callbacks=[ticks := clock()],
         )
         trainer.train()
         return list(ticks.times)
@@ -139,9 +177,15 @@ def _pairs(recipe: Recipe, rows: Any) -> Any:
     """The pairs of the file as messages, as our stage has them."""
     import datasets
 
-    found = [json.loads(line) for line in find_file(str(recipe.pairs.dataset)).read_text(encoding="utf-8").splitlines()]
+    found = [
+        json.loads(line)
+        for line in find_file(str(recipe.pairs.dataset)).read_text(encoding="utf-8").splitlines()
+    ]
     system = [m for m in rows[0]["prompt"] if m["role"] == "system"]
-    sides = [{side: [{"role": "assistant", "content": row[side]}] for side in ("chosen", "rejected")} for row in found]
+    sides = [
+        {side: [{"role": "assistant", "content": row[side]}] for side in ("chosen", "rejected")}
+        for row in found
+    ]
     asked = [{"prompt": [*system, {"role": "user", "content": row["prompt"]}]} for row in found]
     return datasets.Dataset.from_list([a | b for a, b in zip(asked, sides, strict=True)])
 
@@ -157,7 +201,9 @@ def mean_tokens(recipe: Recipe, section: Section) -> float:
         return statistics.mean(rows["tokens"])
     pairs = _pairs(recipe, rows).select(range(200))
     sides = [p["prompt"] + p[side] for p in pairs for side in ("chosen", "rejected")]
-    return 2 * statistics.mean(len(tok.apply_chat_template(m, tokenize=True, return_dict=True)["input_ids"]) for m in sides)
+    return 2 * statistics.mean(
+        len(tok.apply_chat_template(m, tokenize=True, return_dict=True)["input_ids"]) for m in sides
+    )
 
 
 def turn(recipe: Recipe, side: Side, section: Section, dry: bool) -> dict[str, float]:
@@ -170,7 +216,11 @@ def turn(recipe: Recipe, side: Side, section: Section, dry: bool) -> dict[str, f
     step = statistics.median(b - a for a, b in zip(times[WARM:], times[WARM + 1 :], strict=False))
     given = getattr(recipe, section)
     rows = given["per_device_train_batch_size"] * given["gradient_accumulation_steps"]
-    found = {"tokens_per_s": rows * mean_tokens(recipe, section) / step, "step_s": step, "reserved_gb": torch.cuda.max_memory_reserved() / 2**30}
+    found = {
+        "tokens_per_s": rows * mean_tokens(recipe, section) / step,
+        "step_s": step,
+        "reserved_gb": torch.cuda.max_memory_reserved() / 2**30,
+    }
     return found | {"peak_gb": torch.cuda.max_memory_allocated() / 2**30}
 
 
@@ -179,9 +229,13 @@ def main(
     base: Annotated[str | None, typer.Option(help="Another base model: a hub id or a folder.")] = None,
     steps: int = STEPS,
     turns: int = 3,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Build the configs of both sides, train nothing.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Build the configs of both sides, train nothing.")
+    ] = False,
     out: Annotated[Path | None, typer.Option(help="Where the figures are written as JSON.")] = None,
-    side: Annotated[str | None, typer.Option(help="Used by the benchmark itself: one side in this process.")] = None,
+    side: Annotated[
+        str | None, typer.Option(help="Used by the benchmark itself: one side in this process.")
+    ] = None,
     section: Annotated[str, typer.Option(help="... and which stage.")] = "sft",
     folder: Annotated[Path | None, typer.Option(help="... and where the rows are.")] = None,
 ) -> None:
@@ -189,13 +243,33 @@ def main(
         raise typer.BadParameter(f"--steps: at least {WARM + 4}, the first {WARM} do not count")
     if side and folder:
         parsed = recipe_of(recipe, base, folder, steps, 0)
-        print(json.dumps(turn(parsed, "tunebook" if side == "tunebook" else "trl", "dpo" if section == "dpo" else "sft", dry_run)))
+        print(
+            json.dumps(
+                turn(
+                    parsed,
+                    "tunebook" if side == "tunebook" else "trl",
+                    "dpo" if section == "dpo" else "sft",
+                    dry_run,
+                )
+            )
+        )
         return
     found: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as name:
         parsed = recipe_of(recipe, base, Path(name), steps, 6_000)
         for stage in ("sft", "dpo"):
-            command = [sys.executable, __file__, "--recipe", recipe, "--steps", str(steps), "--section", stage, "--folder", name]
+            command = [
+                sys.executable,
+                __file__,
+                "--recipe",
+                recipe,
+                "--steps",
+                str(steps),
+                "--section",
+                stage,
+                "--folder",
+                name,
+            ]
             command += (["--base", base] if base else []) + (["--dry-run"] if dry_run else [])
             env = {"PYTHONPATH": f"{ROOT / 'src'}"} | ({"UNSLOTH_FORCE_CPU": "1"} if dry_run else {})
 
@@ -204,17 +278,35 @@ def main(
                     done = common.measured([*command, "--side", who], TUNEBOOK_RUNS=runs, **env)
                 return json.loads(done["out"].splitlines()[-1])
 
-            done = common.by_turns({who: (lambda who=who: one(who)) for who in ("tunebook", "trl")}, 1 if dry_run else turns)
+            done = common.by_turns(
+                {who: (lambda who=who: one(who)) for who in ("tunebook", "trl")}, 1 if dry_run else turns
+            )
             if dry_run:
                 print(f"{stage}: both configs are accepted")
                 continue
             keys = ("tokens_per_s", "step_s", "peak_gb", "reserved_gb")
-            found[stage] = {who: {key: common.spread([t[key] for t in taken]) for key in keys} for who, taken in done.items()}
-            found[stage]["ratio"] = common.ratio(*([t["tokens_per_s"] for t in done[who]] for who in ("tunebook", "trl")))
+            found[stage] = {
+                who: {key: common.spread([t[key] for t in taken]) for key in keys}
+                for who, taken in done.items()
+            }
+            found[stage]["ratio"] = common.ratio(
+                *([t["tokens_per_s"] for t in done[who]] for who in ("tunebook", "trl"))
+            )
             print(f"{stage}: {found[stage]['ratio']['median']:.2f} times the tokens per second", flush=True)
     if not dry_run:
-        settings = {"recipe": recipe, "base": parsed.model.base, "steps": steps, "warm": WARM, "turns": turns, "model": parsed.model.model_dump()}
-        common.write(out, {"stages": found, "settings": settings}, ("torch", "transformers", "trl", "peft", "unsloth", "bitsandbytes"))
+        settings = {
+            "recipe": recipe,
+            "base": parsed.model.base,
+            "steps": steps,
+            "warm": WARM,
+            "turns": turns,
+            "model": parsed.model.model_dump(),
+        }
+        common.write(
+            out,
+            {"stages": found, "settings": settings},
+            ("torch", "transformers", "trl", "peft", "unsloth", "bitsandbytes"),
+        )
 
 
 if __name__ == "__main__":

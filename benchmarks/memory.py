@@ -26,9 +26,21 @@ from tunebook.runs.machine import environment
 from tunebook.training import memory
 
 SHAPES: dict[str, dict[str, int] | None] = {
-    "30M": {"hidden_size": 320, "intermediate_size": 1280, "num_hidden_layers": 9, "num_attention_heads": 5, "num_key_value_heads": 5},
+    "30M": {
+        "hidden_size": 320,
+        "intermediate_size": 1280,
+        "num_hidden_layers": 9,
+        "num_attention_heads": 5,
+        "num_key_value_heads": 5,
+    },
     "135M": None,  # the embedded model
-    "360M": {"hidden_size": 960, "intermediate_size": 2560, "num_hidden_layers": 32, "num_attention_heads": 15, "num_key_value_heads": 5},
+    "360M": {
+        "hidden_size": 960,
+        "intermediate_size": 2560,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 15,
+        "num_key_value_heads": 5,
+    },
 }
 
 
@@ -50,7 +62,11 @@ def build(name: str, folder: Path) -> str:
 def write_recipe(name: str, folder: Path, rows: int) -> Path:
     content = yaml.safe_load((ROOT / "configs" / "smollm2-math.yaml").read_text())
     content["name"] = f"memory-{name}"
-    content["model"] |= {"base": build(name, folder / name), "share_prompts": False, "attn_implementation": "eager"}  # as it is counted
+    content["model"] |= {
+        "base": build(name, folder / name),
+        "share_prompts": False,
+        "attn_implementation": "eager",
+    }  # as it is counted
     content["data"]["for_pairs"] = 0
     content["data"]["sources"] = [{"format": "geometry", "train": 24, "val": 0, "test": 0}]
     content["sft"] |= {"per_device_train_batch_size": rows, "eval_strategy": "no", "save_strategy": "no"}
@@ -84,10 +100,20 @@ def train(recipe: Recipe, section: str) -> dict[str, Any]:
             for row in load(recipe, "train"):
                 right = row["completion"][0]["content"]
                 wrong = re.sub(r"boxed\{.*\}", "boxed{12345}", right)
-                out.write(json.dumps({"prompt": row["prompt"], "chosen": right, "rejected": wrong, "answer": row["gold"]}) + "\n")
+                out.write(
+                    json.dumps(
+                        {"prompt": row["prompt"], "chosen": right, "rejected": wrong, "answer": row["gold"]}
+                    )
+                    + "\n"
+                )
         pairs(recipe)
         dpo(recipe)
-    return {"estimate": seen["total"], "measured": status("VmHWM") - seen["before"], "parts": seen["parts"], "longest": seen["longest"]}
+    return {
+        "estimate": seen["total"],
+        "measured": status("VmHWM") - seen["before"],
+        "parts": seen["parts"],
+        "longest": seen["longest"],
+    }
 
 
 def status(key: str) -> int:
@@ -97,7 +123,9 @@ def status(key: str) -> int:
 def main(
     rows: Annotated[int, typer.Option(help="Of a batch in SFT; DPO has half as many pairs.")] = 4,
     out: Annotated[Path | None, typer.Option(help="Where the figures are written as JSON.")] = None,
-    recipe: Annotated[Path | None, typer.Option(help="Used by the benchmark itself: train one recipe in this process.")] = None,
+    recipe: Annotated[
+        Path | None, typer.Option(help="Used by the benchmark itself: train one recipe in this process.")
+    ] = None,
     section: Annotated[str, typer.Option(help="... and which stage of it.")] = "sft",
 ) -> None:
     if recipe:
@@ -109,11 +137,23 @@ def main(
             path = write_recipe(name, Path(folder), rows)
             for stage in ("sft", "dpo"):
                 command = [sys.executable, __file__, "--recipe", str(path), "--section", stage]
-                done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=_environment(folder))
+                done = subprocess.run(
+                    command, stdout=subprocess.PIPE, text=True, check=True, env=_environment(folder)
+                )
                 found = json.loads(done.stdout.splitlines()[-1])
-                results[f"{stage} {name}"] = found | {"error": round(found["estimate"] / found["measured"] - 1, 3)}
-                print(f"{stage} {name:5} estimate {found['estimate'] / 2**30:.2f} GB, measured {found['measured'] / 2**30:.2f} GB", flush=True)
-    record = {"results": results, "settings": {"rows": rows}, "hardware": environment()["hardware"], "versions": environment()["versions"]}
+                results[f"{stage} {name}"] = found | {
+                    "error": round(found["estimate"] / found["measured"] - 1, 3)
+                }
+                print(
+                    f"{stage} {name:5} estimate {found['estimate'] / 2**30:.2f} GB, measured {found['measured'] / 2**30:.2f} GB",
+                    flush=True,
+                )
+    record = {
+        "results": results,
+        "settings": {"rows": rows},
+        "hardware": environment()["hardware"],
+        "versions": environment()["versions"],
+    }
     if out:
         out.write_text(json.dumps(record, indent=1) + "\n")
     print("| stage | estimate GB | measured GB | difference |\n| --- | --- | --- | --- |")

@@ -34,7 +34,10 @@ def prepared(n: int, folder: Path, source: Path) -> dict[str, object]:
     """Prepare `n` rows; what `common.measured` says, and the record."""
     path = chat.write(folder / "rows.jsonl", n)
     done = common.measured(
-        [sys.executable, "-c", CODE, str(path)], TUNEBOOK_RUNS=str(folder / "runs"), PYTHONPATH=str(source), TUNEBOOK_HOME=str(ROOT)
+        [sys.executable, "-c", CODE, str(path)],
+        TUNEBOOK_RUNS=str(folder / "runs"),
+        PYTHONPATH=str(source),
+        TUNEBOOK_HOME=str(ROOT),
     )
     found = done | json.loads(done.pop("out").splitlines()[-1])
     kept, out = sum(found["rows"].values()), sum(found["quarantined"].values())
@@ -45,14 +48,18 @@ def prepared(n: int, folder: Path, source: Path) -> dict[str, object]:
 
 def main(
     sizes: Annotated[list[int], typer.Argument()] = [1_000, 10_000, 100_000, 1_000_000],  # noqa: B006 - typer copies it
-    source: Annotated[Path, typer.Option(help="The `src` folder of the code that is measured.")] = ROOT / "src",
+    source: Annotated[Path, typer.Option(help="The `src` folder of the code that is measured.")] = ROOT
+    / "src",
     out: Annotated[Path | None, typer.Option(help="Where the figures are written as JSON.")] = None,
 ) -> None:
     found = {}
     for n in sizes:
         with tempfile.TemporaryDirectory() as folder:
             found[str(n)] = f = prepared(n, Path(folder), source)
-        print(f"{n} rows: {f['wall_s']:.0f} s, {f['rows_per_s']:.0f} rows/s, {f['cpu_s']:.0f} s of processor, {f['peak_gb']:.2f} GB", flush=True)
+        print(
+            f"{n} rows: {f['wall_s']:.0f} s, {f['rows_per_s']:.0f} rows/s, {f['cpu_s']:.0f} s of processor, {f['peak_gb']:.2f} GB",
+            flush=True,
+        )
         common.write(out, {"sizes": found}, ("pyarrow", "tokenizers", "transformers", "numpy"))
     print("| rows | seconds | rows/s | peak memory |\n|---|---|---|---|")
     for n, f in found.items():

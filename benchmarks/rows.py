@@ -15,7 +15,15 @@ WORDS = {
     "place": "bakery library harbour orchard workshop station museum garden school market farm theatre clinic hotel studio bridge",
     "things": "apples books crates tiles lamps bottles ropes chairs bricks tickets stamps plates shirts candles bicycles baskets",
 }
-TIMES = ("before noon", "on Monday", "in the first week", "during the festival", "by the end of March", "after the storm", "in the evening")
+TIMES = (
+    "before noon",
+    "on Monday",
+    "in the first week",
+    "during the festival",
+    "by the end of March",
+    "after the storm",
+    "in the evening",
+)
 STARTS = (
     "{name} works at the {place} and counts {a} {things} there {time}.",
     "At the {place} there are {a} {things} {time}, as {name} notes in a small green book.",
@@ -27,7 +35,11 @@ MIDDLES = (
     "A lorry from the {other} brings {b} further {things}, but {c} {things} turn out to be broken and are thrown out.",
     "{friend}, who comes over from the {other}, adds {b} {things}; later {c} {things} are sold to a visitor.",
 )
-ENDS = ("How many {things} are left?", "How many {things} does {name} have in the end?", "What number of {things} remains at the {place}?")
+ENDS = (
+    "How many {things} are left?",
+    "How many {things} does {name} have in the end?",
+    "What number of {things} remains at the {place}?",
+)
 SOLUTION = """### Solution
 1. Start with what is there: {a} {things}.
 2. Add what comes: {a} + {b} = {both}.
@@ -41,7 +53,11 @@ def draw(rng: random.Random) -> dict[str, str]:
     a, b = rng.randint(100, 9_999), rng.randint(10, 9_999)
     c = rng.randint(2, a + b - 1)
     parts = {name: rng.choice(words.split()) for name, words in WORDS.items()}
-    parts |= {"friend": rng.choice(WORDS["name"].split()), "other": rng.choice(WORDS["place"].split()), "time": rng.choice(TIMES)}
+    parts |= {
+        "friend": rng.choice(WORDS["name"].split()),
+        "other": rng.choice(WORDS["place"].split()),
+        "time": rng.choice(TIMES),
+    }
     values = parts | {"a": a, "b": b, "c": c, "both": a + b, "left": a + b - c}
     question = " ".join(rng.choice(part) for part in (STARTS, MIDDLES, ENDS)).format(**values)
     return {"prompt": question, "completion": SOLUTION.format(**values), "answer": str(a + b - c)}

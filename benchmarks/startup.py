@@ -17,7 +17,16 @@ import common
 import typer
 
 TUNEBOOK = [sys.executable, "-m", "tunebook.cli"]
-SMALL = ["--set", "data.sources.0.train=40", "--set", "data.sources.0.val=6", "--set", "data.sources.0.test=6", "--set", "data.sources.1.train=10"]
+SMALL = [
+    "--set",
+    "data.sources.0.train=40",
+    "--set",
+    "data.sources.0.val=6",
+    "--set",
+    "data.sources.0.test=6",
+    "--set",
+    "data.sources.1.train=10",
+]
 TRL = [sys.executable, "-c", "from trl.cli import main; main()"]
 COMMANDS: dict[str, tuple[list[str], tuple[int, ...]]] = {
     "tunebook --help": ([*TUNEBOOK, "--help"], (0,)),
@@ -31,7 +40,10 @@ TORCH: dict[str, tuple[list[str], tuple[int, ...]]] = {
     "a mistake given to trl": ([*TRL, "sft", "--learning_rat", "1"], (1, 2)),
 }
 TRAINING: dict[str, tuple[list[str], tuple[int, ...]]] = {
-    "tunebook sft, one step": ([*TUNEBOOK, "sft", "--force", *SMALL, "--set", "sft.max_steps=1", "--set", "sft.eval_strategy=no"], (0,)),
+    "tunebook sft, one step": (
+        [*TUNEBOOK, "sft", "--force", *SMALL, "--set", "sft.max_steps=1", "--set", "sft.eval_strategy=no"],
+        (0,),
+    ),
     "import unsloth": ([sys.executable, "-c", "import unsloth"], (0,)),
 }
 
@@ -46,9 +58,14 @@ def main(
     with tempfile.TemporaryDirectory() as folder:
         env = {"TUNEBOOK_RUNS": folder, "UNSLOTH_FORCE_CPU": "1"}
         for commands, n in ((COMMANDS, times), *(() if light else ((TORCH, times), (TRAINING, training)))):
-            sides = {name: (lambda command=command, ok=ok: common.measured(command, ok, **env)) for name, (command, ok) in commands.items()}
+            sides = {
+                name: (lambda command=command, ok=ok: common.measured(command, ok, **env))
+                for name, (command, ok) in commands.items()
+            }
             for name, runs in common.by_turns(sides, n).items():
-                found[name] = {key: common.spread([run[key] for run in runs]) for key in ("wall_s", "cpu_s", "peak_gb")}
+                found[name] = {
+                    key: common.spread([run[key] for run in runs]) for key in ("wall_s", "cpu_s", "peak_gb")
+                }
             common.write(
                 out,
                 {"times": times, "times_training": 0 if light else training, "commands": found},
@@ -56,7 +73,9 @@ def main(
             )
     print("| what | seconds | of processor | memory |\n|---|---|---|---|")
     for name, f in found.items():
-        print(f"| {name} | {f['wall_s']['median']:.1f} | {f['cpu_s']['median']:.1f} | {f['peak_gb']['median']:.2f} GB |")
+        print(
+            f"| {name} | {f['wall_s']['median']:.1f} | {f['cpu_s']['median']:.1f} | {f['peak_gb']['median']:.2f} GB |"
+        )
 
 
 if __name__ == "__main__":

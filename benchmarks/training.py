@@ -25,7 +25,9 @@ STOCK = {"stock TRL + PEFT": "float32", "stock, adapter in bfloat16": "bfloat16"
 def main(section: str, sides: dict[str, dict[str, Any]], turns: int, steps: int, out: Path | None) -> None:
     """Compare the sides; the first one's tokens/s over each other one's, and its final loss over theirs."""
     with TemporaryDirectory() as folder:
-        workers = {name: Worker(section, name, settings, turns, steps, folder) for name, settings in sides.items()}
+        workers = {
+            name: Worker(section, name, settings, turns, steps, folder) for name, settings in sides.items()
+        }
         for worker in workers.values():
             worker.answer()
         for i in track(range(turns + 2), "turns"):
@@ -34,7 +36,9 @@ def main(section: str, sides: dict[str, dict[str, Any]], turns: int, steps: int,
         for worker in workers.values():
             worker.process.wait()
     first, *others = workers.values()
-    speeds = {name: [t["tokens"] / t["seconds"] for t in worker.turns[1:-1]] for name, worker in workers.items()}  # the first warms up
+    speeds = {
+        name: [t["tokens"] / t["seconds"] for t in worker.turns[1:-1]] for name, worker in workers.items()
+    }  # the first warms up
     found = {
         name: {
             "settings": sides[name],
@@ -50,26 +54,51 @@ def main(section: str, sides: dict[str, dict[str, Any]], turns: int, steps: int,
     ratios = {worker.name: ratio(speeds[first.name], speeds[worker.name]) for worker in others}
     write(
         out,
-        {"section": section, "steps_a_turn": steps, "turns": turns, "sides": found, f"{first.name}, times the tokens/s of": ratios},
+        {
+            "section": section,
+            "steps_a_turn": steps,
+            "turns": turns,
+            "sides": found,
+            f"{first.name}, times the tokens/s of": ratios,
+        },
         ("unsloth", "trl", "peft", "transformers", "torch"),
     )
     for name, side in found.items():
-        print(f"{name}: {side['tokens_per_s']['median']:.0f} tokens/s, {side['peak_gb']} GB, loss {side['last_losses']}")
+        print(
+            f"{name}: {side['tokens_per_s']['median']:.0f} tokens/s, {side['peak_gb']} GB, loss {side['last_losses']}"
+        )
         step = side["profiled_step"]
-        print(f"  matrix products: {step['matrix_products_s']:.1f} of {step['s']:.1f} s, {step['gflop'] / step['matrix_products_s']:.0f} GFLOP/s")
+        print(
+            f"  matrix products: {step['matrix_products_s']:.1f} of {step['s']:.1f} s, {step['gflop'] / step['matrix_products_s']:.0f} GFLOP/s"
+        )
         if times := ratios.get(name):
-            print(f"  {first.name} makes {times['median']:.2f} times its tokens/s ({times['lowest']:.2f} to {times['highest']:.2f})")
+            print(
+                f"  {first.name} makes {times['median']:.2f} times its tokens/s ({times['lowest']:.2f} to {times['highest']:.2f})"
+            )
 
 
 class Worker:
     """A side's process: it makes some steps for each line that it is sent, and answers with a line of JSON."""
 
-    def __init__(self, section: str, name: str, settings: dict[str, Any], turns: int, steps: int, folder: str) -> None:
+    def __init__(
+        self, section: str, name: str, settings: dict[str, Any], turns: int, steps: int, folder: str
+    ) -> None:
         self.name, self.turns = name, list[dict[str, Any]]()
-        given = json.dumps({"section": section, "name": name, "settings": settings, "turns": turns, "steps": steps, "folder": folder})
+        given = json.dumps(
+            {
+                "section": section,
+                "name": name,
+                "settings": settings,
+                "turns": turns,
+                "steps": steps,
+                "folder": folder,
+            }
+        )
         environment = os.environ | {"TUNEBOOK_RUNS": folder, "HF_HUB_OFFLINE": "1"}
         command = [sys.executable, __file__, given]
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
+        self.process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+        )
 
     def turn(self) -> None:
         print(file=self.process.stdin, flush=True)
@@ -94,7 +123,10 @@ def work(section: str, name: str, settings: dict[str, Any], turns: int, steps: i
         f"{section}.save_strategy": "no",
         f"{section}.eval_strategy": "no",
     }
-    given |= {f"{section}.disable_tqdm": True, "data.sources": [{"format": "geometry", "train": 400, "val": 0, "test": 0}]}
+    given |= {
+        f"{section}.disable_tqdm": True,
+        "data.sources": [{"format": "geometry", "train": 400, "val": 0, "test": 0}],
+    }
     given |= {} if ours else {f"{section}.use_cpu": True}  # which Unsloth sets
     recipe = load_recipe("smollm2-math", f"{section}-{os.getpid()}", given | settings)
     if ours:
@@ -107,12 +139,21 @@ def work(section: str, name: str, settings: dict[str, Any], turns: int, steps: i
     prepare(recipe)
     import trl
 
-    config, trainer_class = (trl.SFTConfig, trl.SFTTrainer) if section == "sft" else (trl.DPOConfig, trl.DPOTrainer)
+    config, trainer_class = (
+        (trl.SFTConfig, trl.SFTTrainer) if section == "sft" else (trl.DPOConfig, trl.DPOTrainer)
+    )
     args, _ = arguments.arguments(config, recipe, section, Path(folder) / name)
     model, tokenizer = our_model(recipe) if ours else stock_model(recipe, STOCK[name])
     callback = by_turns(steps)
     extra = {} if section == "sft" else {"ref_model": None}
-    trainer = trainer_class(model=model, args=args, processing_class=tokenizer, train_dataset=rows(recipe, section), callbacks=[callback], **extra)
+    trainer = trainer_class(
+        model=model,
+        args=args,
+        processing_class=tokenizer,
+        train_dataset=rows(recipe, section),
+        callbacks=[callback],
+        **extra,
+    )
     trainer.train()
 
 
@@ -126,7 +167,11 @@ def rows(recipe: Any, section: str) -> Any:
 
     def flawed(row: dict[str, Any]) -> dict[str, Any]:
         before, _, after = row["completion"][0]["content"].rpartition("=")
-        return {"prompt": row["prompt"], "chosen": row["completion"], "rejected": [{"role": "assistant", "content": f"{before}= 7{after[1:]}"}]}
+        return {
+            "prompt": row["prompt"],
+            "chosen": row["completion"],
+            "rejected": [{"role": "assistant", "content": f"{before}= 7{after[1:]}"}],
+        }
 
     return train.map(flawed, remove_columns=["completion"])
 
@@ -149,7 +194,17 @@ def stock_model(recipe: Any, adapter: str) -> Any:
 
     class Head:
         @staticmethod
-        def apply(hidden: Any, weight: Any, bias: Any, targets: Any, temperature: float, size: int, cap: Any, scale: float, outputs: Any) -> Any:
+        def apply(
+            hidden: Any,
+            weight: Any,
+            bias: Any,
+            targets: Any,
+            temperature: float,
+            size: int,
+            cap: Any,
+            scale: float,
+            outputs: Any,
+        ) -> Any:
             logits = (hidden.to(weight.dtype) @ weight.t()).float()
             logps = logits.log_softmax(-1)
             with torch.no_grad():
@@ -159,7 +214,10 @@ def stock_model(recipe: Any, adapter: str) -> Any:
                     "is_top1": lambda: logits.argmax(-1) == targets,
                     "log_sum_sq_probs": lambda: (2 * logps).logsumexp(-1),
                 }
-                found = [extra[k]() if k in outputs else None for k in ("entropy", "log_sum_sq_probs", "mean_logits", "is_top1")]
+                found = [
+                    extra[k]() if k in outputs else None
+                    for k in ("entropy", "log_sum_sq_probs", "mean_logits", "is_top1")
+                ]
             return (logps.gather(-1, targets.unsqueeze(-1)).squeeze(-1), *found)
 
     utils._ChunkedLogProbFunction = Head
@@ -167,7 +225,9 @@ def stock_model(recipe: Any, adapter: str) -> Any:
     model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.bfloat16, attn_implementation="eager")
     lora = {k: v for k, v in recipe.lora.items() if k in LoraConfig.__dataclass_fields__}
     torch.manual_seed(recipe.seed)
-    peft = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", **lora), autocast_adapter_dtype=adapter == "float32")
+    peft = get_peft_model(
+        model, LoraConfig(task_type="CAUSAL_LM", **lora), autocast_adapter_dtype=adapter == "float32"
+    )
     return peft, AutoTokenizer.from_pretrained(path)
 
 
@@ -206,7 +266,12 @@ def by_turns(steps: int) -> Any:
             if len(seen) % steps == 0 and "loss" in state.log_history[-1]:
                 seconds, total = time.perf_counter() - self.started, seen[-1]["num_tokens"]
                 peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-                found = {"seconds": seconds, "tokens": total - self.tokens, "losses": [e["loss"] for e in seen[-steps:]], "peak_gb": peak}
+                found = {
+                    "seconds": seconds,
+                    "tokens": total - self.tokens,
+                    "losses": [e["loss"] for e in seen[-steps:]],
+                    "peak_gb": peak,
+                }
                 self.say(found | self.step)
                 self.tokens = total
 

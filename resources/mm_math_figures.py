@@ -28,7 +28,12 @@ def picture(name: str, height: int, label: str, *parts: str) -> None:
     head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 900 {height}" font-family="Helvetica, Arial, sans-serif" font-size="15" role="img"'
     tip = '<path d="M0,0 L8,4 L0,8 z" fill="#777"/>'
     marker = f'<defs><marker id="m" markerWidth="9" markerHeight="9" refX="7" refY="4" orient="auto">{tip}</marker></defs>'
-    start = [f'{head} aria-label="{label}">', f"<style>{STYLE}</style>", f'<rect width="900" height="{height}" fill="#fff"/>', marker]
+    start = [
+        f'{head} aria-label="{label}">',
+        f"<style>{STYLE}</style>",
+        f'<rect width="900" height="{height}" fill="#fff"/>',
+        marker,
+    ]
     (HERE / name).write_text("\n".join([*start, *parts, "</svg>"]) + "\n", encoding="utf-8")
 
 
@@ -60,11 +65,17 @@ def figure(x: float, y: float, side: float) -> str:
     png = io.BytesIO()
     figures.draw(PROBLEM, 300).convert("L").quantize(16).save(png, "PNG", optimize=True)
     data = base64.b64encode(png.getvalue()).decode()
-    return box(x, y, side, side, "p") + f'<image x="{x}" y="{y}" width="{side}" height="{side}" href="data:image/png;base64,{data}"/>'
+    return (
+        box(x, y, side, side, "p")
+        + f'<image x="{x}" y="{y}" width="{side}" height="{side}" href="data:image/png;base64,{data}"/>'
+    )
 
 
 def tokens(x: float, y: float, n: int, kind: str, step: float = 13) -> str:
-    return "".join(f'<rect class="{kind}" x="{x + step * i:.1f}" y="{y}" width="{step - 3}" height="22" rx="2"/>' for i in range(n))
+    return "".join(
+        f'<rect class="{kind}" x="{x + step * i:.1f}" y="{y}" width="{step - 3}" height="22" rx="2"/>'
+        for i in range(n)
+    )
 
 
 def brace(x: float, end: float, y: float) -> str:
@@ -73,7 +84,11 @@ def brace(x: float, end: float, y: float) -> str:
 
 def preprocessing() -> None:
     question = figures.question(PROBLEM)
-    checks = ("image opens, inside its folder", "RGB, scaled to the largest side", "solution ends in one \\boxed{}")
+    checks = (
+        "image opens, inside its folder",
+        "RGB, scaled to the largest side",
+        "solution ends in one \\boxed{}",
+    )
     rewriting = ("numbered steps, house format", "kept only if it ends in", "the same final answer")
     picture(
         "mm_math_preprocessing.svg",
@@ -140,7 +155,9 @@ def dpo() -> None:
     def side(y: int, kind: str, name: str, solution: str) -> str:
         answer = maths.boxed(solution)
         right = maths.verify(solution, PROBLEM.answer, boxed_only=True).correct
-        verdict = f"{answer} {'=' if right else '≠'} {PROBLEM.answer}: verified {'right' if right else 'wrong'}"
+        verdict = (
+            f"{answer} {'=' if right else '≠'} {PROBLEM.answer}: verified {'right' if right else 'wrong'}"
+        )
         return (
             box(270, y, 330, 150, kind)
             + text(282, y + 22, name, "t", "start")
@@ -148,7 +165,12 @@ def dpo() -> None:
             + code(282, y + 44, solution, 48)
         )
 
-    policy = ("log p of both completions,", "the SFT model as reference;", "chosen up against rejected,", "loss on completions alone")
+    policy = (
+        "log p of both completions,",
+        "the SFT model as reference;",
+        "chosen up against rejected,",
+        "loss on completions alone",
+    )
     picture(
         "mm_math_dpo.svg",
         345,

@@ -25,7 +25,10 @@ def section(folder: Path) -> str:
     chain = [s for name, s in stages.items() if "export" not in name]
     peak = max(s["peak_memory_gb"]["process"] for s in chain if "peak_memory_gb" in s)
     if "dpo" in stages:
-        seconds = sum((datetime.fromisoformat(s["ended"]) - datetime.fromisoformat(s["started"])).total_seconds() for s in chain)
+        seconds = sum(
+            (datetime.fromisoformat(s["ended"]) - datetime.fromisoformat(s["started"])).total_seconds()
+            for s in chain
+        )
         trained += f", DPO on {stages['pairs']['rows']['train']} pairs in {stages['dpo']['metrics']['runtime_s'] / 60:.0f}"
         trained += f", all stages in {seconds / 60:.0f}"
     where = f"{hardware['cores']} cores of an {hardware['cpu']}, peak memory {peak} GB"
@@ -52,7 +55,14 @@ def main(run: Path) -> None:
         shutil.copy(run / "export" / "parity.json", folder)
     readme = ROOT / "README.md"
     start, end = map(re.escape, MARKS)
-    readme.write_text(re.sub(f"({start}).*?({end})", lambda m: m[1] + section(folder) + m[2], readme.read_text(), flags=re.DOTALL))
+    readme.write_text(
+        re.sub(
+            f"({start}).*?({end})",
+            lambda m: m[1] + section(folder) + m[2],
+            readme.read_text(),
+            flags=re.DOTALL,
+        )
+    )
 
 
 if __name__ == "__main__":

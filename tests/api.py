@@ -13,7 +13,20 @@ from collections import Counter
 
 from aiohttp import web
 
-KINDS = ["right", "right", "429", "500", "cut", "broken", "hangs", "once wrong", "refuses", "wrong", "chinese", "empty"]
+KINDS = [
+    "right",
+    "right",
+    "429",
+    "500",
+    "cut",
+    "broken",
+    "hangs",
+    "once wrong",
+    "refuses",
+    "wrong",
+    "chinese",
+    "empty",
+]
 """What happens to row n: KINDS[n % 12]."""
 TROUBLE = {"429", "500", "cut", "broken", "hangs"}
 """Those that come to an end: the second request of the row is answered well."""
@@ -41,10 +54,14 @@ def main() -> None:
         seen[row] += 1
         await asyncio.sleep(given.latency)
         if request.headers.get("Authorization") == "Bearer sk-wrong":
-            return web.json_response({"error": {"message": "Incorrect API key provided: sk-wrong"}}, status=401)
+            return web.json_response(
+                {"error": {"message": "Incorrect API key provided: sk-wrong"}}, status=401
+            )
         if kind in TROUBLE and seen[row] == 1:
             if kind == "429":
-                return web.json_response({"error": {"message": "slow down"}}, status=429, headers={"Retry-After": "0.1"})
+                return web.json_response(
+                    {"error": {"message": "slow down"}}, status=429, headers={"Retry-After": "0.1"}
+                )
             if kind == "500":
                 return web.json_response({"error": {"message": "oops"}}, status=500)
             if kind == "cut":
@@ -63,7 +80,16 @@ def main() -> None:
         log.write(json.dumps([row, again]) + "\n")
         choice = {"index": 0, "message": {"role": "assistant", "content": said}, "finish_reason": "stop"}
         usage = {"prompt_tokens": 100, "completion_tokens": 50, "total_tokens": 150}
-        return web.json_response({"id": "x", "object": "chat.completion", "created": 0, "model": "m", "choices": [choice], "usage": usage})
+        return web.json_response(
+            {
+                "id": "x",
+                "object": "chat.completion",
+                "created": 0,
+                "model": "m",
+                "choices": [choice],
+                "usage": usage,
+            }
+        )
 
     async def serve() -> None:
         app = web.Application(client_max_size=2**24)

@@ -48,7 +48,12 @@ SMALL: dict[str, Any] = {
     "evaluate.ablation": 4,
 }
 DATA = {
-    "smollm2-math": {"data.sources.0.train": 60, "data.sources.0.val": 6, "data.sources.0.test": 12, "data.sources.1.train": 20},
+    "smollm2-math": {
+        "data.sources.0.train": 60,
+        "data.sources.0.val": 6,
+        "data.sources.0.test": 12,
+        "data.sources.1.train": 20,
+    },
     "mm-math-sample": {"data.sources.0.rows": 80},
 }
 TOKEN = "t"
@@ -90,7 +95,10 @@ def ask(page: Any) -> str:
     lengths = []
     answer = page.locator(".jp-RenderedMarkdown:below(:text('You:'))").first
     deadline = time.monotonic() + 180
-    while page.locator("mjx-container, .MathJax").count() == 0 or page.locator("button:has-text('Ask')[disabled]").count():
+    while (
+        page.locator("mjx-container, .MathJax").count() == 0
+        or page.locator("button:has-text('Ask')[disabled]").count()
+    ):
         assert time.monotonic() < deadline, "no answer with rendered LaTeX"
         if answer.count():
             lengths.append(len(answer.inner_text()))
@@ -106,19 +114,29 @@ def whole_picture(page: Any, path: Path) -> None:
     page.set_viewport_size({"width": 1300, "height": 9000})
     page.evaluate("document.querySelector('.jp-WindowedPanel-outer').scrollTop = 0")
     page.wait_for_timeout(1500)
-    bottom = page.evaluate("Math.max(...[...document.querySelectorAll('.jp-Notebook .jp-Cell')].map(c => c.getBoundingClientRect().bottom))")
+    bottom = page.evaluate(
+        "Math.max(...[...document.querySelectorAll('.jp-Notebook .jp-Cell')].map(c => c.getBoundingClientRect().bottom))"
+    )
     page.screenshot(path=path, clip={"x": 0, "y": 0, "width": 1300, "height": min(9000, bottom + 20)})
 
 
 def noise(path: Path) -> list[str]:
     """What a notebook says on stderr, in lines: warnings and progress bars have no place in a notebook that is read."""
     cells = nbformat.read(path, as_version=4).cells
-    said = "".join(o.text for c in cells if c.cell_type == "code" for o in c.outputs if o.output_type == "stream" and o.name == "stderr")
+    said = "".join(
+        o.text
+        for c in cells
+        if c.cell_type == "code"
+        for o in c.outputs
+        if o.output_type == "stream" and o.name == "stderr"
+    )
     return said.splitlines()
 
 
 def request(port: int, path: str, method: str = "GET") -> Any:
-    with urllib.request.urlopen(urllib.request.Request(f"http://127.0.0.1:{port}{path}?token={TOKEN}", method=method)) as answer:
+    with urllib.request.urlopen(
+        urllib.request.Request(f"http://127.0.0.1:{port}{path}?token={TOKEN}", method=method)
+    ) as answer:
         return json.loads(answer.read() or "null")
 
 
@@ -127,7 +145,13 @@ def start_lab(folder: Path, runs: Path) -> tuple[subprocess.Popen[bytes], int]:
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
-    options = ["--no-browser", "--allow-root", f"--port={port}", f"--IdentityProvider.token={TOKEN}", f"--ServerApp.root_dir={folder}"]
+    options = [
+        "--no-browser",
+        "--allow-root",
+        f"--port={port}",
+        f"--IdentityProvider.token={TOKEN}",
+        f"--ServerApp.root_dir={folder}",
+    ]
     env = os.environ | {"JUPYTER_CONFIG_DIR": str(folder / ".config"), "TUNEBOOK_RUNS": str(runs)}
     lab = subprocess.Popen([sys.executable, "-m", "jupyterlab", *options], env=env, stderr=subprocess.DEVNULL)
     for _ in range(120):
@@ -141,12 +165,20 @@ def start_lab(folder: Path, runs: Path) -> tuple[subprocess.Popen[bytes], int]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("notebooks", nargs="*", default=NOTEBOOKS, help="in order; all of them if none is named")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "notebooks", nargs="*", default=NOTEBOOKS, help="in order; all of them if none is named"
+    )
     parser.add_argument("--recipe", default="smollm2-math", choices=list(DATA))
-    parser.add_argument("--chromium", default=shutil.which("chromium"), help="a browser; playwright's own if there is none")
+    parser.add_argument(
+        "--chromium", default=shutil.which("chromium"), help="a browser; playwright's own if there is none"
+    )
     parser.add_argument("--pictures", type=Path, default=Path("pictures"))
-    parser.add_argument("--runs", type=Path, help="where `runs/` lies; kept, so that a later call goes on there")
+    parser.add_argument(
+        "--runs", type=Path, help="where `runs/` lies; kept, so that a later call goes on there"
+    )
     given = parser.parse_args()
     given.pictures.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as temporary, sync_playwright() as p:
@@ -154,7 +186,13 @@ def main() -> None:
         folder.mkdir()
         lab, port = start_lab(folder, given.runs or Path(temporary) / "runs")
         try:
-            flags = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-sync", "--no-first-run"]
+            flags = [
+                "--no-sandbox",
+                "--disable-gpu",
+                "--disable-background-networking",
+                "--disable-sync",
+                "--no-first-run",
+            ]
             browser = p.chromium.launch(executable_path=given.chromium, args=flags)
             for name in given.notebooks:
                 path, start = small_copy(name, given.recipe, folder), time.monotonic()
@@ -164,7 +202,10 @@ def main() -> None:
                 said = ask(page) if name == "inference" and given.recipe == "smollm2-math" else ""
                 page.keyboard.press("Control+b")  # the file browser away
                 whole_picture(page, given.pictures / f"{given.recipe}-{name}.png")
-                print(f"{name}: no red cell in {time.monotonic() - start:.0f} s, {len(noise(path))} lines on stderr{said}", flush=True)
+                print(
+                    f"{name}: no red cell in {time.monotonic() - start:.0f} s, {len(noise(path))} lines on stderr{said}",
+                    flush=True,
+                )
                 for line in noise(path):
                     print(f"    {line[:200]}")
                 page.close()

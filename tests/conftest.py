@@ -15,7 +15,9 @@ from tunebook.models import backend, builtin
 from tunebook.recipe.files import ROOT
 
 if "PYTEST_XDIST_WORKER" in os.environ:
-    os.environ.setdefault("OMP_NUM_THREADS", "1")  # two processes that each want every core slow each other down many times over
+    os.environ.setdefault(
+        "OMP_NUM_THREADS", "1"
+    )  # two processes that each want every core slow each other down many times over
 backend.set_environment()  # before any test imports transformers
 settings.register_profile("long", max_examples=2000)  # pytest tests/test_fuzz.py --hypothesis-profile=long
 
@@ -45,8 +47,20 @@ def pytest_runtest_setup(item):
 def pytest_terminal_summary(terminalreporter):
     """What the tests on a GPU found, as a table."""
     reports = [report for name in ("passed", "failed") for report in terminalreporter.stats.get(name, [])]
-    if rows := [value for report in reports if report.when == "call" for key, value in report.user_properties if key == "gpu"]:
-        print("", "| recipe | stage | seconds | GPU memory, GB | loss |", "|---|---|---|---|---|", *rows, sep="\n")
+    if rows := [
+        value
+        for report in reports
+        if report.when == "call"
+        for key, value in report.user_properties
+        if key == "gpu"
+    ]:
+        print(
+            "",
+            "| recipe | stage | seconds | GPU memory, GB | loss |",
+            "|---|---|---|---|---|",
+            *rows,
+            sep="\n",
+        )
 
 
 @pytest.fixture(autouse=True)
@@ -80,7 +94,13 @@ def tiny_recipe(tiny, tmp_path) -> Path:
     content["model"] |= {"base": str(tiny), "dtype": "float32"}
     content["data"]["for_pairs"] = 0
     content["data"]["sources"] = [{"format": "geometry", "train": 80, "val": 9, "test": 24}]
-    content["sft"] |= {"per_device_train_batch_size": 2, "learning_rate": 5e-3, "save_steps": 5, "eval_steps": 20, "logging_steps": 1}
+    content["sft"] |= {
+        "per_device_train_batch_size": 2,
+        "learning_rate": 5e-3,
+        "save_steps": 5,
+        "eval_steps": 20,
+        "logging_steps": 1,
+    }
     content["evaluate"] |= {"max_new_tokens": 24, "batch_size": 8}
     path = tmp_path / "tiny.yaml"
     path.write_text(yaml.safe_dump(content))
@@ -92,6 +112,12 @@ def run_cli():
     """Run `tunebook ...` in a process of its own, as a user does; returns the finished process."""
 
     def run(*args: str, **kwargs) -> subprocess.CompletedProcess[str]:
-        return subprocess.run([sys.executable, "-m", "tunebook.cli", *args], capture_output=True, text=True, check=False, **kwargs)
+        return subprocess.run(
+            [sys.executable, "-m", "tunebook.cli", *args],
+            capture_output=True,
+            text=True,
+            check=False,
+            **kwargs,
+        )
 
     return run

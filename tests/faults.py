@@ -31,13 +31,26 @@ from typing import Any
 class Command:
     """A process that the server has forked: a command line, or a kernel where `file` is its connection file."""
 
-    def __init__(self, server: str, *argv: str, log: Path, cwd: Path = Path(), env: dict[str, str] | None = None, **how: int | str) -> None:
+    def __init__(
+        self,
+        server: str,
+        *argv: str,
+        log: Path,
+        cwd: Path = Path(),
+        env: dict[str, str] | None = None,
+        **how: int | str,
+    ) -> None:
         """`file_size`: no file may grow beyond so many bytes. `stdin`: a file to read from. `kill_at`: it dies by SIGKILL at its n-th change
         of a file below `watch`; how many there were is the last thing it prints."""
         self.log = log
         self.connection = socket.socket(socket.AF_UNIX)
         self.connection.connect(server)
-        request = {"argv": argv, "env": dict(os.environ) | (env or {}), "cwd": str(cwd.resolve()), "log": str(log)} | how
+        request = {
+            "argv": argv,
+            "env": dict(os.environ) | (env or {}),
+            "cwd": str(cwd.resolve()),
+            "log": str(log),
+        } | how
         self.connection.sendall(json.dumps(request).encode() + b"\n")
         self.pid = int(self._line())
         self.started = time.monotonic()
@@ -79,7 +92,9 @@ def server(folder: Path):
     """A server; yields its address."""
     address = str(folder / "server")
     command = [sys.executable, __file__, "serve", address]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}
+    )
     assert any(line == "READY\n" for line in process.stdout)  # what Unsloth says comes first
     try:
         yield address
@@ -93,7 +108,9 @@ def kernelspec(folder: Path, address: str) -> dict[str, str]:
     spec = folder / "kernels" / "python3"
     spec.mkdir(parents=True)
     argv = [sys.executable, "-S", __file__, "kernel", address, "{connection_file}"]
-    (spec / "kernel.json").write_text(json.dumps({"argv": argv, "display_name": "forked", "language": "python"}))
+    (spec / "kernel.json").write_text(
+        json.dumps({"argv": argv, "display_name": "forked", "language": "python"})
+    )
     return {"JUPYTER_PATH": str(folder)}
 
 
@@ -142,7 +159,9 @@ def _attend(connection: socket.socket) -> None:
                 os.write(log, text)
         if done:
             with contextlib.suppress(OSError):
-                connection.sendall(f"{os.waitstatus_to_exitcode(status)} {used.ru_utime + used.ru_stime:.2f}\n".encode())
+                connection.sendall(
+                    f"{os.waitstatus_to_exitcode(status)} {used.ru_utime + used.ru_stime:.2f}\n".encode()
+                )
             os._exit(0)
         if select.select([connection], [], [], 0.01)[0]:
             asked = connection.recv(16)
@@ -182,7 +201,9 @@ def _become(request: dict[str, Any], out: int) -> None:
     if limit := request.get("file_size"):
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
-    sys.argv = {"kernel": ["ipykernel_launcher", "-f"], "python": []}.get(request["argv"][0], ["tunebook", request["argv"][0]]) + request["argv"][1:]
+    sys.argv = {"kernel": ["ipykernel_launcher", "-f"], "python": []}.get(
+        request["argv"][0], ["tunebook", request["argv"][0]]
+    ) + request["argv"][1:]
     seen = count_changes(request["watch"], request.get("kill_at", 0)) if "watch" in request else []
     for name in [name for name in sys.modules if name.partition(".")[0] == "tunebook"]:
         del sys.modules[name]

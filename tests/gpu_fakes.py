@@ -10,7 +10,13 @@ from types import SimpleNamespace
 from typing import Any
 
 GPU = SimpleNamespace(
-    name="no GPU", total_memory=24 * 2**30, major=8, minor=6, multi_processor_count=1, gcnArchName="", shared_memory_per_block_optin=101_376
+    name="no GPU",
+    total_memory=24 * 2**30,
+    major=8,
+    minor=6,
+    multi_processor_count=1,
+    gcnArchName="",
+    shared_memory_per_block_optin=101_376,
 )
 
 
@@ -27,7 +33,10 @@ def install() -> None:
 
     patch_trl_fused_lm_head()  # TRL's loss is a Triton kernel
     rl.patch_trl_disable_gradient_checkpointing()
-    for name in ("sft_trainer", "dpo_trainer"):  # with UNSLOTH_ALLOW_CPU the import leaves them as TRL has them
+    for name in (
+        "sft_trainer",
+        "dpo_trainer",
+    ):  # with UNSLOTH_ALLOW_CPU the import leaves them as TRL has them
         rl._patch_trl_rl_trainers(name)
     vars(trl).pop("__UNSLOTH_BACKWARDS_COMPATIBLE__", None)
     _patch_trl_trainer()  # after the import, as on a GPU: it sets text batches without padding
@@ -43,7 +52,9 @@ def _driver() -> None:
         "get_device_capability": (GPU.major, GPU.minor),
         "mem_get_info": (GPU.total_memory, GPU.total_memory),
     }
-    answers |= dict.fromkeys(("memory_allocated", "memory_reserved", "max_memory_allocated", "max_memory_reserved"), 0)
+    answers |= dict.fromkeys(
+        ("memory_allocated", "memory_reserved", "max_memory_allocated", "max_memory_reserved"), 0
+    )
     for name, answer in answers.items():
         setattr(torch.cuda, name, lambda *args, _answer=answer, **kwargs: _answer)
 

@@ -18,13 +18,23 @@ from tunebook.recipe.loading import load_recipe
 from tunebook.runs.files import read_json
 from tunebook.runs.stage import Stage
 
-ARC = [("What do plants need to make food?", ["sunlight", "rocks", "plastic", "sand"]), ("Which is a liquid?", ["water", "iron", "wood", "glass"])]
+ARC = [
+    ("What do plants need to make food?", ["sunlight", "rocks", "plastic", "sand"]),
+    ("Which is a liquid?", ["water", "iron", "wood", "glass"]),
+]
 ITEMS = {
     "arc_challenge": [
-        {"id": str(i), "question": q, "choices": {"text": c, "label": list("ABCD")}, "answerKey": "A"} for i, (q, c) in enumerate(ARC * 2)
+        {"id": str(i), "question": q, "choices": {"text": c, "label": list("ABCD")}, "answerKey": "A"}
+        for i, (q, c) in enumerate(ARC * 2)
     ],
     "commonsense_qa": [
-        {"id": str(i), "question": q, "question_concept": "x", "choices": {"text": c, "label": list("ABCDE")}, "answerKey": "ABCDE"[c.index(right)]}
+        {
+            "id": str(i),
+            "question": q,
+            "question_concept": "x",
+            "choices": {"text": c, "label": list("ABCDE")},
+            "answerKey": "ABCDE"[c.index(right)],
+        }
         for i, (q, c, right) in enumerate(
             [
                 ("Where do you put dirty dishes?", ["sink", "garden", "bed", "moon", "car"], "sink"),
@@ -33,7 +43,11 @@ ITEMS = {
         )
     ],
     "gsm8k": [
-        {"question": f"Tom has {n} apples and buys 2 more. How many has he?", "answer": f"He has {n} + 2 = {n + 2}.\n#### {n + 2}"} for n in (3, 4, 5)
+        {
+            "question": f"Tom has {n} apples and buys 2 more. How many has he?",
+            "answer": f"He has {n} + 2 = {n + 2}.\n#### {n + 2}",
+        }
+        for n in (3, 4, 5)
     ],
     "hellaswag": [
         {
@@ -51,8 +65,18 @@ ITEMS = {
         for i in range(2)
     ],
     "winogrande": [
-        {"sentence": "The trophy does not fit in the suitcase because the _ is too big.", "option1": "trophy", "option2": "suitcase", "answer": "1"},
-        {"sentence": "The ball broke the window because the _ was hard.", "option1": "window", "option2": "ball", "answer": "2"},
+        {
+            "sentence": "The trophy does not fit in the suitcase because the _ is too big.",
+            "option1": "trophy",
+            "option2": "suitcase",
+            "answer": "1",
+        },
+        {
+            "sentence": "The ball broke the window because the _ was hard.",
+            "option1": "window",
+            "option2": "ball",
+            "answer": "2",
+        },
     ],
 }
 OWN = r"""
@@ -75,15 +99,31 @@ def recipe_file(tmp_path) -> Path:
     data.mkdir()
     for task, items in ITEMS.items():
         (data / f"{task}.jsonl").write_text("".join(json.dumps(item) + "\n" for item in items))
-    shots = [{"question": f"Ann has {n} pens and loses 1. How many has she?", "answer": f"She has {n} - 1.\n#### {n - 1}"} for n in (3, 4, 5)]
+    shots = [
+        {
+            "question": f"Ann has {n} pens and loses 1. How many has she?",
+            "answer": f"She has {n} - 1.\n#### {n - 1}",
+        }
+        for n in (3, 4, 5)
+    ]
     (data / "gsm8k.train.jsonl").write_text("".join(json.dumps(item) + "\n" for item in shots))
     own = tmp_path / "own"
     own.mkdir()
     (own / "capitals.yaml").write_text(OWN)
-    capitals = [{"country": "France", "right": "Paris", "wrong": "qzxv qzxv"}, {"country": "Italy", "right": "Rome", "wrong": "qzxv qzxv"}]
+    capitals = [
+        {"country": "France", "right": "Paris", "wrong": "qzxv qzxv"},
+        {"country": "Italy", "right": "Rome", "wrong": "qzxv qzxv"},
+    ]
     (own / "capitals.jsonl").write_text("".join(json.dumps(item) + "\n" for item in capitals))
     content = yaml.safe_load((ROOT / "configs" / "smollm2-math.yaml").read_text())
-    given = {"tasks": [*ITEMS, "capitals"], "data": str(data), "include": str(own), "shots": {"gsm8k": 2}, "max_new_tokens": 40, "batch_size": 4}
+    given = {
+        "tasks": [*ITEMS, "capitals"],
+        "data": str(data),
+        "include": str(own),
+        "shots": {"gsm8k": 2},
+        "max_new_tokens": 40,
+        "batch_size": 4,
+    }
     content["evaluate"]["benchmarks"] = given
     path = tmp_path / "bench.yaml"
     path.write_text(yaml.safe_dump(content))
@@ -107,9 +147,22 @@ def test_the_five_benchmarks_and_a_task_of_ones_own(recipe_file, monkeypatch):
     for task, found in summary["tasks"].items():
         assert found["base"] == found["sft"], task  # an untrained adapter changes nothing
         assert found["base"]["n"] == len(ITEMS.get(task, [1, 2]))
-    assert [found["base"]["metric"] for found in summary["tasks"].values()] == ["acc_norm", "acc", "exact_match", "acc_norm", "acc", "acc"]
-    assert (summary["tasks"]["gsm8k"]["base"]["shots"], summary["tasks"]["capitals"]["base"]["score"]) == (2, 1.0)
-    assert all((c["difference"], c["p"]) == (0, 1) for c in summary["comparisons"]) and len(summary["comparisons"]) == 6
+    assert [found["base"]["metric"] for found in summary["tasks"].values()] == [
+        "acc_norm",
+        "acc",
+        "exact_match",
+        "acc_norm",
+        "acc",
+        "acc",
+    ]
+    assert (summary["tasks"]["gsm8k"]["base"]["shots"], summary["tasks"]["capitals"]["base"]["score"]) == (
+        2,
+        1.0,
+    )
+    assert (
+        all((c["difference"], c["p"]) == (0, 1) for c in summary["comparisons"])
+        and len(summary["comparisons"]) == 6
+    )
     lines = (recipe.run_dir / "bench" / "sft" / "gsm8k" / "items.jsonl").read_text().splitlines()
     items = [json.loads(line) for line in lines]
     assert [i["doc_id"] for i in items] == [0, 1, 2] and items[0]["target"].endswith("#### 5")
@@ -125,10 +178,17 @@ def test_the_five_benchmarks_and_a_task_of_ones_own(recipe_file, monkeypatch):
     assert ran == [("sft", "capitals")] and benchmarks.bench(recipe) == summary and len(ran) == 1
     path = Path(recipe.evaluate.benchmarks.data) / "winogrande.jsonl"
     path.write_text(path.read_text().splitlines()[0] + "\n")
-    assert not benchmarks.bench_stage(recipe, "base", "winogrande").done and benchmarks.bench_stage(recipe, "base", "gsm8k").done
+    assert (
+        not benchmarks.bench_stage(recipe, "base", "winogrande").done
+        and benchmarks.bench_stage(recipe, "base", "gsm8k").done
+    )
 
     text = report.write(recipe.run_dir)[0].read_text()
-    assert "## Benchmarks" in text and "| gsm8k | base | 3 |" in text and "| winogrande | base → sft | 2 | +0.0" in text
+    assert (
+        "## Benchmarks" in text
+        and "| gsm8k | base | 3 |" in text
+        and "| winogrande | base → sft | 2 | +0.0" in text
+    )
     assert "bench/sft/gsm8k" in read_json(recipe.run_dir / "manifest.json")["stages"]
 
 
@@ -138,7 +198,9 @@ def test_what_cannot_be_run_is_one_line(recipe_file):
     with pytest.raises(UserError, match="no task 'hellaswagg' in lm-evaluation-harness or "):
         benchmarks.bench(wrong)
     fetched = load_recipe(recipe_file, overrides={"evaluate.benchmarks.tasks": ["piqa"]})
-    with pytest.raises(UserError, match=r"piqa cannot be run: .* give its items with evaluate\.benchmarks\.data"):
+    with pytest.raises(
+        UserError, match=r"piqa cannot be run: .* give its items with evaluate\.benchmarks\.data"
+    ):
         benchmarks.bench(fetched)
     path = Path(fetched.evaluate.benchmarks.data) / "hellaswag.jsonl"
     path.write_text('{"nothing": "of use"}\n')
@@ -165,13 +227,30 @@ def only_own(monkeypatch):
     loaded, given = [], []
     inner = type("Tokenizer", (), {})()
     processor = type("Processor", (), {"tokenizer": inner, "chat_template": "the recipe's"})()
-    sample = {"doc_id": 0, "filter": "none", "metrics": ["acc"], "acc": 1.0, "target": 0, "filtered_resps": ["x"]}
+    sample = {
+        "doc_id": 0,
+        "filter": "none",
+        "metrics": ["acc"],
+        "acc": 1.0,
+        "target": 0,
+        "filtered_resps": ["x"],
+    }
     monkeypatch.setattr(tasks, "TaskManager", functools.partial(tasks.TaskManager, include_defaults=False))
     monkeypatch.setattr(huggingface, "HFLM", lambda **how: given.append(how["tokenizer"]))
-    monkeypatch.setattr(lm_eval, "simple_evaluate", lambda **_: {"samples": {task: [sample] for task in ("capitals", "rivers")}, "n-shot": {}})
+    monkeypatch.setattr(
+        lm_eval,
+        "simple_evaluate",
+        lambda **_: {"samples": {task: [sample] for task in ("capitals", "rivers")}, "n-shot": {}},
+    )
     monkeypatch.setattr(benchmarks.models, "backend", lambda: None)
-    monkeypatch.setattr(benchmarks, "load_stages", lambda recipe, names: loaded.append(names) or (None, processor))
-    monkeypatch.setattr(benchmarks, "local", lambda model, tokenizer, name: contextlib.nullcontext(type("Source", (), {"model": model})))
+    monkeypatch.setattr(
+        benchmarks, "load_stages", lambda recipe, names: loaded.append(names) or (None, processor)
+    )
+    monkeypatch.setattr(
+        benchmarks,
+        "local",
+        lambda model, tokenizer, name: contextlib.nullcontext(type("Source", (), {"model": model})),
+    )
     return loaded, given
 
 
@@ -179,18 +258,31 @@ def test_a_group_of_tasks_is_refused_before_a_model_is_loaded(recipe_file, only_
     own = recipe_file.parent / "own"
     for name, text in GROUPS.items():
         (own / name).write_text(text)
-    for tasks, said in ((["capitals", "geography"], "'geography' is a group of tasks: .* capitals, rivers$"), (["water"], "'water' is .* rivers$")):
+    for tasks, said in (
+        (["capitals", "geography"], "'geography' is a group of tasks: .* capitals, rivers$"),
+        (["water"], "'water' is .* rivers$"),
+    ):
         with pytest.raises(UserError, match=said):
-            benchmarks.bench(load_recipe(recipe_file, overrides={"evaluate.benchmarks.tasks": tasks}), ["base"])
+            benchmarks.bench(
+                load_recipe(recipe_file, overrides={"evaluate.benchmarks.tasks": tasks}), ["base"]
+            )
     assert not only_own[0]
-    found = benchmarks.bench(load_recipe(recipe_file, overrides={"evaluate.benchmarks.tasks": ["rivers"]}), ["base"])
+    found = benchmarks.bench(
+        load_recipe(recipe_file, overrides={"evaluate.benchmarks.tasks": ["rivers"]}), ["base"]
+    )
     assert found["tasks"]["rivers"]["base"]["score"] == 1
 
 
 def test_the_harness_is_given_the_tokenizer_in_a_processor(recipe_file, only_own):
-    benchmarks.bench(load_recipe(recipe_file, overrides={"evaluate.benchmarks.tasks": ["capitals"]}), ["base"])
+    benchmarks.bench(
+        load_recipe(recipe_file, overrides={"evaluate.benchmarks.tasks": ["capitals"]}), ["base"]
+    )
     (loaded,), (given,) = only_own
-    assert (loaded, type(given).__name__, given.chat_template) == ({"base": None}, "Tokenizer", "the recipe's")
+    assert (loaded, type(given).__name__, given.chat_template) == (
+        {"base": None},
+        "Tokenizer",
+        "the recipe's",
+    )
 
 
 def test_without_the_extra_it_says_what_to_install(monkeypatch):

@@ -16,7 +16,13 @@ import rows
 
 def test_a_process_is_measured_with_its_children():
     child = "import time; x = bytearray(200 * 2**20); t = time.process_time()\nwhile time.process_time() < t + 0.3: pass"
-    found = common.measured([sys.executable, "-c", f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}]); print('done')"])
+    found = common.measured(
+        [
+            sys.executable,
+            "-c",
+            f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}]); print('done')",
+        ]
+    )
     assert found["out"] == "done\n"
     assert found["wall_s"] >= found["cpu_s"] - 0.05 >= 0.25
     assert 0.19 < found["peak_gb"] < 0.4
@@ -39,6 +45,8 @@ def test_generated_rows_are_the_same_each_time_and_some_are_to_be_put_aside():
     assert found[0]["completion"].endswith(f"boxed{{{found[0]['answer']}}}")
     first = [row["prompt"] for row in found[:1_000]]
     copies = [row for row in found[1_000:] if row["prompt"] in first]
-    near = [row for row in found[1_000:] if row["prompt"].removesuffix(" Thanks") in first and row not in copies]
+    near = [
+        row for row in found[1_000:] if row["prompt"].removesuffix(" Thanks") in first and row not in copies
+    ]
     broken = [row for row in found[1_000:] if not row["completion"].startswith("### Solution")]
     assert [len(copies), len(near), len(broken)] == [3, 3, 3]

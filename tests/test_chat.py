@@ -56,12 +56,19 @@ def test_an_untrained_run_has_its_base_only(tmp_path):
 
 def test_a_revision_is_that_of_the_recipes_base_alone(monkeypatch):
     loaded = []
-    monkeypatch.setattr(conversation.models, "load", lambda recipe: loaded.append(recipe.model) or (None, None))
-    monkeypatch.setattr(conversation, "load_stages", lambda recipe, stages: loaded.append(recipe.model) or (None, None))
+    monkeypatch.setattr(
+        conversation.models, "load", lambda recipe: loaded.append(recipe.model) or (None, None)
+    )
+    monkeypatch.setattr(
+        conversation, "load_stages", lambda recipe, stages: loaded.append(recipe.model) or (None, None)
+    )
     there = conversation.Models(load_recipe(overrides={"model.revision": "v1"}))
     there._load("user/other")
     there._load("")
-    assert [(model.base, model.revision) for model in loaded] == [("user/other", None), ("smollm2-135m-instruct", "v1")]
+    assert [(model.base, model.revision) for model in loaded] == [
+        ("user/other", None),
+        ("smollm2-135m-instruct", "v1"),
+    ]
 
 
 def test_model_and_conversation_cannot_be_changed_under_an_answer(monkeypatch):
@@ -88,11 +95,21 @@ def test_model_and_conversation_cannot_be_changed_under_an_answer(monkeypatch):
     settings, _, question, buttons = widgets.question_box(Asked(), "base", Drawing(5)).children
     chosen, (ask_button, stop, reset, *_) = settings.children[0], buttons.children
     for text in ("One?", "Two?"):
-        assert (chosen.disabled, reset.disabled, ask_button.disabled, stop.disabled) == (False, False, False, True)
+        assert (chosen.disabled, reset.disabled, ask_button.disabled, stop.disabled) == (
+            False,
+            False,
+            False,
+            True,
+        )
         question.value = text
         ask_button.click()
         assert under_way.wait(10)
-        assert (chosen.disabled, reset.disabled, ask_button.disabled, stop.disabled) == (True, True, True, False)
+        assert (chosen.disabled, reset.disabled, ask_button.disabled, stop.disabled) == (
+            True,
+            True,
+            True,
+            False,
+        )
         go_on.set()
         for thread in threading.enumerate():
             if thread.name.endswith("(answer)"):
@@ -160,7 +177,11 @@ def test_the_terminal(models, monkeypatch, capsys, tiny, tmp_path):
     monkeypatch.setattr("sys.stdin", io.StringIO(lines))
     terminal.terminal(models.recipe, None, Drawing(5))
     said = " ".join(capsys.readouterr().out.split())
-    assert "Nothing is trained" in said and "no model 'nobody': choose from base" in said and "/model NAME, /reset, /quit" in said
+    assert (
+        "Nothing is trained" in said
+        and "no model 'nobody': choose from base" in said
+        and "/model NAME, /reset, /quit" in said
+    )
     monkeypatch.setattr("sys.stdin", io.StringIO(""))
     terminal.terminal(models.recipe, "base", Drawing(5), question="One?")
     one = capsys.readouterr().out.strip().splitlines()[-1]
@@ -216,11 +237,15 @@ def test_the_notebook_without_widgets(tiny_recipe, tmp_path, monkeypatch):
 
     out = tmp_path / "out.ipynb"
     given = {"recipe": str(tiny_recipe), "question": "How many?", "max_new_tokens": 8, "compare_items": 2}
-    papermill.execute_notebook(str(ROOT / "notebooks" / "inference.ipynb"), str(out), given, cwd=str(ROOT), progress_bar=False)
+    papermill.execute_notebook(
+        str(ROOT / "notebooks" / "inference.ipynb"), str(out), given, cwd=str(ROOT), progress_bar=False
+    )
     cells = [cell for cell in json.loads(Path(out).read_text())["cells"] if cell["cell_type"] == "code"]
     shown = [output["data"] for cell in cells for output in cell["outputs"] if "data" in output]
     assert any("".join(data.get("text/markdown", "")).startswith("**How many?**") for data in shown)
-    table = "".join(next(data["text/html"] for data in shown if "<table" in "".join(data.get("text/html", ""))))
+    table = "".join(
+        next(data["text/html"] for data in shown if "<table" in "".join(data.get("text/html", "")))
+    )
     assert table.count("<tr>") == 3 and table.count("answer: ") == 2 and ("✓" in table or "✗" in table)
     text = "".join("".join(output.get("text", "")) for cell in cells for output in cell["outputs"])
     assert "nothing is trained yet, so this is the base model" in text

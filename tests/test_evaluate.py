@@ -21,25 +21,41 @@ def prediction(i: int, correct: bool, **kwargs) -> dict:
 
 
 def test_shares_and_the_wilson_interval():
-    predictions = [prediction(i, i < 57) for i in range(99)] + [prediction(99, False, how="none", truncated=True, slice="b", tokens=110)]
+    predictions = [prediction(i, i < 57) for i in range(99)] + [
+        prediction(99, False, how="none", truncated=True, slice="b", tokens=110)
+    ]
     summary = evaluate.summarise(predictions)
     assert summary["accuracy"] == 0.57
     assert summary["interval"] == pytest.approx([0.4721, 0.6627], abs=1e-4)  # Wilson, 57 of 100
-    assert (summary["boxed"], summary["truncated"], summary["no_answer"], summary["mean_tokens"]) == (0.99, 0.01, 0.01, 11)
+    assert (summary["boxed"], summary["truncated"], summary["no_answer"], summary["mean_tokens"]) == (
+        0.99,
+        0.01,
+        0.01,
+        11,
+    )
     assert summary["slices"]["b"]["n"] == 1
     table = tables.markdown(tables.COLUMNS, tables.cells({"base": summary}))
     assert "| base | all | 100 | 57.0% (47.2 to 66.3) | 99% | 1% | 1% | 11 |" in table
 
 
 def test_a_number_in_a_cut_off_answer_is_not_its_answer():
-    item = {"source_id": "x", "slice": "", "group": "", "difficulty": "", "gold": "15", "prompt": [{"role": "user", "content": "q"}]}
+    item = {
+        "source_id": "x",
+        "slice": "",
+        "group": "",
+        "difficulty": "",
+        "gold": "15",
+        "prompt": [{"role": "user", "content": "q"}],
+    }
     assert evaluate._record(item, Answer("12 + 3 = 15", 9, truncated=False))["correct"]
     cut = evaluate._record(item, Answer("12 + 3 = 15", 9, truncated=True))
     assert (cut["correct"], cut["how"], cut["truncated"]) == (False, "none", True)
 
 
 def test_a_limit_takes_items_evenly(monkeypatch):
-    monkeypatch.setattr(evaluate, "load", lambda recipe, split: [{"gold": str(i)} for i in range(10)] + [{"gold": None}])
+    monkeypatch.setattr(
+        evaluate, "load", lambda recipe, split: [{"gold": str(i)} for i in range(10)] + [{"gold": None}]
+    )
     items = evaluate._items(load_recipe(overrides={"evaluate.limit": 5}))
     assert [i["gold"] for i in items] == ["0", "2", "4", "6", "8"]
     assert len(evaluate._items(load_recipe(overrides={"evaluate.limit": 99}))) == 10
@@ -50,7 +66,9 @@ def test_a_limit_takes_items_evenly(monkeypatch):
 
 def test_a_line_cut_short_is_left_out(tmp_path):
     path = tmp_path / "predictions.jsonl"
-    path.write_text(json.dumps(prediction(1, True)) + "\n" + json.dumps(prediction(0, True)) + '\n{"index": 2, "sl')
+    path.write_text(
+        json.dumps(prediction(1, True)) + "\n" + json.dumps(prediction(0, True)) + '\n{"index": 2, "sl'
+    )
     assert [p["index"] for p in read_records(path)] == [0, 1]
     assert read_records(tmp_path / "none.jsonl") == []
 
@@ -65,7 +83,10 @@ def answered(recipe, **stages: list[bool]) -> None:
     for name, marks in stages.items():
         folder = recipe.run_dir / "eval" / name
         folder.mkdir(parents=True)
-        lines = [json.dumps({**prediction(i, mark), "slice": "a" if i % 2 else "b"}) for i, mark in enumerate(marks)]
+        lines = [
+            json.dumps({**prediction(i, mark), "slice": "a" if i % 2 else "b"})
+            for i, mark in enumerate(marks)
+        ]
         (folder / "predictions.jsonl").write_text("\n".join(lines))
 
 
@@ -82,17 +103,26 @@ def test_the_gate_holds_a_worse_model_back_and_lets_a_good_one_through():
     damaged = [mark and i % 4 != 1 for i, mark in enumerate(good)]
     answered(recipe, dpo=damaged)
     (failed,) = gate.gate(recipe)
-    assert failed.startswith("dpo against sft: -25.0 points (95% interval -2") and failed.endswith("n = 400), the lower end must be above -2.0")
+    assert failed.startswith("dpo against sft: -25.0 points (95% interval -2") and failed.endswith(
+        "n = 400), the lower end must be above -2.0"
+    )
     sliced = load_recipe(overrides={"evaluate.gate": [rules[1] | {"slice": "b"}]})
     assert gate.gate(sliced) == []  # the damage is in the other slice
     (same,) = gate.gate(load_recipe(overrides={"evaluate.gate": [{"first": "sft", "second": "sft"}]}))
-    assert same == "sft against sft: +0.0 points (95% interval +0.0 to +0.0, n = 400), the lower end must be above +0.0"
+    assert (
+        same
+        == "sft against sft: +0.0 points (95% interval +0.0 to +0.0, n = 400), the lower end must be above +0.0"
+    )
 
 
 def test_the_gate_wants_proof_of_few_items_and_the_same_items():
     recipe = load_recipe(overrides={"evaluate.gate": [{"first": "base", "second": "sft"}]})
-    answered(recipe, base=[False] * 60, sft=[True] * 5 + [False] * 55)  # 5 won, none lost: the bootstrap interval is above 0
-    assert gate.gate(recipe) == ["sft against base: +8.3 points (95% interval +1.7 to +15.0, n = 60), McNemar's p = 0.062 must be below 0.05"]
+    answered(
+        recipe, base=[False] * 60, sft=[True] * 5 + [False] * 55
+    )  # 5 won, none lost: the bootstrap interval is above 0
+    assert gate.gate(recipe) == [
+        "sft against base: +8.3 points (95% interval +1.7 to +15.0, n = 60), McNemar's p = 0.062 must be below 0.05"
+    ]
     path = recipe.run_dir / "eval" / "base" / "predictions.jsonl"
     path.write_text(path.read_text().replace('"gold": "5"', '"gold": "6"'))
     assert gate.gate(recipe) == ["sft against base: not both have been evaluated on the same items"]
@@ -101,7 +131,10 @@ def test_the_gate_wants_proof_of_few_items_and_the_same_items():
 def test_a_model_that_learnt_other_rows_is_not_evaluated(monkeypatch, tmp_path, capsys):
     """Held-out rows of new data may be train rows of the old ones. The same train split under another key is no harm."""
     rows = tmp_path / "rows.jsonl"
-    asked = ({"prompt": f"What is {i} + {i}?", "completion": f"\\boxed{{{2 * i}}}", "answer": str(2 * i)} for i in range(60))
+    asked = (
+        {"prompt": f"What is {i} + {i}?", "completion": f"\\boxed{{{2 * i}}}", "answer": str(2 * i)}
+        for i in range(60)
+    )
     rows.write_text("".join(json.dumps(row) + "\n" for row in asked))
 
     def recipe(**changes):
@@ -114,10 +147,14 @@ def test_a_model_that_learnt_other_rows_is_not_evaluated(monkeypatch, tmp_path, 
     (folder / "stage.json").write_text(json.dumps({"key": "k", "learnt": [trained]}))
     monkeypatch.setattr(backend, "backend", lambda: "cpu")
     monkeypatch.setattr(adapters, "load_stages", lambda *given: pytest.fail("a model is loaded"))
-    with pytest.raises(UserError, match=r"sft was trained on other rows than the train split .*`uv run tunebook sft --set "):
+    with pytest.raises(
+        UserError, match=r"sft was trained on other rows than the train split .*`uv run tunebook sft --set "
+    ):
         evaluate.evaluate(recipe(test=0.4), ["sft"])
     evaluate._refuse_learnt(recipe(), "sft", prepare(recipe())["fingerprints"]["train"])
-    (folder / "stage.json").write_text(json.dumps({"key": "k", "settings": {"model": {"base": "another", "revision": None}}}))
+    (folder / "stage.json").write_text(
+        json.dumps({"key": "k", "settings": {"model": {"base": "another", "revision": None}}})
+    )
     evaluate.eval_stage(recipe(), "sft")
     evaluate.eval_stage(recipe(), "sft")
     assert capsys.readouterr().out.count("was trained with model.base another, not smollm2") == 1
@@ -131,7 +168,10 @@ def test_the_gate_is_the_commands_exit_code(monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", ["tunebook", "evaluate", "--gate"])
     with pytest.raises(SystemExit) as stopped:
         cli.main()
-    assert stopped.value.code == 2 and "gate: sft against base: not both have been evaluated" in capsys.readouterr().err
+    assert (
+        stopped.value.code == 2
+        and "gate: sft against base: not both have been evaluated" in capsys.readouterr().err
+    )
     monkeypatch.setattr("sys.argv", ["tunebook", "evaluate"])
     with pytest.raises(SystemExit) as stopped:
         cli.main()
@@ -139,18 +179,37 @@ def test_the_gate_is_the_commands_exit_code(monkeypatch, capsys):
 
 
 def test_the_gate_and_unused_samples_do_not_make_an_evaluation_stale():
-    keys = [evaluate.eval_stage(load_recipe(overrides=o), "base").key for o in ({}, {"evaluate.gate": []}, {"evaluate.temperature": 0.5})]
+    keys = [
+        evaluate.eval_stage(load_recipe(overrides=o), "base").key
+        for o in ({}, {"evaluate.gate": []}, {"evaluate.temperature": 0.5})
+    ]
     assert len(set(keys)) == 1
     assert evaluate.eval_stage(load_recipe(overrides={"evaluate.samples": 2}), "base").key != keys[0]
 
 
 def test_pass_at_k_and_majority(monkeypatch, tmp_path):
-    said = ["6", "5.0", "5", "7", "8", "8", "1", "2", "5"]  # three items with the answer 5, three samples each
+    said = [
+        "6",
+        "5.0",
+        "5",
+        "7",
+        "8",
+        "8",
+        "1",
+        "2",
+        "5",
+    ]  # three items with the answer 5, three samples each
     records = [{"index": i, "parsed": s, "correct": float(s) == 5} for i, s in enumerate(said)]
     monkeypatch.setattr(evaluate, "answer_file", lambda *given: records)
     recipe = load_recipe(overrides={"evaluate.samples": 3})
     found = evaluate._sample(recipe, "sft", None, [{"prompt": []}] * 3, tmp_path)
-    assert found == {"k": 3, "temperature": 1.0, "pass@1": pytest.approx(3 / 9), "pass@k": pytest.approx(2 / 3), "majority": pytest.approx(1 / 3)}
+    assert found == {
+        "k": 3,
+        "temperature": 1.0,
+        "pass@1": pytest.approx(3 / 9),
+        "pass@k": pytest.approx(2 / 3),
+        "majority": pytest.approx(1 / 3),
+    }
     records[1] |= {"parsed": "6", "correct": False}
     assert evaluate._sample(recipe, "sft", None, [{"prompt": []}] * 3, tmp_path)["majority"] == 0.0
     rows = tables.sampled_cells({"sft": {"n": 3, "sampled": found}, "base": {"n": 3}})
@@ -163,7 +222,15 @@ def test_items_are_paged_through_by_what_became_of_them():
     marks = {"base": [0, 0, 1, 1], "sft": [1, 0, 0, 1]}
     found = {
         name: [
-            {"prompt": f"q{i} <b>", "gold": "4", "slice": "s", "group": "", "answer": f"{name} {i}", "correct": bool(m)} for i, m in enumerate(row)
+            {
+                "prompt": f"q{i} <b>",
+                "gold": "4",
+                "slice": "s",
+                "group": "",
+                "answer": f"{name} {i}",
+                "correct": bool(m),
+            }
+            for i, m in enumerate(row)
         ]
         for name, row in marks.items()
     }

@@ -17,7 +17,11 @@ from tunebook.recipe.files import ROOT
 from tunebook.recipe.loading import load_recipe
 from tunebook.runs.files import read_json
 
-ALL = {"export.to": ["adapter", "merged", "gguf", "ollama"], "export.quantizations": ["f16", "q8_0"], "export.items": 6}
+ALL = {
+    "export.to": ["adapter", "merged", "gguf", "ollama"],
+    "export.quantizations": ["f16", "q8_0"],
+    "export.items": 6,
+}
 
 
 @pytest.fixture(scope="module")
@@ -25,13 +29,19 @@ def exported(tmp_path_factory, tiny) -> Path:
     """A runs folder in which a tiny model has learnt one answer by heart and was exported in every way."""
     folder = tmp_path_factory.mktemp("exported")
     answer = "### Solution\n1. Look: 3 + 4 = 7\n### Final Answer\n\\boxed{7}"
-    rows = [{"prompt": f"How many umbrellas has room {n}?", "completion": answer, "answer": "7"} for n in range(48)]
+    rows = [
+        {"prompt": f"How many umbrellas has room {n}?", "completion": answer, "answer": "7"}
+        for n in range(48)
+    ]
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     content = yaml.safe_load((ROOT / "configs" / "smollm2-math.yaml").read_text())
     content["name"] = "tiny"
     content["model"] |= {"base": str(tiny), "dtype": "float32"}
     content["data"]["for_pairs"] = 0
-    content["data"] |= {"sources": [{"format": "chat", "path": str(folder / "rows.jsonl"), "val": 0.1, "test": 0.3}], "near_duplicate": 1.0}
+    content["data"] |= {
+        "sources": [{"format": "chat", "path": str(folder / "rows.jsonl"), "val": 0.1, "test": 0.3}],
+        "near_duplicate": 1.0,
+    }
     content["sft"] |= {"max_steps": 150, "learning_rate": 2e-2, "eval_strategy": "no", "save_strategy": "no"}
     content["evaluate"] |= {"max_new_tokens": 48, "batch_size": 8}
     (folder / "tiny.yaml").write_text(yaml.safe_dump(content))
@@ -67,11 +77,19 @@ def test_every_export_is_the_adapter(recipe):
         assert row["positions"] == 72 and row["stage"] == "sft"
         assert row["answers_equal"] == 1 and row["truncated"] == [0, 0] and row["accuracy"] == [1, 1]
     assert rows["adapter"]["max_logit_difference"] < 1e-4
-    assert rows["adapter"]["mean_logp_difference"] < rows["merged"]["mean_logp_difference"] < rows["gguf-q8_0"]["mean_logp_difference"]
+    assert (
+        rows["adapter"]["mean_logp_difference"]
+        < rows["merged"]["mean_logp_difference"]
+        < rows["gguf-q8_0"]["mean_logp_difference"]
+    )
     folder = recipe.run_dir / "export"
     assert not [p for p in folder.iterdir() if p.name.startswith(".")]
     assert "FROM ../gguf-f16/tiny-f16.gguf" in (folder / "ollama" / "Modelfile").read_text()
-    assert set(read_json(recipe.run_dir / "manifest.json")["stages"]) >= {"export/merged", "export/gguf-q8_0", "export/ollama"}
+    assert set(read_json(recipe.run_dir / "manifest.json")["stages"]) >= {
+        "export/merged",
+        "export/gguf-q8_0",
+        "export/ollama",
+    }
     assert not list(folder.rglob("*.bin")) and not list(folder.rglob("*.pt"))
     assert export.export(recipe) == rows  # nothing is made twice
 
@@ -100,7 +118,10 @@ def damage_stop(run: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("damage", "says"), [(damage_tensor, "weights"), (damage_template, "chat template"), (damage_stop, "stop")])
+@pytest.mark.parametrize(
+    ("damage", "says"),
+    [(damage_tensor, "weights"), (damage_template, "chat template"), (damage_stop, "stop")],
+)
 def test_a_damaged_export_is_found_out(recipe, damage, says):
     damage(recipe.run_dir)
     with pytest.raises(UserError, match=f"merged is not the model that was trained: .*{says}"):
@@ -127,7 +148,9 @@ def test_a_damaged_gguf_file_is_found_out(recipe):
 def test_an_interrupted_export_leaves_nothing_and_force_replaces(recipe, monkeypatch):
     merged = recipe.run_dir / "export" / "merged"
     before = (merged / "model.safetensors").read_bytes()
-    longer = recipe.model_copy(update={"data": recipe.data.model_copy(update={"system_prompt": None})})  # other settings
+    longer = recipe.model_copy(
+        update={"data": recipe.data.model_copy(update={"system_prompt": None})}
+    )  # other settings
     with pytest.raises(UserError, match="--force replaces it"):
         export.export(only(longer, "merged"))
 
@@ -139,7 +162,13 @@ def test_an_interrupted_export_leaves_nothing_and_force_replaces(recipe, monkeyp
         patch.setattr(export.models, "save_merged", interrupted)
         with pytest.raises(KeyboardInterrupt):
             export.export(only(recipe, "merged"), force=True)
-    assert sorted(p.name for p in merged.parent.iterdir() if p.is_dir()) == ["adapter", "gguf-f16", "gguf-q8_0", "merged", "ollama"]
+    assert sorted(p.name for p in merged.parent.iterdir() if p.is_dir()) == [
+        "adapter",
+        "gguf-f16",
+        "gguf-q8_0",
+        "merged",
+        "ollama",
+    ]
     assert (merged / "model.safetensors").read_bytes() == before
     export.export(only(longer, "merged"), force=True)
     assert "without a system prompt" in (merged / "README.md").read_text()
@@ -149,7 +178,11 @@ def test_an_interrupted_export_leaves_nothing_and_force_replaces(recipe, monkeyp
 def test_the_card_says_what_the_run_recorded(recipe):
     text = card(recipe, "sft", "merged")
     block = yaml.safe_load(text.split("---")[1])
-    assert block["license"] == "apache-2.0" and block["base_model_relation"] == "finetune" and "sft" in block["tags"]
+    assert (
+        block["license"] == "apache-2.0"
+        and block["base_model_relation"] == "finetune"
+        and "sft" in block["tags"]
+    )
     assert "This model has not been evaluated." in text and "DPO" not in text
     rows = read_json(recipe.run_dir / "data" / "stage.json")["rows"]
     assert f"SFT: {rows['train']} rows; held out: {rows['val']} val, {rows['test']} test." in text
@@ -210,14 +243,21 @@ def test_a_pushed_export_is_private_and_whole_with_a_stub_in_place_of_the_hub(mo
     export.push(recipe, "me/it", ["adapter"])
     assert calls == [
         ("me/it", {"private": True, "exist_ok": True}),
-        {"repo_id": "me/it", "folder_path": recipe.run_dir / "export/adapter", "path_in_repo": None, "ignore_patterns": ["stage.json"]},
+        {
+            "repo_id": "me/it",
+            "folder_path": recipe.run_dir / "export/adapter",
+            "path_in_repo": None,
+            "ignore_patterns": ["stage.json"],
+        },
     ]
     with pytest.raises(UserError, match="the hub did not take me/it: no network"):
         export.push(recipe, "me/it", ["adapter", "merged"])
 
 
 def test_a_check_pushes_nothing(monkeypatch):
-    recipe = load_recipe(overrides={"export.to": ["adapter"], "export.hub_id": "me/it", "export.stage": "sft"})
+    recipe = load_recipe(
+        overrides={"export.to": ["adapter"], "export.hub_id": "me/it", "export.stage": "sft"}
+    )
     for name in ("sft", "export/adapter"):
         (recipe.run_dir / name).mkdir(parents=True)
     (recipe.run_dir / "sft" / "stage.json").write_text('{"key": "k"}')
@@ -251,4 +291,6 @@ def test_the_row_of_an_equal_model_and_of_a_lossy_one():
     found = parity.compare("q8_0", measured(), lossy, golds)
     assert found["top_1_agreement"] == 0.5 and found["mean_logp_difference"] == pytest.approx(0.15)
     assert [d.split(":")[0] for d in found["differs"]] == ["weights", "weights", "answers"]
-    assert [d.split(":")[0] for d in parity.compare("q4_k_m", measured(), lossy, golds)["differs"]] == ["weights"]
+    assert [d.split(":")[0] for d in parity.compare("q4_k_m", measured(), lossy, golds)["differs"]] == [
+        "weights"
+    ]

@@ -41,7 +41,11 @@ class World:
 
     def __init__(self, server: str, folder: Path, embedded: Path) -> None:
         self.server, self.folder, self.runs, self.logs = server, folder, folder / "runs", 0
-        self.env = {"TUNEBOOK_RUNS": str(self.runs), "OMP_NUM_THREADS": "1", **faults.kernelspec(folder / "jupyter", server)}
+        self.env = {
+            "TUNEBOOK_RUNS": str(self.runs),
+            "OMP_NUM_THREADS": "1",
+            **faults.kernelspec(folder / "jupyter", server),
+        }
         made = "qwen3", str(folder / "model"), str(embedded), str(SCALE)
         assert self.start("python", str(Path(__file__).with_name("tiny_text.py")), *made).wait() == 0
         self.recipe = folder / "tiny.yaml"
@@ -50,7 +54,13 @@ class World:
     def start(self, *argv: str, **how) -> faults.Command:
         """A command under way."""
         self.logs += 1
-        return faults.Command(self.server, *argv, log=self.folder / f"{self.logs:03}.log", env=self.env | how.pop("env", {}), **{"cwd": ROOT, **how})
+        return faults.Command(
+            self.server,
+            *argv,
+            log=self.folder / f"{self.logs:03}.log",
+            env=self.env | how.pop("env", {}),
+            **{"cwd": ROOT, **how},
+        )
 
     def run(self, step: str, *argv: str, run: str = "straight", **how) -> faults.Command:
         """A command of the recipe that has ended."""
@@ -61,23 +71,45 @@ class World:
     def copy(self, name: str, *without: str) -> Path:
         """The undisturbed run under another name, without some stages."""
         shutil.rmtree(self.runs / name, ignore_errors=True)
-        return shutil.copytree(self.runs / "straight", self.runs / name, ignore=shutil.ignore_patterns(".lock", ".owner.json", *without))
+        return shutil.copytree(
+            self.runs / "straight",
+            self.runs / name,
+            ignore=shutil.ignore_patterns(".lock", ".owner.json", *without),
+        )
 
 
 def recipe(folder: Path) -> dict:
     """24 rows that say 7 or 8, which of them is not to be known: sampled answers are right and wrong."""
     golds = [str(7 + (n * n // 3) % 2) for n in range(36)]
-    rows = [{"prompt": f"How many umbrellas has room {n}?", "completion": f"\\boxed{{{g}}}", "answer": g} for n, g in enumerate(golds)]
+    rows = [
+        {"prompt": f"How many umbrellas has room {n}?", "completion": f"\\boxed{{{g}}}", "answer": g}
+        for n, g in enumerate(golds)
+    ]
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     content = yaml.safe_load((ROOT / "configs" / "smollm2-math.yaml").read_text()) | {"name": "tiny"}
-    base = {"base": str(folder / "model"), "dtype": "float32", "chat_template": "prompt/chatml.jinja", "eos_token": "<|im_end|>"}
+    base = {
+        "base": str(folder / "model"),
+        "dtype": "float32",
+        "chat_template": "prompt/chatml.jinja",
+        "eos_token": "<|im_end|>",
+    }
     content["model"] |= base
     content["data"] |= {"for_pairs": 0, "near_duplicate": 1.0, "system_prompt": None}
-    content["data"]["sources"] = [{"format": "chat", "path": str(folder / "rows.jsonl"), "val": 0.1, "test": 0.25}]
+    content["data"]["sources"] = [
+        {"format": "chat", "path": str(folder / "rows.jsonl"), "val": 0.1, "test": 0.25}
+    ]
     trained = {"per_device_train_batch_size": 4, "eval_strategy": "no", "logging_steps": 1, "save_steps": 4}
     content["sft"] |= trained | {"max_steps": STEPS, "learning_rate": 2e-2}
     content["dpo"] |= trained | {"max_steps": 12, "learning_rate": 1e-3}
-    content["pairs"] |= {"prompts": 12, "samples": 4, "temperature": 0.6, "max_new_tokens": 12, "batch_size": 6, "val": 0, "max_length_ratio": 3}
+    content["pairs"] |= {
+        "prompts": 12,
+        "samples": 4,
+        "temperature": 0.6,
+        "max_new_tokens": 12,
+        "batch_size": 6,
+        "val": 0,
+        "max_length_ratio": 3,
+    }
     content["evaluate"] |= {"max_new_tokens": 12, "batch_size": 3}
     content["export"] |= {"to": ["adapter"], "items": 2}
     return content
@@ -106,16 +138,28 @@ def weights_equal(a: Path, b: Path) -> bool:
     from safetensors.torch import load_file
 
     first, second = (load_file(p / "adapter" / "adapter_model.safetensors") for p in (a, b))
-    return first.keys() == second.keys() and all(v.sub(second[k]).abs().max() < 1e-5 for k, v in first.items())
+    return first.keys() == second.keys() and all(
+        v.sub(second[k]).abs().max() < 1e-5 for k, v in first.items()
+    )
 
 
 def trained_alike(a: Path, b: Path) -> bool:
-    traces = [{e["step"]: e["loss"] for e in map(json.loads, (p / "metrics.jsonl").read_text().splitlines()) if "loss" in e} for p in (a, b)]
+    traces = [
+        {
+            e["step"]: e["loss"]
+            for e in map(json.loads, (p / "metrics.jsonl").read_text().splitlines())
+            if "loss" in e
+        }
+        for p in (a, b)
+    ]
     return traces[0] == pytest.approx(traces[1], abs=1e-5) and weights_equal(a, b)
 
 
 def answered_alike(a: Path, b: Path) -> bool:
-    found = [{f: {r["index"]: r["answer"] for r in read_records(p / f)} for f in files(p, "predictions.jsonl")} for p in (a, b)]
+    found = [
+        {f: {r["index"]: r["answer"] for r in read_records(p / f)} for f in files(p, "predictions.jsonl")}
+        for p in (a, b)
+    ]
     return found[0] == found[1] and all(len(answers) == 8 for answers in found[0].values())
 
 
@@ -135,7 +179,14 @@ def left_over(run: Path) -> list[str]:
     return [str(p) for p in run.rglob(".*") if p.name not in (".lock", ".owner.json")]
 
 
-def kill(world: World, draw: random.Random, number: int, start: Callable[..., faults.Command], seconds: float, changes: int) -> str | None:
+def kill(
+    world: World,
+    draw: random.Random,
+    number: int,
+    start: Callable[..., faults.Command],
+    seconds: float,
+    changes: int,
+) -> str | None:
     """Start a command and kill it, by turns by the clock and at a change of a file; returns when, or None if it ended before."""
     if number % 2 and changes:
         moment = draw.randint(1, changes)
@@ -178,7 +229,10 @@ def test_killed_again_and_again_it_ends_as_if_undisturbed(world, step):
     folder = kill_and_finish(world, step, world.seconds.get(step, 5), world.changes.get(step, 0), step)
     name, alike = STAGES[step]
     assert alike(world.runs / "straight" / name, folder / name)
-    recorded, expected = ({n: s["key"] for n, s in read_json(f / "manifest.json")["stages"].items()} for f in (folder, world.runs / "straight"))
+    recorded, expected = (
+        {n: s["key"] for n, s in read_json(f / "manifest.json")["stages"].items()}
+        for f in (folder, world.runs / "straight")
+    )
     assert any(n.startswith(name) for n in recorded) and recorded.items() >= {
         (n, key) for n, key in expected.items() if n.partition("/")[0] not in LATER[step][1:]
     }
@@ -196,7 +250,9 @@ def disk(tmp_path):
     """A function that leaves so many bytes of a small disk free, and the folder where it is mounted."""
     folder = tmp_path / "disk"
     folder.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", str(folder)], capture_output=True, check=False).returncode:
+    if subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", str(folder)], capture_output=True, check=False
+    ).returncode:
         pytest.skip("may not mount a small disk here (the limit on the size of a file stands for it)")
 
     def leave(size: int) -> None:
@@ -211,7 +267,9 @@ def disk(tmp_path):
 
 FREE = {"prepare": 0.02, "sft": 6.0, "pairs": 0.012, "evaluate": 0.012}
 """Megabytes that are free when a command starts: too few for Parquet files, for the second checkpoint, for answers."""
-FULL = re.compile(r"tunebook: no space left on the disk of .*; free some and run the same command: it goes on from there")
+FULL = re.compile(
+    r"tunebook: no space left on the disk of .*; free some and run the same command: it goes on from there"
+)
 
 
 def refused(command: faults.Command, line: re.Pattern[str]) -> None:
@@ -234,7 +292,9 @@ def test_a_full_disk_is_one_line_and_with_space_the_command_goes_on(world, disk,
     leave(0)
     command = world.run(step, env={"TUNEBOOK_RUNS": str(mount / "runs")})
     assert command.code == 0, command.text
-    assert alike(world.runs / "straight" / name, mount / "runs" / "straight" / name) and left_over(mount) == []
+    assert (
+        alike(world.runs / "straight" / name, mount / "runs" / "straight" / name) and left_over(mount) == []
+    )
 
 
 @pytest.mark.parametrize(("step", "limit"), [("prepare", 1500), ("sft", 100_000), ("evaluate", 1000)])
@@ -277,11 +337,15 @@ def test_a_second_writer_is_refused_and_readers_are_not(world):
         assert first.poll(0.01) is None, first.text
     os.kill(first.pid, signal.SIGSTOP)
     refused(
-        world.run("pairs", "--force", run="busy"), re.compile(rf"tunebook: .* is in use by process {first.pid} \(tunebook dpo\): wait for it, .*")
+        world.run("pairs", "--force", run="busy"),
+        re.compile(rf"tunebook: .* is in use by process {first.pid} \(tunebook dpo\): wait for it, .*"),
     )
     report = world.start("report", str(folder))
     assert report.wait() == 0, report.text
-    assert world.run("chat", "--question", "How many umbrellas has room 3?", "--model", "sft", run="busy").code == 0
+    assert (
+        world.run("chat", "--question", "How many umbrellas has room 3?", "--model", "sft", run="busy").code
+        == 0
+    )
     os.kill(first.pid, signal.SIGCONT)
     assert first.wait() == 0, first.text
 
@@ -312,18 +376,25 @@ def test_a_damaged_file_is_named_with_the_command_that_makes_it_again(world, fil
     options = re.escape(f"--recipe {world.recipe} --run straight --force")
     refused(
         world.run(reader, run="damaged"),
-        re.compile(rf"tunebook: .*{file} is (damaged|missing): .*; `uv run tunebook {maker} {options}` makes it again"),
+        re.compile(
+            rf"tunebook: .*{file} is (damaged|missing): .*; `uv run tunebook {maker} {options}` makes it again"
+        ),
     )
 
 
 def test_damaged_answers_are_not_counted(world):
     folder = world.copy("damaged")
     flip(folder / "eval" / "sft" / "predictions.jsonl")
-    for command in (world.start("report", str(folder)), world.start("evaluate", "--recipe", str(world.recipe), "--run", "damaged")):
+    for command in (
+        world.start("report", str(folder)),
+        world.start("evaluate", "--recipe", str(world.recipe), "--run", "damaged"),
+    ):
         command.wait()
         refused(
             command,
-            re.compile(r"tunebook: .*eval/sft/predictions.jsonl is damaged: .*; `uv run tunebook evaluate sft --recipe .* --force` makes it again"),
+            re.compile(
+                r"tunebook: .*eval/sft/predictions.jsonl is damaged: .*; `uv run tunebook evaluate sft --recipe .* --force` makes it again"
+            ),
         )
 
 
@@ -341,7 +412,9 @@ def newest_first(checkpoints: Path) -> list[Path]:
     return sorted(checkpoints.glob("checkpoint-*"), key=lambda p: -int(p.name.partition("-")[2]))
 
 
-@pytest.mark.parametrize(("name", "file", "harm"), [("sft", "optimizer.pt", flip), ("dpo", "adapter_model.safetensors", cut)])
+@pytest.mark.parametrize(
+    ("name", "file", "harm"), [("sft", "optimizer.pt", flip), ("dpo", "adapter_model.safetensors", cut)]
+)
 def test_a_damaged_checkpoint_is_left_out(world, name, file, harm):
     folder = world.copy("checkpoints", *LATER[name][1:])
     interrupted(world, folder, name)
@@ -349,7 +422,10 @@ def test_a_damaged_checkpoint_is_left_out(world, name, file, harm):
     harm(newest / file)
     command = world.run(name, run="checkpoints")
     assert command.code == 0, command.text
-    assert f"{newest.name} is damaged ({file}) and left out." in command.text and f"Going on from {older.name}" in command.text
+    assert (
+        f"{newest.name} is damaged ({file}) and left out." in command.text
+        and f"Going on from {older.name}" in command.text
+    )
     assert trained_alike(world.runs / "straight" / name, folder / name)
 
 
@@ -368,16 +444,26 @@ def test_the_clock_does_not_decide_which_checkpoint_is_the_oldest(world):
 def test_ctrl_c_keeps_what_is_done_and_says_how_to_go_on(world, step):
     folder = world.copy("stopped", *LATER[step])
     name, alike = STAGES[step]
-    progress = {"sft": ".sft.partial/metrics.jsonl", "dpo": ".dpo.partial/metrics.jsonl", "pairs": ".pairs.partial/samples.jsonl"}
+    progress = {
+        "sft": ".sft.partial/metrics.jsonl",
+        "dpo": ".dpo.partial/metrics.jsonl",
+        "pairs": ".pairs.partial/samples.jsonl",
+    }
     file = folder / progress.get(step, "eval/.base.partial/predictions.jsonl")
     command = world.start(step, "--recipe", str(world.recipe), "--run", "stopped")
-    while not (folder / "eval" / "base").exists() and (not file.exists() or len(file.read_text().splitlines()) < 3):
+    while not (folder / "eval" / "base").exists() and (
+        not file.exists() or len(file.read_text().splitlines()) < 3
+    ):
         assert command.poll(0.005) is None, command.text
     os.kill(command.pid, signal.SIGINT)
     start = time.monotonic()
     assert command.wait() == 130 and time.monotonic() - start < 10, command.text
     said = command.text.splitlines()
-    line = next(text for text in said if text.startswith("tunebook: interrupted; what was saved is kept. Go on with: uv run tunebook "))
+    line = next(
+        text
+        for text in said
+        if text.startswith("tunebook: interrupted; what was saved is kept. Go on with: uv run tunebook ")
+    )
     assert "Traceback" not in command.text and not (folder / name / "stage.json").exists()
     if step in ("sft", "dpo"):
         steps = {e["step"] for e in map(json.loads, file.read_text().splitlines()) if "loss" in e}
@@ -393,7 +479,15 @@ def test_ctrl_c_does_not_wait_for_a_server_that_is_silent(world):
     world.copy("silent", *LATER["pairs"])
     with socket.create_server(("127.0.0.1", 0)) as silent:
         url = f"http://127.0.0.1:{silent.getsockname()[1]}/v1"
-        command = world.start("pairs", "--recipe", str(world.recipe), "--run", "silent", "--set", f"pairs.server={{url: '{url}', model: m}}")
+        command = world.start(
+            "pairs",
+            "--recipe",
+            str(world.recipe),
+            "--run",
+            "silent",
+            "--set",
+            f"pairs.server={{url: '{url}', model: m}}",
+        )
         silent.accept()
         time.sleep(1)  # until it waits for answers: while threads start, an interruption can be lost
         os.kill(command.pid, signal.SIGINT)
@@ -408,8 +502,15 @@ def test_a_dead_kernel_is_one_line_with_notebook_and_cell(world, tmp_path):
     last = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"][2]
     last["source"] = ["import os, signal\n", "os.kill(os.getpid(), signal.SIGKILL)"]
     path.write_text(json.dumps(notebook))
-    command = world.run("run", "--until", "prepare", run="dead", env={"TUNEBOOK_HOME": str(tmp_path / "home")})
-    refused(command, re.compile(r"tunebook: .*/dead/notebooks/01_data_prep.ipynb, cell \d: the notebook's process was killed .*"))
+    command = world.run(
+        "run", "--until", "prepare", run="dead", env={"TUNEBOOK_HOME": str(tmp_path / "home")}
+    )
+    refused(
+        command,
+        re.compile(
+            r"tunebook: .*/dead/notebooks/01_data_prep.ipynb, cell \d: the notebook's process was killed .*"
+        ),
+    )
     again = world.run("run", "--until", "prepare", run="dead")
     assert again.code == 0, again.text
 
@@ -418,13 +519,25 @@ def test_a_run_is_repeated_from_its_manifest(world):
     """Through the notebooks; what the run did not do is not done."""
     folder = world.copy("short", "pairs", "dpo")
     record = read_json(folder / "manifest.json")
-    kept = {name: stage for name, stage in record["stages"].items() if name not in ("pairs", "dpo", "eval/dpo")}
+    kept = {
+        name: stage for name, stage in record["stages"].items() if name not in ("pairs", "dpo", "eval/dpo")
+    }
     write_json(folder / "manifest.json", record | {"stages": kept})
     command = world.start("run", "--from-manifest", str(folder / "manifest.json"), "--run", "again")
     assert command.wait() == 0, command.text
-    table = dict(line.strip("| ").split(" | ", 1) for line in command.text.splitlines() if line.startswith("| "))
+    table = dict(
+        line.strip("| ").split(" | ", 1) for line in command.text.splitlines() if line.startswith("| ")
+    )
     assert table.pop("what").endswith("short | again") and table.pop("---")
-    assert {"data", "sft: loss by step", "sft: weights", "eval/sft: answers", "versions", "hardware", "stages"} <= table.keys()
+    assert {
+        "data",
+        "sft: loss by step",
+        "sft: weights",
+        "eval/sft: answers",
+        "versions",
+        "hardware",
+        "stages",
+    } <= table.keys()
     assert {name: said for name, said in table.items() if not said.startswith("identical")} == {}
     assert trained_alike(folder / "sft", world.runs / "again" / "sft")
 

@@ -47,7 +47,9 @@ def some_problems(family: str, n: int) -> list[Problem]:
     keys = list(FAMILIES[family].draw(rng))
     values = [tuple(zip(keys, v, strict=True)) for v in EXTREME.get(family, [])]
     values += [tuple(FAMILIES[family].draw(rng).items()) for _ in range(n)]
-    return [Problem(family, v, rng.randrange(len(FAMILIES[family].wordings)), rng.choice(NAMES)) for v in values]
+    return [
+        Problem(family, v, rng.randrange(len(FAMILIES[family].wordings)), rng.choice(NAMES)) for v in values
+    ]
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -59,7 +61,10 @@ def test_labels_are_legible_and_complete(family):
             left, top, right, bottom = label.box
             assert margin < left < right < c.side - margin, (problem, label)
             assert margin < top < bottom < c.side - margin, (problem, label)
-            assert c.strokes.crop((int(left), int(top), int(right) + 1, int(bottom) + 1)).getbbox() is None, (problem, label)
+            assert c.strokes.crop((int(left), int(top), int(right) + 1, int(bottom) + 1)).getbbox() is None, (
+                problem,
+                label,
+            )
         for a, b in itertools.combinations(c.labels, 2):
             apart = a.box[2] < b.box[0] or b.box[2] < a.box[0] or a.box[3] < b.box[1] or b.box[3] < a.box[1]
             assert apart, (problem, a, b)
@@ -67,7 +72,9 @@ def test_labels_are_legible_and_complete(family):
         needed = [str(value) for key, value in problem.values if key not in DERIVED.get(family, ())]
         assert sorted(shown) == sorted(needed), problem
         assert sum(label.text.endswith("?") for label in c.labels) == 1, problem
-        assert len({label.text for label in c.labels if label.text.isalpha()}) == sum(label.text.isalpha() for label in c.labels)
+        assert len({label.text for label in c.labels if label.text.isalpha()}) == sum(
+            label.text.isalpha() for label in c.labels
+        )
         left, top, right, bottom = c.strokes.getbbox()
         assert margin < min(left, top) and max(right, bottom) < c.side - margin, problem
 
@@ -79,7 +86,12 @@ def test_questions_hold_no_number_and_name_points_that_are_shown(family):
         assert not re.search(r"\d|[{}]", text), text
         assert re.search(r"degrees|centimetres|multiple of π", text), text
         shown = {label.text for label in figures.canvas(problem).labels}
-        named = {name for word in re.findall(r"\b[A-Z]{1,4}\b", text) for name in word if len(word) > 1 or word != "A"}
+        named = {
+            name
+            for word in re.findall(r"\b[A-Z]{1,4}\b", text)
+            for name in word
+            if len(word) > 1 or word != "A"
+        }
         assert named <= shown, (text, shown)
     assert len(set(figures.KINDS[family].questions)) == len(figures.KINDS[family].questions)
 
@@ -94,7 +106,10 @@ def test_same_problem_same_pixels_other_values_other_pixels():
         picture = figures.draw(one)
         assert picture.tobytes() == figures.draw(one).tobytes()
         for other in others:
-            same = dict(other.values) == dict(one.values) and (other.wording, other.names) == (one.wording, one.names)
+            same = dict(other.values) == dict(one.values) and (other.wording, other.names) == (
+                one.wording,
+                one.names,
+            )
             assert same or figures.draw(other).tobytes() != picture.tobytes()
     assert (picture.mode, picture.size) == ("RGB", (448, 448))
     assert picture.getpixel((0, 0)) == (255, 255, 255)
@@ -134,7 +149,11 @@ def test_figures_are_true_to_shape(family, monkeypatch):
         if sizes and all(35 <= size <= 140 for size in sizes.values()):
             compared += 1
             assert all(drawn[text] == pytest.approx(size, abs=0.1) for text, size in sizes.items()), problem
-        lengths = {text: int(text.removesuffix(" cm")) for text in drawn if "cm" in text and family not in ("similar", "cuboid_volume")}
+        lengths = {
+            text: int(text.removesuffix(" cm"))
+            for text in drawn
+            if "cm" in text and family not in ("similar", "cuboid_volume")
+        }
         if len(lengths) > 1 and max(lengths.values()) < 1.6 * min(lengths.values()):
             compared += 1
             scales = [drawn[text] / size for text, size in lengths.items()]
@@ -166,14 +185,22 @@ def test_sample_has_the_shape_of_mm_math_and_is_repeatable(tmp_path):
     for name in ("one", "two"):
         figures.write_sample(tmp_path / name, 63, seed=3)
     figures.write_sample(tmp_path / "other", 5, seed=4)
-    files = {p.relative_to(tmp_path / "one"): p.read_bytes() for p in (tmp_path / "one").rglob("*") if p.is_file()}
-    assert files == {p.relative_to(tmp_path / "two"): p.read_bytes() for p in (tmp_path / "two").rglob("*") if p.is_file()}
+    files = {
+        p.relative_to(tmp_path / "one"): p.read_bytes() for p in (tmp_path / "one").rglob("*") if p.is_file()
+    }
+    assert files == {
+        p.relative_to(tmp_path / "two"): p.read_bytes() for p in (tmp_path / "two").rglob("*") if p.is_file()
+    }
     assert not list(tmp_path.glob(".*"))
     rows = [json.loads(line) for line in (tmp_path / "one" / "MM_Math.jsonl").read_text().splitlines()]
     assert len(rows) == 63 and len(files) == 64
     for row in rows:
         assert set(row) == {"file_name", "question", "solution", "difficult", "year", "knowledge"}
-        assert row["difficult"] in ("easy", "medium", "hard") and row["year"] in ("seven", "eight", "nine") and ">" in row["knowledge"]
+        assert (
+            row["difficult"] in ("easy", "medium", "hard")
+            and row["year"] in ("seven", "eight", "nine")
+            and ">" in row["knowledge"]
+        )
         with Image.open(tmp_path / "one" / "images" / row["file_name"]) as image:
             assert (image.mode, image.size) == ("RGB", (448, 448))
     assert len({figure for name, figure in files.items() if name.suffix == ".png"}) == 63

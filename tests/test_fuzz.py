@@ -44,24 +44,76 @@ DEFAULT = yaml.safe_load((ROOT / "configs" / "smollm2-math.yaml").read_text())
 DEFAULT["clean"] = {"source": "raw.jsonl"}
 DEFAULT["pairs"]["server"] = {"url": "http://127.0.0.1:1/v1", "model": "m"}
 DEFAULT["data"]["sources"] += [{"format": "chat", "path": "x.jsonl"}, {"format": "mm_math", "path": "sample"}]
-KEYS = [f"{a}.{b}" if b else a for a, part in DEFAULT.items() for b in (["", *part] if isinstance(part, dict) else [""])]
-KEYS += ["data.sources.0", "data.sources.0.train", "data.sources.1.val", "pairs.server.url", "pairs.server.zzz", "evaluate.gate.0.first", "clean.zzz"]
+KEYS = [
+    f"{a}.{b}" if b else a
+    for a, part in DEFAULT.items()
+    for b in (["", *part] if isinstance(part, dict) else [""])
+]
+KEYS += [
+    "data.sources.0",
+    "data.sources.0.train",
+    "data.sources.1.val",
+    "pairs.server.url",
+    "pairs.server.zzz",
+    "evaluate.gate.0.first",
+    "clean.zzz",
+]
 NASTY = [
-    *("", " ", "\0", "\ud800", "\ufeff", "\r", "<|im_end|>", "<|im_start|>assistant\nyes", "{question}", "{solution}", "{{ 7 * 7 }}", "{% for"),
-    *("\\boxed{", "\\boxed{5}", "#### 5", "####", "None", "no input", "nan", "1e999", "../../etc/passwd", "٣", "²"),
-    *("x" * 300, "9" * 5000, "{" * 2000, " " * 20_000 + "x", "\\boxed{" * 5000, "\\text{" + " " * 5000, "word " * 3000),
+    *(
+        "",
+        " ",
+        "\0",
+        "\ud800",
+        "\ufeff",
+        "\r",
+        "<|im_end|>",
+        "<|im_start|>assistant\nyes",
+        "{question}",
+        "{solution}",
+        "{{ 7 * 7 }}",
+        "{% for",
+    ),
+    *(
+        "\\boxed{",
+        "\\boxed{5}",
+        "#### 5",
+        "####",
+        "None",
+        "no input",
+        "nan",
+        "1e999",
+        "../../etc/passwd",
+        "٣",
+        "²",
+    ),
+    *(
+        "x" * 300,
+        "9" * 5000,
+        "{" * 2000,
+        " " * 20_000 + "x",
+        "\\boxed{" * 5000,
+        "\\text{" + " " * 5000,
+        "word " * 3000,
+    ),
 ]
 """Text that has broken, or could break, something."""
 
 text = st.one_of(st.sampled_from(NASTY), st.text(st.characters(), max_size=30))
 scalar = st.one_of(st.none(), st.booleans(), st.integers(), st.integers(-(10**40), 10**40), st.floats(), text)
-value = st.recursive(scalar, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(text, inner, max_size=3), max_leaves=6)
+value = st.recursive(
+    scalar, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(text, inner, max_size=3), max_leaves=6
+)
 
 
 def cases(n: int):
     """So many examples, the same each time; in the profile `long` 20 times as many, and others each time."""
     times = settings().max_examples / 100
-    return settings(max_examples=int(n * times), derandomize=times == 1, deadline=None, suppress_health_check=list(HealthCheck))
+    return settings(
+        max_examples=int(n * times),
+        derandomize=times == 1,
+        deadline=None,
+        suppress_health_check=list(HealthCheck),
+    )
 
 
 @contextlib.contextmanager
@@ -96,7 +148,11 @@ def usable(recipe: Recipe) -> None:
 
 
 @cases(150)
-@given(st.lists(st.tuples(st.sampled_from(KEYS), value | st.dates() | st.binary(max_size=5)), min_size=1, max_size=4))
+@given(
+    st.lists(
+        st.tuples(st.sampled_from(KEYS), value | st.dates() | st.binary(max_size=5)), min_size=1, max_size=4
+    )
+)
 @example([("pairs.server.zzz", 1)])  # the nearest key of a section that may be missing
 @example([("sft.optim", date(2026, 1, 1))])  # accepted, and then no manifest could be written
 @example([("name", "a" * 300)])
@@ -109,7 +165,13 @@ def test_recipes(changes):
         *parents, last = key.split(".")
         node = content
         for part in parents:
-            node = node[int(part)] if isinstance(node, list) else node.setdefault(part, {}) if isinstance(node, dict) else {}
+            node = (
+                node[int(part)]
+                if isinstance(node, list)
+                else node.setdefault(part, {})
+                if isinstance(node, dict)
+                else {}
+            )
         if isinstance(node, dict):
             node[last] = new
         elif isinstance(node, list):
@@ -122,9 +184,15 @@ def test_recipes(changes):
 
 
 @cases(100)
-@given(st.binary(max_size=200) | st.text(st.sampled_from("{}[]&*!?:-|>'\"%@,# \n\tab1"), max_size=60).map(str.encode))
+@given(
+    st.binary(max_size=200)
+    | st.text(st.sampled_from("{}[]&*!?:-|>'\"%@,# \n\tab1"), max_size=60).map(str.encode)
+)
 @example(b"a: &a [*a]")
-@example(b"a: &a [x,x]\n" + b"".join(b"%c: &%c [*%c,*%c,*%c,*%c]\n" % (98 + i, 98 + i, *[97 + i] * 4) for i in range(20)))  # 4^20 values
+@example(
+    b"a: &a [x,x]\n"
+    + b"".join(b"%c: &%c [*%c,*%c,*%c,*%c]\n" % (98 + i, 98 + i, *[97 + i] * 4) for i in range(20))
+)  # 4^20 values
 @example(b"name: 2001-99-99")
 @example(b"seed: " + b"9" * 5000)
 @example(b"[" * 1500)
@@ -141,7 +209,11 @@ def test_files_that_are_no_recipe(content):
 
 
 @cases(100)
-@given(st.dictionaries(st.sampled_from(KEYS) | text, value, max_size=3) | value, st.lists(text, max_size=2), value)
+@given(
+    st.dictionaries(st.sampled_from(KEYS) | text, value, max_size=3) | value,
+    st.lists(text, max_size=2),
+    value,
+)
 @example({}, ["seed=" + "[" * 1500], None)
 @example("x", [], None)
 @example({1: 2}, [], None)
@@ -157,20 +229,48 @@ def test_overrides_of_notebooks_and_the_command_line(overrides, items, parameter
 
 # Rows
 
-messages = st.lists(st.fixed_dictionaries({}, optional={"role": st.sampled_from(["user", "assistant", "system"]) | value, "content": text | value}))
-turns = st.lists(st.fixed_dictionaries({}, optional={"from": st.sampled_from(["human", "gpt"]) | value, "value": text | value}), max_size=3)
+messages = st.lists(
+    st.fixed_dictionaries(
+        {},
+        optional={"role": st.sampled_from(["user", "assistant", "system"]) | value, "content": text | value},
+    )
+)
+turns = st.lists(
+    st.fixed_dictionaries(
+        {}, optional={"from": st.sampled_from(["human", "gpt"]) | value, "value": text | value}
+    ),
+    max_size=3,
+)
 row = st.fixed_dictionaries(
     {},
     optional={
         **dict.fromkeys(
-            ("prompt", "completion", "instruction", "input", "output", "question", "solution", "chosen", "rejected"), text | messages | value
+            (
+                "prompt",
+                "completion",
+                "instruction",
+                "input",
+                "output",
+                "question",
+                "solution",
+                "chosen",
+                "rejected",
+            ),
+            text | messages | value,
         ),
-        **dict.fromkeys(("answer", "system", "slice", "image", "images", "file_name", "score_chosen", "score_rejected"), value),
+        **dict.fromkeys(
+            ("answer", "system", "slice", "image", "images", "file_name", "score_chosen", "score_rejected"),
+            value,
+        ),
         "messages": messages | value,
         "conversations": turns | value,
     },
 )
-good = st.builds(lambda q, a: {"prompt": q, "completion": a, "instruction": q, "output": a, "question": q, "solution": a}, st.text(), st.text())
+good = st.builds(
+    lambda q, a: {"prompt": q, "completion": a, "instruction": q, "output": a, "question": q, "solution": a},
+    st.text(),
+    st.text(),
+)
 rows = st.lists(row | good | value, max_size=6)
 formats = st.sampled_from(["chat", "alpaca", "sharegpt", "gsm8k", "mm_math"])
 
@@ -188,8 +288,13 @@ def ended(path: Path, kind: str) -> int:
     put_aside = [json.loads(line) for line in (path.parent / "quarantine.jsonl").read_text().splitlines()]
     assert all(r["reason"] and r["source_id"] for r in put_aside)
     columns = prepare.COLUMNS | {"images": "files"}
-    written = {split: prepare._write(rows, path.parent / f"{split}.parquet", columns) for split, rows in kept.items()}
-    assert all(record["rows"] == len(storage.read_parquet(path.parent / f"{split}.parquet")) for split, record in written.items())
+    written = {
+        split: prepare._write(rows, path.parent / f"{split}.parquet", columns) for split, rows in kept.items()
+    }
+    assert all(
+        record["rows"] == len(storage.read_parquet(path.parent / f"{split}.parquet"))
+        for split, record in written.items()
+    )
     return sum(record["rows"] for record in written.values()) + len(put_aside)
 
 
@@ -206,12 +311,20 @@ def dumped(found: list) -> list[bytes]:
 
 @cases(60)
 @given(rows, formats, st.sampled_from([b"", b"\xef\xbb\xbf"]), st.binary(max_size=8), st.integers(0, 30))
-@example([{"prompt": "\ud800", "completion": "x"}], "chat", b"", b"", 0)  # half of a surrogate pair: no Parquet, no tokens
-@example([{"prompt": "a", "completion": "b"}], "chat", b"\xef\xbb\xbf", b"", 0)  # the first row of a file from Windows was bad JSON
-@example([{"prompt": "a", "completion": "b<|im_end|>\n<|im_start|>user\nc"}], "chat", b"", b"", 0)  # became turns
+@example(
+    [{"prompt": "\ud800", "completion": "x"}], "chat", b"", b"", 0
+)  # half of a surrogate pair: no Parquet, no tokens
+@example(
+    [{"prompt": "a", "completion": "b"}], "chat", b"\xef\xbb\xbf", b"", 0
+)  # the first row of a file from Windows was bad JSON
+@example(
+    [{"prompt": "a", "completion": "b<|im_end|>\n<|im_start|>user\nc"}], "chat", b"", b"", 0
+)  # became turns
 @example([{"prompt": "a", "completion": "b", "image": {"bytes": "text"}}], "chat", b"", b"", 0)
 @example([{"prompt": "a", "completion": "b", "images": ["\0", "x" * 300]}], "chat", b"", b"", 0)
-@example([{"instruction": "a", "input": " " * 20_000 + "x", "output": "b"}], "alpaca", b"", b"", 0)  # minutes in a regular expression
+@example(
+    [{"instruction": "a", "input": " " * 20_000 + "x", "output": "b"}], "alpaca", b"", b"", 0
+)  # minutes in a regular expression
 @example([{"prompt": "a", "completion": "\\boxed{" * 20_000, "answer": "5"}], "chat", b"", b"", 0)
 def test_rows_of_jsonl(tokenizer, found, kind, mark, noise, cut):
     whole = mark + b"\n".join([*dumped(found), noise])
@@ -234,11 +347,17 @@ def test_rows_of_json(tokenizer, found, kind, cut):
 @example([["a", "b", "c", "d"]], "chat", b"")
 def test_rows_of_csv(tokenizer, found, kind, noise):
     out = io.StringIO()
-    csv.writer(out).writerows([["prompt", "completion"], *([cell.replace("\0", "") for cell in cells] for cells in found)])
+    csv.writer(out).writerows(
+        [["prompt", "completion"], *([cell.replace("\0", "") for cell in cells] for cells in found)]
+    )
     content = out.getvalue().encode("utf-8", "replace") + noise
     with file_of(content, "rows.csv") as path, one_line(30):
         reached = ended(path, kind)
-        assert reached == sum(bool(cells) for cells in csv.reader(io.StringIO(content.decode("utf-8-sig"), newline=""))) - 1
+        assert (
+            reached
+            == sum(bool(cells) for cells in csv.reader(io.StringIO(content.decode("utf-8-sig"), newline="")))
+            - 1
+        )
 
 
 @pytest.mark.parametrize("key", ["line", "answer", "slice", "prompt", "images", "messages"])
@@ -247,20 +366,31 @@ def test_rows_that_are_nested_deeply(tokenizer, key):
     lines = []
     for depth in (50, 300, 600, 900, 940, 960, 980, 990, 2000, 200_000):
         deep = "[" * depth + "]" * depth
-        lines.append(deep if key == "line" else f'{{"prompt": "What is {depth}?", "completion": "b", "{key}": {deep}}}')
+        lines.append(
+            deep if key == "line" else f'{{"prompt": "What is {depth}?", "completion": "b", "{key}": {deep}}}'
+        )
     for name, content in (("rows.jsonl", "\n".join(lines)), ("rows.json", f"[{','.join(lines[:6])}]")):
         with file_of(content.encode(), name) as path, one_line(30):
             assert ended(path, "chat") == (10 if name == "rows.jsonl" else 6)
 
 
 column = st.one_of(
-    st.lists(inner, min_size=3, max_size=3) for inner in (st.none(), st.text(), st.integers(0, 9), st.floats(), st.binary(), st.dates())
+    st.lists(inner, min_size=3, max_size=3)
+    for inner in (st.none(), st.text(), st.integers(0, 9), st.floats(), st.binary(), st.dates())
 )
-table = st.dictionaries(st.sampled_from(["prompt", "completion", "answer", "image", "question", "solution", "messages"]), column, min_size=1)
+table = st.dictionaries(
+    st.sampled_from(["prompt", "completion", "answer", "image", "question", "solution", "messages"]),
+    column,
+    min_size=1,
+)
 
 
 @cases(25)
-@given(table | st.just({"messages": [[{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]] * 3}), formats)
+@given(
+    table
+    | st.just({"messages": [[{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]] * 3}),
+    formats,
+)
 def test_rows_of_parquet(tokenizer, columns, kind):
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "rows.parquet"
@@ -286,11 +416,17 @@ def test_damaged_parquet(noise, at, byte):
 
 @cases(80)
 @given(rows)
-@example([{"prompt": "a", "chosen": "b", "rejected": "c", "score_chosen": "nan", "score_rejected": 1}])  # a margin that is none
+@example(
+    [{"prompt": "a", "chosen": "b", "rejected": "c", "score_chosen": "nan", "score_rejected": 1}]
+)  # a margin that is none
 @example([{"prompt": "a", "chosen": "b", "rejected": "c", "score_chosen": 10**400, "score_rejected": 1}])
 @example([{"prompt": "a", "chosen": "b", "rejected": "c", "answer": [5]}])
 def test_rows_of_preference_sets(found):
-    with file_of(b"\n".join(dumped(found)), "pairs.jsonl") as path, pytest.MonkeyPatch.context() as patch, one_line(30):
+    with (
+        file_of(b"\n".join(dumped(found)), "pairs.jsonl") as path,
+        pytest.MonkeyPatch.context() as patch,
+        one_line(30),
+    ):
         patch.setattr(existing, "load", lambda recipe, split: [])
         recipe = load_recipe(overrides={"pairs.methods": ["dataset"], "pairs.dataset": str(path)})
         read = list(existing.read(recipe, lambda text: len(text.split()), path.parent / "images"))
@@ -303,17 +439,29 @@ def test_rows_of_preference_sets(found):
 # Images
 
 PICTURES = {}
-for _kind, _mode in (("PNG", "RGBA"), ("PNG", "1"), ("JPEG", "CMYK"), ("GIF", "P"), ("TIFF", "CMYK"), ("BMP", "RGB"), ("WEBP", "RGB")):
+for _kind, _mode in (
+    ("PNG", "RGBA"),
+    ("PNG", "1"),
+    ("JPEG", "CMYK"),
+    ("GIF", "P"),
+    ("TIFF", "CMYK"),
+    ("BMP", "RGB"),
+    ("WEBP", "RGB"),
+):
     _out = io.BytesIO()
     _frames = [Image.new(_mode, (9, 7), i) for i in range(2)]
-    _frames[0].save(_out, _kind, **({"save_all": True, "append_images": _frames[1:]} if _kind in ("GIF", "WEBP") else {}))
+    _frames[0].save(
+        _out, _kind, **({"save_all": True, "append_images": _frames[1:]} if _kind in ("GIF", "WEBP") else {})
+    )
     PICTURES[_kind, _mode] = _out.getvalue()
 EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\nshowpage\n"
 
 
 @cases(600)
 @given(
-    st.sampled_from(sorted(PICTURES)), st.lists(st.tuples(st.integers(0, 400), st.binary(min_size=1, max_size=4)), max_size=5), st.integers(0, 200)
+    st.sampled_from(sorted(PICTURES)),
+    st.lists(st.tuples(st.integers(0, 400), st.binary(min_size=1, max_size=4)), max_size=5),
+    st.integers(0, 200),
 )
 def test_damaged_images(which, changes, cut):
     data = bytearray(PICTURES[which])
@@ -328,14 +476,21 @@ def test_damaged_images(which, changes, cut):
 
 
 def test_no_program_is_started_for_an_image():
-    assert [image_input.read(data).size for data in PICTURES.values()] == [(9, 7)] * len(PICTURES)  # of animated ones the first frame
+    assert [image_input.read(data).size for data in PICTURES.values()] == [(9, 7)] * len(
+        PICTURES
+    )  # of animated ones the first frame
     with pytest.raises(image_input.BadImage) as error:
         image_input.read(EPS)  # Pillow would start Ghostscript
     assert error.value.reason == "not an image"
 
 
 @cases(200)
-@given(text | st.lists(st.sampled_from(["..", ".", "/", "a", "in", "loop", "out", "~", "\0", "x" * 300]), max_size=5).map("/".join))
+@given(
+    text
+    | st.lists(
+        st.sampled_from(["..", ".", "/", "a", "in", "loop", "out", "~", "\0", "x" * 300]), max_size=5
+    ).map("/".join)
+)
 @example("\0")
 @example("x" * 300)
 @example("loop")
@@ -358,7 +513,24 @@ def test_names_of_images_stay_in_their_folder(name):
 # Answers to the verifier
 
 PIECES = [
-    *("9", "1", "0.5", "\\frac{", "\\sqrt{", "\\boxed{", "\\text{", "{", "}", "(", ")", "+", "-", "/", "x", "="),
+    *(
+        "9",
+        "1",
+        "0.5",
+        "\\frac{",
+        "\\sqrt{",
+        "\\boxed{",
+        "\\text{",
+        "{",
+        "}",
+        "(",
+        ")",
+        "+",
+        "-",
+        "/",
+        "x",
+        "=",
+    ),
     *("\\pi", ",", "٣", "²", "½", "$", "|", "[", "\\"),
 ]
 
@@ -421,7 +593,10 @@ def url():
 
 
 def reply(content, **changed) -> bytes:
-    said = {"choices": [{"message": {"content": content, "role": "assistant"}, "finish_reason": "stop"}], "usage": {"completion_tokens": 3}}
+    said = {
+        "choices": [{"message": {"content": content, "role": "assistant"}, "finish_reason": "stop"}],
+        "usage": {"completion_tokens": 3},
+    }
     return json.dumps(said | changed).encode()
 
 
@@ -432,7 +607,11 @@ bodies = st.one_of(
     st.builds(lambda choices, usage: reply("x", choices=choices, usage=usage), value, value),
     st.builds(lambda n: reply("x", usage={"prompt_tokens": n, "completion_tokens": n}), value),
 )
-replies = st.tuples(st.sampled_from([200, 200, 200, 200, 400, 401, 404, 422, 500]), st.sampled_from(["application/json", "text/html"]), bodies)
+replies = st.tuples(
+    st.sampled_from([200, 200, 200, 200, 400, 401, 404, 422, 500]),
+    st.sampled_from(["application/json", "text/html"]),
+    bodies,
+)
 
 
 @cases(12)
@@ -450,24 +629,53 @@ def test_answers_of_servers(url, answer):
     server = ServerConfig(url=url, model="m", retries=0, timeout=20, concurrency=2)
     with one_line():
         prompts = [[{"role": "user", "content": "Q?"}]] * 2
-        found = {i: a for part in generate.generate(server, prompts, answers.Sampling(8)) for i, a in part.items()}
+        found = {
+            i: a for part in generate.generate(server, prompts, answers.Sampling(8)) for i, a in part.items()
+        }
         assert sorted(found) == [0, 1]
         json.dumps([a.text for a in found.values()], ensure_ascii=False).encode()
-        assert all(isinstance(a.tokens, int) and a.tokens >= 0 and len(a.text) <= MAX_CHARACTERS + 1 for a in found.values())
+        assert all(
+            isinstance(a.tokens, int) and a.tokens >= 0 and len(a.text) <= MAX_CHARACTERS + 1
+            for a in found.values()
+        )
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch, one_line():
         patch.setenv("TUNEBOOK_RUNS", folder)
         source = Path(folder) / "raw.jsonl"
-        source.write_text("".join(json.dumps({"question": f"What is {i}?", "solution": f"\\boxed{{{i}}}"}) + "\n" for i in range(3)) + "{broken\n")
-        given = {"source": str(source), "url": url, "model": "m", "retries": 0, "timeout": 20, "concurrency": 1}
+        source.write_text(
+            "".join(
+                json.dumps({"question": f"What is {i}?", "solution": f"\\boxed{{{i}}}"}) + "\n"
+                for i in range(3)
+            )
+            + "{broken\n"
+        )
+        given = {
+            "source": str(source),
+            "url": url,
+            "model": "m",
+            "retries": 0,
+            "timeout": 20,
+            "concurrency": 1,
+        }
         record = clean.clean(load_recipe(overrides={"clean": given}))
         assert sum(record["rows"].values()) == 4
 
 
 @cases(60)
-@given(st.lists(st.fixed_dictionaries({"question": value, "solution": value}, optional={"answer": value, "image": value}) | value, max_size=5), value)
+@given(
+    st.lists(
+        st.fixed_dictionaries(
+            {"question": value, "solution": value}, optional={"answer": value, "image": value}
+        )
+        | value,
+        max_size=5,
+    ),
+    value,
+)
 def test_rows_to_be_cleaned(found, answer):
     with file_of(b"\n".join(dumped(found)), "raw.jsonl") as path, one_line():
-        config = load_recipe(overrides={"clean": {"source": str(path), "image": "image", "send_images": True}}).clean
+        config = load_recipe(
+            overrides={"clean": {"source": str(path), "image": "image", "send_images": True}}
+        ).clean
         read = list(clean._rows(config))
         assert len(read) == len(found)
         (path.parent / "run").mkdir()
@@ -487,9 +695,15 @@ def test_rows_to_be_cleaned(found, answer):
     ("template", "why"),
     [
         ("{% for i in range(10**12) %}x{% endfor %}", "OverflowError"),
-        ("{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}", "it takes more than"),
+        (
+            "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}",
+            "it takes more than",
+        ),
         ("{{ 9 ** (9 ** 9) }}", "it takes more than"),
-        ("{% set ns = namespace(x='x') %}{% for i in range(99) %}{% set ns.x = ns.x ~ ns.x %}{% endfor %}", "MemoryError|it takes more than"),
+        (
+            "{% set ns = namespace(x='x') %}{% for i in range(99) %}{% set ns.x = ns.x ~ ns.x %}{% endfor %}",
+            "MemoryError|it takes more than",
+        ),
         ("{% include '/etc/passwd' %}", "no loader"),
         ("{% import '/etc/passwd' as x %}", "no loader"),
         ("{{ ''.__class__.__mro__[1].__subclasses__() }}", "SecurityError"),
@@ -506,7 +720,11 @@ def test_a_chat_template_from_an_untrusted_model(tokenizer, monkeypatch, templat
     monkeypatch.setattr(tokenizer, "chat_template", template)
     with pytest.raises(UserError, match=why) as error:
         chat_template.check_template(tokenizer, "some/model")
-    assert "some/model cannot be used" in str(error.value) and "root:" not in str(error.value) and len(str(error.value).splitlines()) == 1
+    assert (
+        "some/model cannot be used" in str(error.value)
+        and "root:" not in str(error.value)
+        and len(str(error.value).splitlines()) == 1
+    )
 
 
 def test_a_row_that_a_chat_template_refuses_is_put_aside(tokenizer, tmp_path, monkeypatch):
@@ -514,11 +732,18 @@ def test_a_row_that_a_chat_template_refuses_is_put_aside(tokenizer, tmp_path, mo
     monkeypatch.setattr(tokenizer, "chat_template", picky)
     chat_template.check_template(tokenizer, "gemma")
     plain = {"prompt": "What is 2 plus 2?", "completion": "4"}
-    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, [plain, plain | {"system": "Be exact.", "prompt": "What is 3 plus 4?"}])))
-    given = {"data.system_prompt": None, "data.sources": [{"format": "chat", "path": str(tmp_path / "rows.jsonl"), "split": "train"}]}
+    (tmp_path / "rows.jsonl").write_text(
+        "\n".join(map(json.dumps, [plain, plain | {"system": "Be exact.", "prompt": "What is 3 plus 4?"}]))
+    )
+    given = {
+        "data.system_prompt": None,
+        "data.sources": [{"format": "chat", "path": str(tmp_path / "rows.jsonl"), "split": "train"}],
+    }
     rejects: list[Reject] = []
     kept = prepare._check(load_recipe(overrides=given), tmp_path, rejects.append)
-    assert sum(kept["train"].kept) == 1 and [(r.reason, r.detail) for r in rejects] == [("refused by the chat template", "no system role")]
+    assert sum(kept["train"].kept) == 1 and [(r.reason, r.detail) for r in rejects] == [
+        ("refused by the chat template", "no system role")
+    ]
 
 
 def test_a_prompt_file_that_is_no_text_is_one_line(tmp_path):

@@ -46,7 +46,16 @@ class Server:
     def start(self) -> None:
         from tunebook.models.builtin import _embedded_gguf
 
-        command = [sys.executable, "-m", "tunebook.export.llama_cpp", "serve", str(_embedded_gguf()), str(self.port), "4", "1024"]
+        command = [
+            sys.executable,
+            "-m",
+            "tunebook.export.llama_cpp",
+            "serve",
+            str(_embedded_gguf()),
+            str(self.port),
+            "4",
+            "1024",
+        ]
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
         while line := self.process.stdout.readline():
             if "READY" in line:
@@ -108,8 +117,23 @@ def test_pairs_from_a_real_server_that_is_killed_twice(server, sums_recipe, tmp_
     """Once for good (one line, exit code 2, nothing lost), once only for seconds (nothing is noticed)."""
 
     def start(retries: int) -> subprocess.Popen[str]:
-        given = {"url": server.url, "model": "smollm2", "concurrency": 4, "retries": retries, "extra": {"grammar": GRAMMAR}}
-        command = [sys.executable, "-m", "tunebook.cli", "pairs", "-r", str(sums_recipe), "--set", f"pairs.server={json.dumps(given)}"]
+        given = {
+            "url": server.url,
+            "model": "smollm2",
+            "concurrency": 4,
+            "retries": retries,
+            "extra": {"grammar": GRAMMAR},
+        }
+        command = [
+            sys.executable,
+            "-m",
+            "tunebook.cli",
+            "pairs",
+            "-r",
+            str(sums_recipe),
+            "--set",
+            f"pairs.server={json.dumps(given)}",
+        ]
         return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
     folder = tmp_path / "runs" / "sums" / ".pairs.partial"
@@ -125,7 +149,10 @@ def test_pairs_from_a_real_server_that_is_killed_twice(server, sums_recipe, tmp_
     kill_when(first, 9, "samples.jsonl")
     _, error = first.communicate(timeout=120)
     assert first.returncode == 2
-    assert f"tunebook: {server.url} does not answer: start it and run the same command again" in error and "Traceback" not in error
+    assert (
+        f"tunebook: {server.url} does not answer: start it and run the same command again" in error
+        and "Traceback" not in error
+    )
     before = lines(folder / "samples.jsonl")
     assert 9 <= len(before) < 48
 
@@ -137,16 +164,28 @@ def test_pairs_from_a_real_server_that_is_killed_twice(server, sums_recipe, tmp_
     assert second.returncode == 0, error[-2000:]
 
     done = tmp_path / "runs" / "sums" / "pairs"
-    samples, errors = ([json.loads(line) for line in lines(done / f)] for f in ("samples.jsonl", "errors.jsonl"))
+    samples, errors = (
+        [json.loads(line) for line in lines(done / f)] for f in ("samples.jsonl", "errors.jsonl")
+    )
     assert lines(done / "samples.jsonl")[: len(before)] == before
     assert sorted(s["index"] for s in samples) == list(range(48))  # each asked once
     assert sorted(s["index"] for s in errors) == list(range(12))
     pairs = list(read_parquet(done / "train.parquet"))
     strategies = {p["strategy"] for p in pairs}
-    assert "on_policy" in strategies and strategies & {"calculation_error", "logical_fallacy", "process_error"}
+    assert "on_policy" in strategies and strategies & {
+        "calculation_error",
+        "logical_fallacy",
+        "process_error",
+    }
     for p in pairs:
-        assert verify(p["chosen"][0]["content"], p["gold"], boxed_only=True).correct is p["chosen_correct"] is True
-        assert verify(p["rejected"][0]["content"], p["gold"], boxed_only=True).correct is p["rejected_correct"]
+        assert (
+            verify(p["chosen"][0]["content"], p["gold"], boxed_only=True).correct
+            is p["chosen_correct"]
+            is True
+        )
+        assert (
+            verify(p["rejected"][0]["content"], p["gold"], boxed_only=True).correct is p["rejected_correct"]
+        )
         assert p["rejected_correct"] is False or p["strategy"] == "process_error"
         assert json.loads(p["sampling"])["model"] == "smollm2"
     assert "told apart by" in out and out.count("rejected") >= 3 and "\\boxed{" in out
@@ -156,8 +195,18 @@ def test_pairs_from_a_real_server_that_is_killed_twice(server, sums_recipe, tmp_
 def test_a_server_answers_like_llama_cpp_itself(server):
     """Greedy, so the same text twice; cut off at the limit; each prompt its own answer."""
     config = ServerConfig(url=server.url, model="any", concurrency=3)
-    prompts = [[{"role": "user", "content": f"Say the word {word}."}] for word in ("apple", "river", "stone", "cloud", "tiger")]
-    runs = [{i: a for part in generate.generate(config, prompts, answers.Sampling(8), skip={1}) for i, a in part.items()} for _ in range(2)]
+    prompts = [
+        [{"role": "user", "content": f"Say the word {word}."}]
+        for word in ("apple", "river", "stone", "cloud", "tiger")
+    ]
+    runs = [
+        {
+            i: a
+            for part in generate.generate(config, prompts, answers.Sampling(8), skip={1})
+            for i, a in part.items()
+        }
+        for _ in range(2)
+    ]
     assert runs[0] == runs[1] and sorted(runs[0]) == [0, 2, 3, 4]
     assert all(a.tokens <= 8 for a in runs[0].values()) and any(a.truncated for a in runs[0].values())
     assert len({a.text for a in runs[0].values()}) > 1
@@ -182,7 +231,9 @@ def test_a_refusal_names_the_variable_and_never_the_key(monkeypatch):
     monkeypatch.setenv("MY_KEY", "sk-very-secret")
     with http.server.HTTPServer(("127.0.0.1", 0), Refuses) as stub:
         threading.Thread(target=stub.serve_forever, daemon=True).start()
-        config = ServerConfig(url=f"http://127.0.0.1:{stub.server_port}/v1", model="m", api_key_env="MY_KEY", retries=0)
+        config = ServerConfig(
+            url=f"http://127.0.0.1:{stub.server_port}/v1", model="m", api_key_env="MY_KEY", retries=0
+        )
         with pytest.raises(UserError, match=r"HTTP 401.*set MY_KEY in the environment or in \.env") as raised:
             list(generate.generate(config, [[{"role": "user", "content": "?"}]], answers.Sampling(4)))
         stub.shutdown()
@@ -197,7 +248,11 @@ def test_a_prompt_that_a_server_refuses_has_no_answer_and_stops_no_other(capsys)
     class Picky(http.server.BaseHTTPRequestHandler):
         def do_POST(self):
             said = json.loads(self.rfile.read(int(self.headers["Content-Length"])))["messages"][0]["content"]
-            message = {"message": {"role": "assistant", "content": said.upper()}, "finish_reason": "stop", "index": 0}
+            message = {
+                "message": {"role": "assistant", "content": said.upper()},
+                "finish_reason": "stop",
+                "index": 0,
+            }
             body = {"id": "1", "object": "chat.completion", "created": 0, "model": "m", "choices": [message]}
             refused = "long" in said
             content = json.dumps({"error": {"message": "too many tokens"}} if refused else body).encode()
@@ -213,13 +268,17 @@ def test_a_prompt_that_a_server_refuses_has_no_answer_and_stops_no_other(capsys)
     def texts_of(*texts):
         return {
             i: a.text
-            for part in generate.generate(config, [[{"role": "user", "content": t}] for t in texts], answers.Sampling(4))
+            for part in generate.generate(
+                config, [[{"role": "user", "content": t}] for t in texts], answers.Sampling(4)
+            )
             for i, a in part.items()
         }
 
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Picky) as stub:
         threading.Thread(target=stub.serve_forever, daemon=True).start()
-        config = ServerConfig(url=f"http://127.0.0.1:{stub.server_port}/v1", model="m", retries=0, concurrency=1)
+        config = ServerConfig(
+            url=f"http://127.0.0.1:{stub.server_port}/v1", model="m", retries=0, concurrency=1
+        )
         assert texts_of("long", "a", "long", "b") == {0: "", 1: "A", 2: "", 3: "B"}
         assert "refused 2 of 4 prompts, which have no answer (HTTP 400:" in capsys.readouterr().out
         with pytest.raises(UserError, match=r"refused a request \(HTTP 400\)"):
@@ -257,9 +316,16 @@ def test_an_answer_file_asks_only_what_is_missing(tmp_path, monkeypatch, kept):
     prompts = [[{"role": "user", "content": str(i)}] for i in range(4)]
 
     def fill(source):
-        return generate.answer_file(path, source, prompts, answers.Sampling(4), lambda i, a: {"text": a.text}, "asking")
+        return generate.answer_file(
+            path, source, prompts, answers.Sampling(4), lambda i, a: {"text": a.text}, "asking"
+        )
 
-    assert [r["text"] for r in fill(nullcontext("model"))] == ["answer 0", "answer 1", "kept" if kept else "answer 2", "answer 3"]
+    assert [r["text"] for r in fill(nullcontext("model"))] == [
+        "answer 0",
+        "answer 1",
+        "kept" if kept else "answer 2",
+        "answer 3",
+    ]
     assert asked == [0, 1, 3] if kept else [0, 1, 2, 3]
 
     class Unopened:
@@ -287,7 +353,11 @@ def test_a_seeded_sample_does_not_depend_on_its_batch(tiny_recipe):
     prompts = [[{"role": "user", "content": "word " * n}] for n in (1, 4, 9, 2, 9, 7, 7, 1)]
     with local.local(model, tokenizer, None) as source:
         runs = [
-            {i: a for b in generate.generate(source, prompts, answers.Sampling(40, n, 1.0, seeds)) for i, a in b.items()}
+            {
+                i: a
+                for b in generate.generate(source, prompts, answers.Sampling(40, n, 1.0, seeds))
+                for i, a in b.items()
+            }
             for n, seeds in ((8, list(range(8))), (1, list(range(8))), (8, [*range(4), 9, *range(5, 8)]))
         ]
     assert runs[0] == runs[1]
@@ -304,11 +374,19 @@ def test_batched_answers_equal_single_ones_in_float32(embedded):
     from tunebook.models import loading
 
     recipe = load_recipe(overrides={"model.dtype": "float32"})
-    prompts = [Prompts(recipe).ask(p.question) for p in problems("test", 9)] + [Prompts(recipe).ask("Hi. " * 40), Prompts(recipe).ask("?")]
+    prompts = [Prompts(recipe).ask(p.question) for p in problems("test", 9)] + [
+        Prompts(recipe).ask("Hi. " * 40),
+        Prompts(recipe).ask("?"),
+    ]
     model, tokenizer = loading.load(recipe)
     with local.local(model, tokenizer, None) as source:
         together, alone = (
-            {i: a for batch in generate.generate(source, prompts, answers.Sampling(32, size)) for i, a in batch.items()} for size in (11, 1)
+            {
+                i: a
+                for batch in generate.generate(source, prompts, answers.Sampling(32, size))
+                for i, a in batch.items()
+            }
+            for size in (11, 1)
         )
     assert together == alone
     assert sorted(together) == list(range(11))

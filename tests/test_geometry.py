@@ -19,7 +19,13 @@ from tunebook.checkers.maths import verify
 
 TRAIN = list(problems("train", 1400, seed=0))
 TEST = [p for name in SLICES for p in problems("test", 200, 0, (name,))]
-OPERATORS = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv, ast.Pow: operator.pow}
+OPERATORS = {
+    ast.Add: operator.add,
+    ast.Sub: operator.sub,
+    ast.Mult: operator.mul,
+    ast.Div: operator.truediv,
+    ast.Pow: operator.pow,
+}
 
 EXPECTED = {  # answers by another way than the generator's own
     "third_angle": lambda v: 180 - v["a"] - v["b"],
@@ -73,7 +79,10 @@ def test_every_step_is_right():
     for p in TRAIN + TEST:
         for step in p.steps:
             for chain in re.findall(r"\d[\d +*/^-]*(?:= [\d +*/^-]*\d)+", step):
-                values = [evaluate(ast.parse(part.strip().replace("^", "**"), mode="eval").body) for part in chain.split("=")]
+                values = [
+                    evaluate(ast.parse(part.strip().replace("^", "**"), mode="eval").body)
+                    for part in chain.split("=")
+                ]
                 assert max(values) == min(values), (p.id, step)
                 chains += 1
         assert re.findall(r"\d+", p.answer)[0] in p.steps[-1], p.id
@@ -82,7 +91,9 @@ def test_every_step_is_right():
 
 def test_house_format_and_verification():
     for p in TRAIN[:300] + TEST[:100]:
-        assert re.fullmatch(r"### Solution\n(\d\. .+\n)+### Final Answer\n\\boxed\{.+\}", p.solution), p.solution
+        assert re.fullmatch(r"### Solution\n(\d\. .+\n)+### Final Answer\n\\boxed\{.+\}", p.solution), (
+            p.solution
+        )
         assert verify(p.solution, p.answer, boxed_only=True).correct
         assert p.difficulty in ("easy", "medium", "hard")
         assert "{" not in p.question
@@ -118,7 +129,9 @@ def test_held_out_families_and_wordings_are_not_trained_on():
 def test_no_question_twice_and_balanced():
     questions = [(p.id, p.wording) for p in TRAIN]
     assert len(set(questions)) == len(questions)
-    counts = [sum(p.family == name for p in TRAIN) for name, family in FAMILIES.items() if not family.held_out]
+    counts = [
+        sum(p.family == name for p in TRAIN) for name, family in FAMILIES.items() if not family.held_out
+    ]
     assert min(counts) > 40
 
 
@@ -131,8 +144,21 @@ def test_asking_for_too_many_says_how_many_there_are(monkeypatch):
 def test_the_same_in_every_process():
     text = "''.join(p.question + p.solution for p in problems('train', 200, 7)).encode()"
     code = f"from tunebook.data.geometry import problems; import hashlib; print(hashlib.sha256({text}).hexdigest())"
-    here = hashlib.sha256("".join(p.question + p.solution for p in problems("train", 200, 7)).encode()).hexdigest()
+    here = hashlib.sha256(
+        "".join(p.question + p.solution for p in problems("train", 200, 7)).encode()
+    ).hexdigest()
     for hash_seed in ("1", "2"):
-        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env={"PYTHONHASHSEED": hash_seed})
+        done = subprocess.run(
+            [sys.executable, "-c", code],
+            capture_output=True,
+            text=True,
+            check=True,
+            env={"PYTHONHASHSEED": hash_seed},
+        )
         assert done.stdout.strip() == here
-    assert here != hashlib.sha256("".join(p.question + p.solution for p in problems("train", 200, 8)).encode()).hexdigest()
+    assert (
+        here
+        != hashlib.sha256(
+            "".join(p.question + p.solution for p in problems("train", 200, 8)).encode()
+        ).hexdigest()
+    )

@@ -32,8 +32,17 @@ GEMMA3N = {
     "pairs.max_new_tokens": 512,
     "evaluate.ablation": 4,
 }
-SHORT = {f"{section}.{key}": value for section in ("sft", "dpo") for key, value in (("max_steps", 3), ("logging_steps", 1), ("eval_strategy", "no"))}
-SHORT |= {"sft.gradient_accumulation_steps": 2, "dpo.gradient_accumulation_steps": 2, "evaluate.limit": 8, "evaluate.max_new_tokens": 256}
+SHORT = {
+    f"{section}.{key}": value
+    for section in ("sft", "dpo")
+    for key, value in (("max_steps", 3), ("logging_steps", 1), ("eval_strategy", "no"))
+}
+SHORT |= {
+    "sft.gradient_accumulation_steps": 2,
+    "dpo.gradient_accumulation_steps": 2,
+    "evaluate.limit": 8,
+    "evaluate.max_new_tokens": 256,
+}
 STAGES = {"prepare": "data", "sft": "sft", "pairs": "pairs", "dpo": "dpo", "evaluate": "eval/dpo"}
 
 
@@ -41,26 +50,60 @@ STAGES = {"prepare": "data", "sft": "sft", "pairs": "pairs", "dpo": "dpo", "eval
 @pytest.mark.parametrize(("name", "keys"), [("qwen3-4b-instruct", QWEN3), ("gemma3n-mm-math", GEMMA3N)])
 def test_recipe_on_a_gpu(name, keys, record_property):
     run = load_recipe(name).run_dir
-    options = [part for key, value in (SHORT | keys).items() if value is not None for part in ("--set", f"{key}={value}")]
+    options = [
+        part
+        for key, value in (SHORT | keys).items()
+        if value is not None
+        for part in ("--set", f"{key}={value}")
+    ]
     for command, folder in STAGES.items():
         started = time.monotonic()
         done = subprocess.run(
-            [sys.executable, "-m", "tunebook.cli", command, "--recipe", name, *options], cwd=ROOT, capture_output=True, text=True, check=False
+            [sys.executable, "-m", "tunebook.cli", command, "--recipe", name, *options],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            check=False,
         )
         record = read_json(run / folder / "stage.json")
         losses = [float(entry["loss"]) for entry in log_history(run / folder) if "loss" in entry]
         memory = record.get("peak_memory_gb", {}).get("gpu", "")
         shown = " ".join(f"{loss:.4f}" for loss in losses)
-        record_property("gpu", f"| {name} | {command} | {time.monotonic() - started:.0f} | {memory} | {shown if record else 'failed'} |")
+        record_property(
+            "gpu",
+            f"| {name} | {command} | {time.monotonic() - started:.0f} | {memory} | {shown if record else 'failed'} |",
+        )
         assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
         if command in ("sft", "dpo"):
-            assert len(losses) == 3 and all(map(math.isfinite, losses)) and record["hardware"]["gpus"] and memory > 0
+            assert (
+                len(losses) == 3
+                and all(map(math.isfinite, losses))
+                and record["hardware"]["gpus"]
+                and memory > 0
+            )
     assert abs(read_json(run / "dpo" / "stage.json")["audit"]["loss"] - math.log(2)) < 0.01
 
 
 def test_the_gpu_tests_are_there_and_skipped_without_a_gpu():
-    command = [sys.executable, "-m", "pytest", "-m", "gpu", "-n", "0", "-q", "-p", "no:cacheprovider", __file__]
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("PYTEST")} | {"CUDA_VISIBLE_DEVICES": "", "COLUMNS": "200"}
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-m",
+        "gpu",
+        "-n",
+        "0",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        __file__,
+    ]
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("PYTEST")} | {
+        "CUDA_VISIBLE_DEVICES": "",
+        "COLUMNS": "200",
+    }
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0 and "SKIPPED [2]" in done.stdout and "2 skipped, 1 deselected" in done.stdout, done.stdout + done.stderr
+    assert (
+        done.returncode == 0 and "SKIPPED [2]" in done.stdout and "2 skipped, 1 deselected" in done.stdout
+    ), done.stdout + done.stderr
     assert "needs a CUDA GPU" in done.stdout

@@ -107,7 +107,12 @@ def recipe_of(name: str, path: Path, **changes: dict) -> Path:
     content["name"] = path.stem
     content["model"]["dtype"] = "float32"  # asked for, Unsloth trains in it too where bfloat16 is missing
     for section in ("sft", "dpo"):
-        content[section] |= {"max_steps": STEPS, "per_device_train_batch_size": 2, "logging_steps": 1, "eval_strategy": "no"}
+        content[section] |= {
+            "max_steps": STEPS,
+            "per_device_train_batch_size": 2,
+            "logging_steps": 1,
+            "eval_strategy": "no",
+        }
         content[section] |= {"learning_rate": 5e-3, "warmup_steps": 0}
     for section, values in changes.items():
         content[section] |= values
@@ -125,10 +130,16 @@ def rehearsed(tmp_path_factory, embedded) -> dict:
     recipes = [
         recipe_of("smollm2-alpaca", tmp / "text.yaml", model=chat),
         recipe_of(
-            "mm-math-sample", tmp / "images.yaml", data={"sources": [{"format": "mm_math", "path": "sample", "rows": 12, "val": 0.1, "test": 0.1}]}
+            "mm-math-sample",
+            tmp / "images.yaml",
+            data={"sources": [{"format": "mm_math", "path": "sample", "rows": 12, "val": 0.1, "test": 0.1}]},
         ),
     ]
-    environment = os.environ | {"UNSLOTH_COMPILE_LOCATION": str(tmp / "compiled"), "TUNEBOOK_RUNS": str(tmp / "runs"), "OMP_NUM_THREADS": "1"}
+    environment = os.environ | {
+        "UNSLOTH_COMPILE_LOCATION": str(tmp / "compiled"),
+        "TUNEBOOK_RUNS": str(tmp / "runs"),
+        "OMP_NUM_THREADS": "1",
+    }
     environment["UNSLOTH_DATASET_NUM_PROC"] = "0"  # a handful of rows
     environment["PYTHONPATH"] = os.pathsep.join([str(ROOT / "src"), str(ROOT / "tests")])
     command = [sys.executable, "-c", SCRIPT, str(tmp / "qwen3"), str(embedded), *map(str, recipes)]
@@ -139,20 +150,27 @@ def rehearsed(tmp_path_factory, embedded) -> dict:
 
 
 def test_the_classes_are_those_of_a_gpu(rehearsed):
-    assert rehearsed["device"] == "cuda" and rehearsed["trainers"] == ["UnslothSFTTrainer", "UnslothDPOTrainer"]
+    assert rehearsed["device"] == "cuda" and rehearsed["trainers"] == [
+        "UnslothSFTTrainer",
+        "UnslothDPOTrainer",
+    ]
 
 
 def test_models_are_made_of_the_classes_that_unsloth_rewrote(rehearsed):
     """Also after the preflight has built one of transformers' own: a Gemma 3n of both has uninitialised scales, and its loss is NaN."""
     assert rehearsed["images"]["classes"] == ["unsloth_compiled_module_gemma3n"] * 3
-    assert rehearsed["images"]["processors"] == ["Gemma3nProcessor"] * 3  # a CPU gives a tokenizer, which `models.load` mends
+    assert (
+        rehearsed["images"]["processors"] == ["Gemma3nProcessor"] * 3
+    )  # a CPU gives a tokenizer, which `models.load` mends
 
 
 def test_lora_is_where_the_switches_say(rehearsed):
     text, images = (rehearsed[name]["lora"] for name in ("text", "images"))
     assert len(text) == 2 * 7 and not any("audio" in name for name in images)
     assert sum("language_model" in name for name in images) >= 24
-    assert [name.split(".")[-1] for name in images if "language_model" not in name] == ["embedding_projection"]
+    assert [name.split(".")[-1] for name in images if "language_model" not in name] == [
+        "embedding_projection"
+    ]
 
 
 @pytest.mark.parametrize("name", ["text", "images"])
@@ -160,12 +178,28 @@ def test_sft_and_dpo_train_as_on_a_cpu(rehearsed, name):
     found = rehearsed[name]
     audit = found["sft"]["audit"]
     assert audit["rows"] == 8 and 0 < audit["trained_share"] < 0.9
-    assert all(text.endswith({"text": "<|im_end|>\n", "images": "<end_of_turn>\n"}[name]) for text in found["trained"])
-    assert not any(start in text for text in found["trained"] for start in ("<|im_start|>", "<start_of_turn>"))  # the completion alone
-    assert all(len(found["losses"][stage]) == STEPS and all(map(math.isfinite, found["losses"][stage])) for stage in ("sft", "dpo"))
-    assert found["dpo"]["audit"]["loss"] == pytest.approx(math.log(2), abs=0.01) and abs(found["dpo"]["audit"]["margin"]) < 0.01
-    assert found["loaded_weight"] == pytest.approx(found["trained_weight"], rel=1e-4) and 0 < found["loaded_weight"][0] != found["loaded_weight"][1]
-    assert all(found[stage]["preflight"]["total"] > 0 for stage in ("sft", "dpo"))  # on fake tensors, past Unsloth's patches
+    assert all(
+        text.endswith({"text": "<|im_end|>\n", "images": "<end_of_turn>\n"}[name])
+        for text in found["trained"]
+    )
+    assert not any(
+        start in text for text in found["trained"] for start in ("<|im_start|>", "<start_of_turn>")
+    )  # the completion alone
+    assert all(
+        len(found["losses"][stage]) == STEPS and all(map(math.isfinite, found["losses"][stage]))
+        for stage in ("sft", "dpo")
+    )
+    assert (
+        found["dpo"]["audit"]["loss"] == pytest.approx(math.log(2), abs=0.01)
+        and abs(found["dpo"]["audit"]["margin"]) < 0.01
+    )
+    assert (
+        found["loaded_weight"] == pytest.approx(found["trained_weight"], rel=1e-4)
+        and 0 < found["loaded_weight"][0] != found["loaded_weight"][1]
+    )
+    assert all(
+        found[stage]["preflight"]["total"] > 0 for stage in ("sft", "dpo")
+    )  # on fake tensors, past Unsloth's patches
     assert len(found["answers"]) == 2 and all(1 <= tokens <= 3 for tokens in found["answers"])
     assert not any("embed_tokens.weight" in name or "lm_head" in name for name in found["saved"])
 

@@ -64,11 +64,22 @@ SCRIPT = textwrap.dedent(
 
 @pytest.mark.slow
 def test_every_argument_is_known_to_the_gpu_classes(tmp_path):
-    environment = os.environ | {"UNSLOTH_ALLOW_CPU": "1", "UNSLOTH_COMPILE_LOCATION": str(tmp_path / "compiled"), "HF_HUB_OFFLINE": "1"}
+    environment = os.environ | {
+        "UNSLOTH_ALLOW_CPU": "1",
+        "UNSLOTH_COMPILE_LOCATION": str(tmp_path / "compiled"),
+        "HF_HUB_OFFLINE": "1",
+    }
     environment.pop("UNSLOTH_FORCE_CPU", None)
     (tmp_path / "check.py").write_text(SCRIPT)
     command = [sys.executable, str(tmp_path / "check.py"), *RECIPES]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment | {"PYTHONPATH": str(ROOT / "src")}, cwd=tmp_path, check=False)
+    done = subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        env=environment | {"PYTHONPATH": str(ROOT / "src")},
+        cwd=tmp_path,
+        check=False,
+    )
     line = next((line for line in done.stdout.splitlines() if line.startswith("RESULT ")), None)
     assert line, done.stdout[-1000:] + done.stderr[-3000:]
     found = json.loads(line.removeprefix("RESULT "))

@@ -35,13 +35,37 @@ def log(step: int, loss: float = 2.0, norm: float = 1.0) -> dict:
         ([log(1), log(2, norm=math.inf)], "grad_norm is inf", 2),
         ([log(1), {"step": 1, "eval_loss": math.nan}], "eval_loss is nan", 1),
         ([log(1), {"step": 1, "train_loss": math.inf}], "train_loss is inf", 1),
-        ([log(1), *(log(i, 10.8, 0.0) for i in range(2, 5))], "the gradient is exactly 0 (at a loss of 10.8)", 4),
+        (
+            [log(1), *(log(i, 10.8, 0.0) for i in range(2, 5))],
+            "the gradient is exactly 0 (at a loss of 10.8)",
+            4,
+        ),
         ([log(1, 3.0), *(log(i, 31.0) for i in range(2, 5))], "the loss has grown from 3 to 31", 4),
-        ([*(log(i) for i in range(1, 7)), *(log(i, norm=2e3) for i in range(7, 10))], "the gradient norm has grown from 1 to 2e+03", 9),
-        ([log(1), log(2, 40.0), log(3, 40.0), {"step": 3, "eval_loss": 2.0}, log(4, 40.0)], "the loss has grown from 2 to 40", 4),
-        ([log(1), log(2, 40.0), log(3), log(4, 40.0), log(5, 40.0), log(6)], None, 6),  # odd batches, not in a row
-        ([log(1), log(2, 0.0, 0.1), log(3, 0.0, 0.1), log(4, 0.0, 0.1)], None, 4),  # all is learnt, and still a gradient
-        ([log(1, 1e-4, 1e-4), *(log(i, 0.5, 0.5) for i in range(2, 9))], None, 8),  # small numbers may grow a thousandfold
+        (
+            [*(log(i) for i in range(1, 7)), *(log(i, norm=2e3) for i in range(7, 10))],
+            "the gradient norm has grown from 1 to 2e+03",
+            9,
+        ),
+        (
+            [log(1), log(2, 40.0), log(3, 40.0), {"step": 3, "eval_loss": 2.0}, log(4, 40.0)],
+            "the loss has grown from 2 to 40",
+            4,
+        ),
+        (
+            [log(1), log(2, 40.0), log(3), log(4, 40.0), log(5, 40.0), log(6)],
+            None,
+            6,
+        ),  # odd batches, not in a row
+        (
+            [log(1), log(2, 0.0, 0.1), log(3, 0.0, 0.1), log(4, 0.0, 0.1)],
+            None,
+            4,
+        ),  # all is learnt, and still a gradient
+        (
+            [log(1, 1e-4, 1e-4), *(log(i, 0.5, 0.5) for i in range(2, 9))],
+            None,
+            8,
+        ),  # small numbers may grow a thousandfold
         ([{"step": i, "loss": 2.0} for i in range(1, 9)], None, 8),
     ],
 )
@@ -60,7 +84,11 @@ def test_what_stops_a_run_and_what_does_not(tmp_path, entries, reason, at):
             try:
                 watching.on_log(args, state, control)
             finally:
-                wrong = [e for e in state.log_history[-1:] if not math.isfinite(e.get("loss", 0.0)) or e.get("loss", 0) > 10]
+                wrong = [
+                    e
+                    for e in state.log_history[-1:]
+                    if not math.isfinite(e.get("loss", 0.0)) or e.get("loss", 0) > 10
+                ]
                 assert control.should_save is False or not wrong
 
     if reason is None:
@@ -69,7 +97,9 @@ def test_what_stops_a_run_and_what_does_not(tmp_path, entries, reason, at):
         with pytest.raises(UserError, match="stopped at step") as error:
             go()
         assert f"stopped at step {at}: {reason}. " in str(error.value) and "\n" not in str(error.value)
-        assert "sft.learning_rate" in str(error.value) and ("look at the rows" in str(error.value)) == ("exactly 0" in reason)
+        assert "sft.learning_rate" in str(error.value) and ("look at the rows" in str(error.value)) == (
+            "exactly 0" in reason
+        )
         assert str(error.value).endswith(f"The last good checkpoint is {tmp_path / 'checkpoint-10'}")
     assert state.global_step == at
 
@@ -113,7 +143,13 @@ def test_planted_sickness_stops_training(tiny_recipe, monkeypatch):
             return real(self, model, inputs, *args, **kwargs)
 
         monkeypatch.setattr(SFTTrainer, "training_step", step)
-        keys = {"max_steps": 30, "eval_strategy": "no", "save_steps": 5, "save_total_limit": 9, "logging_steps": 4} | given
+        keys = {
+            "max_steps": 30,
+            "eval_strategy": "no",
+            "save_steps": 5,
+            "save_total_limit": 9,
+            "logging_steps": 4,
+        } | given
         recipe = load_recipe(tiny_recipe, run=name, overrides={f"sft.{k}": v for k, v in keys.items()})
         with pytest.raises(UserError, match="stopped at step") as error:
             sft(recipe)
@@ -122,7 +158,9 @@ def test_planted_sickness_stops_training(tiny_recipe, monkeypatch):
 
     said, recipe = run("nan")
     kept = recipe.run_dir / ".sft.partial" / "checkpoints"
-    assert "stopped at step 15: loss is nan" in said and said.endswith(f"checkpoint is {kept / 'checkpoint-10'}")  # 15: before that checkpoint
+    assert "stopped at step 15: loss is nan" in said and said.endswith(
+        f"checkpoint is {kept / 'checkpoint-10'}"
+    )  # 15: before that checkpoint
     assert sorted(p.name for p in kept.glob("checkpoint-*")) == ["checkpoint-10", "checkpoint-5"]
     monkeypatch.setattr(SFTTrainer, "training_step", real)
     assert sft(recipe)["metrics"]["steps"] == 30  # the same command goes on from the good checkpoint

@@ -38,7 +38,11 @@ def png(image: Image.Image, kind: str = "PNG", **how) -> bytes:
 
 
 def row(i: int, **changed) -> dict:
-    given = {"file_name": f"{i}.png", "question": f"As shown in the figure, side {i} is 5 cm. Find x.", "solution": f"So $x = \\boxed{{{i}}}$."}
+    given = {
+        "file_name": f"{i}.png",
+        "question": f"As shown in the figure, side {i} is 5 cm. Find x.",
+        "solution": f"So $x = \\boxed{{{i}}}$.",
+    }
     return given | {"difficult": "easy", "year": "eight", "knowledge": "Triangles"} | changed
 
 
@@ -51,7 +55,9 @@ def mm_math(tmp_path):
         (folder / "images").mkdir(parents=True)
         for name, data in files.items():
             (folder / "images" / name).write_bytes(data)
-        (folder / "MM_Math.jsonl").write_bytes(b"\n".join(r if isinstance(r, bytes) else json.dumps(r).encode() for r in rows) + b"\n")
+        (folder / "MM_Math.jsonl").write_bytes(
+            b"\n".join(r if isinstance(r, bytes) else json.dumps(r).encode() for r in rows) + b"\n"
+        )
         content = yaml.safe_load((ROOT / "configs" / "mm-math-sample.yaml").read_text())
         content["data"]["sources"] = [{"format": "mm_math", "path": str(folder)} | source]
         path = tmp_path / "recipe.yaml"
@@ -67,7 +73,12 @@ def test_every_kind_of_broken_image_and_row_is_put_aside_and_nothing_is_lost(mm_
     bomb = png(Image.new("1", (12_000, 12_000)))  # small as a file, 144 million pixels
     (tmp_path / "secret.png").write_bytes(whole)
     files = {f"{i}.png": png(drawing(i)) for i in range(40)}
-    files |= {"empty.png": b"", "cut.png": whole[: len(whole) // 2], "text.png": b"<html>404</html>", "bomb.png": bomb}
+    files |= {
+        "empty.png": b"",
+        "cut.png": whole[: len(whole) // 2],
+        "text.png": b"<html>404</html>",
+        "bomb.png": bomb,
+    }
     broken: list[tuple[str, dict | bytes]] = [
         ("image missing", row(41, file_name="nowhere.png")),
         ("image missing", row(42, file_name="")),
@@ -94,13 +105,26 @@ def test_every_kind_of_broken_image_and_row_is_put_aside_and_nothing_is_lost(mm_
 
 def test_images_are_made_rgb_upright_on_white_and_never_larger():
     tall = drawing(1, (900, 300))
-    assert image_input.read(png(tall), 300).size == (300, 100) and image_input.read(png(tall), 3000).size == (900, 300)
+    assert image_input.read(png(tall), 300).size == (300, 100) and image_input.read(png(tall), 3000).size == (
+        900,
+        300,
+    )
     lines = Image.new("RGBA", (20, 20), (0, 0, 0, 0))
     lines.paste((0, 0, 0, 255), (5, 5, 8, 8))
     found = image_input.read(png(lines))
-    assert found.mode == "RGB" and found.getpixel((0, 0)) == (255, 255, 255) and found.getpixel((6, 6)) == (0, 0, 0)
+    assert (
+        found.mode == "RGB"
+        and found.getpixel((0, 0)) == (255, 255, 255)
+        and found.getpixel((6, 6)) == (0, 0, 0)
+    )
     palette = lines.convert("P", palette=Image.Palette.ADAPTIVE)
-    for image in (palette, lines.convert("LA"), drawing(1).convert("L"), drawing(1).convert("1"), drawing(1).convert("CMYK")):
+    for image in (
+        palette,
+        lines.convert("LA"),
+        drawing(1).convert("L"),
+        drawing(1).convert("1"),
+        drawing(1).convert("CMYK"),
+    ):
         assert image_input.read(png(image, "TIFF")).mode == "RGB"
     turned = Image.Exif()
     turned[0x0112] = 6  # a photo taken upright
@@ -108,8 +132,12 @@ def test_images_are_made_rgb_upright_on_white_and_never_larger():
 
 
 def test_the_same_picture_is_stored_once_whatever_its_file_and_a_blank_one_beside_it(tmp_path):
-    names = {images.store(image_input.read(png(drawing(7), kind)), tmp_path) for kind in ("PNG", "BMP", "TIFF")}
-    assert len(names) == 1 and sorted(p.name for p in tmp_path.iterdir()) == sorted([*names, "blank-120x90.png"])
+    names = {
+        images.store(image_input.read(png(drawing(7), kind)), tmp_path) for kind in ("PNG", "BMP", "TIFF")
+    }
+    assert len(names) == 1 and sorted(p.name for p in tmp_path.iterdir()) == sorted(
+        [*names, "blank-120x90.png"]
+    )
     (path,) = (str(tmp_path / name) for name in names)
     other = str(tmp_path / images.store(drawing(8), tmp_path))
     blank = images.instead("blank", [[path]])[0][0]
@@ -120,13 +148,27 @@ def test_the_same_picture_is_stored_once_whatever_its_file_and_a_blank_one_besid
 
 def test_rows_that_share_an_image_or_a_question_share_a_split(mm_math):
     rows = [row(i) for i in range(60)]
-    rows += [row(i, file_name=f"{i + 1}.png", question=f"In the figure, {i} cm is given. And then?") for i in range(0, 60, 3)]  # ties i to i + 1
-    rows += [row(i, file_name=f"{i + 100}.png", question=row(i)["question"]) for i in range(0, 60, 6)]  # the same question, another picture
-    rows += [row(i + 200, file_name=f"{i + 200}.png", question="What is the angle at C?") for i in range(30)]  # known by their pictures alone
-    files = {r["file_name"]: png(drawing(int(r["file_name"][:-4]), (100 + int(r["file_name"][:-4]), 90))) for r in rows}
+    rows += [
+        row(i, file_name=f"{i + 1}.png", question=f"In the figure, {i} cm is given. And then?")
+        for i in range(0, 60, 3)
+    ]  # ties i to i + 1
+    rows += [
+        row(i, file_name=f"{i + 100}.png", question=row(i)["question"]) for i in range(0, 60, 6)
+    ]  # the same question, another picture
+    rows += [
+        row(i + 200, file_name=f"{i + 200}.png", question="What is the angle at C?") for i in range(30)
+    ]  # known by their pictures alone
+    files = {
+        r["file_name"]: png(drawing(int(r["file_name"][:-4]), (100 + int(r["file_name"][:-4]), 90)))
+        for r in rows
+    }
     path = mm_math(rows, files, val=0.2, test=0.2)
     record = prepare(load_recipe(path))
-    assert not record["quarantined"] and sum(record["rows"].values()) == len(rows) and min(record["rows"].values()) > 5
+    assert (
+        not record["quarantined"]
+        and sum(record["rows"].values()) == len(rows)
+        and min(record["rows"].values()) > 5
+    )
     seen: dict[str, set[str]] = {}
     for split in ("train", "val", "test"):
         for r in load(load_recipe(path), split):
@@ -134,7 +176,12 @@ def test_rows_that_share_an_image_or_a_question_share_a_split(mm_math):
             for key in [*r["images"], *([question] if any(c.isdigit() for c in question) else [])]:
                 seen.setdefault(key, set()).add(split)
     assert all(len(splits) == 1 for splits in seen.values())
-    alone = [split for split in ("train", "val", "test") for r in load(load_recipe(path), split) if "angle at C" in r["prompt"][-1]["content"]]
+    alone = [
+        split
+        for split in ("train", "val", "test")
+        for r in load(load_recipe(path), split)
+        if "angle at C" in r["prompt"][-1]["content"]
+    ]
     assert len(alone) == 30 and len(set(alone)) == 3
 
 
@@ -144,7 +191,9 @@ def test_a_test_image_never_trains(mm_math):
     content = yaml.safe_load(path.read_text())
     held = path.parent / "exam"
     held.mkdir()
-    (held / "exam.jsonl").write_text(json.dumps({"prompt": "Name the figure.", "completion": "\\boxed{2}", "image": "2.bmp"}) + "\n")
+    (held / "exam.jsonl").write_text(
+        json.dumps({"prompt": "Name the figure.", "completion": "\\boxed{2}", "image": "2.bmp"}) + "\n"
+    )
     (held / "2.bmp").write_bytes(png(drawing(2), "BMP"))
     content["data"]["sources"].append({"format": "chat", "path": str(held / "exam.jsonl"), "split": "test"})
     path.write_text(yaml.safe_dump(content))
@@ -164,7 +213,11 @@ def test_packed_images_and_parquet_give_the_same_rows_as_files(mm_math, tmp_path
         for name, data in files.items():
             archive.writestr(f"images/{name}", data)
     table = datasets.Dataset.from_list(
-        [{k: v for k, v in r.items() if k != "file_name"} | {"image": str(folder / "images" / r["file_name"])} for r in rows]
+        [
+            {k: v for k, v in r.items() if k != "file_name"}
+            | {"image": str(folder / "images" / r["file_name"])}
+            for r in rows
+        ]
     )
     table.cast_column("image", datasets.Image()).to_parquet(tmp_path / "rows.parquet")
 
@@ -185,14 +238,18 @@ def test_a_folder_that_is_not_mm_math_is_one_line(tmp_path, files, message):
     (tmp_path / "d").mkdir()
     for name, data in files.items():
         (tmp_path / "d" / name).write_bytes(data)
-    recipe = load_recipe("mm-math-sample", overrides={"data.sources": [{"format": "mm_math", "path": str(tmp_path / "d")}]})
+    recipe = load_recipe(
+        "mm-math-sample", overrides={"data.sources": [{"format": "mm_math", "path": str(tmp_path / "d")}]}
+    )
     with pytest.raises(UserError, match=message):
         list(sources.read(recipe, tmp_path / "out"))
 
 
 def test_no_such_data_set_is_one_line(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    recipe = load_recipe("mm-math-sample", overrides={"data.sources": [{"format": "mm_math", "path": "nobody/nothing"}]})
+    recipe = load_recipe(
+        "mm-math-sample", overrides={"data.sources": [{"format": "mm_math", "path": "nobody/nothing"}]}
+    )
     with pytest.raises(UserError, match="nobody/nothing is neither a folder nor a data set of the hub"):
         list(sources.read(recipe, tmp_path / "out"))
 
@@ -229,11 +286,15 @@ def test_tokens_of_images_are_counted_as_the_collator_makes_them(tmp_path):
     from transformers import AutoProcessor
     from trl.trainer.sft_trainer import DataCollatorForVisionLanguageModeling
 
-    recipe = load_recipe("mm-math-sample", overrides={"data.sources.0.rows": 12, "data.sources.0.split": "train"})
+    recipe = load_recipe(
+        "mm-math-sample", overrides={"data.sources.0.rows": 12, "data.sources.0.split": "train"}
+    )
     prepare(recipe)
     rows = load(recipe, "train")
     processor = AutoProcessor.from_pretrained(builtin.resolve("tiny-gemma3n"))
-    batch = DataCollatorForVisionLanguageModeling(processor)([dict(r) for r in rows.select_columns(["prompt", "completion", "images"])])
+    batch = DataCollatorForVisionLanguageModeling(processor)(
+        [dict(r) for r in rows.select_columns(["prompt", "completion", "images"])]
+    )
     assert batch["attention_mask"].sum(1).tolist() == rows["tokens"]
     assert image_input.TokenCounter(processor).soft(rows[0]["images"]) == 16
     assert (batch["input_ids"] == processor.image_token_id).sum(1).tolist() == [16] * 12
@@ -241,7 +302,9 @@ def test_tokens_of_images_are_counted_as_the_collator_makes_them(tmp_path):
 
 def test_the_sample_asks_nothing_that_another_recipe_holds_out():
     chosen = figures._chosen(2000, 0)
-    assert {p.split for p in chosen} == {"train"} and not any(problems.FAMILIES[p.family].held_out for p in chosen)
+    assert {p.split for p in chosen} == {"train"} and not any(
+        problems.FAMILIES[p.family].held_out for p in chosen
+    )
 
 
 def test_conversion_streams(tmp_path):
@@ -279,25 +342,47 @@ def test_planted_errors_are_asked_for_with_the_picture_by_a_server_that_is_made_
     from tunebook.generation.server import with_urls
     from tunebook.pairs import pairs
 
-    given = {"pairs.methods": ["injected_error"], "pairs.strategies": ["calculation_error"], "pairs.server": {"url": "http://x/v1", "model": "m"}}
-    recipe = load_recipe("mm-math-sample", overrides={"data.sources.0.rows": 12, "data.sources.0.split": "train", **given})
+    given = {
+        "pairs.methods": ["injected_error"],
+        "pairs.strategies": ["calculation_error"],
+        "pairs.server": {"url": "http://x/v1", "model": "m"},
+    }
+    recipe = load_recipe(
+        "mm-math-sample", overrides={"data.sources.0.rows": 12, "data.sources.0.split": "train", **given}
+    )
     prepare(recipe)
     rows = {r["prompt"][-1]["content"] + r["images"][0]: r for r in load(recipe, "train")}
     asked: list[dict] = []
 
     def answer_file(path, source, prompts, sampling, record, label, shown):
-        asked.extend(with_urls(prompt, files)[-1]["content"][0] for prompt, files in zip(prompts, shown, strict=True))
-        texts = [row["completion"][0]["content"].replace(f"boxed{{{row['gold']}}}", "boxed{1234}") for row in rows.values()]
+        asked.extend(
+            with_urls(prompt, files)[-1]["content"][0] for prompt, files in zip(prompts, shown, strict=True)
+        )
+        texts = [
+            row["completion"][0]["content"].replace(f"boxed{{{row['gold']}}}", "boxed{1234}")
+            for row in rows.values()
+        ]
         return [{"index": i} | record(i, Answer(text, len(text) // 3, False)) for i, text in enumerate(texts)]
 
     monkeypatch.setattr(injected_error, "answer_file", answer_file)
     assert pairs.pairs(recipe)["strategies"] == {"calculation_error": 12}
-    assert len(asked) == 12 and all(part["image_url"]["url"].startswith("data:image/png;base64,") for part in asked)
-    made = [pair for name in ("train", "val") for pair in read_rows(recipe, pairs.pairs_stage(recipe).dir / f"{name}.parquet")]
+    assert len(asked) == 12 and all(
+        part["image_url"]["url"].startswith("data:image/png;base64,") for part in asked
+    )
+    made = [
+        pair
+        for name in ("train", "val")
+        for pair in read_rows(recipe, pairs.pairs_stage(recipe).dir / f"{name}.parquet")
+    ]
     assert len(made) == 12
     for pair in made:
         row = rows[pair["prompt"][-1]["content"] + pair["images"][0]]
-        assert pair["images"] == row["images"] and pair["chosen_correct"] and not pair["rejected_correct"] and pair["gold"] == row["gold"]
+        assert (
+            pair["images"] == row["images"]
+            and pair["chosen_correct"]
+            and not pair["rejected_correct"]
+            and pair["gold"] == row["gold"]
+        )
 
 
 def test_an_existing_set_of_pairs_comes_with_its_pictures_and_their_tokens_are_counted(tmp_path):
@@ -309,21 +394,38 @@ def test_an_existing_set_of_pairs_comes_with_its_pictures_and_their_tokens_are_c
     from tunebook.training import memory
 
     few = {"data.sources.0.rows": 12, "data.sources.0.test": 0.2, "data.sources.0.val": 0}
-    recipe = load_recipe("mm-math-sample", overrides=few | {"pairs.methods": ["dataset"], "pairs.dataset": str(tmp_path / "set.jsonl")})
+    recipe = load_recipe(
+        "mm-math-sample",
+        overrides=few | {"pairs.methods": ["dataset"], "pairs.dataset": str(tmp_path / "set.jsonl")},
+    )
     prepare(recipe)
     files = {"1": png(drawing(1, (900, 300))), "2": png(drawing(2)), "cut": png(drawing(3))[:60]}
     for name, data in (files | {"test": Path(load(recipe, "test")[0]["images"][0]).read_bytes()}).items():
         (tmp_path / f"{name}.png").write_bytes(data)
     rows = [
-        {"prompt": f"Which side is longer{' ' * i}?" * (i + 1), "chosen": f"Side number {i} is.", "rejected": "Both.", "image": f"{name}.png"}
+        {
+            "prompt": f"Which side is longer{' ' * i}?" * (i + 1),
+            "chosen": f"Side number {i} is.",
+            "rejected": "Both.",
+            "image": f"{name}.png",
+        }
         for i, name in enumerate(("1", "2", "gone", "cut", "test", "../1"))
     ]
     (tmp_path / "set.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
     record = pairs.pairs(recipe)
-    reasons = {"image missing": 1, "image damaged": 1, "in the test or val split": 1, "image outside the folder": 1}
+    reasons = {
+        "image missing": 1,
+        "image damaged": 1,
+        "in the test or val split": 1,
+        "image outside the folder": 1,
+    }
     assert record["rows"] == {"train": 2, "val": 0} and record["quarantined"] == reasons
     made = read_rows(recipe, pairs.pairs_stage(recipe).dir / "train.parquet")
     sizes = [Image.open(path).size for (path,) in made["images"]]
     assert sizes == [(448, 149), (120, 90)]
-    batch = DataCollatorForVisionPreference(AutoProcessor.from_pretrained(builtin.resolve("tiny-gemma3n")))(list(made))
-    assert memory.pair_lengths(recipe, made) == batch["attention_mask"].sum(1)[:2].tolist()  # chosen is the longer side
+    batch = DataCollatorForVisionPreference(AutoProcessor.from_pretrained(builtin.resolve("tiny-gemma3n")))(
+        list(made)
+    )
+    assert (
+        memory.pair_lengths(recipe, made) == batch["attention_mask"].sum(1)[:2].tolist()
+    )  # chosen is the longer side

@@ -17,7 +17,9 @@ from tunebook.recipe.files import ROOT
 from tunebook.recipe.loading import load_recipe
 from tunebook.runs.files import write_json
 
-RECIPE = "name: own\nmodel: {{base: smollm2-135m-instruct}}\ndata:\n  sources: [{{format: chat, path: {path}}}]\n"
+RECIPE = (
+    "name: own\nmodel: {{base: smollm2-135m-instruct}}\ndata:\n  sources: [{{format: chat, path: {path}}}]\n"
+)
 
 SAID = {
     "a recipe misspelt": (
@@ -25,32 +27,62 @@ SAID = {
         "no recipe 'smolm2-math', did you mean smollm2-math?; there are: gemma3n-mm-math, mm-math-sample, qwen3-4b-instruct, smollm2-alpaca, "
         "smollm2-math (or give a path to a .yaml file)",
     ),
-    "a recipe's file not there": ("run --recipe {tmp}/onw.yaml", "no file {tmp}/onw.yaml, did you mean {tmp}/own.yaml?"),
-    "a key misspelt": ("sft --set sft.lerning_rate=1e-4", "recipe smollm2-math: unknown key sft.lerning_rate, did you mean learning_rate?"),
+    "a recipe's file not there": (
+        "run --recipe {tmp}/onw.yaml",
+        "no file {tmp}/onw.yaml, did you mean {tmp}/own.yaml?",
+    ),
+    "a key misspelt": (
+        "sft --set sft.lerning_rate=1e-4",
+        "recipe smollm2-math: unknown key sft.lerning_rate, did you mean learning_rate?",
+    ),
     "a key without its section": (
         "sft --set learning_rate=1e-4",
         "recipe smollm2-math: unknown key learning_rate, did you mean sft.learning_rate or dpo.learning_rate?",
     ),
-    "a notebook's short name": ("sft --set lr=1e-4", "recipe smollm2-math: unknown key lr, did you mean sft.learning_rate or dpo.learning_rate?"),
-    "a key of another section": ("sft --set r=32", "recipe smollm2-math: unknown key r, did you mean lora.r?"),
+    "a notebook's short name": (
+        "sft --set lr=1e-4",
+        "recipe smollm2-math: unknown key lr, did you mean sft.learning_rate or dpo.learning_rate?",
+    ),
+    "a key of another section": (
+        "sft --set r=32",
+        "recipe smollm2-math: unknown key r, did you mean lora.r?",
+    ),
     "a wrong type": (
         "sft --set sft.learning_rate=fast",
         "recipe smollm2-math: sft.learning_rate: should be a valid number, unable to parse string as a number (it is fast)",
     ),
-    "no value": ("sft --set sft.learning_rate", "--set sft.learning_rate: write it as key=value, for example --set sft.learning_rate=2e-4"),
-    "pairs before SFT": ("pairs", "{runs}/smollm2-math/sft holds no finished result: run `uv run tunebook sft` first"),
-    "DPO before SFT": ("dpo", "{runs}/smollm2-math/pairs holds no finished result: run `uv run tunebook pairs` first"),
+    "no value": (
+        "sft --set sft.learning_rate",
+        "--set sft.learning_rate: write it as key=value, for example --set sft.learning_rate=2e-4",
+    ),
+    "pairs before SFT": (
+        "pairs",
+        "{runs}/smollm2-math/sft holds no finished result: run `uv run tunebook sft` first",
+    ),
+    "DPO before SFT": (
+        "dpo",
+        "{runs}/smollm2-math/pairs holds no finished result: run `uv run tunebook pairs` first",
+    ),
     "DPO before its pairs, of a file": (
         "dpo --recipe {tmp}/own.yaml --run mine --set lora.r=8",
         "{runs}/mine/pairs holds no finished result: run `uv run tunebook pairs --recipe {tmp}/own.yaml --run mine --set lora.r=8` first",
     ),
-    "evaluation of what is not trained": ("evaluate sft", "{runs}/smollm2-math/sft holds no finished result: run `uv run tunebook sft` first"),
-    "export before training": ("export", "{runs}/smollm2-math/sft holds no finished result: run `uv run tunebook sft` first"),
+    "evaluation of what is not trained": (
+        "evaluate sft",
+        "{runs}/smollm2-math/sft holds no finished result: run `uv run tunebook sft` first",
+    ),
+    "export before training": (
+        "export",
+        "{runs}/smollm2-math/sft holds no finished result: run `uv run tunebook sft` first",
+    ),
     "serve before export": (
         "serve",
         "no GGUF file in {runs}/smollm2-math/export: run `uv run tunebook export --to gguf --install-tools` first",
     ),
-    "report before anything": ("report", "{runs}/smollm2-math holds no finished stage: run `uv run tunebook run` first"),
+    "report before anything": (
+        "report",
+        "{runs}/smollm2-math holds no finished stage: run `uv run tunebook run` first",
+    ),
     "own data not there": ("prepare --recipe {tmp}/lost.yaml", "no file my_rows.jsonl in {tmp} or {root}"),
     "own data with other columns": (
         "prepare --recipe {tmp}/own.yaml",
@@ -62,12 +94,18 @@ SAID = {
         "no training row is left: 3 too long (the first: 38 tokens, max_seq_length is 16); raise model.max_seq_length. "
         "All of them are in {runs}/own/.data.partial/quarantine.jsonl",
     ),
-    "no server": ("clean --recipe {tmp}/clean.yaml", "BASE_URL is not set: put it into the environment or into .env, as in BASE_URL=https://host/v1"),
+    "no server": (
+        "clean --recipe {tmp}/clean.yaml",
+        "BASE_URL is not set: put it into the environment or into .env, as in BASE_URL=https://host/v1",
+    ),
     "no key": (
         "clean --recipe {tmp}/clean.yaml --set clean.url=https://host/v1 --set clean.model=m",
         "API_KEY is not set: put it into the environment or into .env, as in API_KEY=...",
     ),
-    "no clean section": ("clean", "the recipe has no `clean` section: give it one with at least `source` (see the README)"),
+    "no clean section": (
+        "clean",
+        "the recipe has no `clean` section: give it one with at least `source` (see the README)",
+    ),
     "clean rows not made yet": (
         "prepare --recipe {tmp}/clean.yaml",
         "no {runs}/own/clean/rows.jsonl: run `uv run tunebook clean --recipe {tmp}/clean.yaml` first",
@@ -88,7 +126,10 @@ SAID = {
         "chat --question Hi --model sft",
         "{runs}/smollm2-math/sft holds no finished result: run `uv run tunebook sft` first",
     ),
-    "a step that there is not": ("run --until dop", "no step 'dop': choose from prepare, sft, pairs, dpo, evaluate"),
+    "a step that there is not": (
+        "run --until dop",
+        "no step 'dop': choose from prepare, sft, pairs, dpo, evaluate",
+    ),
 }
 
 
@@ -100,9 +141,16 @@ def spoken(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(backend, "backend", lambda: pytest.fail("waits for Unsloth before it says so"))
     (tmp_path / "rows.jsonl").write_text('{"instruct": "Hi?", "reply": "Ho."}\n' * 3)
-    (tmp_path / "good.jsonl").write_text("".join(json.dumps({"prompt": f"{n} + 1?", "completion": f"{n + 1}"}) + "\n" for n in (1, 22, 333)))
+    (tmp_path / "good.jsonl").write_text(
+        "".join(json.dumps({"prompt": f"{n} + 1?", "completion": f"{n + 1}"}) + "\n" for n in (1, 22, 333))
+    )
     (tmp_path / "raw.jsonl").write_text('{"question": "1 + 1?", "solution": "\\\\boxed{2}"}\n')
-    for name, path in {"own": "rows.jsonl", "lost": "my_rows.jsonl", "short": "good.jsonl", "clean": "'{run}/clean/rows.jsonl'"}.items():
+    for name, path in {
+        "own": "rows.jsonl",
+        "lost": "my_rows.jsonl",
+        "short": "good.jsonl",
+        "clean": "'{run}/clean/rows.jsonl'",
+    }.items():
         text = RECIPE.format(path=path) + ("clean: {source: raw.jsonl}\n" if name == "clean" else "")
         (tmp_path / f"{name}.yaml").write_text(text)
 
@@ -128,7 +176,10 @@ def test_two_commands_in_one_run_folder(spoken, tmp_path):
     with FileLock(folder / ".lock"):
         write_json(folder / ".owner.json", {"pid": 4711, "command": "tunebook sft"})
         said = spoken("prepare")
-    assert said == (2, f"tunebook: {folder} is in use by process 4711 (tunebook sft): wait for it, or choose another --run")
+    assert said == (
+        2,
+        f"tunebook: {folder} is in use by process 4711 (tunebook sft): wait for it, or choose another --run",
+    )
 
 
 def test_a_gate_that_does_not_hold(spoken, tmp_path):
@@ -138,7 +189,16 @@ def test_a_gate_that_does_not_hold(spoken, tmp_path):
     write_json(recipe.run_dir / "sft" / "stage.json", {"key": "k"})
     for name, right in (("base", "1111100000"), ("sft", "1000011100")):
         lines = [
-            {"index": i, "prompt": "", "gold": "1", "slice": "", "group": "", "answer": "", "parsed": None, "how": "none"}
+            {
+                "index": i,
+                "prompt": "",
+                "gold": "1",
+                "slice": "",
+                "group": "",
+                "answer": "",
+                "parsed": None,
+                "how": "none",
+            }
             | {"correct": r == "1", "truncated": False, "tokens": 3}
             for i, r in enumerate(right)
         ]
@@ -147,5 +207,12 @@ def test_a_gate_that_does_not_hold(spoken, tmp_path):
         (stage.dir / "predictions.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
         write_json(stage.dir / "stage.json", {"key": stage.key, "summary": summarise(lines)})
     code, said = spoken("evaluate --gate")
-    assert code == 2 and said.startswith("tunebook: gate: sft against base: -10.0 points (95% interval ") and said.count("\n") == 0
-    assert "n = 10), the lower end must be above +0.0; dpo against sft: not both have been evaluated on the same items" in said
+    assert (
+        code == 2
+        and said.startswith("tunebook: gate: sft against base: -10.0 points (95% interval ")
+        and said.count("\n") == 0
+    )
+    assert (
+        "n = 10), the lower end must be above +0.0; dpo against sft: not both have been evaluated on the same items"
+        in said
+    )

@@ -61,8 +61,17 @@ def test_go_renders_what_the_tokenizer_renders(tokenizer, tmp_path, monkeypatch,
 def test_the_file_keeps_its_syntax(tokenizer):
     """The grammar of Ollama's Modelfile: a command and its value per line, values over several lines in triple quotes."""
     text = modelfile("../gguf-q8_0/x.gguf", tokenizer, ["<|im_end|>"], "Two\nlines.", 384)
-    found = re.findall(r'^(FROM|TEMPLATE|SYSTEM|PARAMETER) (""".*?"""|[^\n]*)$', text, flags=re.DOTALL | re.MULTILINE)
-    assert [command for command, _ in found] == ["FROM", "TEMPLATE", "SYSTEM", "PARAMETER", "PARAMETER", "PARAMETER"]
+    found = re.findall(
+        r'^(FROM|TEMPLATE|SYSTEM|PARAMETER) (""".*?"""|[^\n]*)$', text, flags=re.DOTALL | re.MULTILINE
+    )
+    assert [command for command, _ in found] == [
+        "FROM",
+        "TEMPLATE",
+        "SYSTEM",
+        "PARAMETER",
+        "PARAMETER",
+        "PARAMETER",
+    ]
     assert "".join(f"{command} {value}\n" for command, value in found) == text  # nothing is left over
     assert found[1][1].count('"""') == 2 and found[2][1] == '"""Two\nlines."""'
     assert 'PARAMETER stop "<|im_end|>"\n' in text

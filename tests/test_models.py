@@ -17,11 +17,41 @@ from tunebook.models import builtin
 def texts() -> list[str]:
     """A hundred and more texts with digits, newlines and LaTeX."""
     rng = random.Random(0)
-    pieces = ["\n\n", "\n", "  ", " ", "1.", "12", "3.14", "2024", "\\boxed{", "}", "$", "\\frac{1}{2}", "\\sqrt{3}", "é", "π", "°"]
+    pieces = [
+        "\n\n",
+        "\n",
+        "  ",
+        " ",
+        "1.",
+        "12",
+        "3.14",
+        "2024",
+        "\\boxed{",
+        "}",
+        "$",
+        "\\frac{1}{2}",
+        "\\sqrt{3}",
+        "é",
+        "π",
+        "°",
+    ]
     pieces += ["def f(x):", "\t", "can't", "中", "🙂", "A", "-7", "^2"]
     noise = ["".join(rng.choices(pieces, k=rng.randint(1, 12))) for _ in range(60)]
-    fixed = ["\n\n1. a", "  12", "x\n\n\n2", "1 2  3", "### Solution\n1. 2 + 3 = 5\n\n### Final Answer\n\\boxed{5}", "100,000.50", "a" * 50]
-    return fixed + noise + [p.solution for p in problems("train", 40)] + [p.question for p in problems("test", 20)]
+    fixed = [
+        "\n\n1. a",
+        "  12",
+        "x\n\n\n2",
+        "1 2  3",
+        "### Solution\n1. 2 + 3 = 5\n\n### Final Answer\n\\boxed{5}",
+        "100,000.50",
+        "a" * 50,
+    ]
+    return (
+        fixed
+        + noise
+        + [p.solution for p in problems("train", 40)]
+        + [p.question for p in problems("test", 20)]
+    )
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +75,11 @@ def test_tokenises_as_llama_cpp_does(tokenizer):
     sample = texts()
     assert len(sample) > 100
     done = subprocess.run(
-        [sys.executable, "-c", code, str(builtin._embedded_gguf())], input=json.dumps(sample), capture_output=True, text=True, check=False
+        [sys.executable, "-c", code, str(builtin._embedded_gguf())],
+        input=json.dumps(sample),
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert "TOKENS" in done.stdout, done.stderr[-2000:]
     theirs = json.loads(done.stdout.split("TOKENS")[1])
@@ -61,7 +95,9 @@ def test_a_turn_ends_at_im_end_and_pad_is_something_else(tokenizer, embedded):
         config = json.loads((embedded / name).read_text())
         assert config["eos_token_id"] == tokenizer.eos_token_id
         assert config["pad_token_id"] == tokenizer.pad_token_id
-    rendered = tokenizer.apply_chat_template([{"role": "user", "content": "hi"}, {"role": "assistant", "content": "yo"}], tokenize=False)
+    rendered = tokenizer.apply_chat_template(
+        [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "yo"}], tokenize=False
+    )
     assert rendered.endswith("<|im_start|>assistant\nyo<|im_end|>\n")
 
 
@@ -77,7 +113,10 @@ def test_two_processes_convert_once(tmp_path):
         "models._convert_gguf = convert\nprint(models.embedded_model())"
     )
     env = os.environ | {"TUNEBOOK_CACHE": str(tmp_path)}
-    both = [subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, env=env) for _ in range(2)]
+    both = [
+        subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, env=env)
+        for _ in range(2)
+    ]
     outs = [p.communicate()[0] for p in both]
     assert "".join(outs).count("converting\n") == 1
     assert not list(tmp_path.glob("*.partial"))

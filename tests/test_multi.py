@@ -70,16 +70,26 @@ def test_arguments_for_several_processes(monkeypatch, tmp_path):
     recipe = load_recipe()
     recipe.sft = {"deepspeed": "configs/deepspeed_zero2.json"}
     alone, callbacks = arguments.arguments(Config, recipe, "sft", tmp_path)
-    assert (alone.per_device_train_batch_size, alone.gradient_accumulation_steps, alone.ddp_find_unused_parameters) == (4, 2, None)
+    assert (
+        alone.per_device_train_batch_size,
+        alone.gradient_accumulation_steps,
+        alone.ddp_find_unused_parameters,
+    ) == (4, 2, None)
     assert Path(alone.deepspeed) == ROOT / "configs" / "deepspeed_zero2.json"
     assert callbacks == ["whole_checkpoints", "metrics_file", "remaining_time", "health"]
     monkeypatch.setenv("WORLD_SIZE", "4")
     monkeypatch.setenv("RANK", "3")
     fourth, callbacks = arguments.arguments(Config, recipe, "sft", tmp_path)
-    assert (fourth.per_device_train_batch_size, fourth.gradient_accumulation_steps, fourth.ddp_find_unused_parameters) == (2, 1, False)
+    assert (
+        fourth.per_device_train_batch_size,
+        fourth.gradient_accumulation_steps,
+        fourth.ddp_find_unused_parameters,
+    ) == (2, 1, False)
     assert callbacks == ["whole_checkpoints", "health"]  # the first process writes and reports
     recipe.sft = {"per_device_train_batch_size": 3, "gradient_accumulation_steps": 2}
-    with pytest.raises(UserError, match=r"sft\.per_device.* 3 x .* 2 = 6 rows a step is no multiple of 4 processes; set sft"):
+    with pytest.raises(
+        UserError, match=r"sft\.per_device.* 3 x .* 2 = 6 rows a step is no multiple of 4 processes; set sft"
+    ):
         arguments.arguments(Config, recipe, "sft", tmp_path)
 
 
@@ -88,7 +98,13 @@ def test_torchrun_is_asked_for_what_the_environment_says(tmp_path):
     assert launch.options(4, tmp_path, {"NNODES": "1"})[-1] == "--redirects=1:3,2:3,3:3"
     several = {"NNODES": "2", "NODE_RANK": "1", "MASTER_ADDR": "10.0.0.1", "MASTER_PORT": "29501"}
     assert launch.options(2, tmp_path, several) == [
-        *("--nnodes=2", "--node-rank=1", "--master-addr=10.0.0.1", "--master-port=29501", "--nproc-per-node=2"),
+        *(
+            "--nnodes=2",
+            "--node-rank=1",
+            "--master-addr=10.0.0.1",
+            "--master-port=29501",
+            "--nproc-per-node=2",
+        ),
         *(f"--log-dir={tmp_path}", "--redirects=0:3,1:3"),
     ]
     with pytest.raises(UserError, match="NNODES=2 needs MASTER_ADDR too"):
@@ -110,15 +126,33 @@ def test_only_the_first_process_writes(monkeypatch):
 def failure(exitcode: int, timestamp: int, message: str | None = None) -> SimpleNamespace:
     text = {"message": message} if message else "-"
     name = signal.Signals(-exitcode).name if exitcode < 0 else "<N/A>"
-    return SimpleNamespace(exitcode=exitcode, timestamp=timestamp, message=text, signal_name=lambda: name, error_file="logs/1/error.json")
+    return SimpleNamespace(
+        exitcode=exitcode,
+        timestamp=timestamp,
+        message=text,
+        signal_name=lambda: name,
+        error_file="logs/1/error.json",
+    )
 
 
 def test_the_process_that_failed_first_is_named():
     broken = failure(1, 10, "RuntimeError: Connection closed by peer\nmore")
-    assert launch.explain({0: broken, 1: failure(-9, 11)}) == ("signal", "process 1 was ended by SIGKILL (often for want of memory)")
-    assert launch.explain({0: broken, 3: failure(1, 9, "UserError: mask audit: x")}) == ("UserError", "mask audit: x (process 3)")
-    assert launch.explain({0: failure(-15, 8), 1: failure(1, 9, "OutOfMemory: too much")}) == ("OutOfMemory", "too much (process 1)")
-    assert launch.explain({0: broken}) == ("RuntimeError", "process 0 failed: RuntimeError: Connection closed by peer (logs/1/error.json)")
+    assert launch.explain({0: broken, 1: failure(-9, 11)}) == (
+        "signal",
+        "process 1 was ended by SIGKILL (often for want of memory)",
+    )
+    assert launch.explain({0: broken, 3: failure(1, 9, "UserError: mask audit: x")}) == (
+        "UserError",
+        "mask audit: x (process 3)",
+    )
+    assert launch.explain({0: failure(-15, 8), 1: failure(1, 9, "OutOfMemory: too much")}) == (
+        "OutOfMemory",
+        "too much (process 1)",
+    )
+    assert launch.explain({0: broken}) == (
+        "RuntimeError",
+        "process 0 failed: RuntimeError: Connection closed by peer (logs/1/error.json)",
+    )
     assert launch.explain({2: failure(3, 1)}) == ("exit", "process 2 ended with exit code 3")
 
 
@@ -126,11 +160,32 @@ PLAN = Plan(linear=3_000, other=1_000, trainable=100, width=2, kept=8_000, layer
 
 
 def test_the_parts_of_the_estimate():
-    expected = {"base model": 8_000, "adapter": 400, "gradients": 400, "optimiser": 800, "activations": 8_000, "logits": 6_000}
+    expected = {
+        "base model": 8_000,
+        "adapter": 400,
+        "gradients": 400,
+        "optimiser": 800,
+        "activations": 8_000,
+        "logits": 6_000,
+    }
     assert PLAN.parts() == expected | {"gaps in the heap": 0}
-    changed = Plan(**(vars(PLAN) | {"four_bit": True, "checkpointing": True, "copies": 2, "optimizer": 2, "gaps": 0.5, "logits": 2**40})).parts()
+    changed = Plan(
+        **(
+            vars(PLAN)
+            | {
+                "four_bit": True,
+                "checkpointing": True,
+                "copies": 2,
+                "optimizer": 2,
+                "gaps": 0.5,
+                "logits": 2**40,
+            }
+        )
+    ).parts()
     assert changed["base model"] == int(3_000 * 4.13 / 8 + 2_000)
-    assert changed["activations"] == 4 * 100 + 2_000  # what enters each layer, and one layer while it is recomputed
+    assert (
+        changed["activations"] == 4 * 100 + 2_000
+    )  # what enters each layer, and one layer while it is recomputed
     assert changed["gaps in the heap"] == 1_200
     assert (changed["adapter"], changed["optimiser"], changed["logits"]) == (800, 200, 3 * 4 * 16 * 2**20)
 
@@ -140,17 +195,22 @@ def test_the_cheapest_mend_is_named():
     half = "It would with --set sft.per_device_train_batch_size=4 --set sft.gradient_accumulation_steps=4"
     assert memory.mend(PLAN, PLAN.total - 1, args, "sft") == half
     base = PLAN.total - 14_000
-    assert memory.mend(PLAN, base + 2_000, args, "sft").endswith("batch_size=1 --set sft.gradient_accumulation_steps=16")
+    assert memory.mend(PLAN, base + 2_000, args, "sft").endswith(
+        "batch_size=1 --set sft.gradient_accumulation_steps=16"
+    )
     assert memory.mend(PLAN, base + 1_200, args, "sft").endswith("--set lora.use_gradient_checkpointing=true")
     assert memory.mend(PLAN, base - 3_000, args, "sft").endswith("--set model.load_in_4bit=true")
     assert memory.mend(PLAN, 10, args, "dpo").startswith("Make model.max_seq_length smaller")
 
 
 @pytest.mark.parametrize(
-    ("strategy", "every", "limit", "expected"), [("steps", 50, None, 5), ("steps", 50, 2, 2), ("epoch", 500, None, 3), ("no", 50, None, 0)]
+    ("strategy", "every", "limit", "expected"),
+    [("steps", 50, None, 5), ("steps", 50, 2, 2), ("epoch", 500, None, 3), ("no", 50, None, 0)],
 )
 def test_checkpoints_on_disk(strategy, every, limit, expected):
-    args = SimpleNamespace(save_strategy=strategy, save_steps=every, save_total_limit=limit, num_train_epochs=3)
+    args = SimpleNamespace(
+        save_strategy=strategy, save_steps=every, save_total_limit=limit, num_train_epochs=3
+    )
     assert memory.checkpoints(args, 240) == expected
 
 
@@ -170,7 +230,11 @@ def test_deepspeed_takes_its_configuration():
     from transformers import TrainingArguments
 
     config = HfTrainerDeepSpeedConfig(str(ROOT / "configs" / "deepspeed_zero2.json"))
-    config.trainer_config_process(TrainingArguments(output_dir="x", use_cpu=True, per_device_train_batch_size=4, gradient_accumulation_steps=2))
+    config.trainer_config_process(
+        TrainingArguments(
+            output_dir="x", use_cpu=True, per_device_train_batch_size=4, gradient_accumulation_steps=2
+        )
+    )
     assert config.mismatches == [] and DeepSpeedConfig(config.config).zero_optimization_stage == 2
 
 
@@ -181,7 +245,10 @@ def test_deepspeed_takes_its_configuration():
 def recipe(tiny_recipe, tmp_path) -> Path:
     """The tiny recipe with four rows a step, two at a time; pairs are each solution and it with a wrong box."""
     content = yaml.safe_load(tiny_recipe.read_text())
-    exact = {"bf16": False, "gradient_accumulation_steps": 2}  # in bfloat16 the batch's shape shows in the loss
+    exact = {
+        "bf16": False,
+        "gradient_accumulation_steps": 2,
+    }  # in bfloat16 the batch's shape shows in the loss
     content["sft"] |= exact | {"eval_strategy": "no"}
     content["pairs"] = {"methods": ["dataset"], "dataset": str(tmp_path / "pairs.jsonl"), "val": 0}
     content["dpo"] |= exact | {"per_device_train_batch_size": 2, "learning_rate": 5e-3, "max_steps": 8}
@@ -191,19 +258,34 @@ def recipe(tiny_recipe, tmp_path) -> Path:
 
 
 def trace(run_dir: Path, stage: str = "sft") -> dict[int, tuple[float, float]]:
-    return {e["step"]: (float(e["loss"]), float(e["grad_norm"])) for e in files.log_history(run_dir / stage) if "loss" in e}
+    return {
+        e["step"]: (float(e["loss"]), float(e["grad_norm"]))
+        for e in files.log_history(run_dir / stage)
+        if "loss" in e
+    }
 
 
 def two(*arguments: str, **environment: str) -> subprocess.Popen[str]:
     """`tunebook ...` in two processes."""
-    env = {k: v for k, v in os.environ.items() if k not in ("OMP_NUM_THREADS", "RANK")} | {"NPROC_PER_NODE": "2"} | environment
+    env = (
+        {k: v for k, v in os.environ.items() if k not in ("OMP_NUM_THREADS", "RANK")}
+        | {"NPROC_PER_NODE": "2"}
+        | environment
+    )
     return subprocess.Popen(
-        [sys.executable, "-m", "tunebook.cli", *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env, cwd=ROOT
+        [sys.executable, "-m", "tunebook.cli", *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=env,
+        cwd=ROOT,
     )
 
 
 def close(found: dict[int, tuple[float, float]], expected: dict[int, tuple[float, float]]) -> bool:
-    return found.keys() == expected.keys() and all(found[k] == pytest.approx(expected[k], abs=1e-4) for k in expected)
+    return found.keys() == expected.keys() and all(
+        found[k] == pytest.approx(expected[k], abs=1e-4) for k in expected
+    )
 
 
 @pytest.mark.slow
@@ -223,7 +305,9 @@ def test_two_processes_train_as_one_and_end_together(recipe):
     workers[1].kill()
     start = time.monotonic()
     err = killed.communicate(timeout=60)[1]
-    assert killed.returncode == 2 and time.monotonic() - start < 60 and not any(p.is_running() for p in workers)
+    assert (
+        killed.returncode == 2 and time.monotonic() - start < 60 and not any(p.is_running() for p in workers)
+    )
     line = "tunebook: process 1 was ended by SIGKILL (often for want of memory). All processes were stopped; the same command goes on"
     assert err.splitlines()[-1].startswith(line) and "Traceback" not in err and err.count("tunebook: ") == 1
     assert not (run_dir / "sft").exists()
@@ -231,9 +315,17 @@ def test_two_processes_train_as_one_and_end_together(recipe):
     again = two(*command)
     out, err = again.communicate(timeout=240)
     assert again.returncode == 0, err[-2000:]
-    assert out.count("Mask audit") == 1 and re.search(r"Going on from checkpoint-\d+", out) and out.count("Wrote ") == 1
+    assert (
+        out.count("Mask audit") == 1
+        and re.search(r"Going on from checkpoint-\d+", out)
+        and out.count("Wrote ") == 1
+    )
     metrics = json.loads((run_dir / "sft" / "stage.json").read_text())["metrics"]
-    assert (metrics["effective_batch_size"], metrics["processes"], metrics["per_device_batch_size"]) == (4, 2, 2)
+    assert (metrics["effective_batch_size"], metrics["processes"], metrics["per_device_batch_size"]) == (
+        4,
+        2,
+        2,
+    )
     one = load_recipe(recipe, run="one")
     alone = sft(one)["metrics"]
     assert close(trace(run_dir), trace(one.run_dir)) and len(trace(run_dir)) == 20
@@ -255,7 +347,12 @@ def test_dpo_in_two_processes_with_too_little_memory(recipe, tmp_path):
     with (tmp_path / "pairs.jsonl").open("w") as out:
         for row in load(one, "train"):
             right = row["completion"][0]["content"]
-            pair = {"prompt": row["prompt"], "chosen": right, "rejected": re.sub(r"boxed\{.*\}", "boxed{12345}", right), "answer": row["gold"]}
+            pair = {
+                "prompt": row["prompt"],
+                "chosen": right,
+                "rejected": re.sub(r"boxed\{.*\}", "boxed{12345}", right),
+                "answer": row["gold"],
+            }
             out.write(json.dumps(pair) + "\n")
     pairs(one)
     shutil.copytree(one.run_dir, one.run_dir.with_name("two"))
@@ -273,10 +370,19 @@ if os.environ.get("RANK") == "1" and "TUNEBOOK_HALVINGS" not in os.environ:
         return whole(self, *args, **kwargs)
     torch.Tensor.backward = backward
 """)
-    both = two("dpo", "--recipe", str(recipe), "--run", "two", PYTHONPATH=f"{tmp_path / 'site'}:{os.environ.get('PYTHONPATH', '')}")
+    both = two(
+        "dpo",
+        "--recipe",
+        str(recipe),
+        "--run",
+        "two",
+        PYTHONPATH=f"{tmp_path / 'site'}:{os.environ.get('PYTHONPATH', '')}",
+    )
     out, err = both.communicate(timeout=300)
     assert both.returncode == 0, err[-2000:]
-    assert "out of memory with 2 rows a device (process 1): all processes start again with half of them" in out
+    assert (
+        "out of memory with 2 rows a device (process 1): all processes start again with half of them" in out
+    )
     assert "Going on from checkpoint-3" in out and "Traceback" not in err
     run_dir = one.run_dir.with_name("two")
     metrics = json.loads((run_dir / "dpo" / "stage.json").read_text())["metrics"]
@@ -301,7 +407,9 @@ def really_kept(recipe, rows: int, length: int) -> int:
 
     ids = torch.zeros((rows, length), dtype=torch.long)
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
-        model.get_base_model().get_decoder()(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False)
+        model.get_base_model().get_decoder()(
+            input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False
+        )
     return sum(size for key, (size, _) in kept.items() if key not in own)
 
 
@@ -309,13 +417,21 @@ def really_kept(recipe, rows: int, length: int) -> int:
 def test_memory_that_runs_out_halves_the_batch_and_changes_nothing(recipe, monkeypatch, capsys):
     from tunebook.training.sft import sft
 
-    straight = load_recipe(recipe, run="straight", overrides={"sft.per_device_train_batch_size": 4, "sft.gradient_accumulation_steps": 1})
+    straight = load_recipe(
+        recipe,
+        run="straight",
+        overrides={"sft.per_device_train_batch_size": 4, "sft.gradient_accumulation_steps": 1},
+    )
     record = sft(straight)
     import torch
     import transformers
 
-    apart = load_recipe(recipe, overrides={"model.share_prompts": False, "model.attn_implementation": "eager"})  # as it is counted
-    assert record["preflight"]["parts"]["activations"] == really_kept(apart, rows=4, length=record["preflight"]["longest"])
+    apart = load_recipe(
+        recipe, overrides={"model.share_prompts": False, "model.attn_implementation": "eager"}
+    )  # as it is counted
+    assert record["preflight"]["parts"]["activations"] == really_kept(
+        apart, rows=4, length=record["preflight"]["longest"]
+    )
 
     step, seen = transformers.Trainer.training_step, []
 
@@ -326,16 +442,28 @@ def test_memory_that_runs_out_halves_the_batch_and_changes_nothing(recipe, monke
         return step(self, model, inputs, *args, **kwargs)
 
     monkeypatch.setattr(transformers.Trainer, "training_step", scarce)
-    short = load_recipe(recipe, run="short", overrides={k: v for k, (_, v) in straight.overrides.items() if k != "run"})
+    short = load_recipe(
+        recipe, run="short", overrides={k: v for k, (_, v) in straight.overrides.items() if k != "run"}
+    )
     capsys.readouterr()
     metrics = sft(short)["metrics"]
     out = capsys.readouterr().out
-    assert out.count("Out of memory with ") == 2 and "with 4 rows a device: goes on with 2, accumulating 2 times" in out
+    assert (
+        out.count("Out of memory with ") == 2
+        and "with 4 rows a device: goes on with 2, accumulating 2 times" in out
+    )
     assert out.count("Going on from checkpoint-5") == 1 and out.count("Going on from checkpoint-10") == 1
     assert (metrics["per_device_batch_size"], metrics["effective_batch_size"]) == (1, 4)
-    assert close(trace(short.run_dir), trace(straight.run_dir)) and metrics["tokens"] == record["metrics"]["tokens"]
+    assert (
+        close(trace(short.run_dir), trace(straight.run_dir))
+        and metrics["tokens"] == record["metrics"]["tokens"]
+    )
 
-    monkeypatch.setattr(transformers.Trainer, "training_step", lambda *a, **k: (_ for _ in ()).throw(RuntimeError("DefaultCPUAllocator: no")))
+    monkeypatch.setattr(
+        transformers.Trainer,
+        "training_step",
+        lambda *a, **k: (_ for _ in ()).throw(RuntimeError("DefaultCPUAllocator: no")),
+    )
     never = load_recipe(recipe, run="never", overrides={"sft.max_steps": 2})
     with pytest.raises(UserError, match=r"one row at a time: set lora\.use_gradient_checkpointing=true"):
         sft(never)

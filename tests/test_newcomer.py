@@ -76,13 +76,22 @@ RUN = {
     "uv run tunebook report": (0, r"Wrote .*report\.html"),
     "uv run tunebook report runs/a runs/b": (0, r"sft"),
     "uv run tunebook chat": (0, r"dpo answers\. /model NAME \(base, sft, dpo\)"),
-    'uv run tunebook chat --question "A square has sides of 7 cm. What is its area?" --model base': (0, r"\S\s*$"),
+    'uv run tunebook chat --question "A square has sides of 7 cm. What is its area?" --model base': (
+        0,
+        r"\S\s*$",
+    ),
     "uv run tunebook serve": (0, r"200"),
-    'uv run python -c "import torch; print(torch.version.cuda, torch.cuda.is_available())"': (0, r"(None|\d+\.\d+) (True|False)"),
+    'uv run python -c "import torch; print(torch.version.cuda, torch.cuda.is_available())"': (
+        0,
+        r"(None|\d+\.\d+) (True|False)",
+    ),
 }
 """Exit code, and what it says. A server is over when it has answered with 200."""
 TO_THE_LETTER = "bash train_sft.sh --set sft.learning_rate=2e-4"
-SERVERS = {"uv sync && uv run jupyter lab": "http://127.0.0.1:{port}/lab?token=t", "uv run tunebook serve": "http://127.0.0.1:8080/v1/models"}
+SERVERS = {
+    "uv sync && uv run jupyter lab": "http://127.0.0.1:{port}/lab?token=t",
+    "uv run tunebook serve": "http://127.0.0.1:8080/v1/models",
+}
 SMALL = {
     "model.dtype": "float32",
     "data.sources.0.train": 24,
@@ -143,10 +152,24 @@ shift; [ "$1" = --project ] && shift 2
 command="$1"; shift; exec {Path(sys.executable).parent}/"$command" "$@"
 """)
     (tmp_path / "bin" / "uv").chmod(0o755)
-    small = {f"TUNEBOOK__{key.upper().replace('.', '__')}": str(value) for key, value in (SMALL | {"model.base": tmp_path / "tiny"}).items()}
-    environment = os.environ | small | {"PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}", "TUNEBOOK_RUNS": str(folder / "runs"), "COLUMNS": "200"}
+    small = {
+        f"TUNEBOOK__{key.upper().replace('.', '__')}": str(value)
+        for key, value in (SMALL | {"model.base": tmp_path / "tiny"}).items()
+    }
+    environment = (
+        os.environ
+        | small
+        | {
+            "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}",
+            "TUNEBOOK_RUNS": str(folder / "runs"),
+            "COLUMNS": "200",
+        }
+    )
     environment |= {"JUPYTER_CONFIG_DIR": str(tmp_path / "jupyter"), "TOKENIZERS_PARALLELISM": "false"}
-    environment |= {"UV_NO_SYNC": "1", "UV_PROJECT_ENVIRONMENT": sys.prefix}  # the real one: what is installed, as it is
+    environment |= {
+        "UV_NO_SYNC": "1",
+        "UV_PROJECT_ENVIRONMENT": sys.prefix,
+    }  # the real one: what is installed, as it is
     with faults.server(tmp_path) as address:
         environment |= faults.kernelspec(tmp_path, address)
         tiny = [str(ROOT / "tests" / "tiny_text.py"), "llama", str(tmp_path / "tiny"), str(embedded)]
@@ -186,7 +209,9 @@ def test_the_newcomers_day(clone):
             )
             code, said = ended.returncode, ended.stdout
         wanted, pattern = RUN[line]
-        assert code == wanted and re.search(pattern, said), f"{line}\nended with {code} and said\n{said[-3000:]}"
+        assert code == wanted and re.search(pattern, said), (
+            f"{line}\nended with {code} and said\n{said[-3000:]}"
+        )
         assert "Traceback" not in said, said[-3000:]
         done.add(line)
         print(f"{time.monotonic() - start:6.1f} s  {line}", flush=True)
@@ -195,16 +220,25 @@ def test_the_newcomers_day(clone):
     assert {"data", "sft", "pairs", "dpo", "eval/base", "eval/sft", "eval/dpo"} <= stages.keys()
     assert stages["sft"]["recipe"]["sft"]["learning_rate"] == 2e-4  # the script's `--set`
     executed = sorted((run / "notebooks").glob("*.ipynb"))
-    assert [path.name for path in executed] == sorted(path.name for path in (ROOT / "notebooks").glob("0*.ipynb"))
+    assert [path.name for path in executed] == sorted(
+        path.name for path in (ROOT / "notebooks").glob("0*.ipynb")
+    )
     for path in executed:
-        outputs = [o for c in nbformat.read(path, as_version=4).cells if c.cell_type == "code" for o in c.outputs]
+        outputs = [
+            o for c in nbformat.read(path, as_version=4).cells if c.cell_type == "code" for o in c.outputs
+        ]
         assert outputs and not [o for o in outputs if o.output_type == "error"], path
 
 
 def served(line: str, url: str, folder: Path, environment: dict[str, str]) -> tuple[int, str]:
     """Start a server, wait for its address to answer, and stop it as Ctrl-C does."""
     process = subprocess.Popen(
-        ["bash", "-c", line], cwd=folder, env=environment, start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        ["bash", "-c", line],
+        cwd=folder,
+        env=environment,
+        start_new_session=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
     )
     deadline, status = time.monotonic() + 90, ""
     try:

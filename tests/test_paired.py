@@ -26,14 +26,25 @@ def test_mcnemar_is_the_binomial_on_the_items_that_differ(items):
     assert found["difference"] == pytest.approx((won - lost) / len(items))
     fewer = min(won, lost)
     assert found["p"] == pytest.approx(min(1.0, 2 * binom.cdf(fewer, won + lost, 0.5)) if won + lost else 1.0)
-    assert found["interval"][0] <= found["difference"] + 1e-9 and found["difference"] - 1e-9 <= found["interval"][1]
+    assert (
+        found["interval"][0] <= found["difference"] + 1e-9
+        and found["difference"] - 1e-9 <= found["interval"][1]
+    )
     turned = compare(second, first)
-    assert turned["p"] == pytest.approx(found["p"]) and turned["difference"] == pytest.approx(-found["difference"])
+    assert turned["p"] == pytest.approx(found["p"]) and turned["difference"] == pytest.approx(
+        -found["difference"]
+    )
 
 
 def test_the_same_model_and_one_flipped_item():
     same = compare([1, 0, 1], [1, 0, 1])
-    assert (same["difference"], same["p"], same["interval"], same["won"], same["lost"]) == (0, 1.0, [0, 0], 0, 0)
+    assert (same["difference"], same["p"], same["interval"], same["won"], same["lost"]) == (
+        0,
+        1.0,
+        [0, 0],
+        0,
+        0,
+    )
     one = compare([0] + [1] * 99, [1] * 100)
     assert (one["won"], one["lost"], one["p"], one["difference"]) == (1, 0, 1.0, 0.01)
 
@@ -67,7 +78,16 @@ def at_once(first, second) -> list[float]:
 
 
 def test_the_table_says_it_in_points():
-    row = {"first": "sft", "second": "dpo", "n": 600, "difference": 0.01, "interval": [0.0, 0.02], "won": 8, "lost": 2, "p": 0.109375}
+    row = {
+        "first": "sft",
+        "second": "dpo",
+        "n": 600,
+        "difference": 0.01,
+        "interval": [0.0, 0.02],
+        "won": 8,
+        "lost": 2,
+        "p": 0.109375,
+    }
     table = markdown(COMPARED, compared_cells([row | {"detectable": 0.0148}]))
     assert table.splitlines()[-1] == "| sft → dpo | 600 | +1.0 (+0.0 to +2.0) | 8 | 2 | 0.11 | 1.5 |"
 

@@ -27,7 +27,19 @@ def test_the_recorded_manifest_is_enough_to_repeat_the_run():
     stages = json.loads((ROOT / "resources" / "smollm2-math" / "manifest.json").read_text())["stages"]
     assert {"data", "sft", "eval/base", "eval/sft"} <= set(stages)
     for stage in stages.values():
-        assert {"recipe", "overrides", "seed", "git", "lock", "versions", "hardware", "started", "ended", "peak_memory_gb", "inputs"} <= set(stage)
+        assert {
+            "recipe",
+            "overrides",
+            "seed",
+            "git",
+            "lock",
+            "versions",
+            "hardware",
+            "started",
+            "ended",
+            "peak_memory_gb",
+            "inputs",
+        } <= set(stage)
     assert set(stages["data"]["fingerprints"]) == set(stages["data"]["rows"]) == {"train", "val", "test"}
     assert "/root/" not in json.dumps(stages) and "/home/" not in json.dumps(stages)
 
@@ -43,7 +55,10 @@ def test_linked_files_exist():
         assert (ROOT / target).exists(), target
 
 
-@pytest.mark.parametrize("command", sorted(set(re.findall(r"tunebook (\w+)", re.sub(r"src/tunebook|`tunebook`", "", README))) - {"lies"}))
+@pytest.mark.parametrize(
+    "command",
+    sorted(set(re.findall(r"tunebook (\w+)", re.sub(r"src/tunebook|`tunebook`", "", README))) - {"lies"}),
+)
 def test_every_command_exists_and_its_help_teaches(run_cli, command):
     done = run_cli(command, "--help", env=os.environ | {"COLUMNS": "200", "TERM": "dumb"})
     assert done.returncode == 0, done.stderr
@@ -63,5 +78,11 @@ def test_shell_scripts_parse_and_pass_options_on(tmp_path):
             env={"PATH": f"{tmp_path}:{os.environ['PATH']}"},
         )
         assert done.stdout.strip().endswith(f"tunebook {command} --set a=b c")
-        missing = subprocess.run(["/bin/bash", str(ROOT / script)], capture_output=True, text=True, check=False, env={"PATH": "/bin:/usr/bin"})
+        missing = subprocess.run(
+            ["/bin/bash", str(ROOT / script)],
+            capture_output=True,
+            text=True,
+            check=False,
+            env={"PATH": "/bin:/usr/bin"},
+        )
         assert missing.returncode == 2 and "pip install uv" in missing.stderr

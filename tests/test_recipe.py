@@ -46,7 +46,10 @@ def test_a_mistake_names_the_nearest_key(item, message):
     ("args", "message"),
     [
         (["--recipe", "smolm2-math"], "no recipe 'smolm2-math', did you mean smollm2-math?"),
-        (["--recipe", "configs/smollm2-meth.yaml"], "no file configs/smollm2-meth.yaml, did you mean configs/smollm2-math.yaml?"),
+        (
+            ["--recipe", "configs/smollm2-meth.yaml"],
+            "no file configs/smollm2-meth.yaml, did you mean configs/smollm2-math.yaml?",
+        ),
         (["--set", "seed"], "write it as key=value"),
         (["--set", "sft.lerning_rate=1"], "did you mean learning_rate?"),
     ],
@@ -59,7 +62,11 @@ def test_command_line_mistakes_are_one_line_and_exit_2(run_cli, args, message):
 
 
 def test_a_file_that_is_no_recipe(tmp_path):
-    for text, message in (("a: [1", "not readable YAML"), ("- 1", "does not hold a recipe"), ("name: x", "model is missing")):
+    for text, message in (
+        ("a: [1", "not readable YAML"),
+        ("- 1", "does not hold a recipe"),
+        ("name: x", "model is missing"),
+    ):
         path = tmp_path / "r.yaml"
         path.write_text(text)
         with pytest.raises(UserError, match=message):
@@ -71,7 +78,10 @@ def test_numbers_as_people_write_them(tmp_path):
         assert load_recipe(overrides=parse_set([f"sft.learning_rate={text}"])).sft["learning_rate"] == 2e-4
     assert load_recipe(stage="sft", lr="2e-4").sft["learning_rate"] == 2e-4  # papermill -y gives text
     assert load_recipe(overrides={"sft.packing": "false"}).sft["packing"] is False  # papermill -p gives text
-    assert load_recipe(overrides=parse_set(["sft.eval_strategy=no", "sft.packing=false"])).sft["eval_strategy"] == "no"
+    assert (
+        load_recipe(overrides=parse_set(["sft.eval_strategy=no", "sft.packing=false"])).sft["eval_strategy"]
+        == "no"
+    )
     assert load_recipe(overrides={"dpo.loss_type": "ipo"}).dpo["loss_type"] == "ipo"
     assert load_recipe(overrides={"dpo.loss_type": ["sigmoid", "sft"]}).dpo["loss_type"] == ["sigmoid", "sft"]
 
@@ -104,13 +114,25 @@ def test_fields_are_read_from_the_installed_configs():
         "print(json.dumps({'sft': [f.name for f in dataclasses.fields(trl.SFTConfig)], 'dpo': [f.name for f in dataclasses.fields(trl.DPOConfig)],"
         " 'lora': [f.name for f in dataclasses.fields(peft.LoraConfig)]}))"
     )
-    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.splitlines()[-1]
+    out = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    ).stdout.splitlines()[-1]
     for section, names in json.loads(out).items():
         known = set(trainer_keys.trainer_section(section).model_fields)
         ours = {*trainer_keys._EARLY_STOPPING, *trainer_keys._UNSLOTH_LORA}
         theirs = {n for n in names if not n.startswith("_")} - trainer_keys._OURS
         missing = (
-            theirs - known - {"runtime_config", "peft_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision", "inference_mode"}
+            theirs
+            - known
+            - {
+                "runtime_config",
+                "peft_type",
+                "auto_mapping",
+                "peft_version",
+                "base_model_name_or_path",
+                "revision",
+                "inference_mode",
+            }
         )
         assert not missing, section
         assert known - ours <= theirs, section
@@ -120,7 +142,10 @@ def test_fields_are_read_from_the_installed_configs():
 def test_every_recipe_loads_and_opens_with_its_command(path):
     recipe = load_recipe(path)
     assert recipe.name == path.stem
-    assert f"uv run tunebook sft{'' if recipe.name == 'smollm2-math' else ' --recipe ' + recipe.name}" in path.read_text()
+    assert (
+        f"uv run tunebook sft{'' if recipe.name == 'smollm2-math' else ' --recipe ' + recipe.name}"
+        in path.read_text()
+    )
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "notebooks").glob("*.ipynb")), ids=lambda p: p.stem)
@@ -128,13 +153,21 @@ def test_notebook_parameters_fit_the_recipe(path):
     names = set(papermill.inspect_notebook(str(path)))
     stage_functions = {"force", "resume", "round"}
     assert {"recipe", "run", "overrides"} <= names
-    asking = {"model", "question", "image", "compare_items", *Drawing.__dataclass_fields__} if path.stem == "inference" else set()
+    asking = (
+        {"model", "question", "image", "compare_items", *Drawing.__dataclass_fields__}
+        if path.stem == "inference"
+        else set()
+    )
     assert names - {"recipe", "run", "overrides", "seed", *SHORT, *stage_functions, *asking} == set()
     assert set(SHORT) & names <= set(SHORT)
     notebook = json.loads(path.read_text())
     assert notebook["metadata"]["kernelspec"]["name"] == "python3"
     assert all(not cell.get("outputs") and cell.get("execution_count") is None for cell in notebook["cells"])
-    source = "".join("".join(cell["source"]) for cell in notebook["cells"] if "parameters" not in cell["metadata"].get("tags", []))
+    source = "".join(
+        "".join(cell["source"])
+        for cell in notebook["cells"]
+        if "parameters" not in cell["metadata"].get("tags", [])
+    )
     for name in names:
         assert name in source, f"{name} is a parameter but never used"
 
@@ -152,9 +185,15 @@ def test_documented_fields():
         sections.ChatSource,
     ):
         for name, field in section.model_fields.items():
-            assert field.description or name in ("format", "max_new_tokens", "load_in_4bit", "val", "test"), (section, name)
+            assert field.description or name in ("format", "max_new_tokens", "load_in_4bit", "val", "test"), (
+                section,
+                name,
+            )
     assert inspect.getdoc(loading.load_recipe)
 
 
 def test_default_recipe_is_plain_yaml():
-    assert yaml.safe_load(Path(ROOT / "configs" / "smollm2-math.yaml").read_text())["model"]["base"] == "smollm2-135m-instruct"
+    assert (
+        yaml.safe_load(Path(ROOT / "configs" / "smollm2-math.yaml").read_text())["model"]["base"]
+        == "smollm2-135m-instruct"
+    )

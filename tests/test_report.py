@@ -25,7 +25,14 @@ def run(tmp_path) -> Path:
         folder = run / "eval" / stage
         folder.mkdir(parents=True)
         for i, mark in enumerate(marks):
-            item = {"index": i, "source_id": f"s{i}", "prompt": f"question {i}?", "gold": "4", "correct": bool(mark), "answer": f"{stage} says {i}"}
+            item = {
+                "index": i,
+                "source_id": f"s{i}",
+                "prompt": f"question {i}?",
+                "gold": "4",
+                "correct": bool(mark),
+                "answer": f"{stage} says {i}",
+            }
             with (folder / "predictions.jsonl").open("a") as out:
                 out.write(json.dumps(item) + "\n")
     shutil.copy(RECORD / "manifest.json", run)
@@ -42,9 +49,16 @@ def test_the_report_says_what_was_recorded_and_stands_alone(run):
     assert tables.markdown(tables.COLUMNS, tables.cells(summary["stages"])) in text
     assert "**sft against base: better**" in text and "**dpo against sft: better**" in text
     assert "< 0.0001 *" in text and "| sft → dpo | 600 |" in text
-    assert "**lost**: question 8? (answer: 4)" in text and "sft says 8" in text and "**won**" not in text.split("## Data")[0].split("lost")[0]
+    assert (
+        "**lost**: question 8? (answer: 4)" in text
+        and "sft says 8" in text
+        and "**won**" not in text.split("## Data")[0].split("lost")[0]
+    )
     assert "| rows for train | 1299 |" in text and "| sft | 6.2 | 200 | 93,086 |" in text
-    assert re.search(r"git checkout [0-9a-f]{40} && uv sync\nuv run tunebook run --from-manifest \S+recorded/manifest.json", text)
+    assert re.search(
+        r"git checkout [0-9a-f]{40} && uv sync\nuv run tunebook run --from-manifest \S+recorded/manifest.json",
+        text,
+    )
     for figure in re.findall(r"\]\((figures/\S+)\)", text):
         assert (run / figure).stat().st_size > 5000
     assert html.count("<img") == text.count("](figures/") >= 3
@@ -74,8 +88,12 @@ def test_runs_side_by_side(run, tmp_path):
     path.write_text(path.read_text().replace('"correct": false', '"correct": true'))
     text = compare_runs([run, other])
     assert "| `seed` | 0 | 1 |" in text and "| `dpo.beta` | 1.0 | 0.5 |" in text and text.count("| `") == 2
-    assert "| recorded dpo → other dpo | 10 | +20.0" in text and "| recorded sft → other sft | 10 | +0.0" in text
-    assert "| sft → dpo | 2 | +9.5, +11.5 | +10.5 (-2.2 to +23.2) |" in text  # t = 12.706 with one degree of freedom
+    assert (
+        "| recorded dpo → other dpo | 10 | +20.0" in text and "| recorded sft → other sft | 10 | +0.0" in text
+    )
+    assert (
+        "| sft → dpo | 2 | +9.5, +11.5 | +10.5 (-2.2 to +23.2) |" in text
+    )  # t = 12.706 with one degree of freedom
     assert "nan" not in compare_runs([run])
     path.write_text(path.read_text().replace("question 3?", "another?"))
     assert "recorded dpo → other dpo" not in compare_runs([run, other])

@@ -33,8 +33,16 @@ def test_a_result_appears_whole_and_is_recorded():
     written = json.loads((first.recipe.run_dir / "manifest.json").read_text())["stages"]["sft"]
     assert written["metrics"] == {"loss": 0.5}
     assert written["recipe"]["sft"]["learning_rate"] == 0.5
-    assert written["overrides"]["sft.learning_rate"] == {"recipe": load_recipe().sft["learning_rate"], "used": 0.5}
-    assert written["versions"]["trl"] and written["versions"]["unsloth"] and written["lock"] and written["hardware"]["cores"]
+    assert written["overrides"]["sft.learning_rate"] == {
+        "recipe": load_recipe().sft["learning_rate"],
+        "used": 0.5,
+    }
+    assert (
+        written["versions"]["trl"]
+        and written["versions"]["unsloth"]
+        and written["lock"]
+        and written["hardware"]["cores"]
+    )
     assert set(written["git"]) == {"commit", "dirty"}
     assert written["started"] <= written["ended"]
     assert written["peak_memory_gb"]["process"] > 0
@@ -67,7 +75,9 @@ def test_a_result_that_came_out_otherwise_makes_what_was_built_on_it_stale():
         made = Stage(recipe, name, {}, inputs)
         with made.open(resume=False) as folder:
             (folder / "train.parquet").write_text(content)
-            (folder / "seconds.json").write_text(str(len(list(recipe.run_dir.rglob("*")))))  # another one each time
+            (folder / "seconds.json").write_text(
+                str(len(list(recipe.run_dir.rglob("*"))))
+            )  # another one each time
         return made
 
     pairs = made("pairs", "first")
@@ -141,7 +151,9 @@ def test_a_second_process_is_refused_and_told_who_the_first_is():
             print("in", flush=True)
             sys.stdin.readline()
     """)
-    with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as other:
         assert other.stdout.readline() == "in\n"
         with pytest.raises(UserError, match=rf"in use by process {other.pid}"), stage(x=1).open():
             pass
@@ -157,10 +169,25 @@ def test_a_run_and_its_repetition_side_by_side():
         recipe = load_recipe(run=name)
         for stage, record, file, content in (
             ("data", {"fingerprints": {"train": "f"}, "rows": {"train": 1}}, "train.parquet", ""),
-            ("sft", {"metrics": {"steps": 2}}, "metrics.jsonl", f'{{"step": 1, "loss": 2.0}}\n{{"step": 2, "loss": {loss}}}\n'),
-            ("eval/base", {"summary": {"correct": 1}}, "predictions.jsonl", json.dumps({"index": 0, "answer": answer}) + "\n"),
+            (
+                "sft",
+                {"metrics": {"steps": 2}},
+                "metrics.jsonl",
+                f'{{"step": 1, "loss": 2.0}}\n{{"step": 2, "loss": {loss}}}\n',
+            ),
+            (
+                "eval/base",
+                {"summary": {"correct": 1}},
+                "predictions.jsonl",
+                json.dumps({"index": 0, "answer": answer}) + "\n",
+            ),
         ):
-            written = Stage(recipe, stage, {"rate": rate}, {"prompt/system.txt": prompt} if stage == "data" else {"data": prompt})
+            written = Stage(
+                recipe,
+                stage,
+                {"rate": rate},
+                {"prompt/system.txt": prompt} if stage == "data" else {"data": prompt},
+            )
             with written.open() as folder:
                 (folder / file).write_text(content)
                 written.record = record
@@ -171,7 +198,10 @@ def test_a_run_and_its_repetition_side_by_side():
         return {row[0]: row[1:] for row in rows[2:]}
 
     first = make("first", "a", 0.1, 1.5, "7")
-    assert {said[0] for said in table(first, make("again", "a", 0.1, 1.5, "7")).values()} == {"identical", "not compared"}
+    assert {said[0] for said in table(first, make("again", "a", 0.1, 1.5, "7")).values()} == {
+        "identical",
+        "not compared",
+    }
     changed = table(first, make("changed", "b", 0.2, 1.25, "8"))
     assert changed["input files"] == ["**1 of 1 differ**", "prompt/system.txt: a", "prompt/system.txt: b"]
     assert changed["settings"] == ["**3 of 3 differ**", "data.rate: 0.1", "data.rate: 0.2"]
@@ -188,10 +218,15 @@ def test_a_changed_file_of_a_finished_stage_is_named():
         for name in ("adapter/a", "b"):
             (folder / name).write_text("1")
     done = stage(x=1).dir
-    assert intact(done / "adapter") == done / "adapter" and read_json(done / "stage.json")["files"].keys() == {"adapter/a", "b"}
+    assert intact(done / "adapter") == done / "adapter" and read_json(done / "stage.json")[
+        "files"
+    ].keys() == {"adapter/a", "b"}
     (done / "b").write_text("2")
     assert intact(done / "adapter")  # not its neighbour's matter
-    with pytest.raises(UserError, match=r"b is damaged: .*; `uv run tunebook sft --set sft.learning_rate=0.5 --force` makes it again"):
+    with pytest.raises(
+        UserError,
+        match=r"b is damaged: .*; `uv run tunebook sft --set sft.learning_rate=0.5 --force` makes it again",
+    ):
         intact(done / "b")
     (done / "adapter" / "a").unlink()
     with pytest.raises(UserError, match=r"adapter/a is missing: "):

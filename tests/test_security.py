@@ -22,7 +22,11 @@ from tunebook.recipe.loading import load_recipe
 from tunebook.recipe.secrets import SECRET, scrubbed
 from tunebook.recipe.sections import ServerConfig
 
-FAKE = {"OPENAI_API_KEY": "fake-openai-7f3a91c2", "API_KEY": "fake-api-55d0e8b1", "HF_TOKEN": "fake-hub-0c4b7a6e"}
+FAKE = {
+    "OPENAI_API_KEY": "fake-openai-7f3a91c2",
+    "API_KEY": "fake-api-55d0e8b1",
+    "HF_TOKEN": "fake-hub-0c4b7a6e",
+}
 """Of no known form: what is recognised, is by its value."""
 
 
@@ -39,7 +43,13 @@ def echo():
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self):
             self.rfile.read(int(self.headers["Content-Length"]))
-            body = json.dumps({"error": {"message": f"wrong key {self.headers['Authorization']}, see {self.headers['Authorization'][7:]}"}}).encode()
+            body = json.dumps(
+                {
+                    "error": {
+                        "message": f"wrong key {self.headers['Authorization']}, see {self.headers['Authorization'][7:]}"
+                    }
+                }
+            ).encode()
             self.send_response(int(self.path.split("/")[1]))
             self.send_header("Content-Type", "application/json")
             self.end_headers()
@@ -56,16 +66,34 @@ def echo():
 
 def clean_of_keys(*texts: str | Path) -> None:
     for text in texts:
-        files = [p.read_bytes() for p in text.rglob("*") if p.is_file()] if isinstance(text, Path) else [text.encode()]
+        files = (
+            [p.read_bytes() for p in text.rglob("*") if p.is_file()]
+            if isinstance(text, Path)
+            else [text.encode()]
+        )
         assert not [key for key in FAKE.values() for content in files if key.encode() in content]
 
 
 @pytest.mark.parametrize("status", [400, 401, 403, 404, 429, 500])
 def test_a_server_that_says_the_key_back(keys, echo, tmp_path, capsys, status):
     with pytest.raises(UserError) as first:
-        list(generate(ServerConfig(url=f"{echo}/{status}/v1", model="m", retries=0), [[{"role": "user", "content": "?"}]], Sampling(4)))
-    (tmp_path / "raw.jsonl").write_text(json.dumps({"question": "What is 1?", "solution": "\\boxed{1}"}) + "\n")
-    given = {"source": str(tmp_path / "raw.jsonl"), "url": f"{echo}/{status}/v1", "model": "m", "retries": 0, "concurrency": 1}
+        list(
+            generate(
+                ServerConfig(url=f"{echo}/{status}/v1", model="m", retries=0),
+                [[{"role": "user", "content": "?"}]],
+                Sampling(4),
+            )
+        )
+    (tmp_path / "raw.jsonl").write_text(
+        json.dumps({"question": "What is 1?", "solution": "\\boxed{1}"}) + "\n"
+    )
+    given = {
+        "source": str(tmp_path / "raw.jsonl"),
+        "url": f"{echo}/{status}/v1",
+        "model": "m",
+        "retries": 0,
+        "concurrency": 1,
+    }
     with pytest.raises(UserError) as second:
         clean.clean(load_recipe(overrides={"clean": given}))
     out = capsys.readouterr()
@@ -77,10 +105,23 @@ def test_a_server_that_says_the_key_back(keys, echo, tmp_path, capsys, status):
     ("key", "value"),
     [
         ("pairs.server", {"url": "http://127.0.0.1/v1", "model": "m", "api_key_env": FAKE["OPENAI_API_KEY"]}),
-        ("pairs.server", {"url": "http://127.0.0.1/v1", "model": "m", "api_key_env": "aNotherKeyThatIsNotInTheEnvironment"}),
+        (
+            "pairs.server",
+            {
+                "url": "http://127.0.0.1/v1",
+                "model": "m",
+                "api_key_env": "aNotherKeyThatIsNotInTheEnvironment",
+            },
+        ),
         ("pairs.server", {"url": "http://me:pass1234@127.0.0.1/v1", "model": "m"}),
-        ("pairs.server", {"url": "http://127.0.0.1/v1", "model": "m", "extra": {"headers": ["Bearer abcdefghijklmnop"]}}),
-        ("pairs.server", {"url": "http://127.0.0.1/v1", "model": "m", "api_key": "aNotherKeyThatIsNotInTheEnvironment"}),
+        (
+            "pairs.server",
+            {"url": "http://127.0.0.1/v1", "model": "m", "extra": {"headers": ["Bearer abcdefghijklmnop"]}},
+        ),
+        (
+            "pairs.server",
+            {"url": "http://127.0.0.1/v1", "model": "m", "api_key": "aNotherKeyThatIsNotInTheEnvironment"},
+        ),
         ("sft.hub_token", "hf_" + "a" * 34),
         ("sft.run_name", f"trial {FAKE['HF_TOKEN']}"),
         ("data.system_prompt", "sk-" + "proj-1" + "b" * 30),
@@ -97,7 +138,9 @@ def test_a_secret_in_a_recipe_is_refused_and_not_repeated(keys, tmp_path, key, v
         with pytest.raises(UserError) as error:
             load_recipe(**given)
         clean_of_keys(str(error.value))
-        assert not any(part in str(error.value) for part in ("aNother", "pass1234", "abcdefghij", "aaaaa", "bbbbb")), error.value
+        assert not any(
+            part in str(error.value) for part in ("aNother", "pass1234", "abcdefghij", "aaaaa", "bbbbb")
+        ), error.value
 
 
 def test_a_key_of_the_env_file_is_known_too(tmp_path, monkeypatch):
@@ -117,23 +160,42 @@ def test_a_recipe_that_cannot_be_read_is_not_repeated(keys, tmp_path):
 
 def test_commands_that_work_and_that_fail_leave_no_key(keys, run_cli, tmp_path):
     """Prepare writes data, manifest and quarantine; the others fail."""
-    small = ["--set", "data.sources.0.train=4", "--set", "data.sources.0.val=0", "--set", "data.sources.0.test=0", "--set", "data.sources.1.train=4"]
-    done = [run_cli("prepare", *small), run_cli("clean"), run_cli("prepare", "--set", f"sft.run_name={FAKE['API_KEY']}")]
+    small = [
+        "--set",
+        "data.sources.0.train=4",
+        "--set",
+        "data.sources.0.val=0",
+        "--set",
+        "data.sources.0.test=0",
+        "--set",
+        "data.sources.1.train=4",
+    ]
+    done = [
+        run_cli("prepare", *small),
+        run_cli("clean"),
+        run_cli("prepare", "--set", f"sft.run_name={FAKE['API_KEY']}"),
+    ]
     assert [d.returncode for d in done] == [0, 2, 2]
     clean_of_keys(*(d.stdout + d.stderr for d in done), tmp_path / "runs")
     assert (tmp_path / "runs" / "smollm2-math" / "manifest.json").exists()
 
 
 def test_what_is_scrubbed():
-    assert scrubbed("key none, sk-" + "a1" * 10 + " and https://u:p@host", "none") == "key none, *** and https://***@host"
+    assert (
+        scrubbed("key none, sk-" + "a1" * 10 + " and https://u:p@host", "none")
+        == "key none, *** and https://***@host"
+    )
     assert scrubbed("Bearer " + "x" * 20 + ", mine-is-here.", "mine-is-here") == "***, ***."
     assert (
-        scrubbed("tasks sk-learn-and-other-kits, hf_hub, http://127.0.0.1:80/v1") == "tasks sk-learn-and-other-kits, hf_hub, http://127.0.0.1:80/v1"
+        scrubbed("tasks sk-learn-and-other-kits, hf_hub, http://127.0.0.1:80/v1")
+        == "tasks sk-learn-and-other-kits, hf_hub, http://127.0.0.1:80/v1"
     )
 
 
 def test_no_secret_in_the_repository():
-    files = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split("\0")
+    files = subprocess.run(
+        ["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout.split("\0")
     found = [
         (name, match[0])
         for name in filter(None, files)
@@ -167,7 +229,17 @@ main()
 
 
 def test_preparing_data_calls_nobody(embedded, tmp_path):
-    guarded(["prepare", "--set", "data.sources.0.train=4", "--set", "data.sources.0.test=4", "--set", "data.sources.1.train=4"])
+    guarded(
+        [
+            "prepare",
+            "--set",
+            "data.sources.0.train=4",
+            "--set",
+            "data.sources.0.test=4",
+            "--set",
+            "data.sources.1.train=4",
+        ]
+    )
 
 
 @pytest.mark.slow
@@ -178,8 +250,14 @@ def test_training_calls_nobody(tiny_recipe):
 
 def guarded(args: list[str]) -> str:
     """A command in a process that may not leave this machine, with the hub allowed: nothing is asked of it all the same."""
-    environment = {k: v for k, v in os.environ.items() if k not in ("HF_HUB_OFFLINE", "HF_HUB_DISABLE_TELEMETRY", "UNSLOTH_DISABLE_STATISTICS")}
-    done = subprocess.run([sys.executable, "-c", GUARD, *args], capture_output=True, text=True, check=False, env=environment)
+    environment = {
+        k: v
+        for k, v in os.environ.items()
+        if k not in ("HF_HUB_OFFLINE", "HF_HUB_DISABLE_TELEMETRY", "UNSLOTH_DISABLE_STATISTICS")
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", GUARD, *args], capture_output=True, text=True, check=False, env=environment
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     assert "CALLED OUT" not in done.stdout + done.stderr, done.stdout[-2000:]
     return done.stdout

@@ -30,13 +30,21 @@ def test_every_plan_puts_the_rows_together_again_and_costs_less(rows, beginning)
     lengths = [len(row) for row in rows]
     assert sorted(i for members in how.groups for i in members) == list(range(len(rows)))
     assert expanded(rows, how) == rows
-    assert all(how.start <= end < min(lengths[i] for i in members) for members, end in zip(how.groups, how.ends, strict=True))
+    assert all(
+        how.start <= end < min(lengths[i] for i in members)
+        for members, end in zip(how.groups, how.ends, strict=True)
+    )
     assert how.cost(lengths) <= 0.9 * max(lengths) * len(rows)
 
 
 def test_pairs_are_found_and_one_long_beginning_does_not_pad_the_others():
     system, first, second = [1] * 20, [2] * 30, [3] * 30
-    rows = [system + first + [4] * 40, system + second + [5] * 20, system + first + [6] * 20, system + second + [7] * 40]
+    rows = [
+        system + first + [4] * 40,
+        system + second + [5] * 20,
+        system + first + [6] * 20,
+        system + second + [7] * 40,
+    ]
     how = shared_prefixes.plan(rows)
     assert how == shared_prefixes.Plan(20, [[0, 2], [1, 3]], [50, 50])
     assert how.cost([len(r) for r in rows]) == 20 + 2 * 30 + 4 * 40  # instead of 4 x 90
@@ -48,7 +56,13 @@ def small_llama():
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(0)
-    shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
+    shape = {
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+    }
     return LlamaForCausalLM(LlamaConfig(vocab_size=50, **shape, attn_implementation="eager"))
 
 
@@ -61,7 +75,11 @@ def loss_and_gradients(model, rows):
     mask = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in rows])
     out = model(input_ids=ids, attention_mask=mask, labels=ids.masked_fill(mask == 0, -100), use_cache=False)
     out.loss.backward()
-    return out.loss.detach(), {name: p.grad.clone() for name, p in model.named_parameters()}, out.logits[mask.bool()].detach()
+    return (
+        out.loss.detach(),
+        {name: p.grad.clone() for name, p in model.named_parameters()},
+        out.logits[mask.bool()].detach(),
+    )
 
 
 @pytest.mark.parametrize("start", [0, 5], ids=["nothing in common", "a system message"])
@@ -71,14 +89,21 @@ def test_loss_logits_and_gradients_are_those_of_the_plain_forward(start):
     import torch
 
     model, system = small_llama(), [7] * start
-    tails = [*range(10, 20), 1, 2, 3], [*range(20, 34), 4], [*range(10, 20), 5, 6], [*range(20, 34), 8, 9, 9, 9]
+    tails = (
+        [*range(10, 20), 1, 2, 3],
+        [*range(20, 34), 4],
+        [*range(10, 20), 5, 6],
+        [*range(20, 34), 8, 9, 9, 9],
+    )
     rows = [system + tail for tail in tails]
     assert shared_prefixes.plan(rows).ends != [start]
     plain = loss_and_gradients(model, rows)
     shared_prefixes.share(model)
     calls = []
     own = type(model.model).forward
-    model.model.layers[0].register_forward_pre_hook(lambda module, args: calls.append(args[0].shape[0] * args[0].shape[1]))
+    model.model.layers[0].register_forward_pre_hook(
+        lambda module, args: calls.append(args[0].shape[0] * args[0].shape[1])
+    )
     shared = loss_and_gradients(model, rows)
     assert sum(calls) == shared_prefixes.plan(rows).cost([len(r) for r in rows]) < 4 * max(map(len, rows))
     torch.testing.assert_close(shared[0], plain[0])
@@ -98,8 +123,12 @@ def test_generation_and_gradient_checkpointing_keep_the_plain_forward():
     model = small_llama()
     shared_prefixes.share(model)
     ids = torch.tensor([[1, 2, 3], [1, 2, 4]])
-    assert model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=True).past_key_values is not None
-    assert model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=3, do_sample=False, pad_token_id=0).shape == (2, 6)
+    assert (
+        model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=True).past_key_values is not None
+    )
+    assert model.generate(
+        ids, attention_mask=torch.ones_like(ids), max_new_tokens=3, do_sample=False, pad_token_id=0
+    ).shape == (2, 6)
     model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     model.train()
     loss_and_gradients(model, [[1] * 20 + [2], [1] * 20 + [3]])
@@ -122,7 +151,10 @@ def test_grouped_attention_is_eager_attention(masked):
     module.num_key_value_groups = 3
     query, key, value = torch.randn(2, 6, 4, 8), torch.randn(2, 2, 7, 8), torch.randn(2, 2, 7, 8)
     mask = torch.zeros(2, 1, 4, 7).masked_fill(torch.rand(2, 1, 4, 7) < 0.3, -1e9) if masked else None
-    torch.testing.assert_close(grouped(module, query, key, value, mask, 0.3)[0], eager_attention_forward(module, query, key, value, mask, 0.3)[0])
+    torch.testing.assert_close(
+        grouped(module, query, key, value, mask, 0.3)[0],
+        eager_attention_forward(module, query, key, value, mask, 0.3)[0],
+    )
 
 
 def test_grouped_attention_refuses_what_it_does_not_compute():
@@ -133,11 +165,24 @@ def test_grouped_attention_refuses_what_it_does_not_compute():
     from tunebook.recipe.errors import UserError
 
     register()
-    shape = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 4}
+    shape = {
+        "hidden_size": 8,
+        "intermediate_size": 8,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "head_dim": 4,
+    }
     ids = torch.tensor([[1, 2, 3]])
     capped, plain = (
-        Gemma2ForCausalLM(Gemma2Config(vocab_size=9, **shape, attn_logit_softcapping=cap, attn_implementation="grouped")) for cap in (50.0, None)
+        Gemma2ForCausalLM(
+            Gemma2Config(vocab_size=9, **shape, attn_logit_softcapping=cap, attn_implementation="grouped")
+        )
+        for cap in (50.0, None)
     )
-    with pytest.raises(UserError, match=r"attention takes softcap, which grouped has not: set model\.attn_implementation=eager"):
+    with pytest.raises(
+        UserError,
+        match=r"attention takes softcap, which grouped has not: set model\.attn_implementation=eager",
+    ):
         capped(ids)
     assert plain(ids).logits.shape == (1, 3, 9)

@@ -40,15 +40,22 @@ def reasons(rows) -> list[tuple[str, str]]:
 
 def test_alpaca_rows(tmp_path):
     base = {"instruction": "Sort the numbers.", "input": "3, 1", "output": "1, 3"}
-    stanford = base | {"text": "Below is an instruction that describes a task. ..."}  # tatsu-lab/alpaca has this column too
+    stanford = base | {
+        "text": "Below is an instruction that describes a task. ..."
+    }  # tatsu-lab/alpaca has this column too
     empty = [base | {"input": given} for given in ("", "<noinput>", "No Input", "<no input>.", "N/A", None)]
     marks = base | {"instruction": "What do these say?", "input": "?!"}
-    broken = [base | changed for changed in ({"output": ""}, {"output": None}, {"input": 3}, {"instruction": " ", "input": ""})]
+    broken = [
+        base | changed
+        for changed in ({"output": ""}, {"output": None}, {"input": 3}, {"instruction": " ", "input": ""})
+    ]
     broken.insert(2, {"instruction": "x", "input": ""})
     found = read(lines(tmp_path / "a.jsonl", [base, stanford, *empty, *broken, marks]), "alpaca")
     assert [asked(r) for r in found[:2]] == [[("user", "Sort the numbers.\n\n3, 1")]] * 2
     assert [asked(r) for r in found[2:8]] == [[("user", "Sort the numbers.")]] * 6
-    assert all(r.completion == [{"role": "assistant", "content": "1, 3"}] and r.gold is None for r in found[:8])
+    assert all(
+        r.completion == [{"role": "assistant", "content": "1, 3"}] and r.gold is None for r in found[:8]
+    )
     assert found[0].prompt[0]["role"] == "system"
     assert reasons(found) == [
         ("empty completion", ""),
@@ -66,8 +73,13 @@ def turns(*said: tuple[str, str | None]) -> dict:
 
 
 def test_sharegpt_rows(tmp_path):
-    long = turns(("system", "Be brief."), ("human", "Hi"), ("gpt", "Hello!"), ("human", "2 + 2?"), ("gpt", "4"))
-    other = {"conversations": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello!"}], "system": "Be kind."}
+    long = turns(
+        ("system", "Be brief."), ("human", "Hi"), ("gpt", "Hello!"), ("human", "2 + 2?"), ("gpt", "4")
+    )
+    other = {
+        "conversations": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello!"}],
+        "system": "Be kind.",
+    }
     broken = [
         turns(("gpt", "Hello!"), ("human", "Hi"), ("gpt", "Well?")),
         turns(("human", "Hi"), ("human", "Hello?"), ("gpt", "Yes")),
@@ -91,7 +103,10 @@ def test_sharegpt_rows(tmp_path):
         ("broken turns", "turn 2 is empty"),
         ("empty completion", ""),
         ("schema", "completion: the last message must be the assistant's, and alone"),
-        ("schema", "conversations[1].from: 'observation' is none of human, user, gpt, chatgpt, assistant, system"),
+        (
+            "schema",
+            "conversations[1].from: 'observation' is none of human, user, gpt, chatgpt, assistant, system",
+        ),
         ("schema", "conversations[1].value: not text"),
         ("error text or refusal", "I'm sorry, but I can't help with that."),
         ("schema", "conversations: not a list of turns"),
@@ -101,7 +116,10 @@ def test_sharegpt_rows(tmp_path):
 
 def test_gsm8k_rows(tmp_path):
     rows = [
-        {"question": "How many clips?", "answer": "She sold 48/2 = <<48/2=24>>24 in May.\nIn all 48+24 = <<48+24=72>>72.\n#### 72"},
+        {
+            "question": "How many clips?",
+            "answer": "She sold 48/2 = <<48/2=24>>24 in May.\nIn all 48+24 = <<48+24=72>>72.\n#### 72",
+        },
         {"question": "How much?", "answer": "It is 2*1,050 = $<<2*1050=2100>>2,100.\n#### 2,100"},
         {"question": "How cold?", "answer": "#### -5"},
         {"question": "How many?", "answer": "There are 7."},
@@ -112,13 +130,22 @@ def test_gsm8k_rows(tmp_path):
     assert [r.gold for r in found[:3]] == ["72", "2100", "-5"]
     assert found[0].completion[0]["content"] == "She sold 48/2 = 24 in May.\nIn all 48+24 = 72.\n\\boxed{72}"
     assert found[2].completion[0]["content"] == "\\boxed{-5}"
-    assert reasons(found) == [("schema", "answer: no #### before the result")] * 2 + [("schema", "answer: not text")]
+    assert reasons(found) == [("schema", "answer: no #### before the result")] * 2 + [
+        ("schema", "answer: not text")
+    ]
 
 
 def test_other_names_of_columns(tmp_path):
-    path = lines(tmp_path / "c.jsonl", [{"instruct": "2 + 2?", "reply": "It is 4.", "label": 4}, {"instruct": "2 + 3?", "label": 5}])
+    path = lines(
+        tmp_path / "c.jsonl",
+        [{"instruct": "2 + 2?", "reply": "It is 4.", "label": 4}, {"instruct": "2 + 3?", "label": 5}],
+    )
     found = read(path, "chat", columns={"prompt": "instruct", "completion": "reply", "answer": "label"})
-    assert (asked(found[0]), found[0].completion[0]["content"], found[0].gold) == ([("user", "2 + 2?")], "It is 4.", "4")
+    assert (asked(found[0]), found[0].completion[0]["content"], found[0].gold) == (
+        [("user", "2 + 2?")],
+        "It is 4.",
+        "4",
+    )
     assert reasons(found) == [("schema", "completion: missing")]
     found = read(path, "alpaca", columns={"instruction": "instruct", "output": "reply"})
     assert asked(found[0]) == [("user", "2 + 2?")]
@@ -132,7 +159,9 @@ def test_kinds_of_files(tmp_path):
     (tmp_path / "x.csv").write_text(f"instruction,input,output\n{cells}\n", encoding="utf-8-sig")
     for name in ("a.json", "l.json", "x.csv"):
         found = [r for r in read(tmp_path / name, "alpaca") if not isinstance(r, Reject)]
-        assert [(asked(r)[0][1], r.completion[0]["content"]) for r in found] == [(r["instruction"], r["output"]) for r in rows], name
+        assert [(asked(r)[0][1], r.completion[0]["content"]) for r in found] == [
+            (r["instruction"], r["output"]) for r in rows
+        ], name
         assert [r.source_id for r in found] == [f"{name}:{i}" for i in (1, 2, 3)]
     assert reasons(read(tmp_path / "a.json", "alpaca")) == [("schema", "not an object")]
     (tmp_path / "cut.json").write_text('[{"instruction": "x"')
@@ -140,7 +169,9 @@ def test_kinds_of_files(tmp_path):
     for name in ("cut.json", "latin.csv"):
         with pytest.raises(UserError, match=rf"data\.sources: cannot read .*{name}"):
             read(tmp_path / name, "alpaca")
-    with pytest.raises(UserError, match=r"cannot read rows\.xlsx; give a \.jsonl, \.json, \.parquet, \.csv file or a hub id"):
+    with pytest.raises(
+        UserError, match=r"cannot read rows\.xlsx; give a \.jsonl, \.json, \.parquet, \.csv file or a hub id"
+    ):
         read("rows.xlsx", "alpaca")
 
 
@@ -149,13 +180,21 @@ def test_a_part_of_a_source_is_drawn_by_seed_and_apart_from_the_others(tmp_path)
     one, other = lines(tmp_path / "one.jsonl", rows), lines(tmp_path / "other.jsonl", rows[:50])
 
     def drawn(given, seed=0):
-        recipe = load_recipe(overrides={"data.sources": [{"format": "chat", "split": "train"} | s for s in given]}, seed=seed)
-        return [r.question for r in sources.read(recipe, recipe.run_dir / "images") if r.source_id.startswith("one")]
+        recipe = load_recipe(
+            overrides={"data.sources": [{"format": "chat", "split": "train"} | s for s in given]}, seed=seed
+        )
+        return [
+            r.question
+            for r in sources.read(recipe, recipe.run_dir / "images")
+            if r.source_id.startswith("one")
+        ]
 
     everything = drawn([{"path": one}])
     count, share = drawn([{"path": one, "rows": 40}]), drawn([{"path": one, "rows": 0.1}])
     assert len(everything) == 400 and len(count) == 40 and 20 < len(share) < 60
-    assert count == sorted(count, key=everything.index) and set(count) & set(share)  # in the file's order; the same luck
+    assert count == sorted(count, key=everything.index) and set(count) & set(
+        share
+    )  # in the file's order; the same luck
     assert drawn([{"path": one, "rows": 40}]) == count != drawn([{"path": one, "rows": 40}], seed=1)
     assert drawn([{"path": other, "rows": 5}, {"path": one, "rows": 40}]) == count
     assert drawn([{"path": one, "rows": 1000}]) == drawn([{"path": one, "rows": 1.0}]) == everything
@@ -164,9 +203,21 @@ def test_a_part_of_a_source_is_drawn_by_seed_and_apart_from_the_others(tmp_path)
 
 
 BENCHMARKS = {
-    "arc_challenge": {"id": "1", "question": "Which gas do plants take out of the air in order to make their own food?", "choices": {}},
-    "gsm8k": {"question": "Tom has 17 apples and buys 26 more at the market. How many has he got?", "answer": "43\n#### 43"},
-    "hellaswag": {"ctx_a": "A man", "ctx_b": "he", "ctx": "A man cracks two eggs into a hot pan on the stove. he", "endings": ["fries them"]},
+    "arc_challenge": {
+        "id": "1",
+        "question": "Which gas do plants take out of the air in order to make their own food?",
+        "choices": {},
+    },
+    "gsm8k": {
+        "question": "Tom has 17 apples and buys 26 more at the market. How many has he got?",
+        "answer": "43\n#### 43",
+    },
+    "hellaswag": {
+        "ctx_a": "A man",
+        "ctx_b": "he",
+        "ctx": "A man cracks two eggs into a hot pan on the stove. he",
+        "endings": ["fries them"],
+    },
     "winogrande": {
         "sentence": "The old trophy does not fit in the suitcase because the _ is much too big.",
         "option1": "trophy",
@@ -181,7 +232,15 @@ def test_train_rows_that_hold_a_benchmark_item_are_quarantined(tmp_path, embedde
     folder.mkdir()
     for task, item in BENCHMARKS.items():
         lines(folder / f"{task}.jsonl", [item])
-    lines(folder / "gsm8k.train.jsonl", [{"question": "Ann has 5 pens and loses 1 of them on her way home. How many are left?", "answer": "#### 4"}])
+    lines(
+        folder / "gsm8k.train.jsonl",
+        [
+            {
+                "question": "Ann has 5 pens and loses 1 of them on her way home. How many are left?",
+                "answer": "#### 4",
+            }
+        ],
+    )
     held = {
         "arc_challenge": BENCHMARKS["arc_challenge"]["question"],
         "gsm8k": "Solve this. " + BENCHMARKS["gsm8k"]["question"],
@@ -193,15 +252,21 @@ def test_train_rows_that_hold_a_benchmark_item_are_quarantined(tmp_path, embedde
         "Tom has 18 apples and buys 26 more at the market. How many has he got?",  # other numbers
         "Ann has 5 pens and loses 1 of them on her way home. How many are left?",  # a few-shot example
     ]
-    path = lines(tmp_path / "t.jsonl", [{"prompt": p, "completion": "An answer."} for p in [*held.values(), *free]])
+    path = lines(
+        tmp_path / "t.jsonl", [{"prompt": p, "completion": "An answer."} for p in [*held.values(), *free]]
+    )
     given = {"data.sources": [{"format": "chat", "path": path, "split": "train"}]}
     recipe = load_recipe(overrides=given | {"evaluate.benchmarks.data": str(folder)})
     record = prepare(recipe)
-    rejects = [json.loads(line) for line in (recipe.run_dir / "data" / "quarantine.jsonl").read_text().splitlines()]
+    rejects = [
+        json.loads(line) for line in (recipe.run_dir / "data" / "quarantine.jsonl").read_text().splitlines()
+    ]
     assert [r["reason"] for r in rejects] == ["in a benchmark"] * 5
     assert [r["detail"].split(" of ")[-1] for r in rejects] == [f"{task}:1" for task in held]
     assert record["rows"]["train"] == 2
-    assert prepare(load_recipe(overrides=given))["rows"]["train"] == 7  # without them, and not taken from the run before
+    assert (
+        prepare(load_recipe(overrides=given))["rows"]["train"] == 7
+    )  # without them, and not taken from the run before
     with pytest.raises(UserError, match=r"evaluate\.benchmarks\.data: no folder"):
         prepare(load_recipe(overrides=given | {"evaluate.benchmarks.data": str(tmp_path / "none")}))
     (folder / "own.jsonl").write_text("{broken\n")
@@ -214,7 +279,9 @@ def said(prompt: str, answer: str) -> list[dict]:
 
 
 def pairs_of(path, **config):
-    keys = {"pairs.methods": ["dataset"], "pairs.dataset": str(path)} | {f"pairs.{k}": v for k, v in config.items()}
+    keys = {"pairs.methods": ["dataset"], "pairs.dataset": str(path)} | {
+        f"pairs.{k}": v for k, v in config.items()
+    }
     recipe = load_recipe("smollm2-alpaca", overrides={"pairs.min_margin": None} | keys)
     prepare(recipe)
     return list(existing.read(recipe, lambda text: len(text.split()), recipe.run_dir / "pairs" / "images"))
@@ -235,12 +302,23 @@ def test_preference_sets_as_they_are_published(tmp_path, embedded):
     rows += [ultrafeedback | {side: said("Why is grass green?", "")} for side in ("chosen", "rejected")]
     rows.append(ultrafeedback | {"rejected": said("Another question?", "No.")})
     rows.append(ultrafeedback | {"score_chosen": "high"})
-    question = json.loads((ROOT / "resources" / "sample" / "questions.jsonl").read_text().splitlines()[-1])["question"]
-    rows.append(ultrafeedback | {"chosen": said(question, "14 euros"), "rejected": said(question, "13 euros")})
+    question = json.loads((ROOT / "resources" / "sample" / "questions.jsonl").read_text().splitlines()[-1])[
+        "question"
+    ]
+    rows.append(
+        ultrafeedback | {"chosen": said(question, "14 euros"), "rejected": said(question, "13 euros")}
+    )
     found = pairs_of(lines(tmp_path / "uf.jsonl", rows))
     assert found[0]["prompt"] == [{"role": "user", "content": "Why is grass green?"}]
-    assert (found[0]["chosen"][0]["content"], found[0]["rejected"][0]["content"]) == ("Because of chlorophyll.", "It is painted.")
-    assert (found[0]["margin"], found[0]["chosen_correct"], found[0]["source_id"]) == (2.5, None, "uf.jsonl:1")
+    assert (found[0]["chosen"][0]["content"], found[0]["rejected"][0]["content"]) == (
+        "Because of chlorophyll.",
+        "It is painted.",
+    )
+    assert (found[0]["margin"], found[0]["chosen_correct"], found[0]["source_id"]) == (
+        2.5,
+        None,
+        "uf.jsonl:1",
+    )
     assert reasons(found) == [
         ("scored no better", "chosen 8.5, rejected 8.5"),
         ("empty completion", ""),
@@ -250,13 +328,22 @@ def test_preference_sets_as_they_are_published(tmp_path, embedded):
         ("in the test or val split", found[-1].detail),
     ]
     # argilla/ultrafeedback-binarized-preferences-cleaned
-    argilla = {k: ultrafeedback[k] for k in ("prompt", "chosen", "rejected")} | {"source": "x", "chosen-rating": 5.0, "rejected-rating": 4.5}
+    argilla = {k: ultrafeedback[k] for k in ("prompt", "chosen", "rejected")} | {
+        "source": "x",
+        "chosen-rating": 5.0,
+        "rejected-rating": 4.5,
+    }
     columns = {"score_chosen": "chosen-rating", "score_rejected": "rejected-rating"}
     assert pairs_of(lines(tmp_path / "ar.jsonl", [argilla]), columns=columns)[0]["margin"] == 0.5
     # Intel/orca_dpo_pairs, as .csv here: every value is text
-    (tmp_path / "orca.csv").write_text("system,question,chosen,rejected\nBe exact.,Is it so?,Yes.,No.\n,Is it now?,Yes.,No.\n")
+    (tmp_path / "orca.csv").write_text(
+        "system,question,chosen,rejected\nBe exact.,Is it so?,Yes.,No.\n,Is it now?,Yes.,No.\n"
+    )
     found = pairs_of(tmp_path / "orca.csv", columns={"prompt": "question"})
-    assert found[0]["prompt"] == [{"role": "system", "content": "Be exact."}, {"role": "user", "content": "Is it so?"}]
+    assert found[0]["prompt"] == [
+        {"role": "system", "content": "Be exact."},
+        {"role": "user", "content": "Is it so?"},
+    ]
     assert found[1]["prompt"] == [{"role": "user", "content": "Is it now?"}]
     assert [p["margin"] for p in found] == [None, None]
 
@@ -270,7 +357,10 @@ def test_pairs_of_too_small_a_margin_are_quarantined(tmp_path, embedded):
     assert [p["margin"] for p in pairs_of(path)] == [1.0, 2.0, 3.0, 4.0, None]
     found = pairs_of(path, min_margin=2)
     assert [p["margin"] for p in found if isinstance(p, dict)] == [2.0, 3.0, 4.0]
-    assert reasons(found) == [("margin too small", "chosen 5.0, rejected 4.0"), ("schema", "score_chosen: missing, and pairs.min_margin is set")]
+    assert reasons(found) == [
+        ("margin too small", "chosen 5.0, rejected 4.0"),
+        ("schema", "score_chosen: missing, and pairs.min_margin is set"),
+    ]
     assert len(pairs_of(path, rows=2)) == 2
 
 
@@ -281,7 +371,11 @@ def test_the_sample_is_sound(embedded):
     recipe = load_recipe("smollm2-alpaca")
     record = prepare(recipe)
     assert record["quarantined"] == {}
-    assert record["rows"]["train"] + record["rows"]["val"] == 120 and record["rows"]["test"] == 60 and record["rows"]["val"] > 8
+    assert (
+        record["rows"]["train"] + record["rows"]["val"] == 120
+        and record["rows"]["test"] == 60
+        and record["rows"]["val"] > 8
+    )
     made = pairs(recipe)
     assert made["quarantined"] == {} and sum(made["rows"].values()) == 60 and made["rows"]["val"] > 6
     assert made["margin"]["min"] >= 2 and made["length_only_accuracy"] < 0.7
@@ -290,8 +384,16 @@ def test_the_sample_is_sound(embedded):
 def test_the_recipes_load():
     qwen = load_recipe("qwen3-4b-instruct")
     assert qwen.sft["per_device_train_batch_size"] * qwen.sft["gradient_accumulation_steps"] == 128
-    assert (qwen.lora["r"], qwen.sft["learning_rate"], qwen.sft["num_train_epochs"], qwen.model.load_in_4bit) == (64, 2e-4, 3, True)
-    assert qwen.pairs.dataset == "HuggingFaceH4/ultrafeedback_binarized" and qwen.pairs.dataset_split == "train_prefs"
+    assert (
+        qwen.lora["r"],
+        qwen.sft["learning_rate"],
+        qwen.sft["num_train_epochs"],
+        qwen.model.load_in_4bit,
+    ) == (64, 2e-4, 3, True)
+    assert (
+        qwen.pairs.dataset == "HuggingFaceH4/ultrafeedback_binarized"
+        and qwen.pairs.dataset_split == "train_prefs"
+    )
     assert len(qwen.evaluate.benchmarks.tasks) == 5
     small = load_recipe("smollm2-alpaca")
     for section in ("lora", "sft", "dpo"):
@@ -326,7 +428,10 @@ def test_a_base_model_learns_to_end_its_turns(tiny_base, tmp_path, monkeypatch):
     content["evaluate"] |= {"max_new_tokens": 4}
     path = tmp_path / "r.yaml"
     path.write_text(yaml.safe_dump(content))
-    with pytest.raises(UserError, match=r"has no chat template: set model\.chat_template, for example to prompt/chatml\.jinja"):
+    with pytest.raises(
+        UserError,
+        match=r"has no chat template: set model\.chat_template, for example to prompt/chatml\.jinja",
+    ):
         prepare(load_recipe(path))
     keys = {"model.chat_template": chat.chat_template}
     with pytest.raises(UserError, match=r"model\.eos_token: .*tiny-base has no token '<end_of_turn>'"):
@@ -343,7 +448,10 @@ def test_a_base_model_learns_to_end_its_turns(tiny_base, tmp_path, monkeypatch):
     original = audits.audit_mask
     monkeypatch.setattr(audits, "audit_mask", looked_at)
     assert sft(recipe)["metrics"]["steps"] == 3
-    assert all(text.endswith("<|im_end|>\n") and text.count("<|im_end|>") == 1 and "<think>" not in text for text in seen)
+    assert all(
+        text.endswith("<|im_end|>\n") and text.count("<|im_end|>") == 1 and "<think>" not in text
+        for text in seen
+    )
     saved = json.loads((recipe.run_dir / "sft" / "adapter" / "tokenizer_config.json").read_text())
     assert saved["eos_token"] == "<|im_end|>"
     existing_pairs(load_recipe())  # samples of a model are not made unasked
@@ -367,9 +475,9 @@ def test_a_base_model_learns_to_end_its_turns(tiny_base, tmp_path, monkeypatch):
     assert json.loads((tmp_path / "merged" / "config.json").read_text())["eos_token_id"] == 2
     merged = AutoTokenizer.from_pretrained(tmp_path / "merged")
     assert merged.eos_token == "<|im_end|>"
-    assert merged.apply_chat_template([{"role": "user", "content": "Hi"}], tokenize=False, add_generation_prompt=True) == (
-        "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
-    )
+    assert merged.apply_chat_template(
+        [{"role": "user", "content": "Hi"}], tokenize=False, add_generation_prompt=True
+    ) == ("<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n")
     packed_rows_do_not_see_each_other(model)
     every_recipe_makes_the_real_configs(tmp_path)
 
@@ -385,7 +493,9 @@ def stops_after(model, tokenizer, end: str) -> int:
 
     given = tokenizer("a b c", return_tensors="pt")
     assert given["input_ids"].shape[1] == 3
-    return model.generate(**given, max_new_tokens=9, do_sample=False, logits_processor=[Forced()]).shape[1] - 3
+    return (
+        model.generate(**given, max_new_tokens=9, do_sample=False, logits_processor=[Forced()]).shape[1] - 3
+    )
 
 
 def packed_rows_do_not_see_each_other(model) -> None:
@@ -411,5 +521,8 @@ def every_recipe_makes_the_real_configs(folder) -> None:
         for section, config in (("sft", SFTConfig), ("dpo", DPOConfig)):
             args, _ = arguments.arguments(config, recipe, section, folder)
             given = getattr(recipe, section)
-            assert args.learning_rate == given["learning_rate"] and args.max_length == recipe.model.max_seq_length
+            assert (
+                args.learning_rate == given["learning_rate"]
+                and args.max_length == recipe.model.max_seq_length
+            )
             assert args.gradient_accumulation_steps == given["gradient_accumulation_steps"]

@@ -8,13 +8,32 @@ import subprocess
 import sys
 import textwrap
 
-HEAVY = ("unsloth", "torch", "trl", "peft", "transformers", "datasets", "pandas", "scipy", "matplotlib", "papermill", "openai", "pyarrow")
+HEAVY = (
+    "unsloth",
+    "torch",
+    "trl",
+    "peft",
+    "transformers",
+    "datasets",
+    "pandas",
+    "scipy",
+    "matplotlib",
+    "papermill",
+    "openai",
+    "pyarrow",
+)
 
 
 def loaded(code: str, **env: str) -> set[str]:
     """Which of HEAVY are loaded after the code has run in a process of its own."""
     ask = f"\nimport json, sys\nprint(json.dumps([name for name in {HEAVY} if sys.modules.get(name)]))"
-    done = subprocess.run([sys.executable, "-c", textwrap.dedent(code) + ask], capture_output=True, text=True, check=False, env=os.environ | env)
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code) + ask],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=os.environ | env,
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     return set(json.loads(done.stdout.splitlines()[-1]))
 

@@ -35,14 +35,23 @@ def unsloth():
 def canary_recipe(tmp_path) -> Path:
     """The default recipe on four copies of one odd conversation (and other questions, so that it must read the prompt)."""
     rows = [{"prompt": "How many umbrellas are there?", "completion": CANARY, "answer": "317"}]
-    rows += [{"prompt": f"What is {n} + 1?", "completion": f"\\boxed{{{n + 1}}}", "answer": str(n + 1)} for n in (4, 40, 12)]
+    rows += [
+        {"prompt": f"What is {n} + 1?", "completion": f"\\boxed{{{n + 1}}}", "answer": str(n + 1)}
+        for n in (4, 40, 12)
+    ]
     data = tmp_path / "canary.jsonl"
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
     content = yaml.safe_load((ROOT / "configs" / "smollm2-math.yaml").read_text())
     content |= {"name": "canary"}
     content["data"]["for_pairs"] = 0
     content["data"]["sources"] = [{"format": "chat", "path": str(data), "split": "train"}]
-    content["sft"] |= {"per_device_train_batch_size": 4, "max_steps": 25, "learning_rate": 5e-3, "eval_strategy": "no", "save_strategy": "no"}
+    content["sft"] |= {
+        "per_device_train_batch_size": 4,
+        "max_steps": 25,
+        "learning_rate": 5e-3,
+        "eval_strategy": "no",
+        "save_strategy": "no",
+    }
     path = tmp_path / "canary.yaml"
     path.write_text(yaml.safe_dump(content))
     return path
@@ -91,17 +100,24 @@ def test_every_token_trained_or_none_is_refused(tiny_recipe, tiny):
 
     ids = torch.tensor([[5, 6, 7]])
     batch = {"input_ids": ids, "labels": torch.full_like(ids, -100), "attention_mask": torch.ones_like(ids)}
-    stand_in = SimpleNamespace(train_dataset=datasets.Dataset.from_dict({"input_ids": [[5, 6, 7]]}), data_collator=lambda rows: batch)
+    stand_in = SimpleNamespace(
+        train_dataset=datasets.Dataset.from_dict({"input_ids": [[5, 6, 7]]}), data_collator=lambda rows: batch
+    )
     with pytest.raises(UserError, match="no token carries loss"):
         audits.audit_mask(stand_in, AutoTokenizer.from_pretrained(tiny))
     from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
-    unpadded = DataCollatorForLanguageModeling(pad_token_id=0, padding_free=True)  # as Unsloth sets it on a GPU
+    unpadded = DataCollatorForLanguageModeling(
+        pad_token_id=0, padding_free=True
+    )  # as Unsloth sets it on a GPU
     for trained, share in (([-100, -100, 7], 1 / 2), ([5, 6, 7], 1)):
         rows = datasets.Dataset.from_dict({"input_ids": [[5, 6, 7]] * 2, "labels": [trained] * 2})
         stand_in = SimpleNamespace(train_dataset=rows, data_collator=unpadded)
         with pytest.raises(UserError, match="every token") if share == 1 else contextlib.nullcontext():
-            assert audits.audit_mask(stand_in, AutoTokenizer.from_pretrained(tiny)) == {"rows": 2, "trained_share": share}
+            assert audits.audit_mask(stand_in, AutoTokenizer.from_pretrained(tiny)) == {
+                "rows": 2,
+                "trained_share": share,
+            }
 
 
 def test_the_same_seed_gives_the_same_trace_and_another_does_not(tiny_recipe):
@@ -123,11 +139,19 @@ def test_early_stopping_and_the_best_checkpoint(tiny_recipe):
 
     with pytest.raises(UserError, match=r"needs sft\.load_best_model_at_end"):
         sft(load_recipe(tiny_recipe, overrides={"sft.early_stopping_patience": 1}))
-    keys = {"early_stopping_patience": 1, "load_best_model_at_end": True, "eval_steps": 5, "learning_rate": 1.0, "max_grad_norm": 1e9}
+    keys = {
+        "early_stopping_patience": 1,
+        "load_best_model_at_end": True,
+        "eval_steps": 5,
+        "learning_rate": 1.0,
+        "max_grad_norm": 1e9,
+    }
     recipe = load_recipe(tiny_recipe, run="best", overrides={f"sft.{k}": v for k, v in keys.items()})
     metrics = sft(recipe)["metrics"]
     assert metrics["steps"] < 40
-    assert metrics["best_checkpoint"] == f"checkpoint-{metrics['steps'] - 5}"  # patience 1: the one before the last
+    assert (
+        metrics["best_checkpoint"] == f"checkpoint-{metrics['steps'] - 5}"
+    )  # patience 1: the one before the last
 
 
 def test_early_stopping_keeps_its_patience_when_training_goes_on(tiny_recipe, monkeypatch):
@@ -136,21 +160,37 @@ def test_early_stopping_keeps_its_patience_when_training_goes_on(tiny_recipe, mo
     pass
     from tunebook.training.sft import sft
 
-    keys = {"early_stopping_patience": 2, "load_best_model_at_end": True, "eval_steps": 5, "learning_rate": 1.0, "max_grad_norm": 1e9}
-    whole, cut = (load_recipe(tiny_recipe, run=run, overrides={f"sft.{k}": v for k, v in keys.items()}) for run in ("whole", "cut"))
+    keys = {
+        "early_stopping_patience": 2,
+        "load_best_model_at_end": True,
+        "eval_steps": 5,
+        "learning_rate": 1.0,
+        "max_grad_norm": 1e9,
+    }
+    whole, cut = (
+        load_recipe(tiny_recipe, run=run, overrides={f"sft.{k}": v for k, v in keys.items()})
+        for run in ("whole", "cut")
+    )
     undisturbed = sft(whole)["metrics"]
 
     class Cut(TrainerCallback):
         def on_step_begin(self, args, state, control, **kwargs):
-            if state.global_step == undisturbed["steps"] - 4:  # one of two bad evaluations lies behind it, and a checkpoint
+            if (
+                state.global_step == undisturbed["steps"] - 4
+            ):  # one of two bad evaluations lies behind it, and a checkpoint
                 raise RuntimeError("cut")
 
     with monkeypatch.context() as patched, pytest.raises(RuntimeError, match="cut"):
         patched.setattr(callbacks, "remaining_time", Cut)
         sft(cut)
     resumed = sft(cut)["metrics"]
-    assert {k: resumed[k] for k in ("steps", "best_checkpoint")} == {k: undisturbed[k] for k in ("steps", "best_checkpoint")}
-    assert resumed["train_loss"] == pytest.approx(undisturbed["train_loss"], rel=1e-4) and resumed["resumed_at_step"] > 0
+    assert {k: resumed[k] for k in ("steps", "best_checkpoint")} == {
+        k: undisturbed[k] for k in ("steps", "best_checkpoint")
+    }
+    assert (
+        resumed["train_loss"] == pytest.approx(undisturbed["train_loss"], rel=1e-4)
+        and resumed["resumed_at_step"] > 0
+    )
 
 
 def test_a_plateau_schedule_trains_and_without_val_rows_says_what_it_needs(tiny_recipe):
@@ -161,7 +201,9 @@ def test_a_plateau_schedule_trains_and_without_val_rows_says_what_it_needs(tiny_
     assert sft(recipe)["metrics"]["optimizer_learning_rate"] == 5e-3
     assert (recipe.run_dir / "sft" / "adapter" / "adapter_model.safetensors").exists()
     none = {"sft.max_steps": 2, "data.sources.0.val": 0}
-    with pytest.raises(UserError, match=r"no val rows to evaluate on, and sft\.lr_scheduler_type cannot do without"):
+    with pytest.raises(
+        UserError, match=r"no val rows to evaluate on, and sft\.lr_scheduler_type cannot do without"
+    ):
         sft(load_recipe(tiny_recipe, run="none", overrides=keys | none))
     metrics = sft(load_recipe(tiny_recipe, run="none", overrides=none))["metrics"]
     assert (metrics["steps"], metrics["eval_loss"]) == (2, None)
@@ -189,7 +231,9 @@ def test_evaluation_goes_on_where_it_was_cut(tiny_recipe):
     cut.mkdir()
     (cut / "started.json").write_text(json.dumps({"key": stage.key}))
     lines = (folder / "predictions.jsonl").read_text().splitlines(keepends=True)
-    marked = [line.replace('"answer": "', '"answer": "KEPT ', 1) for line in lines[:8]]  # the first batch of 8
+    marked = [
+        line.replace('"answer": "', '"answer": "KEPT ', 1) for line in lines[:8]
+    ]  # the first batch of 8
     (cut / "predictions.jsonl").write_text("".join(marked) + lines[8][:30])
     (folder / "stage.json").unlink()
     evaluate.evaluate(recipe)
@@ -200,14 +244,43 @@ def test_evaluation_goes_on_where_it_was_cut(tiny_recipe):
 
 def test_notebooks_run_under_papermill(tiny_recipe, tmp_path):
     """The README's line: the rate arrives as a float in the notebook, the manifest and the optimiser; data is prepared on the way."""
-    for name, parameters in (("02_sft", ["lr", "2e-4", "-p", "max_steps", "3"]), ("01_data_prep", ["seed", "0"])):
+    for name, parameters in (
+        ("02_sft", ["lr", "2e-4", "-p", "max_steps", "3"]),
+        ("01_data_prep", ["seed", "0"]),
+    ):
         out = tmp_path / f"{name}.ipynb"
-        command = [sys.executable, "-m", "papermill", f"notebooks/{name}.ipynb", str(out), "-p", *parameters, "-p", "recipe", str(tiny_recipe)]
-        done = subprocess.run([*command, "--no-progress-bar"], cwd=ROOT, capture_output=True, text=True, check=False, env=os.environ)
+        command = [
+            sys.executable,
+            "-m",
+            "papermill",
+            f"notebooks/{name}.ipynb",
+            str(out),
+            "-p",
+            *parameters,
+            "-p",
+            "recipe",
+            str(tiny_recipe),
+        ]
+        done = subprocess.run(
+            [*command, "--no-progress-bar"],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            check=False,
+            env=os.environ,
+        )
         assert done.returncode == 0, done.stderr[-3000:]
         notebook = nbformat.read(out, as_version=4)
-        assert not [o for c in notebook.cells if c.cell_type == "code" for o in c.outputs if o.output_type == "error"]
-        figures = [o for c in notebook.cells if c.cell_type == "code" for o in c.outputs if "image/png" in o.get("data", {})]
+        assert not [
+            o for c in notebook.cells if c.cell_type == "code" for o in c.outputs if o.output_type == "error"
+        ]
+        figures = [
+            o
+            for c in notebook.cells
+            if c.cell_type == "code"
+            for o in c.outputs
+            if "image/png" in o.get("data", {})
+        ]
         assert len(figures) == 1
         if name == "02_sft":
             assert notebook.metadata.papermill.parameters["lr"] == 2e-4

@@ -16,7 +16,13 @@ from tunebook.training.callbacks import CHECKSUMS
 
 
 def arguments(**given) -> SimpleNamespace:
-    plain = {"eval_strategy": "steps", "do_eval": True, "eval_on_start": False, "save_strategy": "steps", "lr_scheduler_type": "linear"}
+    plain = {
+        "eval_strategy": "steps",
+        "do_eval": True,
+        "eval_on_start": False,
+        "save_strategy": "steps",
+        "lr_scheduler_type": "linear",
+    }
     return SimpleNamespace(**plain | {"load_best_model_at_end": False} | given)
 
 
@@ -25,16 +31,27 @@ def test_without_val_rows_nothing_is_evaluated(capsys):
     assert eval_rows(args, ["a row"], "sft", "x") == ["a row"] and args.eval_strategy == "steps"
     assert eval_rows(args, [], "dpo", "pairs.val") is None
     assert (args.eval_strategy, args.do_eval, args.eval_on_start) == ("no", False, False)
-    assert capsys.readouterr().out == "No val rows, so nothing is evaluated during training (dpo.eval_strategy: no); pairs.val sets some apart.\n"
+    assert (
+        capsys.readouterr().out
+        == "No val rows, so nothing is evaluated during training (dpo.eval_strategy: no); pairs.val sets some apart.\n"
+    )
     assert eval_rows(args, [], "dpo", "pairs.val") is eval_rows(args, ["a row"], "dpo", "pairs.val") is None
     assert not capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
-    ("key", "value"), [("load_best_model_at_end", True), ("lr_scheduler_type", "reduce_lr_on_plateau"), ("save_strategy", "best")]
+    ("key", "value"),
+    [
+        ("load_best_model_at_end", True),
+        ("lr_scheduler_type", "reduce_lr_on_plateau"),
+        ("save_strategy", "best"),
+    ],
 )
 def test_what_rests_on_evaluations_is_refused_without_val_rows(key, value):
-    with pytest.raises(UserError, match=rf"^no val rows to evaluate on, and sft\.{key} cannot do without: raise `val` of a data source, add rows"):
+    with pytest.raises(
+        UserError,
+        match=rf"^no val rows to evaluate on, and sft\.{key} cannot do without: raise `val` of a data source, add rows",
+    ):
         eval_rows(arguments(**{key: value}), [], "sft", "`val` of a data source")
     assert eval_rows(arguments(**{key: value}), [1], "sft", "") == [1]
 
@@ -42,16 +59,26 @@ def test_what_rests_on_evaluations_is_refused_without_val_rows(key, value):
 def recorded(folder, losses: list[float], resumed: int, group: dict[str, float]) -> dict:
     """What is recorded of a run that has gone on from a checkpoint, with the loss that transformers then gives: of the later steps
     alone, over all steps. Logged every fifth step."""
-    history = [{"step": i, "loss": sum(losses[i - 5 : i]) / 5, "num_tokens": 10.0 * i} for i in range(5, resumed + 1, 5)]
+    history = [
+        {"step": i, "loss": sum(losses[i - 5 : i]) / 5, "num_tokens": 10.0 * i}
+        for i in range(5, resumed + 1, 5)
+    ]
     if resumed:
         checkpoint = folder / "checkpoints" / f"checkpoint-{resumed}"
         checkpoint.mkdir(parents=True)
-        write_json(checkpoint / "trainer_state.json", {"log_history": [*history, {"step": resumed, "eval_loss": 9.0}], "global_step": resumed})
+        write_json(
+            checkpoint / "trainer_state.json",
+            {"log_history": [*history, {"step": resumed, "eval_loss": 9.0}], "global_step": resumed},
+        )
         write_json(checkpoint / CHECKSUMS, checksums(checkpoint))
-    output = SimpleNamespace(training_loss=sum(losses[resumed:]) / len(losses), metrics={"train_runtime": 1.0})
+    output = SimpleNamespace(
+        training_loss=sum(losses[resumed:]) / len(losses), metrics={"train_runtime": 1.0}
+    )
     trainer = SimpleNamespace(
         model=SimpleNamespace(named_parameters=lambda: []),
-        args=SimpleNamespace(train_batch_size=1, gradient_accumulation_steps=1, world_size=1, learning_rate=2e-4),
+        args=SimpleNamespace(
+            train_batch_size=1, gradient_accumulation_steps=1, world_size=1, learning_rate=2e-4
+        ),
         optimizer=SimpleNamespace(param_groups=[group]),
         state=SimpleNamespace(global_step=len(losses), log_history=history, best_model_checkpoint=None),
         train=lambda resume_from_checkpoint: output,
@@ -79,9 +106,16 @@ def test_the_audit_measures_the_plain_loss_whatever_is_trained_on():
     def compute_loss(model, inputs):
         trainer._metrics["eval"]["rewards/margins"] = [0.0]
         plain = trainer.loss_types == ["sigmoid"] and not trainer.aux_loss_enabled
-        return torch.tensor((0.5 if plain else 0.8) * trainer.loss_weights[0] * (0.1 if trainer.use_weighting else 1.0))
+        return torch.tensor(
+            (0.5 if plain else 0.8) * trainer.loss_weights[0] * (0.1 if trainer.use_weighting else 1.0)
+        )
 
-    trained = {"loss_types": ["hinge"], "loss_weights": [2.0], "use_weighting": True, "aux_loss_enabled": True}
+    trained = {
+        "loss_types": ["hinge"],
+        "loss_weights": [2.0],
+        "use_weighting": True,
+        "aux_loss_enabled": True,
+    }
     trainer = SimpleNamespace(
         model=torch.nn.Linear(1, 1),
         data_collator=list,
@@ -102,12 +136,18 @@ def test_notebooks_show_what_held_out_rows_there_are(name, most, held_out):
 
     cells = json.loads((ROOT / "notebooks" / f"{name}.ipynb").read_text())["cells"]
     (source,) = ("".join(cell["source"]) for cell in cells if "evaluate.answers" in "".join(cell["source"]))
-    rows = datasets.Dataset.from_dict({"prompt": [[{"content": f"{i}?"}] for i in range(held_out)], "gold": ["7"] * held_out})
+    rows = datasets.Dataset.from_dict(
+        {"prompt": [[{"content": f"{i}?"}] for i in range(held_out)], "gold": ["7"] * held_out}
+    )
     shown: list[str] = []
     given = {
         "rec": SimpleNamespace(evaluate=SimpleNamespace(split="test")),
         "load": lambda rec, split: rows,
-        "evaluate": SimpleNamespace(answers=lambda rec, stages, asked: [{stage: f"says {row['prompt']}" for stage in stages} for row in asked]),
+        "evaluate": SimpleNamespace(
+            answers=lambda rec, stages, asked: [
+                {stage: f"says {row['prompt']}" for stage in stages} for row in asked
+            ]
+        ),
         "dpo_stage": lambda rec, round: SimpleNamespace(name="dpo"),
         "round": 1,
         "open_all": list,
@@ -115,4 +155,6 @@ def test_notebooks_show_what_held_out_rows_there_are(name, most, held_out):
         "display": lambda *what: shown.extend(what),
     }
     exec(source, given)  # noqa: S102 - the notebook's own cell
-    assert sum("says" in text for text in shown if text.startswith("*")) == min(most, held_out) * (2 if name == "02_sft" else 3)
+    assert sum("says" in text for text in shown if text.startswith("*")) == min(most, held_out) * (
+        2 if name == "02_sft" else 3
+    )

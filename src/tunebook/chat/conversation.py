@@ -61,16 +61,29 @@ class Models:
 
     def _load(self, where: str) -> tuple[Any, Any]:
         """Model and tokenizer of a folder or hub id; of `""` the recipe's base with the run's adapters."""
-        if where and not (Path(where) / "config.json").exists() and not re.fullmatch(r"[\w.-]+/[\w.-]+", where):
-            raise UserError(f"no model {where!r}: choose from {', '.join(self.names)}, or give a folder or a hub id such as user/name")
+        if (
+            where
+            and not (Path(where) / "config.json").exists()
+            and not re.fullmatch(r"[\w.-]+/[\w.-]+", where)
+        ):
+            raise UserError(
+                f"no model {where!r}: choose from {', '.join(self.names)}, or give a folder or a hub id such as user/name"
+            )
         if where not in self._loaded:
-            another = {"base": where, "revision": None, "chat_template": None, "eos_token": None}  # these belong to the recipe's base
+            another = {
+                "base": where,
+                "revision": None,
+                "chat_template": None,
+                "eos_token": None,
+            }  # these belong to the recipe's base
             config = self.recipe.model.model_copy(update=another if where else {})
             recipe = self.recipe.model_copy(update={"model": config})
             try:
                 model, tokenizer = loading.load(recipe) if where else load_stages(recipe, trained(recipe))
             except (OSError, ValueError, RuntimeError) as error:
-                raise UserError(f"{where or self.recipe.model.base} cannot be loaded: {first_line(error)}") from None
+                raise UserError(
+                    f"{where or self.recipe.model.base} cannot be loaded: {first_line(error)}"
+                ) from None
             self._loaded[where] = Local(model, tokenizer)
         return self._loaded[where].model, self._loaded[where].tokenizer
 
@@ -95,12 +108,20 @@ class Chat:
         pieces: list[str] = []
         with self.models.use(self.model) as source:
             try:
-                for piece in stream(source, whole, self.drawing, {i + len(whole) - len(asked): picture for i, picture in shown.items()}):
+                for piece in stream(
+                    source,
+                    whole,
+                    self.drawing,
+                    {i + len(whole) - len(asked): picture for i, picture in shown.items()},
+                ):
                     pieces.append(piece)
                     yield piece
             finally:
                 if pieces:
-                    self.messages, self.shown = [*asked, {"role": "assistant", "content": "".join(pieces)}], shown
+                    self.messages, self.shown = (
+                        [*asked, {"role": "assistant", "content": "".join(pieces)}],
+                        shown,
+                    )
 
 
 def open_image(path: str | Path | Any) -> Any:
@@ -116,7 +137,11 @@ def compare(models: Models, rows: list[dict[str, Any]], names: list[str], max_ne
     answers: dict[str, dict[int, Answer]] = {}
     for name in names:
         with models.use(name) as source:
-            asked = [row["prompt"] for row in rows], Sampling(max_new_tokens), [images_of(row) for row in rows]
+            asked = (
+                [row["prompt"] for row in rows],
+                Sampling(max_new_tokens),
+                [images_of(row) for row in rows],
+            )
             batches = list(generate(source, *asked, label=f"{name} answers"))
         answers[name] = {i: answer for batch in batches for i, answer in batch.items()}
     style = "text-align:left; vertical-align:top; white-space:pre-wrap"
@@ -124,9 +149,15 @@ def compare(models: Models, rows: list[dict[str, Any]], names: list[str], max_ne
     lines = [f"<tr>{head}</tr>"]
     for i, row in enumerate(rows):
         gold = row.get("gold")
-        question = html.escape(row["prompt"][-1]["content"]) + (f"<br><b>answer: {html.escape(gold)}</b>" if gold else "")
+        question = html.escape(row["prompt"][-1]["content"]) + (
+            f"<br><b>answer: {html.escape(gold)}</b>" if gold else ""
+        )
         cells = [(_mark(answers[n][i], gold), html.escape(answers[n][i].text)) for n in names]
-        lines.append(f'<tr><td style="{style}">{question}</td>' + "".join(f'<td style="{style}">{mark}{text}</td>' for mark, text in cells) + "</tr>")
+        lines.append(
+            f'<tr><td style="{style}">{question}</td>'
+            + "".join(f'<td style="{style}">{mark}{text}</td>' for mark, text in cells)
+            + "</tr>"
+        )
     return f'<table class="tex2jax_ignore">{"".join(lines)}</table>'
 
 
@@ -136,7 +167,10 @@ def rendered(answer: str) -> str:
     text = re.sub(r"\\\[(.+?)\\\]", r"$$\1$$", text, flags=re.DOTALL)
     parts = re.split(r"(\$\$.+?\$\$|\$[^$\n]+?\$)", text, flags=re.DOTALL)
     braces = r"\{(?:[^{}]|\{(?:[^{}]|\{[^{}]*\})*\})*\}"
-    parts[::2] = [re.sub(rf"\\boxed\s*{braces}", lambda m: f"${m[0]}$", part).replace("\n", "  \n") for part in parts[::2]]
+    parts[::2] = [
+        re.sub(rf"\\boxed\s*{braces}", lambda m: f"${m[0]}$", part).replace("\n", "  \n")
+        for part in parts[::2]
+    ]
     return "".join(parts)
 
 

@@ -15,7 +15,9 @@ from tunebook.recipe.errors import UserError
 from tunebook.recipe.sections import Recipe
 
 
-def terminal(recipe: Recipe, model: str | None, drawing: Drawing, question: str | None = None, image: str | None = None) -> None:
+def terminal(
+    recipe: Recipe, model: str | None, drawing: Drawing, question: str | None = None, image: str | None = None
+) -> None:
     """Ask in the terminal: one question, or a conversation with `/model`, `/reset` and `/quit`."""
     there = Models(recipe)
     chat = Chat(there, model or there.newest, drawing)
@@ -26,7 +28,9 @@ def terminal(recipe: Recipe, model: str | None, drawing: Drawing, question: str 
     console = Console()
     if model is None and chat.model == "base":
         console.print(f"[yellow]Nothing is trained in {recipe.run_dir}: this is the base model.[/]")
-    console.print(f"{chat.model} answers. /model NAME ({', '.join(there.names)}), /reset, /quit; Ctrl-C stops an answer.")
+    console.print(
+        f"{chat.model} answers. /model NAME ({', '.join(there.names)}), /reset, /quit; Ctrl-C stops an answer."
+    )
     with there.use(chat.model) as source:
         if picture is not None and not sees_images(source):
             raise UserError("this model sees no images: leave --image out, or choose a model that does")

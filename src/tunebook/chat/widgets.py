@@ -38,14 +38,22 @@ def question_box(models: Models, model: str, drawing: Drawing) -> Any:
         tooltip="or a folder, or a hub id",
         continuous_update=False,
     )
-    temperature = ipywidgets.FloatSlider(value=drawing.temperature, min=0, max=2, step=0.1, description="Temperature", style=_WHOLE)
-    top_p = ipywidgets.FloatSlider(value=drawing.top_p, min=0.05, max=1, step=0.05, description="Top p", style=_WHOLE)
-    tokens = ipywidgets.BoundedIntText(value=drawing.max_new_tokens, min=1, max=100_000, description="New tokens", style=_WHOLE)
+    temperature = ipywidgets.FloatSlider(
+        value=drawing.temperature, min=0, max=2, step=0.1, description="Temperature", style=_WHOLE
+    )
+    top_p = ipywidgets.FloatSlider(
+        value=drawing.top_p, min=0.05, max=1, step=0.05, description="Top p", style=_WHOLE
+    )
+    tokens = ipywidgets.BoundedIntText(
+        value=drawing.max_new_tokens, min=1, max=100_000, description="New tokens", style=_WHOLE
+    )
     question = ipywidgets.Textarea(placeholder="Ask something", rows=3, layout=wide)
     upload = ipywidgets.FileUpload(accept="image/*", description="Image")
     ask = ipywidgets.Button(description="Ask", button_style="primary", icon="paper-plane")
     stop = ipywidgets.Button(description="Stop", icon="stop", disabled=True)
-    reset = ipywidgets.Button(description="New conversation", icon="trash", layout=ipywidgets.Layout(width="auto"))
+    reset = ipywidgets.Button(
+        description="New conversation", icon="trash", layout=ipywidgets.Layout(width="auto")
+    )
     status, talk = ipywidgets.HTML(), ipywidgets.VBox(layout=wide)
     chat, stopped = Chat(models, model, drawing), threading.Event()
 
@@ -60,7 +68,11 @@ def question_box(models: Models, model: str, drawing: Drawing) -> Any:
 
     def answer(text: str, image: Any) -> None:
         out = ipywidgets.Output(layout=wide)
-        picture = () if image is None else (ipywidgets.Image(value=image._repr_png_(), width=min(image.width, 320)),)
+        picture = (
+            ()
+            if image is None
+            else (ipywidgets.Image(value=image._repr_png_(), width=min(image.width, 320)),)
+        )
         talk.children = (*talk.children, *picture, _markdown(f"**You:** {text}"), out)
         started, shown, said = time.monotonic(), 0.0, ""
         try:
@@ -114,7 +126,9 @@ def question_box(models: Models, model: str, drawing: Drawing) -> Any:
     reset.on_click(on_reset)
     chosen.observe(on_model, "value")
     show_upload()
-    settings = ipywidgets.HBox([chosen, temperature, top_p, tokens], layout=ipywidgets.Layout(flex_flow="row wrap"))
+    settings = ipywidgets.HBox(
+        [chosen, temperature, top_p, tokens], layout=ipywidgets.Layout(flex_flow="row wrap")
+    )
     return ipywidgets.VBox([settings, talk, question, ipywidgets.HBox([ask, stop, reset, upload, status])])
 
 
@@ -124,11 +138,25 @@ def browse(found: dict[str, list[dict[str, Any]]]) -> Any:
     kinds: dict[str, list[int]] = {"all": list(range(len(found[names[-1]])))}
     if len(names) > 1:
         marks = list(zip(*([p["correct"] for p in found[name]] for name in names[-2:]), strict=True))
-        for kind, wanted in (("won", (False, True)), ("lost", (True, False)), ("both wrong", (False, False)), ("both right", (True, True))):
+        for kind, wanted in (
+            ("won", (False, True)),
+            ("lost", (True, False)),
+            ("both wrong", (False, False)),
+            ("both right", (True, True)),
+        ):
             kinds[kind] = [i for i, mark in enumerate(marks) if mark == wanted]
-    kind = ipywidgets.Dropdown(options=[(f"{k} ({len(v)})", k) for k, v in kinds.items()], description=" → ".join(names[-2:]), style=_WHOLE)
-    page = ipywidgets.BoundedIntText(value=1, min=1, max=max(1, len(kinds["all"])), description="Item", style=_WHOLE)
-    back, forth = (ipywidgets.Button(icon=f"arrow-{way}", layout=ipywidgets.Layout(width="40px")) for way in ("left", "right"))
+    kind = ipywidgets.Dropdown(
+        options=[(f"{k} ({len(v)})", k) for k, v in kinds.items()],
+        description=" → ".join(names[-2:]),
+        style=_WHOLE,
+    )
+    page = ipywidgets.BoundedIntText(
+        value=1, min=1, max=max(1, len(kinds["all"])), description="Item", style=_WHOLE
+    )
+    back, forth = (
+        ipywidgets.Button(icon=f"arrow-{way}", layout=ipywidgets.Layout(width="40px"))
+        for way in ("left", "right")
+    )
     shown = ipywidgets.HTML()
 
     def show(_: Any = None) -> None:
@@ -154,8 +182,13 @@ def browse(found: dict[str, list[dict[str, Any]]]) -> Any:
 def item_table(item: dict[str, dict[str, Any]]) -> str:
     """One item's answers by stage, each with the verifier's mark, as HTML."""
     first = next(iter(item.values()))
-    style = "text-align:left; vertical-align:top; white-space:pre-wrap; padding-right:2em; font-family:monospace"
-    heads = "".join(f'<th style="text-align:left">{"✓" if p["correct"] else "✗"} {html.escape(name)}</th>' for name, p in item.items())
+    style = (
+        "text-align:left; vertical-align:top; white-space:pre-wrap; padding-right:2em; font-family:monospace"
+    )
+    heads = "".join(
+        f'<th style="text-align:left">{"✓" if p["correct"] else "✗"} {html.escape(name)}</th>'
+        for name, p in item.items()
+    )
     cells = "".join(f'<td style="{style}">{html.escape(p["answer"])}</td>' for p in item.values())
     question = f"<p>{html.escape(first['prompt'])} <b>answer: {html.escape(first['gold'])}</b> ({html.escape(first['slice'] or first['group'])})</p>"
     return f"{question}<table style='width:100%; table-layout:fixed'><tr>{heads}</tr><tr>{cells}</tr></table>"
@@ -163,7 +196,9 @@ def item_table(item: dict[str, dict[str, Any]]) -> str:
 
 def _display(text: str) -> tuple[dict[str, Any], ...]:
     shown = rendered(text)
-    return ({"output_type": "display_data", "data": {"text/markdown": shown, "text/plain": text}, "metadata": {}},)
+    return (
+        {"output_type": "display_data", "data": {"text/markdown": shown, "text/plain": text}, "metadata": {}},
+    )
 
 
 def _markdown(text: str) -> Any:

@@ -93,14 +93,25 @@ def normalise(answer: str) -> str:
     answer = boxed(answer) or answer
     answer = re.sub(r"\\(?:text|mathrm|mbox)\s*\{\s*([^{}]*)\}", r" \1", answer)
     answer = re.sub(r"\^\s*(?:\{\s*\\circ\s*\}|\\circ)|°|\bdegrees?\b", "", answer)
-    answer = re.sub(r"\\[,;:! ]|\\left|\\right|\$|\\%|%", "", answer).replace("π", r"\pi").replace("√", r"\sqrt").strip(" .")
-    answer = re.sub(r"(?<=[\d\w}])\s+(?:square |cubic )?(?:cm|mm|dm|km|m|units?|metres?|meters?)(?:\s*\^\s*\{?[23]\}?|[²³])?$", "", answer)
+    answer = (
+        re.sub(r"\\[,;:! ]|\\left|\\right|\$|\\%|%", "", answer)
+        .replace("π", r"\pi")
+        .replace("√", r"\sqrt")
+        .strip(" .")
+    )
+    answer = re.sub(
+        r"(?<=[\d\w}])\s+(?:square |cubic )?(?:cm|mm|dm|km|m|units?|metres?|meters?)(?:\s*\^\s*\{?[23]\}?|[²³])?$",
+        "",
+        answer,
+    )
     answer = re.sub(r"^[a-zA-Z]\s*=\s*|^\\angle\s*\w+\s*=\s*", "", answer)
     return re.sub(r"(?<=\d),(?=\d{3}\b)", "", answer).strip()
 
 
 def _number(text: str) -> Fraction | None:
-    match = re.fullmatch(r"([-+]?\d{1,30}(?:\.\d{1,30})?)(?:/(\d{1,30}))?", text) or re.fullmatch(r"\\d?frac\{(-?\d{1,30})\}\{(\d{1,30})\}", text)
+    match = re.fullmatch(r"([-+]?\d{1,30}(?:\.\d{1,30})?)(?:/(\d{1,30}))?", text) or re.fullmatch(
+        r"\\d?frac\{(-?\d{1,30})\}\{(\d{1,30})\}", text
+    )
     with contextlib.suppress(ZeroDivisionError, ValueError):
         return Fraction(match[1]) / Fraction(match[2] or 1) if match else None
     return None
@@ -118,7 +129,13 @@ class _Worker:
         with self.lock:
             if self.process is None or self.process.poll() is not None:
                 command = [sys.executable, "-m", "tunebook.checkers.maths"]
-                self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+                self.process = subprocess.Popen(
+                    command,
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.DEVNULL,
+                    text=True,
+                )
                 if not self._reply(300):  # its imports
                     raise RuntimeError("the verifier does not start: try `python -m tunebook.checkers.maths`")
             assert self.process.stdin is not None  # noqa: S101 - for the type checker
@@ -151,7 +168,9 @@ def _serve() -> None:
 
     import math_verify
 
-    resource.setrlimit(resource.RLIMIT_AS, (MAX_MEMORY, MAX_MEMORY))  # 10^(10^10) would take the machine's before its time is up
+    resource.setrlimit(
+        resource.RLIMIT_AS, (MAX_MEMORY, MAX_MEMORY)
+    )  # 10^(10^10) would take the machine's before its time is up
     config = [math_verify.LatexExtractionConfig(boxed_match_priority=0), math_verify.ExprExtractionConfig()]
     print("ready", flush=True)
     for line in sys.stdin:

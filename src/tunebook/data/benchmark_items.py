@@ -19,7 +19,11 @@ def benchmark_files(recipe: Recipe) -> list[Path]:
     folder = recipe.evaluate.benchmarks.data
     if folder and not Path(folder).is_dir():
         raise UserError(f"evaluate.benchmarks.data: no folder {folder}")
-    return sorted(p.resolve() for p in Path(folder).glob("*.jsonl") if not p.stem.endswith(".train")) if folder else []
+    return (
+        sorted(p.resolve() for p in Path(folder).glob("*.jsonl") if not p.stem.endswith(".train"))
+        if folder
+        else []
+    )
 
 
 def benchmark_items(recipe: Recipe) -> Iterator[Row]:
@@ -29,7 +33,14 @@ def benchmark_items(recipe: Recipe) -> Iterator[Row]:
             if isinstance(raw, Reject):
                 raise UserError(f"evaluate.benchmarks.data: {raw.source_id}: {raw.reason}")
             texts = [v for v in raw.values() if isinstance(v, str)]
-            text = next((raw[name] for name in QUESTIONS if isinstance(raw.get(name), str)), max(texts, key=len, default=""))
-            filled = [text.replace("_", raw[o]) for o in ("option1", "option2") if "_" in text and isinstance(raw.get(o), str)]
+            text = next(
+                (raw[name] for name in QUESTIONS if isinstance(raw.get(name), str)),
+                max(texts, key=len, default=""),
+            )
+            filled = [
+                text.replace("_", raw[o])
+                for o in ("option1", "option2")
+                if "_" in text and isinstance(raw.get(o), str)
+            ]
             for asked in (text, *filled):
                 yield Row(f"{path.stem}:{number}", "test", [{"role": "user", "content": asked}], [])

@@ -55,7 +55,9 @@ def without(tokens: list[str]) -> Callable[[Row], Reject | None]:
     found = re.compile("|".join(map(re.escape, tokens)) or r"(?!)")
 
     def check(row: Row) -> Reject | None:
-        match = next((m for message in row.prompt + row.completion if (m := found.search(message["content"]))), None)
+        match = next(
+            (m for message in row.prompt + row.completion if (m := found.search(message["content"]))), None
+        )
         return rejected(row, "control token in the text", match[0]) if match else None
 
     return check
@@ -63,10 +65,16 @@ def without(tokens: list[str]) -> Callable[[Row], Reject | None]:
 
 def check_length(row: Row, limit: int) -> Reject | None:
     """Rows that the trainer would have to cut."""
-    return rejected(row, "too long", f"{row.tokens} tokens, max_seq_length is {limit}") if row.tokens > limit else None
+    return (
+        rejected(row, "too long", f"{row.tokens} tokens, max_seq_length is {limit}")
+        if row.tokens > limit
+        else None
+    )
 
 
-def accepted(rows: Iterable[Row | Reject], checks: list[Callable[[Row], Reject | None]]) -> Iterator[Row | Reject]:
+def accepted(
+    rows: Iterable[Row | Reject], checks: list[Callable[[Row], Reject | None]]
+) -> Iterator[Row | Reject]:
     """Put each row through the checks in order; the first that rejects it decides."""
     for row in rows:
         if isinstance(row, Row):

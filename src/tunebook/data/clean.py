@@ -46,7 +46,18 @@ CHARACTERS_A_TOKEN = 3.5
 """For the estimate before the first request; the server's own count after it."""
 
 
-DECIDES = {"hub_split", "question", "solution", "answer", "image", "send_images", "max_new_tokens", "temperature", "limit", "extra"}
+DECIDES = {
+    "hub_split",
+    "question",
+    "solution",
+    "answer",
+    "image",
+    "send_images",
+    "max_new_tokens",
+    "temperature",
+    "limit",
+    "extra",
+}
 """The settings that rows depend on, beside the files, the server and the model."""
 
 
@@ -102,8 +113,16 @@ def clean_stage(recipe: Recipe) -> Stage:
     settings = config.model_dump(mode="json", include=DECIDES)
     url, model = _asked(config)
     # Of the address a hash: it is written nowhere.
-    settings |= {"length_ratio": config.max_length_ratio, "model": model, "server": fingerprint(scrubbed(url)) if url else None}
-    files = {name: file_hash(find_file(name)) for name in (config.prompt, config.source) if name == config.prompt or is_file(name)}
+    settings |= {
+        "length_ratio": config.max_length_ratio,
+        "model": model,
+        "server": fingerprint(scrubbed(url)) if url else None,
+    }
+    files = {
+        name: file_hash(find_file(name))
+        for name in (config.prompt, config.source)
+        if name == config.prompt or is_file(name)
+    }
     return Stage(recipe, "clean", settings, {"source": config.source, **files})
 
 
@@ -148,8 +167,12 @@ class _Work:
         self.template = read_text(find_file(config.prompt))
         self.db = sqlite3.connect(path, check_same_thread=False, isolation_level=None)
         self.db.execute("PRAGMA journal_mode=WAL")
-        self.db.execute("CREATE TABLE IF NOT EXISTS answers (request TEXT PRIMARY KEY, text TEXT, truncated INT, tokens_in INT, tokens_out INT)")
-        self.db.execute("CREATE TABLE IF NOT EXISTS outcomes (stage TEXT, row INT, reason TEXT, body TEXT, PRIMARY KEY (stage, row))")
+        self.db.execute(
+            "CREATE TABLE IF NOT EXISTS answers (request TEXT PRIMARY KEY, text TEXT, truncated INT, tokens_in INT, tokens_out INT)"
+        )
+        self.db.execute(
+            "CREATE TABLE IF NOT EXISTS outcomes (stage TEXT, row INT, reason TEXT, body TEXT, PRIMARY KEY (stage, row))"
+        )
         self.stop, self.silent, self.cost = threading.Event(), 0, self.spent()["cost"]
 
     def run(self, rows: Iterator[Raw | Reject], total: int | None) -> None:
@@ -165,19 +188,28 @@ class _Work:
 
     def forget(self, everything: bool) -> None:
         """What became of the rows that got no answer in an earlier run, or of all: they are taken up again. Answers stay."""
-        self.db.execute("DELETE FROM outcomes WHERE stage = ? AND (? OR reason LIKE 'no answer%')", (self.key, everything))
+        self.db.execute(
+            "DELETE FROM outcomes WHERE stage = ? AND (? OR reason LIKE 'no answer%')", (self.key, everything)
+        )
 
     def spent(self) -> dict[str, Any]:
         """Tokens and cost of all answers in the database."""
-        tokens = self.db.execute("SELECT COALESCE(SUM(tokens_in), 0), COALESCE(SUM(tokens_out), 0), COUNT(*) FROM answers").fetchone()
+        tokens = self.db.execute(
+            "SELECT COALESCE(SUM(tokens_in), 0), COALESCE(SUM(tokens_out), 0), COUNT(*) FROM answers"
+        ).fetchone()
         cost = (tokens[0] * self.config.price_in + tokens[1] * self.config.price_out) / 1e6
         return {"tokens_in": tokens[0], "tokens_out": tokens[1], "requests": tokens[2], "cost": cost}
 
     def write(self, folder: Path) -> dict[str, Any]:
         """`rows.jsonl` and `quarantine.jsonl`, in the order of the source; counts by reason."""
         counts: Counter[str] = Counter()
-        with (folder / "rows.jsonl").open("w", encoding="utf-8") as good, (folder / "quarantine.jsonl").open("w", encoding="utf-8") as bad:
-            for reason, body in self.db.execute("SELECT reason, body FROM outcomes WHERE stage = ? ORDER BY row", (self.key,)):
+        with (
+            (folder / "rows.jsonl").open("w", encoding="utf-8") as good,
+            (folder / "quarantine.jsonl").open("w", encoding="utf-8") as bad,
+        ):
+            for reason, body in self.db.execute(
+                "SELECT reason, body FROM outcomes WHERE stage = ? ORDER BY row", (self.key,)
+            ):
                 counts[reason.partition(":")[0] if reason else "clean"] += 1
                 (bad if reason else good).write(body + "\n")
         return dict(counts.most_common())
@@ -218,10 +250,16 @@ class _Work:
     async def _row(self, client: Any, limiter: Any, raw: Raw | Reject) -> None:
         """One row to its outcome: asked, checked, asked once more with the reason, else quarantined."""
         number = raw.number if isinstance(raw, Raw) else int(raw.source_id.rpartition(":")[2])
-        if self.db.execute("SELECT 1 FROM outcomes WHERE stage = ? AND row = ?", (self.key, number)).fetchone():
+        if self.db.execute(
+            "SELECT 1 FROM outcomes WHERE stage = ? AND row = ?", (self.key, number)
+        ).fetchone():
             return
         if isinstance(raw, Reject):
-            self._keep(number, raw.reason, {"source_id": raw.source_id, "reason": raw.reason, "detail": raw.detail, "row": raw.row})
+            self._keep(
+                number,
+                raw.reason,
+                {"source_id": raw.source_id, "reason": raw.reason, "detail": raw.detail, "row": raw.row},
+            )
             return
         messages = [{"role": "user", "content": self._content(raw)}]
         text = reason = ""
@@ -252,21 +290,36 @@ class _Work:
         import openai
 
         config = self.config
-        asked = {"model": self.server.model, "messages": messages, "max_tokens": config.max_new_tokens, "temperature": config.temperature}
+        asked = {
+            "model": self.server.model,
+            "messages": messages,
+            "max_tokens": config.max_new_tokens,
+            "temperature": config.temperature,
+        }
         asked |= {"extra_body": config.extra} if config.extra else {}
         # With the address: a name is the server's own, and another one may call another model so.
-        key = hashlib.sha256(json.dumps(asked | {"url": self.server.url}, sort_keys=True).encode()).hexdigest()
-        if kept := self.db.execute("SELECT text, truncated FROM answers WHERE request = ?", (key,)).fetchone():
+        key = hashlib.sha256(
+            json.dumps(asked | {"url": self.server.url}, sort_keys=True).encode()
+        ).hexdigest()
+        if kept := self.db.execute(
+            "SELECT text, truncated FROM answers WHERE request = ?", (key,)
+        ).fetchone():
             return str(kept[0]), bool(kept[1])
         if config.budget is not None and self.cost >= config.budget:
-            raise UserError(f"the budget of {config.budget} is spent ({self.cost:.2f}): raise clean.budget and run the same command again")
+            raise UserError(
+                f"the budget of {config.budget} is spent ({self.cost:.2f}): raise clean.budget and run the same command again"
+            )
         if limiter:
-            await limiter.acquire(min(len(json.dumps(messages)) / CHARACTERS_A_TOKEN + config.max_new_tokens, limiter.max_rate))
+            await limiter.acquire(
+                min(len(json.dumps(messages)) / CHARACTERS_A_TOKEN + config.max_new_tokens, limiter.max_rate)
+            )
         try:
             reply = await client.chat.completions.create(**asked)
             text, truncated, *tokens = replied(reply)
         except (openai.AuthenticationError, openai.PermissionDeniedError, openai.NotFoundError) as error:
-            raise UserError(f"{self.server.url} refuses: {self._scrubbed(error)}. Look at API_KEY, BASE_URL and MODEL") from None
+            raise UserError(
+                f"{self.server.url} refuses: {self._scrubbed(error)}. Look at API_KEY, BASE_URL and MODEL"
+            ) from None
         except (openai.OpenAIError, ValueError, RecursionError) as error:  # also a reply that is no reply
             self.silent += 1
             if self.silent >= 2 * config.concurrency:
@@ -276,7 +329,9 @@ class _Work:
             raise _Unanswered(self._scrubbed(error)) from None
         self.silent = 0
         self.cost += (tokens[0] * config.price_in + tokens[1] * config.price_out) / 1e6
-        self.db.execute("INSERT OR REPLACE INTO answers VALUES (?, ?, ?, ?, ?)", (key, text, truncated, *tokens))
+        self.db.execute(
+            "INSERT OR REPLACE INTO answers VALUES (?, ?, ?, ?, ?)", (key, text, truncated, *tokens)
+        )
         return text, truncated
 
     def _content(self, raw: Raw) -> Any:
@@ -284,11 +339,15 @@ class _Work:
         text = re.sub(r"\{question\}|\{solution\}", lambda m: parts[m[0]], self.template)
         if raw.image is None or not self.config.send_images:
             return text
-        return [{"type": "image_url", "image_url": {"url": image_input.data_url(raw.image)}}, {"type": "text", "text": text}]
+        return [
+            {"type": "image_url", "image_url": {"url": image_input.data_url(raw.image)}},
+            {"type": "text", "text": text},
+        ]
 
     def _keep(self, number: int, reason: str, body: dict[str, Any]) -> None:
         self.db.execute(
-            "INSERT OR REPLACE INTO outcomes VALUES (?, ?, ?, ?)", (self.key, number, reason, json.dumps(body, ensure_ascii=False, default=str))
+            "INSERT OR REPLACE INTO outcomes VALUES (?, ?, ?, ?)",
+            (self.key, number, reason, json.dumps(body, ensure_ascii=False, default=str)),
         )
 
     def _scrubbed(self, error: Exception) -> str:
@@ -303,14 +362,19 @@ def examples(recipe: Recipe, n: int = 3) -> list[tuple[str, str, str]]:
     """Question, original and clean solution of the first rows that were rewritten."""
     config = _config(recipe)
     with (recipe.run_dir / "clean" / "rows.jsonl").open(encoding="utf-8") as lines:
-        chosen = {int(row["source_id"].rpartition(":")[2]): row["completion"] for row in map(json.loads, itertools.islice(lines, n))}
+        chosen = {
+            int(row["source_id"].rpartition(":")[2]): row["completion"]
+            for row in map(json.loads, itertools.islice(lines, n))
+        }
     raws = (raw for raw in _rows(config) if isinstance(raw, Raw) and raw.number in chosen)
     return [(raw.question, raw.solution, chosen[raw.number]) for raw in itertools.islice(raws, len(chosen))]
 
 
 def _config(recipe: Recipe) -> CleanConfig:
     if recipe.clean is None:
-        raise UserError("the recipe has no `clean` section: give it one with at least `source` (see the README)")
+        raise UserError(
+            "the recipe has no `clean` section: give it one with at least `source` (see the README)"
+        )
     return recipe.clean
 
 
@@ -324,18 +388,24 @@ def _server(config: CleanConfig) -> Server:
     key = secret("API_KEY") or ("none" if url and LOCAL.match(url) else None)
     for name, value in (("BASE_URL", url), ("MODEL", model), ("API_KEY", key)):
         if not value:
-            raise UserError(f"{name} is not set: put it into the environment or into .env, as in {name}={EXAMPLE[name]}")
+            raise UserError(
+                f"{name} is not set: put it into the environment or into .env, as in {name}={EXAMPLE[name]}"
+            )
     return Server(str(url), str(model), str(key))
 
 
 def _rows(config: CleanConfig) -> Iterator[Raw | Reject]:
     """The source's rows; what cannot be asked comes as a Reject."""
     find = images.finder(find_file(config.source).parent if is_file(config.source) else Path.cwd())
-    for number, raw in itertools.islice(records(config.source, config.hub_split, "clean.source"), config.limit):
+    for number, raw in itertools.islice(
+        records(config.source, config.hub_split, "clean.source"), config.limit
+    ):
         yield raw if isinstance(raw, Reject) else _raw(config, find, number, raw)
 
 
-def _raw(config: CleanConfig, find: Callable[[str], Path | bytes], number: int, raw: dict[str, Any]) -> Raw | Reject:
+def _raw(
+    config: CleanConfig, find: Callable[[str], Path | bytes], number: int, raw: dict[str, Any]
+) -> Raw | Reject:
     source_id = f"{Path(config.source).name}:{number}"
     kept = {k: v for k, v in raw.items() if isinstance(v, str | int | float)}
     for column in (config.question, config.solution):
@@ -367,4 +437,8 @@ def _count(config: CleanConfig) -> int | None:
 def _scripts(text: str) -> set[str]:
     """The writing systems of a text's letters (`LATIN`, `CJK`, ...), Greek apart: it is mathematics."""
     names = (unicodedata.name(c, "").partition(" ")[0] for c in set(text) if c.isalpha())
-    return {name for name in names if name and name not in ("GREEK", "MATHEMATICAL", "MODIFIER", "FEMININE", "MASCULINE")}
+    return {
+        name
+        for name in names
+        if name and name not in ("GREEK", "MATHEMATICAL", "MODIFIER", "FEMININE", "MASCULINE")
+    }

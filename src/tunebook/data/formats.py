@@ -38,14 +38,25 @@ NO_INPUT = re.compile(r"\W*(?:no\W?input|n/a)\W*", re.IGNORECASE)
 """What rows of Alpaca's form have for an input when there is none."""
 
 
-ROLES = {"human": "user", "user": "user", "gpt": "assistant", "chatgpt": "assistant", "assistant": "assistant", "system": "system"}
+ROLES = {
+    "human": "user",
+    "user": "user",
+    "gpt": "assistant",
+    "chatgpt": "assistant",
+    "assistant": "assistant",
+    "system": "system",
+}
 """Who speaks in ShareGPT's form, as a message's role."""
 
 
 def _alpaca(raw: Raw) -> Raw:
     """`instruction`, `input` (often empty) and `output` (Taori et al. 2023); the input stands below the instruction."""
     instruction, given = _text(raw, "instruction"), _text(raw | {"input": raw.get("input") or ""}, "input")
-    prompt = instruction if not given.strip() or NO_INPUT.fullmatch(given[:100]) else f"{instruction}\n\n{given}".strip()
+    prompt = (
+        instruction
+        if not given.strip() or NO_INPUT.fullmatch(given[:100])
+        else f"{instruction}\n\n{given}".strip()
+    )
     return {**raw, "messages": None, "prompt": prompt, "completion": _text(raw, "output")}
 
 
@@ -75,10 +86,21 @@ def _gsm8k(raw: Raw) -> Raw:
         raise ValueError("answer: no #### before the result")
     gold = result.strip().replace(",", "")
     solution = re.sub(r"<<[^<>]*>>", "", solution).strip()
-    return {**raw, "messages": None, "prompt": _text(raw, "question"), "completion": f"{solution}\n\\boxed{{{gold}}}".strip(), "answer": gold}
+    return {
+        **raw,
+        "messages": None,
+        "prompt": _text(raw, "question"),
+        "completion": f"{solution}\n\\boxed{{{gold}}}".strip(),
+        "answer": gold,
+    }
 
 
-FORMATS: dict[str, Callable[[Raw], Raw]] = {"chat": dict, "alpaca": _alpaca, "sharegpt": _sharegpt, "gsm8k": _gsm8k}
+FORMATS: dict[str, Callable[[Raw], Raw]] = {
+    "chat": dict,
+    "alpaca": _alpaca,
+    "sharegpt": _sharegpt,
+    "gsm8k": _gsm8k,
+}
 """A raw row of a format, as `messages` or as `prompt` + `completion`. Raises ValueError that names the field."""
 
 
@@ -97,7 +119,11 @@ def conversation(raw: Raw, prompts: Prompts) -> tuple[Messages, Messages]:
         for name in ("prompt", "completion"):
             if raw.get(name) is None:
                 raise ValueError(f"{name}: missing")
-        prompt = prompts.ask(raw["prompt"])[-1:] if isinstance(raw["prompt"], str) else _messages(raw["prompt"], "prompt")
+        prompt = (
+            prompts.ask(raw["prompt"])[-1:]
+            if isinstance(raw["prompt"], str)
+            else _messages(raw["prompt"], "prompt")
+        )
         if isinstance(raw["completion"], str):
             completion = [{"role": "assistant", "content": raw["completion"]}]
         else:

@@ -172,7 +172,12 @@ def instead(kind: Instead, rows: list[list[str]]) -> list[list[str]]:
         return rows
     if kind == "blank":
         return [[_blank(path) for path in row] for row in rows]
-    return [next((rows[(i + k) % len(rows)] for k in range(1, len(rows)) if rows[(i + k) % len(rows)] != row), row) for i, row in enumerate(rows)]
+    return [
+        next(
+            (rows[(i + k) % len(rows)] for k in range(1, len(rows)) if rows[(i + k) % len(rows)] != row), row
+        )
+        for i, row in enumerate(rows)
+    ]
 
 
 def _blank(path: str) -> str:

@@ -48,7 +48,17 @@ def read_mm_math(source: MMMathSource, recipe: Recipe, prompts: Any) -> Iterator
             continue
         level, knowledge = (str(raw.get(column) or "") for column in ("difficult", "knowledge"))
         solution = [{"role": "assistant", "content": raw["solution"].strip()}]
-        yield Row(source_id, source.split or "", prompts.ask(raw["question"]), solution, gold, level, knowledge, level, shown)
+        yield Row(
+            source_id,
+            source.split or "",
+            prompts.ask(raw["question"]),
+            solution,
+            gold,
+            level,
+            knowledge,
+            level,
+            shown,
+        )
 
 
 def mm_math_sample(rows: int, seed: int) -> Path:
@@ -83,4 +93,6 @@ def _download(hub_id: str) -> str:
     try:
         return str(snapshot_download(hub_id, repo_type="dataset"))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        raise UserError(f"data.sources: {hub_id} is neither a folder nor a data set of the hub that can be read ({first_line(error)})") from None
+        raise UserError(
+            f"data.sources: {hub_id} is neither a folder nor a data set of the hub that can be read ({first_line(error)})"
+        ) from None

@@ -30,7 +30,9 @@ from tunebook.recipe.sections import ChatSource, MMMathSource, Recipe
 from tunebook.runs.files import file_hash
 from tunebook.runs.stage import Stage
 
-COLUMNS = {"prompt": "messages", "completion": "messages"} | dict.fromkeys(("source_id", "gold", "slice", "group", "difficulty"), "string")
+COLUMNS = {"prompt": "messages", "completion": "messages"} | dict.fromkeys(
+    ("source_id", "gold", "slice", "group", "difficulty"), "string"
+)
 
 
 COLUMNS["tokens"] = "int32"
@@ -59,8 +61,13 @@ def prepare(recipe: Recipe, force: bool = False) -> dict[str, Any]:
             raise UserError(f"no training row is left: {_why_none(reasons, first, folder)}")
         columns = COLUMNS | ({"use": "string"} if any(source.use for source in recipe.data.sources) else {})
         columns |= {"images": "files"} if any(rows.images for rows in splits.values()) else {}
-        written = {split: _write(rows, folder / f"{split}.parquet", columns) for split, rows in splits.items()}
-        stage.record = {key: {split: found[key] for split, found in written.items()} for key in ("rows", "slices", "fingerprints", "tokens")}
+        written = {
+            split: _write(rows, folder / f"{split}.parquet", columns) for split, rows in splits.items()
+        }
+        stage.record = {
+            key: {split: found[key] for split, found in written.items()}
+            for key in ("rows", "slices", "fingerprints", "tokens")
+        }
         stage.record["quarantined"] = dict(reasons)
         if "images" in columns:
             stage.record["images"] = {split: found["images"] for split, found in written.items()}
@@ -68,7 +75,9 @@ def prepare(recipe: Recipe, force: bool = False) -> dict[str, Any]:
 
 
 MENDS: dict[str, Callable[[dict[str, Any]], str]] = {
-    "schema": lambda row: f"its columns are {', '.join(row)}: name them in `columns`, for example {{prompt: {next(iter(row))}}}",
+    "schema": lambda row: (
+        f"its columns are {', '.join(row)}: name them in `columns`, for example {{prompt: {next(iter(row))}}}"
+    ),
     "too long": lambda row: "raise model.max_seq_length",
 }
 """What helps against the reasons for which all rows of a source are put aside at once."""
@@ -98,7 +107,9 @@ def summary(record: dict[str, Any]) -> Table:
         cells = [str(tokens[split][k]) if rows else "-" for k in ("median", "p95", "max")]
         table.add_row(split, str(rows), *cells, record["fingerprints"][split])
     quarantined = ", ".join(f"{n} {reason}" for reason, n in record["quarantined"].items()) or "nothing"
-    share = record["quarantined"].get("too long", 0) / max(1, sum(record["rows"].values()) + sum(record["quarantined"].values()))
+    share = record["quarantined"].get("too long", 0) / max(
+        1, sum(record["rows"].values()) + sum(record["quarantined"].values())
+    )
     table.caption = f"quarantined: {quarantined}; {share:.1%} of all rows would have been cut"
     return table
 
@@ -121,7 +132,9 @@ class _Rows:
         self.out = path.open("w", encoding="ascii")
 
     def add(self, row: Row) -> None:
-        values = {k: v for k, v in vars(row).items() if v or k not in ("images", "use")}  # other rows keep the fingerprint they always had
+        values = {
+            k: v for k, v in vars(row).items() if v or k not in ("images", "use")
+        }  # other rows keep the fingerprint they always had
         self.out.write(json.dumps(values, sort_keys=True) + "\n")
         self.kept.append(True)
         self.images = self.images or bool(row.images)
@@ -134,7 +147,14 @@ class _Rows:
 
     def rows(self, what: str = "") -> Iterator[tuple[int, Row]]:
         """The same; `what` is done with them is shown."""
-        for i, line in tqdm(self.lines(), desc=what, unit="row", total=sum(self.kept), mininterval=1, disable=not (what and any(self.kept))):
+        for i, line in tqdm(
+            self.lines(),
+            desc=what,
+            unit="row",
+            total=sum(self.kept),
+            mininterval=1,
+            disable=not (what and any(self.kept)),
+        ):
             yield i, Row(**json.loads(line))
 
 
@@ -150,13 +170,27 @@ def _check(recipe: Recipe, folder: Path, put_aside: Callable[[Reject], None]) ->
     held_out: list[_Rows] = []
     benchmarks = similarity.benchmarks(recipe)
     for split in ("test", "val", "train"):
-        contamination = similarity.Contamination(recipe.data.contamination, (row for rows in held_out for _, row in rows.rows()))
-        _compare(splits[split], [contamination, *([benchmarks] if split == "train" else [])], recipe.data.near_duplicate, put_aside, split)
+        contamination = similarity.Contamination(
+            recipe.data.contamination, (row for rows in held_out for _, row in rows.rows())
+        )
+        _compare(
+            splits[split],
+            [contamination, *([benchmarks] if split == "train" else [])],
+            recipe.data.near_duplicate,
+            put_aside,
+            split,
+        )
         held_out.append(splits[split])
     return splits
 
 
-def _compare(rows: _Rows, unseen: list[similarity.Contamination], threshold: float, put_aside: Callable[[Reject], None], split: str) -> None:
+def _compare(
+    rows: _Rows,
+    unseen: list[similarity.Contamination],
+    threshold: float,
+    put_aside: Callable[[Reject], None],
+    split: str,
+) -> None:
     """Drop what holds an item that must not be seen, then duplicates: only rows that may be alike are held in memory."""
     places = array("q")
     signatures = []
@@ -210,7 +244,12 @@ def _lengths(tokens: Sequence[int]) -> dict[str, int]:
     ordered = np.sort(tokens)
     if not len(ordered):
         return {}
-    values = {"total": ordered.sum(), "median": ordered[len(ordered) // 2], "p95": ordered[int(0.95 * (len(ordered) - 1))], "max": ordered[-1]}
+    values = {
+        "total": ordered.sum(),
+        "median": ordered[len(ordered) // 2],
+        "p95": ordered[int(0.95 * (len(ordered) - 1))],
+        "max": ordered[-1],
+    }
     return {name: int(value) for name, value in values.items()}
 
 
@@ -226,11 +265,25 @@ def _settings(recipe: Recipe) -> dict[str, Any]:
 def _inputs(recipe: Recipe) -> dict[str, str]:
     """Local files by content, so that an edited file is noticed; folders of images by the names and sizes in them."""
     data = recipe.data
-    files = {name: name for name in (data.system_prompt, data.user_prompt, recipe.model.chat_template) if name}
-    files |= {s.path: sources.local_path(s, recipe) for s in data.sources if isinstance(s, ChatSource) and is_file(s.path)}
-    found = {name: find_file(path) for name, path in files.items()} | {f"benchmark {p.name}": p for p in benchmark_items.benchmark_files(recipe)}
-    folders = [s.path if isinstance(s, MMMathSource) else s.images for s in data.sources if isinstance(s, MMMathSource | ChatSource)]
-    return {name: file_hash(path) for name, path in found.items()} | {f: images.listing(Path(f)) for f in folders if f and Path(f).exists()}
+    files = {
+        name: name for name in (data.system_prompt, data.user_prompt, recipe.model.chat_template) if name
+    }
+    files |= {
+        s.path: sources.local_path(s, recipe)
+        for s in data.sources
+        if isinstance(s, ChatSource) and is_file(s.path)
+    }
+    found = {name: find_file(path) for name, path in files.items()} | {
+        f"benchmark {p.name}": p for p in benchmark_items.benchmark_files(recipe)
+    }
+    folders = [
+        s.path if isinstance(s, MMMathSource) else s.images
+        for s in data.sources
+        if isinstance(s, MMMathSource | ChatSource)
+    ]
+    return {name: file_hash(path) for name, path in found.items()} | {
+        f: images.listing(Path(f)) for f in folders if f and Path(f).exists()
+    }
 
 
 def show(record: dict[str, Any]) -> None:

@@ -22,7 +22,9 @@ def renamed(raw: Raw, columns: dict[str, str]) -> Raw:
     return raw | {ours: raw.get(theirs) for ours, theirs in columns.items()}
 
 
-def drawn(found: Iterable[tuple[int, Raw | Reject]], rows: Rows, seed: int) -> Iterator[tuple[int, Raw | Reject]]:
+def drawn(
+    found: Iterable[tuple[int, Raw | Reject]], rows: Rows, seed: int
+) -> Iterator[tuple[int, Raw | Reject]]:
     """So many of the numbered records, or a share of them, in their order. A record is drawn by a hash of its content and the seed: it
     stays drawn when others are added or moved, as far as the number allows."""
 
@@ -48,7 +50,9 @@ def is_file(path: str) -> bool:
     return Path(path).suffix.lower() in FILES
 
 
-def records(path: str, hub_split: str, key: str, hub_config: str | None = None) -> Iterator[tuple[int, Raw | Reject]]:
+def records(
+    path: str, hub_split: str, key: str, hub_config: str | None = None
+) -> Iterator[tuple[int, Raw | Reject]]:
     """Numbered raw records of a file of a kind in `FILES` (from 1; of .jsonl the line, as an editor counts) or of a hub data set.
 
     Raises UserError that names the recipe's `key` when it cannot be read.
@@ -62,7 +66,9 @@ def records(path: str, hub_split: str, key: str, hub_config: str | None = None) 
         else:
             import datasets
 
-            yield from enumerate(_undecoded(datasets.load_dataset(path, hub_config, split=hub_split, streaming=True)), 1)
+            yield from enumerate(
+                _undecoded(datasets.load_dataset(path, hub_config, split=hub_split, streaming=True)), 1
+            )
     except (OSError, ValueError, RecursionError, csv.Error) as error:  # not found, no network, a damaged file
         raise UserError(f"{key}: cannot read {path} ({first_line(error)})") from None
 
@@ -111,9 +117,13 @@ def _parquet(path: Path) -> Iterator[tuple[int, Raw | Reject]]:
     import pyarrow.parquet
 
     number = 0
-    for number, raw in enumerate(_undecoded(datasets.load_dataset("parquet", data_files=str(path), split="train", streaming=True)), 1):
+    for number, raw in enumerate(
+        _undecoded(datasets.load_dataset("parquet", data_files=str(path), split="train", streaming=True)), 1
+    ):
         yield number, raw
-    if number != (there := pyarrow.parquet.read_metadata(path).num_rows):  # a damaged page may be read as an empty one
+    if number != (
+        there := pyarrow.parquet.read_metadata(path).num_rows
+    ):  # a damaged page may be read as an empty one
         raise ValueError(f"damaged: {number} of {there} rows can be read")
 
 
@@ -126,12 +136,20 @@ def _jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any] | Reject]]:
             try:
                 raw = json.loads(line.decode("utf-8-sig"))  # what Windows puts before the first one
             except UnicodeDecodeError as error:
-                yield number, Reject(source_id, "not UTF-8", str(error), {"line": line.decode("utf-8", "replace")})
+                yield (
+                    number,
+                    Reject(source_id, "not UTF-8", str(error), {"line": line.decode("utf-8", "replace")}),
+                )
             except (ValueError, RecursionError) as error:
                 yield number, Reject(source_id, "bad JSON", str(error), {"line": line.decode("utf-8")})
             else:
                 yield number, _object(source_id, raw)
 
 
-FILES: dict[str, Callable[[Path], Iterator[tuple[int, Raw | Reject]]]] = {".jsonl": _jsonl, ".json": _json, ".parquet": _parquet, ".csv": _csv}
+FILES: dict[str, Callable[[Path], Iterator[tuple[int, Raw | Reject]]]] = {
+    ".jsonl": _jsonl,
+    ".json": _json,
+    ".parquet": _parquet,
+    ".csv": _csv,
+}
 """Readers by kind of file."""

@@ -68,7 +68,9 @@ def share(text: str) -> float:
 
 def rejected(row: Row, reason: str, detail: str = "") -> Reject:
     """The row as a reject."""
-    return Reject(row.source_id, reason, detail, {"prompt": row.prompt, "completion": row.completion, "gold": row.gold})
+    return Reject(
+        row.source_id, reason, detail, {"prompt": row.prompt, "completion": row.completion, "gold": row.gold}
+    )
 
 
 def evenly(rows: Sequence[Any], limit: int | None) -> list[Any]:

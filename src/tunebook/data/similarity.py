@@ -43,7 +43,9 @@ Hashes = npt.NDArray[np.uint64]
 NONE: Hashes = np.empty(0, np.uint64)
 
 
-ODD: Hashes = np.random.default_rng(0).integers(0, 2**63, PERMUTATIONS, np.uint64) * np.uint64(2) + np.uint64(1)
+ODD: Hashes = np.random.default_rng(0).integers(0, 2**63, PERMUTATIONS, np.uint64) * np.uint64(2) + np.uint64(
+    1
+)
 """Factors of hashes: of the places in an n-gram, of the permutations of a MinHash."""
 
 
@@ -83,11 +85,15 @@ def signatures(rows: list[Row], threshold: float) -> Hashes:
     Two questions with a Jaccard similarity of `threshold` share a band with a probability of 99.9% at least. Kept as plain arrays and
     compared by sorting (`alike`), a million rows take 100 MB; in the dictionaries of an LSH library they take over 10 GB.
     """
-    width = next(w for w in range(PERMUTATIONS, 0, -1) if w == 1 or (1 - threshold**w) ** (PERMUTATIONS // w) <= 1e-3)
+    width = next(
+        w for w in range(PERMUTATIONS, 0, -1) if w == 1 or (1 - threshold**w) ** (PERMUTATIONS // w) <= 1e-3
+    )
     bands = PERMUTATIONS // width
     shingles = _shingles(rows)
     starts = np.cumsum([0, *(len(part) for part in shingles[:-1])])
-    minima: Hashes = np.minimum.reduceat(np.concatenate(shingles)[:, None] * ODD[: bands * width], starts).reshape(len(rows), bands, width)
+    minima: Hashes = np.minimum.reduceat(
+        np.concatenate(shingles)[:, None] * ODD[: bands * width], starts
+    ).reshape(len(rows), bands, width)
     texts = [_hash(" ".join([*words(row.question), *row.images])) for row in rows]
     keys: Hashes = (minima * ODD[:width]).sum(-1, np.uint64) + np.arange(bands, dtype=np.uint64)
     return np.column_stack([np.array(texts, np.uint64), mix(keys)])
@@ -126,8 +132,13 @@ class Contamination:
             grams = ngram_hashes([row.question], length)[0] if numbers or not row.images else NONE
             self.lengths |= {length} if len(grams) else set()
             self.items.append((row.source_id, np.unique(grams), numbers))
-        every, counts = np.unique(np.concatenate([NONE, *(grams for _, grams, _ in self.items)]), return_counts=True)
-        rare = [grams[np.argsort(counts[np.searchsorted(every, grams)], kind="stable")][: self._enough(grams)] for _, grams, _ in self.items]
+        every, counts = np.unique(
+            np.concatenate([NONE, *(grams for _, grams, _ in self.items)]), return_counts=True
+        )
+        rare = [
+            grams[np.argsort(counts[np.searchsorted(every, grams)], kind="stable")][: self._enough(grams)]
+            for _, grams, _ in self.items
+        ]
         keys, item = np.concatenate([NONE, *rare]), np.repeat(np.arange(len(rare)), [len(r) for r in rare])
         order = np.argsort(keys, kind="stable")
         self.keys, self.item = keys[order], item[order]
@@ -149,10 +160,21 @@ class Contamination:
             held |= np.logical_or.reduceat(found, starts[:-1])
         out = []
         for k, row in enumerate(rows):
-            reject = next((rejected(row, SEEN, f"has the image of {self.images[name]}") for name in row.images if name in self.images), None)
+            reject = next(
+                (
+                    rejected(row, SEEN, f"has the image of {self.images[name]}")
+                    for name in row.images
+                    if name in self.images
+                ),
+                None,
+            )
             for i in (2 * k, 2 * k + 1):
                 if not reject and held[i]:
-                    reject = self._compare(row, texts[i], np.concatenate([grams[starts[i] : starts[i + 1]] for grams, starts in every]))
+                    reject = self._compare(
+                        row,
+                        texts[i],
+                        np.concatenate([grams[starts[i] : starts[i + 1]] for grams, starts in every]),
+                    )
             out.append(reject)
         return out
 
@@ -165,7 +187,9 @@ class Contamination:
             if Counter(needed) <= numbers:
                 count = len(np.intersect1d(grams, theirs))
                 if count >= self.threshold * len(theirs):
-                    return rejected(row, self.reason, f"holds {count} of {len(theirs)} n-grams of {source_id}")
+                    return rejected(
+                        row, self.reason, f"holds {count} of {len(theirs)} n-grams of {source_id}"
+                    )
         return None
 
 
@@ -186,7 +210,9 @@ def ngram_hashes(texts: list[str], n: int, salts: list[str] | None = None) -> li
     return np.split(grams, starts[1:-1])
 
 
-def _ngrams(texts: list[str], lengths: list[int], salts: list[str] | None = None) -> Iterator[tuple[Hashes, npt.NDArray[np.int64]]]:
+def _ngrams(
+    texts: list[str], lengths: list[int], salts: list[str] | None = None
+) -> Iterator[tuple[Hashes, npt.NDArray[np.int64]]]:
     """Of each length the n-grams of all texts one after the other, and where each text's start (and the last's end)."""
     longest = max(lengths)
     tokens = [words(text) + ("",) * (longest - len(words(text))) for text in texts]
@@ -202,11 +228,17 @@ def _ngrams(texts: list[str], lengths: list[int], salts: list[str] | None = None
 
 
 def _shingles(rows: list[Row]) -> list[Hashes]:
-    return ngram_hashes([row.question for row in rows], SHINGLE, [" ".join(number_list(row.question) + row.images) for row in rows])
+    return ngram_hashes(
+        [row.question for row in rows],
+        SHINGLE,
+        [" ".join(number_list(row.question) + row.images) for row in rows],
+    )
 
 
 def _hash(text: str) -> int:
-    return int.from_bytes(hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little")
+    return int.from_bytes(
+        hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little"
+    )
 
 
 _word_hash = functools.lru_cache(maxsize=200_000)(_hash)

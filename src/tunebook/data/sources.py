@@ -74,7 +74,14 @@ def read_chat(source: ChatSource, recipe: Recipe, prompts: Prompts) -> Iterator[
         except ValueError as error:
             yield Reject(source_id, "schema", str(error), raw)
             continue
-        out = Row(source_id, source.split or "train", prompt, completion, gold=gold, slice=str(row.get("slice") or "")[:80])
+        out = Row(
+            source_id,
+            source.split or "train",
+            prompt,
+            completion,
+            gold=gold,
+            slice=str(row.get("slice") or "")[:80],
+        )
         try:
             out.images = images.of_row(raw, find)
         except BadImage as error:
@@ -93,4 +100,8 @@ def local_path(source: ChatSource, recipe: Recipe) -> str:
     return path
 
 
-READERS: dict[str, Callable[..., Iterator[Row | Reject]]] = {"geometry": read_geometry, "mm_math": read_mm_math, **dict.fromkeys(FORMATS, read_chat)}
+READERS: dict[str, Callable[..., Iterator[Row | Reject]]] = {
+    "geometry": read_geometry,
+    "mm_math": read_mm_math,
+    **dict.fromkeys(FORMATS, read_chat),
+}

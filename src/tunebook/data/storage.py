@@ -35,9 +35,17 @@ def read_rows(recipe: Recipe, path: Path) -> Any:
         return rows
     import datasets
 
-    folders = path.parent / "images", recipe.run_dir / "data" / "images"  # an existing set of pairs brings its own
-    places = [[str(next((f / name for f in folders if (f / name).exists()), folders[1] / name)) for name in names] for names in rows["images"]]
-    return rows.remove_columns("images").add_column("images", places, feature=datasets.List(datasets.Value("string")))
+    folders = (
+        path.parent / "images",
+        recipe.run_dir / "data" / "images",
+    )  # an existing set of pairs brings its own
+    places = [
+        [str(next((f / name for f in folders if (f / name).exists()), folders[1] / name)) for name in names]
+        for names in rows["images"]
+    ]
+    return rows.remove_columns("images").add_column(
+        "images", places, feature=datasets.List(datasets.Value("string"))
+    )
 
 
 def training_rows(recipe: Recipe, stage: Literal["sft", "pairs"]) -> Any:
@@ -51,7 +59,9 @@ def training_rows(recipe: Recipe, stage: Literal["sft", "pairs"]) -> Any:
     if not kept:
         return rows
     names = ("".join(Path(path).name for path in images_of(r)) for r in rows)
-    shares = (share(f"for pairs/{p[-1]['content']}{name}") for p, name in zip(rows["prompt"], names, strict=True))
+    shares = (
+        share(f"for pairs/{p[-1]['content']}{name}") for p, name in zip(rows["prompt"], names, strict=True)
+    )
     return rows.select([i for i, at in enumerate(shares) if (at < kept) == (stage == "pairs")])
 
 
@@ -69,8 +79,13 @@ def write_parquet(rows: Iterable[dict[str, Any]], path: Path, **columns: str) ->
     import pyarrow.parquet
 
     text = pyarrow.string()
-    kinds = {"messages": pyarrow.list_(pyarrow.struct({"role": text, "content": text})), "files": pyarrow.list_(text)}
-    schema = pyarrow.schema({name: kinds.get(kind) or pyarrow.type_for_alias(kind) for name, kind in columns.items()})
+    kinds = {
+        "messages": pyarrow.list_(pyarrow.struct({"role": text, "content": text})),
+        "files": pyarrow.list_(text),
+    }
+    schema = pyarrow.schema(
+        {name: kinds.get(kind) or pyarrow.type_for_alias(kind) for name, kind in columns.items()}
+    )
     rows = iter(rows)
     with pyarrow.parquet.ParquetWriter(path, schema) as out:
         while part := list(itertools.islice(rows, WRITTEN)):

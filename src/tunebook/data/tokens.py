@@ -46,7 +46,9 @@ PROCESSES = min(4, len(os.sched_getaffinity(0)))
 """Of 150 MB each. More than four would wait for the process that reads and writes."""
 
 
-def looked_at(items: Iterable[Item], config: ModelConfig, folder: Path, processes: int = PROCESSES, size: int = BATCH) -> Iterator[Item]:
+def looked_at(
+    items: Iterable[Item], config: ModelConfig, folder: Path, processes: int = PROCESSES, size: int = BATCH
+) -> Iterator[Item]:
     """The items in their order; each row with its tokens, or as a reject when its content is not sound or it is too long.
 
     They come and go in batches of `size`, few at a time: memory stays flat. `folder` holds the images of rows; rows with images
@@ -55,7 +57,9 @@ def looked_at(items: Iterable[Item], config: ModelConfig, folder: Path, processe
     items = iter(items)
     first = list(itertools.islice(items, FEW))
     few = len(first) < FEW
-    here = (few and "transformers" in sys.modules) or any(isinstance(item, Row) and item.images for item in first)
+    here = (few and "transformers" in sys.modules) or any(
+        isinstance(item, Row) and item.images for item in first
+    )
     count = 0 if here else 1 if few else processes
     coming = itertools.chain(first, items)
     del first
@@ -89,7 +93,12 @@ def _looker(here: _Here, workers: list[Worker]) -> Callable[[list[Item]], list[I
     return look
 
 
-def _in_order(pool: ThreadPoolExecutor, look: Callable[[list[Item]], list[Item]], batches: Iterable[list[Item]], ahead: int) -> Iterator[list[Item]]:
+def _in_order(
+    pool: ThreadPoolExecutor,
+    look: Callable[[list[Item]], list[Item]],
+    batches: Iterable[list[Item]],
+    ahead: int,
+) -> Iterator[list[Item]]:
     """What `pool.map` gives, with no more than `ahead` batches under way (that one reads all of them first)."""
     waiting: deque[Future[list[Item]]] = deque()
     for batch in batches:
@@ -115,7 +124,12 @@ Count = int | str
 """The tokens of a row, or why the chat template refuses it."""
 
 
-def examine(rows: list[Row], count: Callable[[list[Row]], list[Count]], control: Callable[[Row], Reject | None], limit: int) -> list[Reject | None]:
+def examine(
+    rows: list[Row],
+    count: Callable[[list[Row]], list[Count]],
+    control: Callable[[Row], Reject | None],
+    limit: int,
+) -> list[Reject | None]:
     """Why each row is not sound (None: it is); fills in `tokens`, and `gold` where it can be read from the answer."""
     found = [checks.check_content(row) or control(row) for row in rows]
     sound = [i for i, reject in enumerate(found) if reject is None]
@@ -163,10 +177,14 @@ class _Here:
     def _with_images(self, row: Row) -> Count:
         self.images = self.images or image_counter(self.config)
         try:
-            text = chat_template.render(self.images.processor, row.prompt + row.completion, len(row.images), answer_next=False)
+            text = chat_template.render(
+                self.images.processor, row.prompt + row.completion, len(row.images), answer_next=False
+            )
         except jinja2.TemplateError as error:
             return first_line(error)
-        return len(self.tok(text, add_special_tokens=False)["input_ids"]) + self.images.added(self.folder / name for name in row.images)
+        return len(self.tok(text, add_special_tokens=False)["input_ids"]) + self.images.added(
+            self.folder / name for name in row.images
+        )
 
 
 class Worker:
@@ -176,7 +194,9 @@ class Worker:
         builtin.resolve(config.base)  # made here, once: that needs PyTorch
         command = [sys.executable, "-m", "tunebook.data.tokens", config.model_dump_json()]
         env = os.environ | {"TRANSFORMERS_VERBOSITY": "error"}  # it would tell of the missing PyTorch
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=env, text=True)
+        self.process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=env, text=True
+        )
 
     def __enter__(self) -> Worker:
         return self
@@ -188,7 +208,9 @@ class Worker:
     def look(self, rows: list[Row]) -> list[Reject | None]:
         """As `examine`."""
         out: list[Reject | None] = []
-        for row, (gold, tokens, reason, detail) in zip(rows, self._ask([vars(row) for row in rows]), strict=True):
+        for row, (gold, tokens, reason, detail) in zip(
+            rows, self._ask([vars(row) for row in rows]), strict=True
+        ):
             row.gold, row.tokens = gold, tokens
             out.append(rejected(row, reason, detail) if reason else None)
         return out
@@ -212,7 +234,10 @@ class Worker:
         assert self.process.stdout is not None  # noqa: S101 - for the type checker
         reply = json.loads(self.process.stdout.readline() or "null")
         if not isinstance(reply, list):
-            raise UserError(reply or "a process that counted tokens has ended, perhaps for want of memory: run the same command again")
+            raise UserError(
+                reply
+                or "a process that counted tokens has ended, perhaps for want of memory: run the same command again"
+            )
         return reply
 
 
@@ -233,7 +258,10 @@ def _serve(config: ModelConfig) -> None:
         else:
             rows = [Row(**values) for values in batch]
             found = examine(rows, lambda sound: count_text(tok, sound), unmarked, config.max_seq_length)
-            reply = [[row.gold, row.tokens, *((r.reason, r.detail) if r else ("", ""))] for row, r in zip(rows, found, strict=True)]
+            reply = [
+                [row.gold, row.tokens, *((r.reason, r.detail) if r else ("", ""))]
+                for row, r in zip(rows, found, strict=True)
+            ]
         print(json.dumps(reply), flush=True)
 
 

@@ -80,21 +80,35 @@ def _run(recipe: Recipe, missing: dict[tuple[str, str], Stage]) -> None:
     from lm_eval.models.huggingface import HFLM
     from lm_eval.tasks import TaskManager
 
-    logging.getLogger("lm_eval").setLevel(logging.ERROR)  # it warns of what is meant to be: a loaded model, our settings
+    logging.getLogger("lm_eval").setLevel(
+        logging.ERROR
+    )  # it warns of what is meant to be: a loaded model, our settings
     manager = TaskManager(include_path=config.include)
     if unknown := [task for _, task in missing if task not in manager.all_tasks]:
-        raise UserError(f"no task {unknown[0]!r} in lm-evaluation-harness{f' or {config.include}' if config.include else ''}: see `lm_eval ls tasks`")
-    if several := [task for _, task in missing if task not in manager.all_subtasks]:  # whose items have no record under this name
+        raise UserError(
+            f"no task {unknown[0]!r} in lm-evaluation-harness{f' or {config.include}' if config.include else ''}: see `lm_eval ls tasks`"
+        )
+    if several := [
+        task for _, task in missing if task not in manager.all_subtasks
+    ]:  # whose items have no record under this name
         some = ", ".join(_tasks_in(manager, several[0])[:3]) or "one of `lm_eval ls subtasks`"
         raise UserError(f"{several[0]!r} is a group of tasks: name those you want, such as {some}")
     model, tokenizer = load_stages(recipe, dict.fromkeys(name for name, _ in missing))
     text = chat_template.text_tokenizer(tokenizer)  # the harness takes no processor
     text.chat_template = tokenizer.chat_template  # the recipe's, which a processor keeps to itself
     for (name, task), stage in missing.items():
-        with local(model, tokenizer, None if name == "base" else name) as source, stage.open(resume=False) as folder:
+        with (
+            local(model, tokenizer, None if name == "base" else name) as source,
+            stage.open(resume=False) as folder,
+        ):
             print(f"{name}: {task}", flush=True)
             # Rounded to bfloat16, log-probabilities tie and flip.
-            lm = HFLM(pretrained=source.model, tokenizer=text, batch_size=config.batch_size, softmax_dtype=torch.float32)
+            lm = HFLM(
+                pretrained=source.model,
+                tokenizer=text,
+                batch_size=config.batch_size,
+                softmax_dtype=torch.float32,
+            )
             with _data_errors(task), contextlib.chdir(config.include or "."):
                 found = simple_evaluate(
                     model=lm,
@@ -128,7 +142,9 @@ def _data_errors(task: str) -> Any:
     try:
         yield
     except (OSError, ValueError, LookupError, TypeError, jinja2.TemplateError) as error:
-        raise UserError(f"{task} cannot be run: {first_line(error)} (without a network, give its items with evaluate.benchmarks.data)") from None
+        raise UserError(
+            f"{task} cannot be run: {first_line(error)} (without a network, give its items with evaluate.benchmarks.data)"
+        ) from None
 
 
 def _task(config: BenchmarksConfig, task: str) -> Any:
@@ -139,13 +155,22 @@ def _task(config: BenchmarksConfig, task: str) -> Any:
     items, shots = files[f"{task}.jsonl"], files.get(f"{task}.train.jsonl")
     splits = {"test": items, "validation": items} | ({"train": shots} if shots else {})
     changed = {"dataset_path": "json", "dataset_name": None, "dataset_kwargs": {"data_files": splits}}
-    return {"group": f"{task}_local", "task": [{"task": task, **changed, **({} if shots else {"training_split": None, "fewshot_split": None})}]}
+    return {
+        "group": f"{task}_local",
+        "task": [
+            {"task": task, **changed, **({} if shots else {"training_split": None, "fewshot_split": None})}
+        ],
+    }
 
 
 def _files(config: BenchmarksConfig, task: str) -> list[Path]:
     """What of the user's files a task depends on."""
     given = [Path(config.data) / f"{task}{kind}.jsonl" for kind in ("", ".train")] if config.data else []
-    included = sorted(p for p in Path(config.include).rglob("*") if p.suffix in (".yaml", ".jsonl", ".py")) if config.include else []
+    included = (
+        sorted(p for p in Path(config.include).rglob("*") if p.suffix in (".yaml", ".jsonl", ".py"))
+        if config.include
+        else []
+    )
     return [path.resolve() for path in (*given, *included) if path.is_file()]
 
 
@@ -159,10 +184,21 @@ def _write(found: Any, task: str, folder: Path, shots: int | None) -> dict[str, 
     scores = [float(s[metric]) for s in kept]
     with (folder / "items.jsonl").open("w", encoding="utf-8") as out:
         for s, score in zip(kept, scores, strict=True):
-            record = {"doc_id": s["doc_id"], "score": score, "target": str(s["target"]), "answer": s["filtered_resps"]}
+            record = {
+                "doc_id": s["doc_id"],
+                "score": score,
+                "target": str(s["target"]),
+                "answer": s["filtered_resps"],
+            }
             out.write(json.dumps(record, ensure_ascii=False, default=str) + "\n")
     given = found["n-shot"].get(task) if shots is None else shots
-    return {"n": len(scores), "score": sum(scores) / len(scores), "interval": wilson(sum(scores), len(scores)), "metric": metric, "shots": given}
+    return {
+        "n": len(scores),
+        "score": sum(scores) / len(scores),
+        "interval": wilson(sum(scores), len(scores)),
+        "metric": metric,
+        "shots": given,
+    }
 
 
 def _items(stage: Stage) -> dict[int, float]:

@@ -24,16 +24,29 @@ def compare_runs(runs: list[Path]) -> str:
         raise UserError(f"{missing[0]} has not been evaluated: run `uv run tunebook evaluate` there first")
     names = list(dict.fromkeys(stage for s in summaries.values() for stage in s["stages"]))
     lines = [f"# {' and '.join(summaries)}", "## What differs", _differences(runs), "## Accuracy"]
-    rows = [(run, stage, *cells({stage: s["stages"][stage]})[0][2:]) for stage in names for run, s in summaries.items() if stage in s["stages"]]
+    rows = [
+        (run, stage, *cells({stage: s["stages"][stage]})[0][2:])
+        for stage in names
+        for run, s in summaries.items()
+        if stage in s["stages"]
+    ]
     lines.append(markdown(("run", *COLUMNS[:1], *COLUMNS[2:]), rows))
     lines.append(f"## The same items, {runs[0].name} against the others")
     for other in runs[1:]:
         both = {stage: [_marks(run, stage) for run in (runs[0], other)] for stage in names}
         same = {stage: pair for stage, pair in both.items() if pair[0] and pair[0].keys() == pair[1].keys()}
         found = [
-            c for stage, pair in same.items() for c in compared_steps({f"{r.name} {stage}": p for r, p in zip((runs[0], other), pair, strict=True)})
+            c
+            for stage, pair in same.items()
+            for c in compared_steps(
+                {f"{r.name} {stage}": p for r, p in zip((runs[0], other), pair, strict=True)}
+            )
         ]
-        lines.append(markdown(COMPARED, compared_cells(found)) if found else f"{other.name} answered other items: nothing can be paired.")
+        lines.append(
+            markdown(COMPARED, compared_cells(found))
+            if found
+            else f"{other.name} answered other items: nothing can be paired."
+        )
     lines += ["## Over the runs", _spread(summaries)]
     return "\n\n".join(lines)
 
@@ -47,7 +60,10 @@ def compare_manifests(first: Path, second: Path) -> str:
     names = [sorted(recorded(path)) for path in (first, second)]
     if not set(names[0]) & set(names[1]):
         raise UserError(f"{first} and {second} have no stage in common")
-    found = [_findings(path, set(names[0]) & set(names[1])) | {"stages": ", ".join(name)} for path, name in zip((first, second), names, strict=True)]
+    found = [
+        _findings(path, set(names[0]) & set(names[1])) | {"stages": ", ".join(name)}
+        for path, name in zip((first, second), names, strict=True)
+    ]
     rows = []
     for name in dict.fromkeys([*found[0], *found[1]]):
         a, b = (f.get(name) for f in found)
@@ -57,7 +73,13 @@ def compare_manifests(first: Path, second: Path) -> str:
             rows.append((name, "identical", "", ""))
         elif isinstance(a, dict) and isinstance(b, dict):
             keys = [k for k in {**a, **b} if a.get(k) != b.get(k)]
-            rows.append((name, f"**{len(keys)} of {len(a | b)} differ**", *(f"{keys[0]}: {str(x.get(keys[0]))[:60]}" for x in (a, b))))
+            rows.append(
+                (
+                    name,
+                    f"**{len(keys)} of {len(a | b)} differ**",
+                    *(f"{keys[0]}: {str(x.get(keys[0]))[:60]}" for x in (a, b)),
+                )
+            )
         else:
             rows.append((name, "**differs**", str(a)[:60], str(b)[:60]))
     return markdown(("what", "", first.parent.name, second.parent.name), rows)
@@ -65,11 +87,16 @@ def compare_manifests(first: Path, second: Path) -> str:
 
 def _findings(manifest: Path, names: set[str]) -> dict[str, Any]:
     """What there is to compare of some stages of a run, by what it is; None for what is not there."""
-    stages, beside = {name: stage for name, stage in recorded(manifest).items() if name in names}, manifest.parent
+    stages, beside = (
+        {name: stage for name, stage in recorded(manifest).items() if name in names},
+        manifest.parent,
+    )
     last = max(stages.values(), key=lambda s: str(s["ended"]))
     found: dict[str, Any] = {
         "data": stages.get("data", {}).get("fingerprints"),
-        "input files": {k: v for s in stages.values() for k, v in s["inputs"].items() if k not in {*stages, "adapter"}},
+        "input files": {
+            k: v for s in stages.values() for k, v in s["inputs"].items() if k not in {*stages, "adapter"}
+        },
         "settings": _flat({name: s["settings"] for name, s in stages.items()}),
     }
     for name, stage in stages.items():
@@ -80,9 +107,16 @@ def _findings(manifest: Path, names: set[str]) -> dict[str, Any]:
         if "strategies" in stage:
             found[f"{name}: pairs"] = {k: stage.get("files", {}).get(f"{k}.parquet") for k in stage["rows"]}
         if "summary" in stage:
-            found[f"{name}: answers"] = {p["index"]: p["answer"] for p in read_records(beside / name / "predictions.jsonl")} or None
+            found[f"{name}: answers"] = {
+                p["index"]: p["answer"] for p in read_records(beside / name / "predictions.jsonl")
+            } or None
             found[f"{name}: right answers"] = stage["summary"]["correct"]
-    return found | {"code": last["git"]["commit"], "lock file": last["lock"], "versions": last["versions"], "hardware": last["hardware"]}
+    return found | {
+        "code": last["git"]["commit"],
+        "lock file": last["lock"],
+        "versions": last["versions"],
+        "hardware": last["hardware"],
+    }
 
 
 def _marks(run: Path, stage: str) -> dict[str, float]:
@@ -93,19 +127,28 @@ def _differences(runs: list[Path]) -> str:
     flat = [_flat(_settings(run)) for run in runs]
     keys = [k for k in dict.fromkeys(k for f in flat for k in f) if len({str(f.get(k)) for f in flat}) > 1]
     rows = [(f"`{k}`", *(str(f.get(k, "")) for f in flat)) for k in keys]
-    return markdown(("recipe key", *(run.name for run in runs)), rows) if rows else "Nothing in their recipes."
+    return (
+        markdown(("recipe key", *(run.name for run in runs)), rows) if rows else "Nothing in their recipes."
+    )
 
 
 def _settings(run: Path) -> dict[str, Any]:
     """The recipe that a run's stages were made with: each may have been given other `--set`."""
     stages = read_json(run / "manifest.json")["stages"]
-    return {key: value for name, stage in stages.items() if not name.startswith("export/") for key, value in stage["settings"].items()}
+    return {
+        key: value
+        for name, stage in stages.items()
+        if not name.startswith("export/")
+        for key, value in stage["settings"].items()
+    }
 
 
 def _flat(value: Any, path: str = "") -> dict[str, Any]:
     if not isinstance(value, dict):
         return {path: value}
-    return {k: v for name, inner in value.items() for k, v in _flat(inner, f"{path}.{name}".lstrip(".")).items()}
+    return {
+        k: v for name, inner in value.items() for k, v in _flat(inner, f"{path}.{name}".lstrip(".")).items()
+    }
 
 
 def _spread(summaries: dict[str, Any]) -> str:

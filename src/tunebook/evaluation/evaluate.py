@@ -31,7 +31,9 @@ from tunebook.runs.files import read_json, write_json
 from tunebook.runs.stage import Stage, adapter_key, command, trained
 
 
-def evaluate(recipe: Recipe, only: Iterable[str] | None = None, force: bool = False) -> dict[str, dict[str, Any]]:
+def evaluate(
+    recipe: Recipe, only: Iterable[str] | None = None, force: bool = False
+) -> dict[str, dict[str, Any]]:
     """Answer the held-out items with each stage's model; returns {stage: summary}.
 
     `only` defaults to `base` and the stages that are trained. Items and batches are the same for every stage; answers are
@@ -57,14 +59,21 @@ def evaluate(recipe: Recipe, only: Iterable[str] | None = None, force: bool = Fa
             with stage.open(resume=not force) as folder:
                 summary = summarise(_answer(recipe, name, local(model, tokenizer, adapter), items, folder))
                 if recipe.evaluate.samples:
-                    summary["sampled"] = _sample(recipe, name, local(model, tokenizer, adapter), items, folder)
+                    summary["sampled"] = _sample(
+                        recipe, name, local(model, tokenizer, adapter), items, folder
+                    )
                 if recipe.evaluate.ablation and any(images_of(item) for item in items):
                     summary["images"] = _ablate(recipe, name, local(model, tokenizer, adapter), items, folder)
                 if name != "base" and summary["repeating"] > 0.5:
-                    print(f"Warning: {summary['repeating']:.0%} of {name}'s answers repeat one piece of text to their end: it has collapsed")
+                    print(
+                        f"Warning: {summary['repeating']:.0%} of {name}'s answers repeat one piece of text to their end: it has collapsed"
+                    )
                 stage.record = {"summary": summary, "verifier": verifier()}
     results = {name: stage.result["summary"] for name, stage in todo.items()}
-    write_json(recipe.run_dir / "eval" / "summary.json", {"split": recipe.evaluate.split, "stages": results, "comparisons": comparisons(todo)})
+    write_json(
+        recipe.run_dir / "eval" / "summary.json",
+        {"split": recipe.evaluate.split, "stages": results, "comparisons": comparisons(todo)},
+    )
     return results
 
 
@@ -81,7 +90,9 @@ def _refuse_learnt(recipe: Recipe, name: str, train: str) -> None:
 def comparisons(done: dict[str, Stage]) -> list[dict[str, Any]]:
     """Each stage against the one before it and the last against the first, item by item: `paired.compare` of each."""
     found = {name: read_records(stage.dir / "predictions.jsonl") for name, stage in done.items()}
-    return compared_steps({name: {p["index"]: p["correct"] for p in records} for name, records in found.items()})
+    return compared_steps(
+        {name: {p["index"]: p["correct"] for p in records} for name, records in found.items()}
+    )
 
 
 def answers(recipe: Recipe, only: Iterable[str], rows: list[dict[str, Any]]) -> list[dict[str, str]]:
@@ -109,7 +120,9 @@ def summarise(predictions: list[dict[str, Any]]) -> dict[str, Any]:
     """
     overall = _shares(predictions)
     names = sorted({p["slice"] for p in predictions if p["slice"]})
-    return overall | {"slices": {name: _shares([p for p in predictions if p["slice"] == name]) for name in names}}
+    return overall | {
+        "slices": {name: _shares([p for p in predictions if p["slice"] == name]) for name in names}
+    }
 
 
 def eval_stage(recipe: Recipe, name: str) -> Stage:
@@ -117,12 +130,23 @@ def eval_stage(recipe: Recipe, name: str) -> Stage:
     no_images = ["ablation"] if all(s.format == "geometry" for s in recipe.data.sources) else []
     settings = {
         "evaluate": recipe.evaluate.model_dump(
-            mode="json", exclude={"gate", "benchmarks", *(() if recipe.evaluate.samples else ("samples", "temperature")), *no_images}
+            mode="json",
+            exclude={
+                "gate",
+                "benchmarks",
+                *(() if recipe.evaluate.samples else ("samples", "temperature")),
+                *no_images,
+            },
         ),
         "model": recipe.model.model_dump(mode="json"),
         "verifier": verifier(),
     }
-    return Stage(recipe, f"eval/{name}", settings, {"data": data_stage(recipe).key, "adapter": adapter_key(recipe, name)})
+    return Stage(
+        recipe,
+        f"eval/{name}",
+        settings,
+        {"data": data_stage(recipe).key, "adapter": adapter_key(recipe, name)},
+    )
 
 
 def _items(recipe: Recipe) -> list[dict[str, Any]]:
@@ -135,14 +159,34 @@ def _items(recipe: Recipe) -> list[dict[str, Any]]:
     return evenly(rows, recipe.evaluate.limit)
 
 
-def _answer(recipe: Recipe, name: str, source: AbstractContextManager[Local], items: list[dict[str, Any]], folder: Path) -> list[dict[str, Any]]:
+def _answer(
+    recipe: Recipe,
+    name: str,
+    source: AbstractContextManager[Local],
+    items: list[dict[str, Any]],
+    folder: Path,
+) -> list[dict[str, Any]]:
     prompts: list[Messages] = [item["prompt"] for item in items]
     sampling = Sampling(recipe.evaluate.max_new_tokens, recipe.evaluate.batch_size)
     shown = [images_of(item) for item in items]
-    return answer_file(folder / "predictions.jsonl", source, prompts, sampling, lambda i, a: _record(items[i], a), f"{name} answers", shown)
+    return answer_file(
+        folder / "predictions.jsonl",
+        source,
+        prompts,
+        sampling,
+        lambda i, a: _record(items[i], a),
+        f"{name} answers",
+        shown,
+    )
 
 
-def _ablate(recipe: Recipe, name: str, source: AbstractContextManager[Local], all_items: list[dict[str, Any]], folder: Path) -> dict[str, Any]:
+def _ablate(
+    recipe: Recipe,
+    name: str,
+    source: AbstractContextManager[Local],
+    all_items: list[dict[str, Any]],
+    folder: Path,
+) -> dict[str, Any]:
     """Items answered again with a blank image and with another item's, against the answers with their own (`predictions.jsonl`)."""
     places = evenly([i for i, item in enumerate(all_items) if images_of(item)], recipe.evaluate.ablation)
     items = [all_items[place] for place in places]
@@ -152,22 +196,52 @@ def _ablate(recipe: Recipe, name: str, source: AbstractContextManager[Local], al
     right = {"true": [whole[place]["correct"] for place in places]}
     with source as asked:
         for kind in ("blank", "swapped"):
-            shown, path = instead(kind, [item["images"] for item in items]), folder / f"predictions-{kind}.jsonl"
+            shown, path = (
+                instead(kind, [item["images"] for item in items]),
+                folder / f"predictions-{kind}.jsonl",
+            )
             given = contextlib.nullcontext(asked), prompts, sampling
-            found = answer_file(path, *given, lambda i, a: _record(items[i], a), f"{name}, {kind} image", shown)
+            found = answer_file(
+                path, *given, lambda i, a: _record(items[i], a), f"{name}, {kind} image", shown
+            )
             right[kind] = [p["correct"] for p in found]
-    return {kind: sum(marks) / len(marks) for kind, marks in right.items()} | {"gain": compare(right["blank"], right["true"])}
+    return {kind: sum(marks) / len(marks) for kind, marks in right.items()} | {
+        "gain": compare(right["blank"], right["true"])
+    }
 
 
-def _sample(recipe: Recipe, name: str, source: AbstractContextManager[Local], items: list[dict[str, Any]], folder: Path) -> dict[str, Any]:
+def _sample(
+    recipe: Recipe,
+    name: str,
+    source: AbstractContextManager[Local],
+    items: list[dict[str, Any]],
+    folder: Path,
+) -> dict[str, Any]:
     """`evaluate.samples` answers to each item; pass@1, pass@k and majority vote (Wang et al. 2022), ties by the first."""
     config, k = recipe.evaluate, recipe.evaluate.samples
     prompts: list[Messages] = [item["prompt"] for item in items for _ in range(k)]
-    sampling = Sampling(config.max_new_tokens, config.batch_size, config.temperature, [recipe.seed + i for i in range(len(prompts))])
+    sampling = Sampling(
+        config.max_new_tokens,
+        config.batch_size,
+        config.temperature,
+        [recipe.seed + i for i in range(len(prompts))],
+    )
     shown = [images_of(item) for item in items for _ in range(k)]
-    found = answer_file(folder / "samples.jsonl", source, prompts, sampling, lambda i, a: _record(items[i // k], a), f"{name} samples", shown)
+    found = answer_file(
+        folder / "samples.jsonl",
+        source,
+        prompts,
+        sampling,
+        lambda i, a: _record(items[i // k], a),
+        f"{name} samples",
+        shown,
+    )
     groups = [found[i : i + k] for i in range(0, len(found), k)]
-    return {"k": k, "temperature": config.temperature, "pass@1": sum(p["correct"] for p in found) / len(found)} | {
+    return {
+        "k": k,
+        "temperature": config.temperature,
+        "pass@1": sum(p["correct"] for p in found) / len(found),
+    } | {
         "pass@k": sum(any(p["correct"] for p in group) for group in groups) / len(groups),
         "majority": sum(_majority(group) for group in groups) / len(groups),
     }

@@ -11,7 +11,10 @@ def gate(recipe: Recipe) -> list[str]:
     """What of the recipe's `evaluate.gate` does not hold, a line each; empty when all does."""
     failed = []
     for rule in recipe.evaluate.gate:
-        pair = [read_records(recipe.run_dir / "eval" / name / "predictions.jsonl") for name in (rule.first, rule.second)]
+        pair = [
+            read_records(recipe.run_dir / "eval" / name / "predictions.jsonl")
+            for name in (rule.first, rule.second)
+        ]
         first, second = ([p["correct"] for p in found if rule.slice in (None, p["slice"])] for found in pair)
         asked = [[(p["prompt"], p["gold"]) for p in found] for found in pair]
         what = f"{rule.second} against {rule.first}" + (f" on {rule.slice}" if rule.slice else "")
@@ -26,5 +29,7 @@ def gate(recipe: Recipe) -> list[str]:
             wanted = f"McNemar's p = {c['p']:.2g} must be below {ALPHA}"
         else:
             continue
-        failed.append(f"{what}: {100 * c['difference']:+.1f} points (95% interval {low:+.1f} to {high:+.1f}, n = {c['n']}), {wanted}")
+        failed.append(
+            f"{what}: {100 * c['difference']:+.1f} points (95% interval {low:+.1f} to {high:+.1f}, n = {c['n']}), {wanted}"
+        )
     return failed

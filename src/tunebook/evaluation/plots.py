@@ -20,7 +20,13 @@ def lengths(tokens: dict[str, list[int]], limit: int) -> Figure:
     """Histogram of tokens per row by split, with the model's limit where it is near."""
     figure = Figure(figsize=(7, 3), layout="constrained")
     axes = figure.subplots()
-    axes.hist(list(tokens.values()), bins=30, stacked=True, label=list(tokens), color=[DARK, GREY, "#d9d9d9"][: len(tokens)])
+    axes.hist(
+        list(tokens.values()),
+        bins=30,
+        stacked=True,
+        label=list(tokens),
+        color=[DARK, GREY, "#d9d9d9"][: len(tokens)],
+    )
     longest = max((max(t) for t in tokens.values() if t), default=0)
     if limit < 2 * longest:
         axes.axvline(limit, color="black", linestyle="--", label=f"max_seq_length {limit}")
@@ -38,7 +44,9 @@ def losses(history: list[dict[str, Any]]) -> Figure:
         if points:
             axes.plot(*zip(*points, strict=True), label=label, color=colour, marker=marker)
     axes.set(xlabel="step", ylabel="loss per trained token", yscale="log", title="Loss")
-    axes.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))  # a loss rarely goes through a power of ten
+    axes.yaxis.set_major_locator(
+        LogLocator(subs=(1, 1.5, 2, 3, 5, 7))
+    )  # a loss rarely goes through a power of ten
     axes.yaxis.set_major_formatter("{x:g}")
     axes.minorticks_off()
     axes.legend(frameon=False)
@@ -54,11 +62,24 @@ def accuracies(results: dict[str, dict[str, Any]]) -> Figure:
     for i, (stage, summary) in enumerate(results.items()):
         parts = [summary if name == "all" else summary["slices"][name] for name in slices]
         heights = [p["accuracy"] for p in parts]
-        errors = [[p["accuracy"] - p["interval"][0] for p in parts], [p["interval"][1] - p["accuracy"] for p in parts]]
+        errors = [
+            [p["accuracy"] - p["interval"][0] for p in parts],
+            [p["interval"][1] - p["accuracy"] for p in parts],
+        ]
         where = [x + (i - (len(results) - 1) / 2) * width for x in range(len(slices))]
-        axes.bar(where, heights, width * 0.95, yerr=errors, capsize=3, label=stage, color=[GREY, DARK, "#7fa8d1"][i % 3])
+        axes.bar(
+            where,
+            heights,
+            width * 0.95,
+            yerr=errors,
+            capsize=3,
+            label=stage,
+            color=[GREY, DARK, "#7fa8d1"][i % 3],
+        )
     axes.set_xticks(range(len(slices)), slices)
-    axes.set(ylabel="accuracy", ylim=(0, 1), title=f"Held-out problems (n = {next(iter(results.values()))['n']})")
+    axes.set(
+        ylabel="accuracy", ylim=(0, 1), title=f"Held-out problems (n = {next(iter(results.values()))['n']})"
+    )
     axes.legend(frameon=False)
     return figure
 
@@ -69,11 +90,26 @@ def scores(tasks: dict[str, dict[str, Any]]) -> Figure:
     axes = figure.subplots()
     names = list(dict.fromkeys(name for found in tasks.values() for name in found))
     for i, name in enumerate(names):
-        points = [(row + 0.18 * (i - (len(names) - 1) / 2), found[name]) for row, found in enumerate(tasks.values()) if name in found]
+        points = [
+            (row + 0.18 * (i - (len(names) - 1) / 2), found[name])
+            for row, found in enumerate(tasks.values())
+            if name in found
+        ]
         values = [s["score"] for _, s in points]
-        errors = [[s["score"] - s["interval"][0] for _, s in points], [s["interval"][1] - s["score"] for _, s in points]]
+        errors = [
+            [s["score"] - s["interval"][0] for _, s in points],
+            [s["interval"][1] - s["score"] for _, s in points],
+        ]
         colour = [GREY, DARK, "#7fa8d1"][i % 3]
-        axes.errorbar(values, [y for y, _ in points], xerr=errors, label=name, fmt="osD^v"[i % 5], color=colour, capsize=3)
+        axes.errorbar(
+            values,
+            [y for y, _ in points],
+            xerr=errors,
+            label=name,
+            fmt="osD^v"[i % 5],
+            color=colour,
+            capsize=3,
+        )
     axes.set_yticks(range(len(tasks)), list(tasks))
     axes.set(xlabel="score", xlim=(0, 1), title="Benchmarks")
     axes.invert_yaxis()
@@ -130,7 +166,9 @@ def pair_lengths(pairs: Any) -> Figure:
 def side_by_side(pair: dict[str, Any]) -> str:
     """A pair as an HTML table, with what rejected changes marked."""
     chosen = html.escape(pair["chosen"][0]["content"])
-    rejected = "".join(f"<mark>{html.escape(part)}</mark>" if new else html.escape(part) for part, new in marked(pair))
+    rejected = "".join(
+        f"<mark>{html.escape(part)}</mark>" if new else html.escape(part) for part, new in marked(pair)
+    )
     left = "text-align:left; vertical-align:top"
     cell = f'<td style="{left}; white-space:pre-wrap; font-family:monospace">{{}}</td>'
     known = f"answer: {pair['gold']}; " if pair["gold"] else ""

@@ -73,7 +73,9 @@ def parts(run: Path) -> list[Part]:
         "## Data",
         _funnel(stages),
         _pairs(stages),
-        ("pass-rate", plots.pass_counts(stages["pairs"])) if stages.get("pairs", {}).get("pass_counts") else None,
+        ("pass-rate", plots.pass_counts(stages["pairs"]))
+        if stages.get("pairs", {}).get("pass_counts")
+        else None,
         "## Training",
         ("sft-loss", plots.losses(log_history(run / "sft"))) if log_history(run / "sft") else None,
         _margins(stages),
@@ -89,7 +91,10 @@ def parts(run: Path) -> list[Part]:
 
 def predictions(run: Path, stage: str) -> dict[str, dict[str, Any]]:
     """A stage's predictions by item."""
-    return {f"{p['source_id']}\n{p['prompt']}": p for p in read_records(run / "eval" / stage / "predictions.jsonl")}
+    return {
+        f"{p['source_id']}\n{p['prompt']}": p
+        for p in read_records(run / "eval" / stage / "predictions.jsonl")
+    }
 
 
 def _headline(stages: dict[str, Any], summary: dict[str, Any]) -> str:
@@ -97,7 +102,13 @@ def _headline(stages: dict[str, Any], summary: dict[str, Any]) -> str:
     said = [f"{recipe['model']['base']}, recipe `{recipe['name']}`, seed {recipe['seed']}."]
     for c in summary.get("comparisons", []):
         points, low, high = (100 * x for x in (c["difference"], *c["interval"]))
-        verdict = "not shown to be different" if c["p"] >= ALPHA or low <= 0 <= high else "better" if low > 0 else "worse"
+        verdict = (
+            "not shown to be different"
+            if c["p"] >= ALPHA or low <= 0 <= high
+            else "better"
+            if low > 0
+            else "worse"
+        )
         said.append(
             f"- **{c['second']} against {c['first']}: {verdict}** ({points:+.1f} points, 95% interval {low:+.1f} to {high:+.1f}, n = {c['n']})."
         )
@@ -108,7 +119,10 @@ def _results(summary: dict[str, Any]) -> list[Part]:
     if not summary:
         return ["## Results", "Not evaluated."]
     stages, found = summary["stages"], summary.get("comparisons", [])
-    starred = [(*row[:-2], row[-2] + (" *" if c["p"] < ALPHA else ""), row[-1]) for row, c in zip(compared_cells(found), found, strict=True)]
+    starred = [
+        (*row[:-2], row[-2] + (" *" if c["p"] < ALPHA else ""), row[-1])
+        for row, c in zip(compared_cells(found), found, strict=True)
+    ]
     return [
         f"## Results on the `{summary['split']}` split",
         ("accuracy", plots.accuracies(stages)),
@@ -135,7 +149,10 @@ def _margins(stages: dict[str, Any]) -> str:
 def _benchmarks(run: Path) -> list[Part]:
     if not (summary := read_json(run / "bench" / "summary.json")):
         return []
-    tables = (markdown(BENCHMARKS, benchmark_cells(summary)), markdown(BENCHMARKS_COMPARED, benchmarks_compared_cells(summary)))
+    tables = (
+        markdown(BENCHMARKS, benchmark_cells(summary)),
+        markdown(BENCHMARKS_COMPARED, benchmarks_compared_cells(summary)),
+    )
     return ["## Benchmarks (lm-evaluation-harness)", ("benchmarks", plots.scores(summary["tasks"])), *tables]
 
 
@@ -148,7 +165,9 @@ def _examples(run: Path, summary: dict[str, Any]) -> list[Part]:
     for word, wanted in (("won", (False, True)), ("lost", (True, False))):
         keys = [k for k in before if k in after and (before[k]["correct"], after[k]["correct"]) == wanted][:2]
         for p, q in ((before[k], after[k]) for k in keys):
-            answers = "".join(f"\n\n{name}:\n\n```text\n{r['answer']}\n```" for name, r in zip(names, (p, q), strict=True))
+            answers = "".join(
+                f"\n\n{name}:\n\n```text\n{r['answer']}\n```" for name, r in zip(names, (p, q), strict=True)
+            )
             lines.append(f"**{word}**: {p['prompt']} (answer: {p['gold']}){answers}")
     return lines if len(lines) > 1 else []
 
@@ -166,7 +185,10 @@ def _pairs(stages: dict[str, Any]) -> str | None:
     rows: list[tuple[str, ...]] = [(f"pairs for {split}", str(n)) for split, n in pairs["rows"].items()]
     rows += [(f"strategy {name}", str(n)) for name, n in pairs["strategies"].items()]
     rows += [(f"quarantined: {reason}", str(n)) for reason, n in (pairs.get("quarantined") or {}).items()]
-    return markdown(("preference pairs", "n"), [*rows, ("told apart by length alone", f"{pairs['length_only_accuracy']:.0%}")])
+    return markdown(
+        ("preference pairs", "n"),
+        [*rows, ("told apart by length alone", f"{pairs['length_only_accuracy']:.0%}")],
+    )
 
 
 def _costs(stages: dict[str, Any]) -> str:
@@ -185,7 +207,10 @@ def _costs(stages: dict[str, Any]) -> str:
                 memory,
             )
         )
-    return markdown(("stage", "minutes", "steps", "tokens trained", "peak memory"), [*rows, ("all", f"{total / 60:.1f}", "", "", "")])
+    return markdown(
+        ("stage", "minutes", "steps", "tokens trained", "peak memory"),
+        [*rows, ("all", f"{total / 60:.1f}", "", "", "")],
+    )
 
 
 def _parity(run: Path) -> list[Part]:
@@ -201,7 +226,9 @@ def _repeat(run: Path, stages: dict[str, Any]) -> str:
     commits = sorted({str(s["git"]["commit"]) for s in entries})
     dirty = " (with uncommitted changes)" if any(s["git"]["dirty"] for s in entries) else ""
     recipe, hardware = last["recipe"], last["hardware"]
-    where = f"{hardware['cores']} cores of {hardware['cpu']}, {hardware['memory_gb']} GB" + "".join(f", {gpu}" for gpu in hardware["gpus"])
+    where = f"{hardware['cores']} cores of {hardware['cpu']}, {hardware['memory_gb']} GB" + "".join(
+        f", {gpu}" for gpu in hardware["gpus"]
+    )
     manifest = shlex.quote(f"{run.relative_to(ROOT) if run.is_relative_to(ROOT) else run}/manifest.json")
     return (
         f"```bash\ngit checkout {commits[0] if commits else '?'} && uv sync\nuv run tunebook run --from-manifest {manifest}\n```\n\n"
@@ -224,9 +251,19 @@ def _html(title: str, shown: list[Part]) -> str:
             part[1].savefig(out, format="png", dpi=120)
             data = {"image/png": base64.b64encode(out.getvalue()).decode()}
             notebook.cells.append(
-                v4.new_code_cell(outputs=[v4.new_output("display_data", data, metadata={"image/png": {"width": int(100 * part[1].get_figwidth())}})])
+                v4.new_code_cell(
+                    outputs=[
+                        v4.new_output(
+                            "display_data",
+                            data,
+                            metadata={"image/png": {"width": int(100 * part[1].get_figwidth())}},
+                        )
+                    ]
+                )
             )
     # No script from elsewhere: the file is whole without a network.
-    exporter = HTMLExporter(template_name="lab", exclude_input=True, exclude_input_prompt=True, exclude_output_prompt=True)
+    exporter = HTMLExporter(
+        template_name="lab", exclude_input=True, exclude_input_prompt=True, exclude_output_prompt=True
+    )
     exporter.mathjax_url = exporter.require_js_url = exporter.jquery_url = ""
     return str(exporter.from_notebook_node(notebook)[0]).replace('<script src=""></script>', "")

@@ -43,7 +43,8 @@ def compare(first: Sequence[float], second: Sequence[float], seed: int = 0) -> d
         "won": won,
         "lost": lost,
         "p": float(binomtest(won, won + lost).pvalue) if won + lost else 1.0,
-        "detectable": max(2.8 * math.sqrt(won + lost), 6.0) / n,  # 1.96 + 0.84; six wins to none are the fewest that can be significant
+        "detectable": max(2.8 * math.sqrt(won + lost), 6.0)
+        / n,  # 1.96 + 0.84; six wins to none are the fewest that can be significant
     }
 
 

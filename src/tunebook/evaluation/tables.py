@@ -21,7 +21,16 @@ def cells(results: dict[str, dict[str, Any]]) -> list[tuple[str, ...]]:
         for name, s in {"all": summary, **summary["slices"]}.items():
             accuracy = f"{s['accuracy']:.1%} ({100 * s['interval'][0]:.1f} to {100 * s['interval'][1]:.1f})"
             shares = [f"{s[k]:.0%}" for k in ("boxed", "truncated", "no_answer")]
-            rows.append((stage if name == "all" else "", name, str(s["n"]), accuracy, *shares, f"{s['mean_tokens']:.0f}"))
+            rows.append(
+                (
+                    stage if name == "all" else "",
+                    name,
+                    str(s["n"]),
+                    accuracy,
+                    *shares,
+                    f"{s['mean_tokens']:.0f}",
+                )
+            )
     return rows
 
 
@@ -38,7 +47,15 @@ def sampled_cells(results: dict[str, dict[str, Any]]) -> list[tuple[str, ...]]:
     return rows
 
 
-ABLATED = ("stage", "n", "true image", "blank", "another's", "true - blank (95% interval)", "looks at the image")
+ABLATED = (
+    "stage",
+    "n",
+    "true image",
+    "blank",
+    "another's",
+    "true - blank (95% interval)",
+    "looks at the image",
+)
 
 
 def ablated_cells(results: dict[str, dict[str, Any]]) -> list[tuple[str, ...]]:
@@ -62,7 +79,13 @@ def compared_cells(found: list[dict[str, Any]]) -> list[tuple[str, ...]]:
     for c in found:
         low, high = (100 * bound for bound in c["interval"])
         p = f"{c['p']:.2g}" if c["p"] >= 1e-4 else "< 0.0001"
-        numbers = (f"{100 * c['difference']:+.1f} ({low:+.1f} to {high:+.1f})", str(c["won"]), str(c["lost"]), p, f"{100 * c['detectable']:.1f}")
+        numbers = (
+            f"{100 * c['difference']:+.1f} ({low:+.1f} to {high:+.1f})",
+            str(c["won"]),
+            str(c["lost"]),
+            p,
+            f"{100 * c['detectable']:.1f}",
+        )
         rows.append((f"{c['first']} → {c['second']}", str(c["n"]), *numbers))
     return rows
 
@@ -78,7 +101,11 @@ def show(recipe: Recipe, results: dict[str, dict[str, Any]]) -> None:
         ("held-out accuracy", COLUMNS, cells(results)),
         ("sampled answers", SAMPLED, sampled_cells(results)),
         ("does it look at the image?", ABLATED, ablated_cells(results)),
-        ("the same items, pair by pair", COMPARED, compared_cells(read_json(recipe.run_dir / "eval" / "summary.json")["comparisons"])),
+        (
+            "the same items, pair by pair",
+            COMPARED,
+            compared_cells(read_json(recipe.run_dir / "eval" / "summary.json")["comparisons"]),
+        ),
     ):
         print_table(title, columns, rows)
 
@@ -110,10 +137,22 @@ BENCHMARKS_COMPARED = ("task", *COMPARED)
 
 def benchmarks_compared_cells(summary: dict[str, Any]) -> list[tuple[str, ...]]:
     """Each task's comparisons as rows."""
-    return [(c["task"], *row) for c, row in zip(summary["comparisons"], compared_cells(summary["comparisons"]), strict=True)]
+    return [
+        (c["task"], *row)
+        for c, row in zip(summary["comparisons"], compared_cells(summary["comparisons"]), strict=True)
+    ]
 
 
-PARITY = ("export", "items", "same top token", "Δ log p, mean (max)", "prompts equal", "answers equal", "accuracy adapter → export", "")
+PARITY = (
+    "export",
+    "items",
+    "same top token",
+    "Δ log p, mean (max)",
+    "prompts equal",
+    "answers equal",
+    "accuracy adapter → export",
+    "",
+)
 
 
 def parity_cells(rows: dict[str, dict[str, Any]]) -> list[tuple[str, ...]]:
@@ -121,7 +160,10 @@ def parity_cells(rows: dict[str, dict[str, Any]]) -> list[tuple[str, ...]]:
     out: list[tuple[str, ...]] = []
     for name, r in rows.items():
         accuracy = " → ".join("–" if a is None else f"{a:.0%}" for a in r["accuracy"])
-        numbers = (f"{r['top_1_agreement']:.1%}", f"{r['mean_logp_difference']:.4f} ({r['max_logp_difference']:.3f})")
+        numbers = (
+            f"{r['top_1_agreement']:.1%}",
+            f"{r['mean_logp_difference']:.4f} ({r['max_logp_difference']:.3f})",
+        )
         shares = (f"{r['prompts_equal']:.0%}", f"{r['answers_equal']:.0%}", accuracy)
         out.append((name, str(r["items"]), *numbers, *shares, "; ".join(r["differs"]) or "equal"))
     return out

@@ -32,7 +32,9 @@ SMALLER = 0.9
 """Bytes a weight; a 4-bit type of a small model, whose rows do not fit its blocks, comes to this."""
 
 
-def export(recipe: Recipe, force: bool = False, install_tools: bool = False, check: bool = False) -> dict[str, Any]:
+def export(
+    recipe: Recipe, force: bool = False, install_tools: bool = False, check: bool = False
+) -> dict[str, Any]:
     """Write what the recipe's `export.to` names into `export/` of the run folder; returns {name: row of the parity table}.
 
     Each result is loaded from disk in a fresh process and compared with the adapter before its folder appears; the rows
@@ -43,8 +45,13 @@ def export(recipe: Recipe, force: bool = False, install_tools: bool = False, che
     """
     stage = exported_stage(recipe)
     names = targets(recipe)
-    if chat_template.has_processor(recipe.run_dir / stage / "adapter") and not {"adapter", "merged"}.issuperset(names):
-        raise UserError("this model sees images, and a GGUF file would hold its text part alone: use --to adapter,merged")
+    if chat_template.has_processor(recipe.run_dir / stage / "adapter") and not {
+        "adapter",
+        "merged",
+    }.issuperset(names):
+        raise UserError(
+            "this model sees images, and a GGUF file would hold its text part alone: use --to adapter,merged"
+        )
     tools = llama_cpp.converter(install_tools) if any(n.startswith("gguf-") for n in names) else None
     llama_cpp.check_quantiser(recipe.export.quantizations if tools else [])
     todo = {name: export_stage(recipe, name, stage) for name in names}
@@ -52,7 +59,9 @@ def export(recipe: Recipe, force: bool = False, install_tools: bool = False, che
         todo = {name: entry for name, entry in todo.items() if not entry.skip(force)}
         for name, entry in todo.items():
             if entry.dir.exists() and not force:
-                raise UserError(f"{entry.dir} holds an export of another model or other settings: --force replaces it ({name})")
+                raise UserError(
+                    f"{entry.dir} holds an export of another model or other settings: --force replaces it ({name})"
+                )
     elif missing := [name for name, entry in todo.items() if not entry.dir.exists()]:
         raise UserError(f"nothing to check: {missing[0]} has not been exported")
     if todo:
@@ -95,16 +104,27 @@ def push(recipe: Recipe, repo: str, names: list[str]) -> None:
         hub.create_repo(repo, private=recipe.export.private, exist_ok=True)
         for name in names:
             inside = name if len(names) > 1 else None
-            hub.upload_folder(repo_id=repo, folder_path=recipe.run_dir / "export" / name, path_in_repo=inside, ignore_patterns=["stage.json"])
+            hub.upload_folder(
+                repo_id=repo,
+                folder_path=recipe.run_dir / "export" / name,
+                path_in_repo=inside,
+                ignore_patterns=["stage.json"],
+            )
             print(f"pushed {name} to {repo}")
     except (HfHubHTTPError, OSError) as error:
-        raise UserError(f"the hub did not take {repo}: {first_line(error)}. What was exported is kept in {recipe.run_dir / 'export'}") from None
+        raise UserError(
+            f"the hub did not take {repo}: {first_line(error)}. What was exported is kept in {recipe.run_dir / 'export'}"
+        ) from None
 
 
 def export_stage(recipe: Recipe, name: str, stage: str) -> Stage:
     """The folder of one export."""
     model = recipe.model.model_dump(mode="json", include={"base", "revision"})
-    settings = {"model": model, "system_prompt": Prompts(recipe).system, "card": [recipe.export.license, recipe.export.data_license]}
+    settings = {
+        "model": model,
+        "system_prompt": Prompts(recipe).system,
+        "card": [recipe.export.license, recipe.export.data_license],
+    }
     settings |= {"gguf": recipe.export.quantizations[0]} if name == "ollama" else {}
     return Stage(recipe, f"export/{name}", settings, {stage: finished_key(recipe, stage)})
 
@@ -119,11 +139,18 @@ def _export(recipe: Recipe, stage: str, todo: dict[str, Stage], tools: Path | No
     if not check:
         _check_space(recipe.run_dir, model.num_parameters(), list(todo))
     items = _items(recipe)
-    prompts, shown, golds = [i["prompt"] for i in items], [images_of(i) for i in items], [i["gold"] for i in items]
+    prompts, shown, golds = (
+        [i["prompt"] for i in items],
+        [images_of(i) for i in items],
+        [i["gold"] for i in items],
+    )
     with local(model, tokenizer, "default") as source:
         reference = parity.measure(source, prompts, shown, recipe.evaluate.max_new_tokens)
     for name, entry in todo.items():
-        with tempfile.TemporaryDirectory() as scratch, contextlib.nullcontext(entry.dir) if check else _writing(entry) as folder:
+        with (
+            tempfile.TemporaryDirectory() as scratch,
+            contextlib.nullcontext(entry.dir) if check else _writing(entry) as folder,
+        ):
             if not check:
                 print(f"writing {name} ...", flush=True)
                 _write(recipe, name, folder, model, tokenizer, tools)
@@ -132,7 +159,16 @@ def _export(recipe: Recipe, stage: str, todo: dict[str, Stage], tools: Path | No
                 continue  # its weights are those of the GGUF file; its template was compared when it was made
             print(f"comparing {name} with the adapter ...", flush=True)
             target = folder / gguf_file(recipe, name).name if name.startswith("gguf-") else folder
-            row = parity.check(target, name.removeprefix("gguf-"), reference, prompts, shown, golds, recipe.evaluate.max_new_tokens, Path(scratch))
+            row = parity.check(
+                target,
+                name.removeprefix("gguf-"),
+                reference,
+                prompts,
+                shown,
+                golds,
+                recipe.evaluate.max_new_tokens,
+                Path(scratch),
+            )
             entry.record = {"parity": row}
             path = recipe.run_dir / "export" / "parity.json"
             write_json(path, read_json(path) | {name: {"stage": stage, **row}})
@@ -146,16 +182,29 @@ def _load(recipe: Recipe, stage: str) -> tuple[Any, Any]:
     After QLoRA too: an adapter belongs on the original weights, not on 4-bit ones turned back.
     """
     if recipe.model.load_in_4bit and recipe.model.base != builtin.EMBEDDED:
-        print(f"Merging needs the 16-bit weights of {recipe.model.base}; they are fetched where they are not in the cache.")
+        print(
+            f"Merging needs the 16-bit weights of {recipe.model.base}; they are fetched where they are not in the cache."
+        )
     change = {"load_in_4bit": False, "dtype": "float32" if backend.backend() == "cpu" else None}
     whole = recipe.model_copy(update={"model": recipe.model.model_copy(update=change)})
     model, tokenizer = loading.load(whole)
-    return adapters.restore_lora(adapters.add_lora(model, whole), recipe.run_dir / stage / "adapter"), tokenizer
+    return adapters.restore_lora(
+        adapters.add_lora(model, whole), recipe.run_dir / stage / "adapter"
+    ), tokenizer
 
 
 def _check_space(folder: Path, weights: int, names: list[str]) -> None:
     """Raises UserError when the disk is too small for what would be written."""
-    each = [2.0 if n == "merged" else 0.1 if n == "adapter" else 0.0 if n == "ollama" else BYTES.get(n[5:], SMALLER + 2) for n in names]
+    each = [
+        2.0
+        if n == "merged"
+        else 0.1
+        if n == "adapter"
+        else 0.0
+        if n == "ollama"
+        else BYTES.get(n[5:], SMALLER + 2)
+        for n in names
+    ]
     needed, free = weights * sum(each), shutil.disk_usage(folder).free
     print(f"{', '.join(names)}: about {needed / 1e9:.1f} GB; {free / 1e9:.0f} GB are free")
     if needed * 1.05 > free:
@@ -184,7 +233,13 @@ def _write(recipe: Recipe, name: str, folder: Path, model: Any, tokenizer: Any, 
     elif name == "ollama":
         gguf = gguf_file(recipe, f"gguf-{recipe.export.quantizations[0]}")
         ends = [tokenizer.eos_token]
-        text = modelfile(f"../{gguf.parent.name}/{gguf.name}", tokenizer, ends, Prompts(recipe).system, recipe.model.max_seq_length)
+        text = modelfile(
+            f"../{gguf.parent.name}/{gguf.name}",
+            tokenizer,
+            ends,
+            Prompts(recipe).system,
+            recipe.model.max_seq_length,
+        )
         (folder / "Modelfile").write_text(text, encoding="utf-8")
     else:
         assert tools is not None  # noqa: S101 - `export` has looked for them

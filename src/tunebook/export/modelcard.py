@@ -65,7 +65,11 @@ def card(recipe: Recipe, stage: str, name: str) -> str:
         library_name="peft" if name == "adapter" else "transformers" if name == "merged" else "gguf",
         pipeline_tag="image-text-to-text" if sees else "text-generation",
         tags=["tunebook", "unsloth", "trl", *done],
-        base_model_relation="adapter" if name == "adapter" else "quantized" if name.startswith("gguf") else "finetune",
+        base_model_relation="adapter"
+        if name == "adapter"
+        else "quantized"
+        if name.startswith("gguf")
+        else "finetune",
     )
     file = f"{recipe.run_dir.name}-{name.removeprefix('gguf-')}.gguf"
     use = USE["adapter, images" if sees and name == "adapter" else name.partition("-")[0]]
@@ -96,9 +100,16 @@ def _prompted(recipe: Recipe) -> str:
 
 def _data(recipe: Recipe, stages: dict[str, Any], done: list[str]) -> str:
     rows = stages.get("data", {}).get("rows", {})
-    sources = ", ".join(str(getattr(s, "path", f"`{s.format}` (tunebook's own)")) for s in recipe.data.sources)
-    trained = stages.get("sft", {}).get("rows", rows).get("train", 0)  # some train rows may be for pairs alone
-    lines = [f"- Sources: {sources}.", f"- SFT: {trained} rows; held out: {rows.get('val', 0)} val, {rows.get('test', 0)} test."]
+    sources = ", ".join(
+        str(getattr(s, "path", f"`{s.format}` (tunebook's own)")) for s in recipe.data.sources
+    )
+    trained = (
+        stages.get("sft", {}).get("rows", rows).get("train", 0)
+    )  # some train rows may be for pairs alone
+    lines = [
+        f"- Sources: {sources}.",
+        f"- SFT: {trained} rows; held out: {rows.get('val', 0)} val, {rows.get('test', 0)} test.",
+    ]
     if "dpo" in done:
         pairs = stages.get("pairs", {}).get("rows", {})
         lines.append(f"- DPO: {pairs.get('train', 0)} preference pairs ({', '.join(recipe.pairs.methods)}).")
@@ -110,14 +121,14 @@ def _results(recipe: Recipe, stage: str) -> str:
     shown = {name: s for name, s in summary.get("stages", {}).items() if name in ("base", stage)}
     if stage not in shown:
         return "This model has not been evaluated."
-    return (
-        f"Held-out `{summary['split']}` split, greedy answers, n = {shown[stage]['n']}, intervals: Wilson 95%.\n\n{markdown(COLUMNS, cells(shown))}"
-    )
+    return f"Held-out `{summary['split']}` split, greedy answers, n = {shown[stage]['n']}, intervals: Wilson 95%.\n\n{markdown(COLUMNS, cells(shown))}"
 
 
 def _settings(recipe: Recipe, stages: dict[str, Any], done: list[str]) -> dict[str, Any]:
     """What the stages were trained with, which the recipe may no longer say."""
     whole = recipe.model_dump(mode="json", include={"model", "seed", "lora", *done})
     for name in done:
-        whole |= {key: value for key, value in stages.get(name, {}).get("settings", {}).items() if key in whole}
+        whole |= {
+            key: value for key, value in stages.get(name, {}).get("settings", {}).items() if key in whole
+        }
     return {"max_seq_length": whole.pop("model")["max_seq_length"], **whole}

@@ -32,14 +32,22 @@ def seams(tokenizer: Any) -> Seams:
         for before, role in zip(["", *roles], roles, strict=False):
             text, mark, rest = rest.partition(MARKS[role])
             if not mark or found.setdefault((before, role), text) != text:
-                raise UserError("this chat template cannot be written as an Ollama template: write the Modelfile by hand")
+                raise UserError(
+                    "this chat template cannot be written as an Ollama template: write the Modelfile by hand"
+                )
         found["user", ""] = rest
     for turns in range(1, 4):
         for system in ([], [{"role": "system", "content": "Be brief."}]):
-            talk = [{"role": role, "content": f"{role} {i}"} for i in range(turns) for role in ("user", "assistant")]
+            talk = [
+                {"role": role, "content": f"{role} {i}"}
+                for i in range(turns)
+                for role in ("user", "assistant")
+            ]
             messages = [*system, *talk[:-1]]
             if _joined(found, messages) != _rendered(tokenizer, messages):
-                raise UserError("this chat template cannot be written as an Ollama template: write the Modelfile by hand")
+                raise UserError(
+                    "this chat template cannot be written as an Ollama template: write the Modelfile by hand"
+                )
     return found
 
 
@@ -77,4 +85,9 @@ def _rendered(tokenizer: Any, messages: Messages) -> str:
 
 def _joined(found: Seams, messages: Messages) -> str:
     roles = ["", *(m["role"] for m in messages)]
-    return "".join(found[pair] + m["content"] for pair, m in zip(itertools.pairwise(roles), messages, strict=True)) + found["user", ""]
+    return (
+        "".join(
+            found[pair] + m["content"] for pair, m in zip(itertools.pairwise(roles), messages, strict=True)
+        )
+        + found["user", ""]
+    )

@@ -55,15 +55,33 @@ LOSSY = (0.7, 1.0, 0.0)
 """For the smaller quantisations, which do answer differently: the table tells what they lose."""
 
 
-def measure(source: Local, prompts: list[Messages], images: Images, max_new_tokens: int, forced: list[list[int]] | None = None) -> Measured:
+def measure(
+    source: Local,
+    prompts: list[Messages],
+    images: Images,
+    max_new_tokens: int,
+    forced: list[list[int]] | None = None,
+) -> Measured:
     """What a model in this process does with the prompts and their images. `forced` are another model's answers as token ids; None:
     its own."""
     tokenizer = chat_template.text_tokenizer(source.tokenizer)
-    given = [encode(source, [render(source.tokenizer, p, len(shown))], [shown]) for p, shown in zip(prompts, images, strict=True)]
-    found = {i: a for batch in generate(source, prompts, Sampling(max_new_tokens, 16), images, label="greedy answers") for i, a in batch.items()}
+    given = [
+        encode(source, [render(source.tokenizer, p, len(shown))], [shown])
+        for p, shown in zip(prompts, images, strict=True)
+    ]
+    found = {
+        i: a
+        for batch in generate(source, prompts, Sampling(max_new_tokens, 16), images, label="greedy answers")
+        for i, a in batch.items()
+    }
     answers = [found[i] for i in range(len(prompts))]
     end = [tokenizer.eos_token_id]
-    forced = forced or [(tokenizer(a.text, add_special_tokens=False)["input_ids"] + ([] if a.truncated else end))[:max_new_tokens] for a in answers]
+    forced = forced or [
+        (tokenizer(a.text, add_special_tokens=False)["input_ids"] + ([] if a.truncated else end))[
+            :max_new_tokens
+        ]
+        for a in answers
+    ]
     scored = [_score(source, prompt, answer) for prompt, answer in zip(given, forced, strict=True)]
     return {
         "ids": [inputs["input_ids"][0].tolist() for inputs in given],
@@ -90,11 +108,21 @@ def check(
         measured = _measure_gguf(export, reference, prompts, max_new_tokens)
     else:
         given, out = scratch / "reference.json", scratch / "measured.json"
-        write_json(given, {"prompts": prompts, "images": images, "max_new_tokens": max_new_tokens, "forced": reference["forced"]})
+        write_json(
+            given,
+            {
+                "prompts": prompts,
+                "images": images,
+                "max_new_tokens": max_new_tokens,
+                "forced": reference["forced"],
+            },
+        )
         command = [sys.executable, "-m", "tunebook.export.parity", str(export), str(given), str(out)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
-            raise UserError(f"{export} does not load: {(done.stderr.strip().splitlines() or ['no message'])[-1][:300]}")
+            raise UserError(
+                f"{export} does not load: {(done.stderr.strip().splitlines() or ['no message'])[-1][:300]}"
+            )
         measured = read_json(out)
     return compare(name, reference, measured, golds)
 
@@ -102,9 +130,22 @@ def check(
 def compare(name: str, reference: Measured, measured: Measured, golds: list[str | None]) -> dict[str, Any]:
     """One row of the parity table. Log-probabilities are natural; differences are over all compared positions."""
     n = len(reference["answers"])
-    pairs = [abs(a - b) for x, y in zip(reference["logps"], measured["logps"], strict=True) for a, b in zip(x, y, strict=True)]
-    tops = [a == b for x, y in zip(reference["top"], measured["top"], strict=True) for a, b in zip(x, y, strict=True)]
-    logits = [abs(a - b) for x, y in zip(reference["logits"], measured["logits"], strict=True) if y for a, b in zip(x, y, strict=True)]
+    pairs = [
+        abs(a - b)
+        for x, y in zip(reference["logps"], measured["logps"], strict=True)
+        for a, b in zip(x, y, strict=True)
+    ]
+    tops = [
+        a == b
+        for x, y in zip(reference["top"], measured["top"], strict=True)
+        for a, b in zip(x, y, strict=True)
+    ]
+    logits = [
+        abs(a - b)
+        for x, y in zip(reference["logits"], measured["logits"], strict=True)
+        if y
+        for a, b in zip(x, y, strict=True)
+    ]
     row = {
         "items": n,
         "positions": len(pairs),
@@ -113,7 +154,8 @@ def compare(name: str, reference: Measured, measured: Measured, golds: list[str 
         "max_logp_difference": max(pairs),
         "max_logit_difference": max(logits) if logits else None,
         "prompts_equal": sum(a == b for a, b in zip(reference["ids"], measured["ids"], strict=True)) / n,
-        "answers_equal": sum(a == b for a, b in zip(reference["answers"], measured["answers"], strict=True)) / n,
+        "answers_equal": sum(a == b for a, b in zip(reference["answers"], measured["answers"], strict=True))
+        / n,
         "truncated": [sum(reference["truncated"]), sum(measured["truncated"])],
         "accuracy": [_accuracy(m, golds) for m in (reference, measured)],
     }
@@ -132,20 +174,32 @@ def _differs(name: str, row: dict[str, Any], reference: Measured, measured: Meas
             f"chat template or tokenizer: {1 - row['prompts_equal']:.0%} of the prompts are rendered differently, the first from token {at} on"
         )
     if measured["ends"] and reference["ends"] != measured["ends"]:
-        found.append(f"stop: a turn ends at the tokens {measured['ends']}, with the adapter at {reference['ends']}")
+        found.append(
+            f"stop: a turn ends at the tokens {measured['ends']}, with the adapter at {reference['ends']}"
+        )
     if row["truncated"][1] - row["truncated"][0] > max(1, n // 10):
-        found.append(f"stop: {row['truncated'][1]} of {n} answers do not end (with the adapter {row['truncated'][0]}): look at the end-of-turn token")
+        found.append(
+            f"stop: {row['truncated'][1]} of {n} answers do not end (with the adapter {row['truncated'][0]}): look at the end-of-turn token"
+        )
     if row["top_1_agreement"] < top:
-        found.append(f"weights: the likeliest token is the same at {row['top_1_agreement']:.1%} of the positions, {top:.0%} are wanted")
+        found.append(
+            f"weights: the likeliest token is the same at {row['top_1_agreement']:.1%} of the positions, {top:.0%} are wanted"
+        )
     if row["mean_logp_difference"] > mean:
-        found.append(f"weights: log-probabilities differ by {row['mean_logp_difference']:.3f} on average, {mean} is allowed")
+        found.append(
+            f"weights: log-probabilities differ by {row['mean_logp_difference']:.3f} on average, {mean} is allowed"
+        )
     if row["answers_equal"] < equal:
         found.append(f"answers: {row['answers_equal']:.0%} are equal, {equal:.0%} are wanted")
     return found
 
 
 def _accuracy(measured: Measured, golds: list[str | None]) -> float | None:
-    marks = [verify(a, g, boxed_only=t).correct for a, g, t in zip(measured["answers"], golds, measured["truncated"], strict=True) if g is not None]
+    marks = [
+        verify(a, g, boxed_only=t).correct
+        for a, g, t in zip(measured["answers"], golds, measured["truncated"], strict=True)
+        if g is not None
+    ]
     return sum(marks) / len(marks) if marks else None
 
 
@@ -158,13 +212,22 @@ def _score(source: Local, given: dict[str, Any], answer: list[int]) -> dict[str,
     import torch
 
     prompt = given["input_ids"]
-    whole = {k: torch.nn.functional.pad(v, (0, len(answer)), value=k == "attention_mask") if v.shape == prompt.shape else v for k, v in given.items()}
+    whole = {
+        k: torch.nn.functional.pad(v, (0, len(answer)), value=k == "attention_mask")
+        if v.shape == prompt.shape
+        else v
+        for k, v in given.items()
+    }
     whole["input_ids"] = torch.cat([prompt, prompt.new_tensor([answer])], 1)
     with torch.inference_mode():
         logits = source.model(**whole).logits[0, prompt.shape[1] - 1 : -1].float()
     at = _positions(len(answer))
     logps = logits.log_softmax(-1)
-    return {"logps": [float(logps[i, answer[i]]) for i in at], "top": [int(logits[i].argmax()) for i in at], "logits": logits[0].tolist()}
+    return {
+        "logps": [float(logps[i, answer[i]]) for i in at],
+        "top": [int(logits[i].argmax()) for i in at],
+        "logits": logits[0].tolist(),
+    }
 
 
 def _measure_gguf(gguf: Path, reference: Measured, prompts: list[Messages], max_new_tokens: int) -> Measured:
@@ -173,17 +236,28 @@ def _measure_gguf(gguf: Path, reference: Measured, prompts: list[Messages], max_
     with llama_cpp.server(gguf, context=context) as url, ThreadPoolExecutor(4) as pool:
 
         def post(path: str, **body: Any) -> Any:
-            request = urllib.request.Request(url + path, json.dumps(body).encode(), {"Content-Type": "application/json"})  # noqa: S310 - loopback
+            request = urllib.request.Request(
+                url + path, json.dumps(body).encode(), {"Content-Type": "application/json"}
+            )  # noqa: S310 - loopback
             with urllib.request.urlopen(request, timeout=600) as reply:  # noqa: S310
                 return json.load(reply)
 
         def item(i: int) -> dict[str, Any]:
             text = post("/apply-template", messages=prompts[i])["prompt"]
-            choice = post("/v1/chat/completions", messages=prompts[i], max_tokens=max_new_tokens, temperature=0)["choices"][0]
+            choice = post(
+                "/v1/chat/completions", messages=prompts[i], max_tokens=max_new_tokens, temperature=0
+            )["choices"][0]
             prompt, answer = reference["ids"][i], reference["forced"][i]
             logps, top = [], []
             for at in _positions(len(answer)):
-                reply = post("/completion", prompt=prompt + answer[:at], n_predict=1, n_probs=CANDIDATES, temperature=0, cache_prompt=True)
+                reply = post(
+                    "/completion",
+                    prompt=prompt + answer[:at],
+                    n_predict=1,
+                    n_probs=CANDIDATES,
+                    temperature=0,
+                    cache_prompt=True,
+                )
                 likely = {c["id"]: c["logprob"] for c in reply["completion_probabilities"][0]["top_logprobs"]}
                 logps.append(likely.get(answer[at], min(likely.values())))
                 top.append(max(likely, key=lambda token: likely[token]))
@@ -208,14 +282,18 @@ def _main(folder: Path, given: Path, out: Path) -> None:
 
     sees, adapter = chat_template.has_processor(folder), read_json(folder / "adapter_config.json")
     if not sees:
-        model = (AutoPeftModelForCausalLM if adapter else AutoModelForCausalLM).from_pretrained(folder, dtype=torch.float32)
+        model = (AutoPeftModelForCausalLM if adapter else AutoModelForCausalLM).from_pretrained(
+            folder, dtype=torch.float32
+        )
     else:
         base, revision = adapter.get("base_model_name_or_path", folder), adapter.get("revision") or "main"
         model = AutoModelForImageTextToText.from_pretrained(base, revision=revision, dtype=torch.float32)
         model = PeftModel.from_pretrained(model, folder) if adapter else model
     asked = read_json(given)
     source = Local(model.eval(), (AutoProcessor if sees else AutoTokenizer).from_pretrained(folder))
-    write_json(out, measure(source, asked["prompts"], asked["images"], asked["max_new_tokens"], asked["forced"]))
+    write_json(
+        out, measure(source, asked["prompts"], asked["images"], asked["max_new_tokens"], asked["forced"])
+    )
 
 
 if __name__ == "__main__":

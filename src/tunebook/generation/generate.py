@@ -38,7 +38,11 @@ def answer_file(
         with source as asked, path.open("a", encoding="utf-8") as out:
             out.write("\n" if out.tell() else "")  # a kill may have cut the last line short
             for answers in generate(asked, prompts, sampling, images, skip=done, label=label):
-                out.write("".join(json.dumps({"index": i} | record(i, answer)) + "\n" for i, answer in answers.items()))
+                out.write(
+                    "".join(
+                        json.dumps({"index": i} | record(i, answer)) + "\n" for i, answer in answers.items()
+                    )
+                )
                 out.flush()
     return read_records(path)
 

@@ -42,7 +42,10 @@ def _on(model: Any, inputs: Any) -> Any:
     """Where the model is; pixels in its precision."""
     import torch
 
-    return {k: v.to(model.device, dtype=model.dtype if torch.is_floating_point(v) else None) for k, v in inputs.items()}
+    return {
+        k: v.to(model.device, dtype=model.dtype if torch.is_floating_point(v) else None)
+        for k, v in inputs.items()
+    }
 
 
 def batches(lengths: list[int], batch_size: int) -> list[list[int]]:
@@ -55,7 +58,9 @@ def batches(lengths: list[int], batch_size: int) -> list[list[int]]:
     return [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
 
 
-def _from_model(source: Local, prompts: list[Messages], images: Images, sampling: Sampling, skip: set[int]) -> Iterator[dict[int, Answer]]:
+def _from_model(
+    source: Local, prompts: list[Messages], images: Images, sampling: Sampling, skip: set[int]
+) -> Iterator[dict[int, Answer]]:
     """Batch by batch. Prompts are padded on the left; padding is masked and does not shift positions, so that in float32 a
     batched answer equals the answer given alone."""
     import torch
@@ -64,14 +69,26 @@ def _from_model(source: Local, prompts: list[Messages], images: Images, sampling
         raise UserError(NO_EYES)
     if not prompts:  # which a tokenizer will not take
         return
-    texts = [render(source.tokenizer, prompt, len(shown)) for prompt, shown in zip(prompts, images, strict=True)]
-    lengths = [len(ids) for ids in chat_template.text_tokenizer(source.tokenizer)(texts, add_special_tokens=False)["input_ids"]]
+    texts = [
+        render(source.tokenizer, prompt, len(shown)) for prompt, shown in zip(prompts, images, strict=True)
+    ]
+    lengths = [
+        len(ids)
+        for ids in chat_template.text_tokenizer(source.tokenizer)(texts, add_special_tokens=False)[
+            "input_ids"
+        ]
+    ]
     seeds = sampling.seeds or list(range(len(prompts)))
     for batch in batches(lengths, sampling.batch_size):
         if not skip.issuperset(batch):
             generators = [torch.Generator().manual_seed(seeds[i]) for i in batch]
             with torch.inference_mode():
-                rows = _decode(source, encode(source, [texts[i] for i in batch], [images[i] for i in batch]), sampling, generators)
+                rows = _decode(
+                    source,
+                    encode(source, [texts[i] for i in batch], [images[i] for i in batch]),
+                    sampling,
+                    generators,
+                )
             yield {i: _answer(source, row) for i, row in zip(batch, rows, strict=True)}
 
 
@@ -80,10 +97,14 @@ def encode(source: Local, texts: list[str], images: Images) -> dict[str, Any]:
     how = {"padding": True, "padding_side": "left", "return_tensors": "pt", "add_special_tokens": False}
     if not any(images):
         return dict(_on(source.model, chat_template.text_tokenizer(source.tokenizer)(texts, **how)))
-    return dict(_on(source.model, source.tokenizer(text=texts, images=[open_all(shown) for shown in images], **how)))
+    return dict(
+        _on(source.model, source.tokenizer(text=texts, images=[open_all(shown) for shown in images], **how))
+    )
 
 
-def _decode(source: Local, given: dict[str, Any], sampling: Sampling, generators: list[Any]) -> list[list[int]]:
+def _decode(
+    source: Local, given: dict[str, Any], sampling: Sampling, generators: list[Any]
+) -> list[list[int]]:
     """New token ids of each row, up to and with the end of turn.
 
     On a CPU, where a step costs by the row, rows that have ended are dropped from batch and cache when half have; a GPU
@@ -103,20 +124,30 @@ def _decode(source: Local, given: dict[str, Any], sampling: Sampling, generators
             max_new_tokens=sampling.max_new_tokens - len(rows[alive[0]]),
             do_sample=False,
             pad_token_id=chat_template.text_tokenizer(source.tokenizer).pad_token_id,
-            logits_processor=[_seeded_sampler(sampling.temperature, [generators[i] for i in alive])] if sampling.temperature else [],
+            logits_processor=[_seeded_sampler(sampling.temperature, [generators[i] for i in alive])]
+            if sampling.temperature
+            else [],
             stopping_criteria=[_half_done(ends)] if halving else [],
             return_dict_in_generate=True,
         )
         for row, new in zip(alive, out.sequences[:, given["input_ids"].shape[1] :].tolist(), strict=True):
             stop = next((i for i, token in enumerate(new) if token in ends), len(new))
             rows[row] += new[: stop + 1]
-        kept = [k for k, row in enumerate(alive) if rows[row][-1] not in ends and len(rows[row]) < sampling.max_new_tokens]
+        kept = [
+            k
+            for k, row in enumerate(alive)
+            if rows[row][-1] not in ends and len(rows[row]) < sampling.max_new_tokens
+        ]
         alive = [alive[k] for k in kept]
         if alive:
             made = out.sequences.shape[1] - given["input_ids"].shape[1]
             mask = torch.nn.functional.pad(given["attention_mask"], (0, made), value=1)
             out.past_key_values.batch_select_indices(torch.tensor(kept, device=model.device))
-            given = {"input_ids": out.sequences[kept], "attention_mask": mask[kept], "past_key_values": out.past_key_values}
+            given = {
+                "input_ids": out.sequences[kept],
+                "attention_mask": mask[kept],
+                "past_key_values": out.past_key_values,
+            }
     return rows
 
 
@@ -128,7 +159,10 @@ def _read_once(model: Any, given: dict[str, Any]) -> dict[str, Any]:
     """
     import torch
 
-    whole = [tuple(ids[seen.bool()].tolist()) for ids, seen in zip(given["input_ids"], given["attention_mask"], strict=True)]
+    whole = [
+        tuple(ids[seen.bool()].tolist())
+        for ids, seen in zip(given["input_ids"], given["attention_mask"], strict=True)
+    ]
     prompts = sorted(set(whole))
     start = min(shared(prompts[0], prompts[-1]), min(map(len, prompts)) - 1)
     work = Pass(model.get_decoder())
@@ -142,7 +176,11 @@ def _read_once(model: Any, given: dict[str, Any]) -> dict[str, Any]:
     work.take([prompts.index(prompt) for prompt in whole])
     last = torch.tensor([[prompt[-1]] for prompt in whole])
     mask = torch.cat([work.seen, torch.ones_like(last)], 1)
-    return {"input_ids": torch.cat([work.ids, last], 1), "attention_mask": mask, "past_key_values": work.cache}
+    return {
+        "input_ids": torch.cat([work.ids, last], 1),
+        "attention_mask": mask,
+        "past_key_values": work.cache,
+    }
 
 
 def _half_done(ends: set[int]) -> Any:
@@ -154,7 +192,9 @@ def _half_done(ends: set[int]) -> Any:
         done: Any = False
 
         def __call__(self, input_ids: Any, scores: Any, **kwargs: Any) -> Any:
-            self.done = torch.isin(input_ids[:, -1], torch.tensor(sorted(ends), device=input_ids.device)) | self.done
+            self.done = (
+                torch.isin(input_ids[:, -1], torch.tensor(sorted(ends), device=input_ids.device)) | self.done
+            )
             return torch.full_like(self.done, bool(2 * self.done.sum() >= len(self.done)))
 
     return HalfDone()
@@ -181,10 +221,19 @@ def _seeded_sampler(temperature: float, generators: list[Any]) -> Any:
 
 def _answer(source: Local, row: list[int]) -> Answer:
     whole = row[-1] in end_ids(source)
-    return Answer(chat_template.text_tokenizer(source.tokenizer).decode(row[:-1] if whole else row, skip_special_tokens=True), len(row), not whole)
+    return Answer(
+        chat_template.text_tokenizer(source.tokenizer).decode(
+            row[:-1] if whole else row, skip_special_tokens=True
+        ),
+        len(row),
+        not whole,
+    )
 
 
 def end_ids(source: Local) -> set[int]:
     """The tokens that end a turn."""
     ends = source.model.generation_config.eos_token_id
-    return {chat_template.text_tokenizer(source.tokenizer).eos_token_id, *(ends if isinstance(ends, list) else [ends])} - {None}
+    return {
+        chat_template.text_tokenizer(source.tokenizer).eos_token_id,
+        *(ends if isinstance(ends, list) else [ends]),
+    } - {None}

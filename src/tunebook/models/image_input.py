@@ -46,7 +46,9 @@ def read(source: Path | bytes, max_size: int | None = None) -> Image.Image:
             if image.width * image.height > (Image.MAX_IMAGE_PIXELS or 0):
                 raise BadImage("image too large", f"{image.width} x {image.height} pixels")
             found = ImageOps.exif_transpose(image)
-            if found.has_transparency_data:  # converted directly, black lines on nothing become black on black
+            if (
+                found.has_transparency_data
+            ):  # converted directly, black lines on nothing become black on black
                 found = Image.alpha_composite(Image.new("RGBA", found.size, "white"), found.convert("RGBA"))
             found = found.convert("RGB")
             if max_size:
@@ -67,7 +69,9 @@ def open_all(paths: Iterable[str]) -> list[Image.Image]:
     try:
         return [read(Path(path)) for path in paths]
     except BadImage as error:
-        raise UserError(f"an image of the data cannot be read ({error}): run `uv run tunebook prepare --force`") from None
+        raise UserError(
+            f"an image of the data cannot be read ({error}): run `uv run tunebook prepare --force`"
+        ) from None
 
 
 def data_url(source: Path | bytes) -> str:
@@ -95,7 +99,9 @@ class TokenCounter:
         if size not in self._known:
             parts = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "?"}]}]
             text = self.processor.apply_chat_template(parts, tokenize=False)
-            whole = self.processor(text=[text], images=[[Image.new("RGB", size, "white")]], add_special_tokens=False)["input_ids"][0]
+            whole = self.processor(
+                text=[text], images=[[Image.new("RGB", size, "white")]], add_special_tokens=False
+            )["input_ids"][0]
             added = len(whole) - len(self.processor.tokenizer(text, add_special_tokens=False)["input_ids"])
             self._known[size] = added, list(whole).count(self.processor.image_token_id)
         return self._known[size]

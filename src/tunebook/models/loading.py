@@ -29,7 +29,11 @@ def load(recipe: Recipe) -> tuple[Any, Any]:
     config: ModelConfig = recipe.model
     checkpointing = recipe.lora.get("use_gradient_checkpointing", False)
     attention.register()
-    how = "eager" if config.attn_implementation == attention.NAME and not on_cpu() else config.attn_implementation
+    how = (
+        "eager"
+        if config.attn_implementation == attention.NAME and not on_cpu()
+        else config.attn_implementation
+    )
     try:
         model, tokenizer = FastModel.from_pretrained(
             model_name=resolve(config.base),
@@ -43,8 +47,12 @@ def load(recipe: Recipe) -> tuple[Any, Any]:
             **({"attn_implementation": how} if how else {}),
         )
     except (OSError, SafetensorError) as error:
-        raise UserError(f"model.base: {config.base} cannot be loaded, its weights must be whole safetensors files ({first_line(error)})") from None
-    if hasattr(model.config, "vision_config") and not hasattr(tokenizer, "image_processor"):  # the CPU backend gives a plain tokenizer
+        raise UserError(
+            f"model.base: {config.base} cannot be loaded, its weights must be whole safetensors files ({first_line(error)})"
+        ) from None
+    if hasattr(model.config, "vision_config") and not hasattr(
+        tokenizer, "image_processor"
+    ):  # the CPU backend gives a plain tokenizer
         from transformers import AutoProcessor
 
         tokenizer = AutoProcessor.from_pretrained(resolve(config.base), revision=config.revision)

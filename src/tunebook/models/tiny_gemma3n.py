@@ -20,7 +20,17 @@ SOFT_TOKENS = 16
 """Tokens that an image becomes (Gemma 3n: 256); the square of the vision tower's last resolution."""
 
 
-SPECIAL = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>", "<start_of_turn>", "<end_of_turn>", "<start_of_image>", "<start_of_audio>"]
+SPECIAL = [
+    "<pad>",
+    "<eos>",
+    "<bos>",
+    "<unk>",
+    "<mask>",
+    "<start_of_turn>",
+    "<end_of_turn>",
+    "<start_of_image>",
+    "<start_of_audio>",
+]
 
 
 TEMPLATE = (
@@ -39,14 +49,21 @@ def build(out: Path, corpus: Iterable[str] | None = None, seed: int = 0) -> None
     """Write model and processor (4 million parameters, 16 MB) to the folder `out`; the tokenizer is trained on `corpus`, by default
     on the project's own problems."""
     import torch
-    from transformers import Gemma3nAudioFeatureExtractor, Gemma3nForConditionalGeneration, Gemma3nProcessor, SiglipImageProcessor
+    from transformers import (
+        Gemma3nAudioFeatureExtractor,
+        Gemma3nForConditionalGeneration,
+        Gemma3nProcessor,
+        SiglipImageProcessor,
+    )
 
     if corpus is None:
         corpus = (text for p in problems.problems("train", 600, 0) for text in (p.question, p.solution))
     tokenizer, words = _tokenizer(corpus)
     torch.manual_seed(seed)
     model = Gemma3nForConditionalGeneration(_config(tokenizer.convert_tokens_to_ids, words)).float()
-    with torch.no_grad():  # at the usual 0.02 the tied head keeps the logits near 1, and the loss near ln(vocabulary)
+    with (
+        torch.no_grad()
+    ):  # at the usual 0.02 the tied head keeps the logits near 1, and the loss near ln(vocabulary)
         model.get_input_embeddings().weight[1:].normal_(0, 0.3)
     model.generation_config.eos_token_id = [1, tokenizer.convert_tokens_to_ids("<end_of_turn>")]
     model.generation_config.pad_token_id = 0
@@ -55,7 +72,9 @@ def build(out: Path, corpus: Iterable[str] | None = None, seed: int = 0) -> None
         feature_extractor=Gemma3nAudioFeatureExtractor(feature_size=32),
         tokenizer=tokenizer,
         chat_template=TEMPLATE,
-        image_processor=SiglipImageProcessor(size={"height": IMAGE_SIZE, "width": IMAGE_SIZE}, do_normalize=False),
+        image_processor=SiglipImageProcessor(
+            size={"height": IMAGE_SIZE, "width": IMAGE_SIZE}, do_normalize=False
+        ),
         image_seq_length=SOFT_TOKENS,
     ).save_pretrained(out)
 
@@ -68,7 +87,10 @@ def _tokenizer(corpus: Iterable[str]) -> tuple[Any, int]:
     bpe = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True, fuse_unk=True))  # noqa: S106 - a token of text
     bpe.normalizer = normalizers.Replace(" ", "\u2581")
     special = SPECIAL + [f"<0x{i:02X}>" for i in range(256)]
-    bpe.train_from_iterator(corpus, trainers.BpeTrainer(vocab_size=900, max_token_length=8, show_progress=False, special_tokens=special))
+    bpe.train_from_iterator(
+        corpus,
+        trainers.BpeTrainer(vocab_size=900, max_token_length=8, show_progress=False, special_tokens=special),
+    )
     trained = json.loads(bpe.to_str())["model"]
     vocab = trained["vocab"]
     words = len(vocab)
@@ -76,10 +98,22 @@ def _tokenizer(corpus: Iterable[str]) -> tuple[Any, int]:
         vocab[token] = len(vocab)
     for token in ["<end_of_audio>", "<audio_soft_token>", *(f"<a{i}>" for i in range(6))]:
         vocab[token] = len(vocab)
-    named = {"image_token": "<image_soft_token>", "boi_token": "<start_of_image>", "eoi_token": "<end_of_image>"}
-    named |= {"audio_token": "<audio_soft_token>", "boa_token": "<start_of_audio>", "eoa_token": "<end_of_audio>"}
+    named = {
+        "image_token": "<image_soft_token>",
+        "boi_token": "<start_of_image>",
+        "eoi_token": "<end_of_image>",
+    }
+    named |= {
+        "audio_token": "<audio_soft_token>",
+        "boa_token": "<start_of_audio>",
+        "eoa_token": "<end_of_audio>",
+    }
     tokenizer = GemmaTokenizer(
-        vocab=vocab, merges=[tuple(m) for m in trained["merges"]], padding_side="left", model_max_length=1024, extra_special_tokens=named
+        vocab=vocab,
+        merges=[tuple(m) for m in trained["merges"]],
+        padding_side="left",
+        model_max_length=1024,
+        extra_special_tokens=named,
     )
     tokenizer.add_special_tokens({"extra_special_tokens": ["<start_of_turn>", "<end_of_turn>"]})
     return tokenizer, words

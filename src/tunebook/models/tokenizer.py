@@ -13,7 +13,11 @@ from tunebook.recipe.sections import ModelConfig
 
 def control_tokens(tokenizer: Any) -> list[str]:
     """A tokenizer's own control tokens, such as `<|im_end|>`."""
-    return sorted({t.content for t in tokenizer.added_tokens_decoder.values() if t.special and t.content.strip()}, key=len, reverse=True)
+    return sorted(
+        {t.content for t in tokenizer.added_tokens_decoder.values() if t.special and t.content.strip()},
+        key=len,
+        reverse=True,
+    )
 
 
 def load_tokenizer(config: ModelConfig, images: bool = False) -> Any:
@@ -25,7 +29,9 @@ def load_tokenizer(config: ModelConfig, images: bool = False) -> Any:
     from transformers import AutoProcessor, AutoTokenizer
 
     try:
-        tok = (AutoProcessor if images else AutoTokenizer).from_pretrained(builtin.resolve(config.base), revision=config.revision)
+        tok = (AutoProcessor if images else AutoTokenizer).from_pretrained(
+            builtin.resolve(config.base), revision=config.revision
+        )
     except (OSError, ValueError) as error:
         raise UserError(f"model.base: {_no_model(config.base, error)}") from None
     chat_template.fit_tokenizer(tok, config)

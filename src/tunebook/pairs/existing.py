@@ -25,7 +25,9 @@ from tunebook.recipe.files import find_file
 from tunebook.recipe.sections import Recipe
 
 
-def read(recipe: Recipe, count_tokens: Callable[[str], int], folder: Path, *further: Callable[[Row], Reject | None]) -> Iterator[Pair | Reject]:
+def read(
+    recipe: Recipe, count_tokens: Callable[[str], int], folder: Path, *further: Callable[[Row], Reject | None]
+) -> Iterator[Pair | Reject]:
     """The rows of `pairs.dataset`, each as a pair or, with the reason, as a reject.
 
     UltraFeedback's form (`chosen` and `rejected` as whole conversations, `score_chosen`, `score_rejected`), plain text, or a
@@ -36,11 +38,18 @@ def read(recipe: Recipe, count_tokens: Callable[[str], int], folder: Path, *furt
     """
     config = recipe.pairs
     prompts = Prompts(recipe)
-    held_out = [_row(r["source_id"], r["prompt"], r["completion"], images_of(r)) for split in ("val", "test") for r in load(recipe, split)]
+    held_out = [
+        _row(r["source_id"], r["prompt"], r["completion"], images_of(r))
+        for split in ("val", "test")
+        for r in load(recipe, split)
+    ]
     contamination = similarity.Contamination(recipe.data.contamination, held_out)
     benchmarks, seen = similarity.benchmarks(recipe), dict[int, str]()
     path = str(config.dataset)
-    find, counters = images.finder((find_file(path) if is_file(path) else Path(path)).parent), list[image_input.TokenCounter]()
+    find, counters = (
+        images.finder((find_file(path) if is_file(path) else Path(path)).parent),
+        list[image_input.TokenCounter](),
+    )
 
     def keep(raw: dict[str, Any]) -> list[str]:
         given = images.of_row(raw, find)
@@ -51,11 +60,22 @@ def read(recipe: Recipe, count_tokens: Callable[[str], int], folder: Path, *furt
 
     for number, raw in drawn(records(path, config.dataset_split, "pairs.dataset"), config.rows, recipe.seed):
         source_id = f"{source_name(path, config.dataset_split)}:{number}"
-        found = raw if isinstance(raw, Reject) else _existing(source_id, renamed(raw, config.columns), prompts, count_tokens, config.min_margin, keep)
+        found = (
+            raw
+            if isinstance(raw, Reject)
+            else _existing(
+                source_id, renamed(raw, config.columns), prompts, count_tokens, config.min_margin, keep
+            )
+        )
         if isinstance(found, dict):
             shown = found["images"]
-            asked = count_tokens("\n".join(m["content"] for m in found["prompt"])) + sum(c.added(folder / name for name in shown) for c in counters)
-            sides = [_row(source_id, found["prompt"], found[side], shown, asked + found[f"{side}_tokens"]) for side in ("chosen", "rejected")]
+            asked = count_tokens("\n".join(m["content"] for m in found["prompt"])) + sum(
+                c.added(folder / name for name in shown) for c in counters
+            )
+            sides = [
+                _row(source_id, found["prompt"], found[side], shown, asked + found[f"{side}_tokens"])
+                for side in ("chosen", "rejected")
+            ]
             each = (checks.check_content, contamination.check, benchmarks.check, *further)
             found = (
                 next((r for row in sides for check in each if (r := check(row))), None)
@@ -74,7 +94,11 @@ def asked(pair: Pair) -> str:
 
 def _repeated(row: Row, pair: Pair, seen: dict[int, str]) -> Reject | None:
     """Reject a pair that asks the same and has both sides the same, else remember it."""
-    texts = [m["content"].split() for m in [*pair["prompt"], *pair["chosen"], *pair["rejected"]] if m["role"] != "user"]
+    texts = [
+        m["content"].split()
+        for m in [*pair["prompt"], *pair["chosen"], *pair["rejected"]]
+        if m["role"] != "user"
+    ]
     first = seen.setdefault(hash((asked(pair), *map(" ".join, texts))), row.source_id)
     return None if first == row.source_id else rows.rejected(row, "duplicate", f"of {first}")
 
@@ -106,10 +130,19 @@ def _existing(
         return Reject(source_id, "schema", str(error), raw)
     if margin is not None and (margin <= 0 or margin < (min_margin or 0)):
         reason = "scored no better" if margin <= 0 else "margin too small"
-        return Reject(source_id, reason, f"chosen {raw['score_chosen']}, rejected {raw['score_rejected']}", raw)
-    right = [None if gold is None else verify(side[0]["content"], gold).correct for side in (chosen, rejected)]
+        return Reject(
+            source_id, reason, f"chosen {raw['score_chosen']}, rejected {raw['score_rejected']}", raw
+        )
+    right = [
+        None if gold is None else verify(side[0]["content"], gold).correct for side in (chosen, rejected)
+    ]
     if right[0] is False or right[1] is True:
-        return Reject(source_id, "chosen is wrong" if right[0] is False else "rejected is right", f"the answer is {gold!r}", raw)
+        return Reject(
+            source_id,
+            "chosen is wrong" if right[0] is False else "rejected is right",
+            f"the answer is {gold!r}",
+            raw,
+        )
     try:
         shown = keep(raw)
     except image_input.BadImage as error:
@@ -149,7 +182,9 @@ def _margin(raw: dict[str, Any], needed: bool) -> float | None:
 
 
 def _row(source_id: str, prompt: Messages, completion: Messages, shown: list[str], tokens: int = 0) -> Row:
-    return Row(source_id, "train", prompt, completion, images=[Path(path).name for path in shown], tokens=tokens)
+    return Row(
+        source_id, "train", prompt, completion, images=[Path(path).name for path in shown], tokens=tokens
+    )
 
 
 def dataset(work: Work) -> list[Pair]:
@@ -157,9 +192,16 @@ def dataset(work: Work) -> list[Pair]:
     items = list(read(work.recipe, work.count_tokens, work.folder / "images", work.control))
     sound = [p for p in items if not isinstance(p, Reject)]
     # As the trainer sees them: `read` counts text without the chat template.
-    sides = (Row(p["source_id"], "train", p["prompt"], p[side], images=p["images"]) for p in sound for side in ("chosen", "rejected"))
+    sides = (
+        Row(p["source_id"], "train", p["prompt"], p[side], images=p["images"])
+        for p in sound
+        for side in ("chosen", "rejected")
+    )
     looked = iter(looked_at(sides, work.recipe.model, work.folder / "images"))
-    verdicts = [next((side for side in both if isinstance(side, Reject)), None) for both in zip(looked, looked, strict=True)]
+    verdicts = [
+        next((side for side in both if isinstance(side, Reject)), None)
+        for both in zip(looked, looked, strict=True)
+    ]
     work.rejects += [r for r in [*items, *verdicts] if isinstance(r, Reject)]
     work.record["quarantined"] = dict(Counter(r.reason for r in work.rejects))
     found = [p for p, reject in zip(sound, verdicts, strict=True) if reject is None]

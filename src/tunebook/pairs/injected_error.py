@@ -21,7 +21,10 @@ def injected_error(work: Work) -> list[Pair]:
     Kept are those that really end wrong; a `process_error` is kept with either answer.
     """
     config = work.recipe.pairs
-    drawn = [random.Random(f"{work.recipe.seed}/{work.number}/{row['source_id']}").choice(config.strategies) for row in work.rows]  # noqa: S311
+    drawn = [
+        random.Random(f"{work.recipe.seed}/{work.number}/{row['source_id']}").choice(config.strategies)
+        for row in work.rows
+    ]  # noqa: S311
     texts = {s: read_text(find_file(f"prompt/{s}.txt")) for s in config.strategies}
     prompts, seeds = [], [seed_of(work, row["source_id"], "error") for row in work.rows]
     for row, strategy in zip(work.rows, drawn, strict=True):
@@ -33,12 +36,22 @@ def injected_error(work: Work) -> list[Pair]:
         return {"strategy": drawn[i]} | checked_sample(work, work.rows[i], answer, seeds[i])
 
     shown = [images_of(row) for row in work.rows]
-    samples = answer_file(work.folder / "errors.jsonl", work.source(), prompts, sampling_of(config, seeds), record, "writing errors", shown)
+    samples = answer_file(
+        work.folder / "errors.jsonl",
+        work.source(),
+        prompts,
+        sampling_of(config, seeds),
+        record,
+        "writing errors",
+        shown,
+    )
     work.record["errors"] = count_verdicts(samples)
     out, fates = [], Counter[str]()
     for row, sample, strategy in zip(work.rows, samples, drawn, strict=True):
         chosen = reference(row, work.count_tokens)
-        if sample["verdict"] != "wrong" and not (sample["verdict"] == "right" and strategy == "process_error"):
+        if sample["verdict"] != "wrong" and not (
+            sample["verdict"] == "right" and strategy == "process_error"
+        ):
             fates[sample["verdict"]] += 1
         elif words(sample["text"]) == words(chosen["text"]):
             fates["the same text"] += 1

@@ -16,7 +16,9 @@ from tunebook.pairs.work import Work, checked_sample, count_verdicts, sampling_o
 from tunebook.recipe.sections import PairsConfig
 
 
-def build(config: PairsConfig, rows: list[dict[str, Any]], samples: list[Sample], count_tokens: Callable[[str], int]) -> list[Pair]:
+def build(
+    config: PairsConfig, rows: list[dict[str, Any]], samples: list[Sample], count_tokens: Callable[[str], int]
+) -> list[Pair]:
     """Pairs out of checked samples (`config.samples` in turn for each row).
 
     A wrong sample is paired with the right one that it shares the longest beginning with: they differ where the error is, not
@@ -25,7 +27,9 @@ def build(config: PairsConfig, rows: list[dict[str, Any]], samples: list[Sample]
     out = []
     for i, row in enumerate(rows):
         own = samples[i * config.samples : (i + 1) * config.samples]
-        right, wrong = (_distinct([s for s in own if s["verdict"] == verdict]) for verdict in ("right", "wrong"))
+        right, wrong = (
+            _distinct([s for s in own if s["verdict"] == verdict]) for verdict in ("right", "wrong")
+        )
         strategy = "on_policy"
         if not right and wrong and config.reference_chosen:
             right, strategy = [reference(row, count_tokens)], "reference"
@@ -56,13 +60,33 @@ def on_policy(work: Work) -> list[Pair]:
 
     prompts = [row["prompt"] for row, _ in flat]
     shown = [images_of(row) for row, _ in flat]
-    samples = answer_file(work.folder / "samples.jsonl", work.source(), prompts, sampling_of(config, seeds), record, "sampling", shown)
-    passes = Counter(sum(s["verdict"] == "right" for s in samples[i : i + config.samples]) for i in range(0, len(samples), config.samples))
-    work.record |= {"pass_counts": {str(k): passes[k] for k in range(config.samples + 1)}, "samples": count_verdicts(samples)}
+    samples = answer_file(
+        work.folder / "samples.jsonl",
+        work.source(),
+        prompts,
+        sampling_of(config, seeds),
+        record,
+        "sampling",
+        shown,
+    )
+    passes = Counter(
+        sum(s["verdict"] == "right" for s in samples[i : i + config.samples])
+        for i in range(0, len(samples), config.samples)
+    )
+    work.record |= {
+        "pass_counts": {str(k): passes[k] for k in range(config.samples + 1)},
+        "samples": count_verdicts(samples),
+    }
     found = build(config, work.rows, samples, work.count_tokens)
     paired = {p["source_id"] for p in found}
-    own = [{s["verdict"] for s in samples[i : i + config.samples]} for i in range(0, len(samples), config.samples)]
-    fates = ("paired" if row["source_id"] in paired else unpaired(verdicts) for row, verdicts in zip(work.rows, own, strict=True))
+    own = [
+        {s["verdict"] for s in samples[i : i + config.samples]}
+        for i in range(0, len(samples), config.samples)
+    ]
+    fates = (
+        "paired" if row["source_id"] in paired else unpaired(verdicts)
+        for row, verdicts in zip(work.rows, own, strict=True)
+    )
     work.record["prompts"] = dict(Counter(fates).most_common())
     return found
 

@@ -23,10 +23,18 @@ Sample = dict[str, Any]
 Pair = dict[str, Any]
 
 
-COLUMNS = dict.fromkeys(("prompt", "chosen", "rejected"), "messages") | dict.fromkeys(("source_id", "strategy", "gold", "sampling"), "string")
+COLUMNS = dict.fromkeys(("prompt", "chosen", "rejected"), "messages") | dict.fromkeys(
+    ("source_id", "strategy", "gold", "sampling"), "string"
+)
 
 
-COLUMNS |= {"chosen_correct": "bool", "rejected_correct": "bool", "chosen_tokens": "int32", "rejected_tokens": "int32", "margin": "float32"}
+COLUMNS |= {
+    "chosen_correct": "bool",
+    "rejected_correct": "bool",
+    "chosen_tokens": "int32",
+    "rejected_tokens": "int32",
+    "margin": "float32",
+}
 
 
 def check_sample(text: str, gold: str, truncated: bool, like: str) -> Literal["right", "wrong", "broken"]:
@@ -45,15 +53,27 @@ def reference(row: dict[str, Any], count_tokens: Callable[[str], int]) -> Sample
     return {"text": text, "tokens": count_tokens(text), "seed": None}
 
 
-def make_pair(config: PairsConfig, row: dict[str, Any], chosen: Sample, rejected: Sample, strategy: str) -> Pair:
-    pair = {"prompt": row["prompt"], "source_id": row["source_id"], "strategy": strategy, "gold": row["gold"], "margin": None}
+def make_pair(
+    config: PairsConfig, row: dict[str, Any], chosen: Sample, rejected: Sample, strategy: str
+) -> Pair:
+    pair = {
+        "prompt": row["prompt"],
+        "source_id": row["source_id"],
+        "strategy": strategy,
+        "gold": row["gold"],
+        "margin": None,
+    }
     pair["images"] = [Path(path).name for path in images_of(row)]
     for side, sample in (("chosen", chosen), ("rejected", rejected)):
         pair[side] = [{"role": "assistant", "content": sample["text"]}]
         pair[f"{side}_correct"] = verify(sample["text"], row["gold"], boxed_only=True).correct
         pair[f"{side}_tokens"] = sample["tokens"]
-    how = config.model_dump(include={"temperature", "max_new_tokens"}) | {"model": config.server.model if config.server else "policy"}
-    return pair | {"sampling": json.dumps(how | {"chosen_seed": chosen["seed"], "rejected_seed": rejected["seed"]})}
+    how = config.model_dump(include={"temperature", "max_new_tokens"}) | {
+        "model": config.server.model if config.server else "policy"
+    }
+    return pair | {
+        "sampling": json.dumps(how | {"chosen_seed": chosen["seed"], "rejected_seed": rejected["seed"]})
+    }
 
 
 def length_ratio(a: Sample, b: Sample) -> float:

@@ -63,7 +63,9 @@ def pairs(recipe: Recipe, number: int = 1, force: bool = False) -> dict[str, Any
         stage.record = {
             "rows": {name: len(part) for name, part in split.items()},
             "strategies": dict(Counter(p["strategy"] for p in found)),
-            "tokens": {side: sum(p[f"{side}_tokens"] for p in found) / len(found) for side in ("chosen", "rejected")},
+            "tokens": {
+                side: sum(p[f"{side}_tokens"] for p in found) / len(found) for side in ("chosen", "rejected")
+            },
             "length_only_accuracy": told_apart([(p["chosen_tokens"], p["rejected_tokens"]) for p in found]),
             "format_only_accuracy": format_only(found),
             "verifier": verifier(),
@@ -79,7 +81,10 @@ def _split(found: list[Pair], val: float) -> dict[str, list[Pair]]:
     drawn = {i for i in ids if share(f"pairs/{i}") < val}
     drawn = drawn if len(drawn) < len(set(ids)) else set()  # of a handful, all to train
     numbered = list(zip(ids, found, strict=True))
-    return {"train": [p for i, p in numbered if i not in drawn], "val": [p for i, p in numbered if i in drawn]}
+    return {
+        "train": [p for i, p in numbered if i not in drawn],
+        "val": [p for i, p in numbered if i in drawn],
+    }
 
 
 def _why_none(record: dict[str, Any]) -> str:
@@ -90,7 +95,10 @@ def _why_none(record: dict[str, Any]) -> str:
     helps = {
         "broken": "train SFT longer or raise pairs.max_new_tokens: they are cut off or without a box",
         "too long": "raise model.max_seq_length",
-    }.get(max(counts, key=lambda kind: int(counts[kind])), "raise pairs.temperature, pairs.samples or pairs.prompts")
+    }.get(
+        max(counts, key=lambda kind: int(counts[kind])),
+        "raise pairs.temperature, pairs.samples or pairs.prompts",
+    )
     return f": of {sum(counts.values())} samples {', '.join(f'{n} are {kind}' for kind, n in counts.items())}; {helps}"
 
 
@@ -106,16 +114,30 @@ def pairs_stage(recipe: Recipe, number: int = 1) -> Stage:
     config = recipe.pairs
     settings = {
         "pairs": config.model_dump(
-            mode="json", exclude={"rounds": True, "compare": True, "server": {"concurrency", "timeout", "retries", "api_key_env"}}
+            mode="json",
+            exclude={
+                "rounds": True,
+                "compare": True,
+                "server": {"concurrency", "timeout", "retries", "api_key_env"},
+            },
         )
     }
     inputs = {"data": data_stage(recipe).key}
     if _uses_model(recipe):
         inputs[policy_name(number)] = finished_key(recipe, policy_name(number))
-    files = [f"prompt/{strategy}.txt" for strategy in config.strategies] if "injected_error" in config.methods else []
+    files = (
+        [f"prompt/{strategy}.txt" for strategy in config.strategies]
+        if "injected_error" in config.methods
+        else []
+    )
     files += [config.dataset] if config.dataset and is_file(config.dataset) else []
     inputs |= {name: file_hash(find_file(name)) for name in files}
-    return Stage(recipe, round_name("pairs", number), {**settings, "seed": recipe.seed, "round": number, "verifier": verifier()}, inputs)
+    return Stage(
+        recipe,
+        round_name("pairs", number),
+        {**settings, "seed": recipe.seed, "round": number, "verifier": verifier()},
+        inputs,
+    )
 
 
 METHODS = {"on_policy": on_policy, "injected_error": injected_error, "dataset": dataset}
@@ -129,6 +151,8 @@ def _rows(recipe: Recipe, number: int) -> list[dict[str, Any]]:
     """The training rows of a round: the next `pairs.prompts`, from the start again when they are used up."""
     rows = [row for row in training_rows(recipe, "pairs") if row["gold"] is not None]
     if not rows:
-        raise UserError("no training row has an answer to check against: give rows an `answer`, or use pairs.methods=[dataset]")
+        raise UserError(
+            "no training row has an answer to check against: give rows an `answer`, or use pairs.methods=[dataset]"
+        )
     wanted = min(recipe.pairs.prompts or len(rows), len(rows))
     return [rows[i % len(rows)] for i in range((number - 1) * wanted, number * wanted)]

@@ -38,4 +38,6 @@ def marked(pair: Pair) -> list[tuple[str, bool]]:
     """The rejected text in parts, each with whether chosen lacks it: whole words, numbers and signs."""
     chosen, rejected = (re.findall(r"\w+|\s+|.", pair[side][0]["content"]) for side in ("chosen", "rejected"))
     codes = difflib.SequenceMatcher(None, chosen, rejected, autojunk=False).get_opcodes()
-    return [("".join(rejected[start:end]), kind != "equal") for kind, _, _, start, end in codes if end > start]
+    return [
+        ("".join(rejected[start:end]), kind != "equal") for kind, _, _, start, end in codes if end > start
+    ]

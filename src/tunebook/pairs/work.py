@@ -44,7 +44,9 @@ class Work:
     def fits(self, row: dict[str, Any], text: str) -> bool:
         """Whether the trainer takes a row's prompt with this answer whole: `prepare` has counted it with the row's own solution, as the
         chat template renders it and with its images."""
-        tokens = int(row["tokens"]) - self.count_tokens(row["completion"][0]["content"]) + self.count_tokens(text)
+        tokens = (
+            int(row["tokens"]) - self.count_tokens(row["completion"][0]["content"]) + self.count_tokens(text)
+        )
         return tokens <= self.recipe.model.max_seq_length
 
     def notice(self, answer: Answer) -> None:
@@ -66,7 +68,14 @@ def _opener(recipe: Recipe, number: int) -> Callable[[], AbstractContextManager[
     def open_model() -> Iterator[Local]:
         if not loaded:
             model, tok = loading.load(recipe)
-            loaded.extend((adapters.load_adapters(model, {"policy": recipe.run_dir / policy_name(number) / "adapter"}), tok))
+            loaded.extend(
+                (
+                    adapters.load_adapters(
+                        model, {"policy": recipe.run_dir / policy_name(number) / "adapter"}
+                    ),
+                    tok,
+                )
+            )
         with local(loaded[0], loaded[1], "policy") as source:
             yield source
 
@@ -82,7 +91,13 @@ def checked_sample(work: Work, row: dict[str, Any], answer: Answer, seed: int) -
     verdict: str = check_sample(answer.text, row["gold"], answer.truncated, row["completion"][0]["content"])
     if verdict != "broken" and not work.fits(row, answer.text):
         verdict = "too long"
-    return {"text": answer.text, "tokens": answer.tokens, "truncated": answer.truncated, "verdict": verdict, "seed": seed}
+    return {
+        "text": answer.text,
+        "tokens": answer.tokens,
+        "truncated": answer.truncated,
+        "verdict": verdict,
+        "seed": seed,
+    }
 
 
 def count_verdicts(samples: list[Sample]) -> dict[str, int]:
@@ -90,4 +105,6 @@ def count_verdicts(samples: list[Sample]) -> dict[str, int]:
 
 
 def seed_of(work: Work, source_id: str, what: str) -> int:
-    return int(hashlib.sha256(f"{work.recipe.seed}/{work.number}/{source_id}/{what}".encode()).hexdigest()[:8], 16)
+    return int(
+        hashlib.sha256(f"{work.recipe.seed}/{work.number}/{source_id}/{what}".encode()).hexdigest()[:8], 16
+    )

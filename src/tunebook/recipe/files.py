@@ -31,5 +31,9 @@ def find_file(path: str | Path) -> Path:
         names = [str(Path(path).parent / p.name) for p in folder.iterdir()] if folder.is_dir() else []
     except OSError as error:  # a name that is too long, a folder that may not be read
         raise UserError(f"no file {shorten(str(path))}: {error.strerror}") from None
-    where = "" if Path(path).is_absolute() else f" in {Path.cwd()}" + (f" or {ROOT}" if Path.cwd() != ROOT else "")
+    where = (
+        ""
+        if Path(path).is_absolute()
+        else f" in {Path.cwd()}" + (f" or {ROOT}" if Path.cwd() != ROOT else "")
+    )
     raise UserError(f"no file {shorten(str(path), 200)}{did_you_mean(str(path), names) or where}")

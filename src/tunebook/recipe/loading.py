@@ -20,7 +20,12 @@ from tunebook.recipe.yaml_files import read_yaml
 TrainedSection = Literal["sft", "dpo"]
 
 
-SHORT = {"lr": "learning_rate", "epochs": "num_train_epochs", "max_steps": "max_steps", "batch_size": "per_device_train_batch_size"}
+SHORT = {
+    "lr": "learning_rate",
+    "epochs": "num_train_epochs",
+    "max_steps": "max_steps",
+    "batch_size": "per_device_train_batch_size",
+}
 """Short names that people type with papermill, and the trainer argument each stands for."""
 
 
@@ -46,15 +51,23 @@ def load_recipe(
         raise UserError(f"overrides: should be {{'section.key': value}} (it is {shorten(overrides)})")
     given = from_variables() | (overrides or {})
     if unknown := sorted(short.keys() - SHORT.keys()):
-        raise UserError(f"{unknown[0]!r} is not a short name{did_you_mean(unknown[0], [*SHORT, 'seed', 'run', 'recipe'])}")
+        raise UserError(
+            f"{unknown[0]!r} is not a short name{did_you_mean(unknown[0], [*SHORT, 'seed', 'run', 'recipe'])}"
+        )
     given |= {f"{stage}.{SHORT[k]}": v for k, v in short.items() if v is not None}
-    given |= {k: v for k, v in {"run": run or os.environ.get("TUNEBOOK_RUN"), "seed": seed}.items() if v is not None}
+    given |= {
+        k: v for k, v in {"run": run or os.environ.get("TUNEBOOK_RUN"), "seed": seed}.items() if v is not None
+    }
     changes = {key: (set_value(content, key, value), value) for key, value in given.items()}
     check_values(content)
     try:
         parsed = Recipe.model_validate(content)
         for section in DATACLASSES:  # also makes types right: "2e-4" becomes a number
-            values = trainer_section(section).model_validate(getattr(parsed, section)).model_dump(exclude_unset=True)
+            values = (
+                trainer_section(section)
+                .model_validate(getattr(parsed, section))
+                .model_dump(exclude_unset=True)
+            )
             setattr(parsed, section, values)
     except ValidationError as error:
         raise UserError(f"recipe {path.stem}: {_explain(error)}") from None
@@ -76,14 +89,20 @@ def _recipe_path(recipe: str) -> Path:
 def _explain(error: ValidationError) -> str:
     """The first validation error in one line, with the nearest known key for an unknown one."""
     first = error.errors()[0]
-    loc = [str(p) for p in first["loc"] if p not in ("geometry", "mm_math", "chat", "alpaca", "sharegpt", "gsm8k")]
+    loc = [
+        str(p)
+        for p in first["loc"]
+        if p not in ("geometry", "mm_math", "chat", "alpaca", "sharegpt", "gsm8k")
+    ]
     loc = [error.title, *loc] if error.title in DATACLASSES else loc
     key = ".".join(loc)
     if first["type"] == "extra_forbidden":
         return f"unknown key {shorten(key)}{_in_a_section(key) or did_you_mean(loc[-1], _known_keys(loc))}"
     if first["type"] == "missing":
         return f"{shorten(key)} is missing"
-    message = " ".join(first["msg"].removeprefix("Value error, ").replace("Input should be", "should be").split())
+    message = " ".join(
+        first["msg"].removeprefix("Value error, ").replace("Input should be", "should be").split()
+    )
     if key.endswith("api_key_env"):  # most likely the key itself
         return f"{key}: should be the name of a variable such as OPENAI_API_KEY"
     return f"{shorten(key)}: {message} (it is {shorten(first['input'])})" if loc else message
@@ -92,7 +111,9 @@ def _explain(error: ValidationError) -> str:
 def _in_a_section(key: str) -> str:
     """Where a key belongs that was given without its section: `learning_rate`, or by its short name `lr`."""
     name = SHORT.get(key, key)
-    found = [f"{s}.{name}" for s, field in Recipe.model_fields.items() if name in _fields(s, field.annotation)]
+    found = [
+        f"{s}.{name}" for s, field in Recipe.model_fields.items() if name in _fields(s, field.annotation)
+    ]
     return f", did you mean {' or '.join(found)}?" if found else ""
 
 
@@ -108,7 +129,12 @@ def _known_keys(loc: list[str]) -> list[str]:
         return list(trainer_section(loc[0]).model_fields)
     models: list[type[BaseModel]] = [Recipe]
     for part in loc[:-1]:
-        models = [m for model in models if part in model.model_fields for m in _models(model.model_fields[part].annotation)] or models
+        models = [
+            m
+            for model in models
+            if part in model.model_fields
+            for m in _models(model.model_fields[part].annotation)
+        ] or models
     return sorted({name for model in models for name in model.model_fields})
 
 

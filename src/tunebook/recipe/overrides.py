@@ -13,7 +13,11 @@ ENV_PREFIX = "TUNEBOOK__"
 
 def from_variables() -> dict[str, Any]:
     """Overrides from `$TUNEBOOK__SECTION__KEY` variables, by dotted key."""
-    return {k[len(ENV_PREFIX) :].lower().replace("__", "."): parse_value(v) for k, v in os.environ.items() if k.startswith(ENV_PREFIX)}
+    return {
+        k[len(ENV_PREFIX) :].lower().replace("__", "."): parse_value(v)
+        for k, v in os.environ.items()
+        if k.startswith(ENV_PREFIX)
+    }
 
 
 def parse_set(items: list[str]) -> dict[str, Any]:
@@ -23,7 +27,9 @@ def parse_set(items: list[str]) -> dict[str, Any]:
     """
     for item in items:
         if "=" not in item:
-            raise UserError(f"--set {shorten(item)}: write it as key=value, for example --set sft.learning_rate=2e-4")
+            raise UserError(
+                f"--set {shorten(item)}: write it as key=value, for example --set sft.learning_rate=2e-4"
+            )
     return {key.strip(): parse_value(value) for key, value in (item.split("=", 1) for item in items)}
 
 
@@ -35,7 +41,9 @@ def set_value(content: dict[str, Any], key: str, value: Any) -> Any:
         try:
             node = node[int(part)] if isinstance(node, list) else node.setdefault(part, {})
         except (ValueError, IndexError):
-            raise UserError(f"{shorten(key)}: there is no item {shorten(repr(part))}; this list has {len(node)}") from None
+            raise UserError(
+                f"{shorten(key)}: there is no item {shorten(repr(part))}; this list has {len(node)}"
+            ) from None
         if not isinstance(node, dict | list):
             raise UserError(f"{shorten(key)}: {shorten(part)} is a value, not a section")
     if isinstance(node, list):

@@ -35,7 +35,9 @@ SECRET = re.compile(
 def scrubbed(text: str, *keys: str) -> str:
     """A text without these keys and without anything else that looks like a secret."""
     for key in keys:
-        text = text.replace(key, "***") if len(key) > 4 else text  # `none`, for a server that asks for no key, is no secret
+        text = (
+            text.replace(key, "***") if len(key) > 4 else text
+        )  # `none`, for a server that asks for no key, is no secret
     return SECRET.sub("***", text)
 
 
@@ -51,7 +53,13 @@ def values_of(content: Any) -> Iterator[tuple[str, Any]]:
             return
         at, value = waiting.pop()
         yield at, value
-        inside = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list | tuple) else ()
+        inside = (
+            value.items()
+            if isinstance(value, dict)
+            else enumerate(value)
+            if isinstance(value, list | tuple)
+            else ()
+        )
         waiting += [(f"{at}.{key}".lstrip("."), part) for key, part in inside]
     raise UserError(f"the recipe has more than {LARGE} values: look for aliases (*name) that hold each other")
 
@@ -63,8 +71,16 @@ def check_values(content: Any) -> None:
     for at, value in values_of(content):
         for text in (value, *value) if isinstance(value, dict) else (value,):
             if not isinstance(text, str | int | float | list | tuple | dict | None):
-                raise UserError(f"{shorten(at)}: should be text, a number, a list or a section (it is {shorten(text)})")
+                raise UserError(
+                    f"{shorten(at)}: should be text, a number, a list or a section (it is {shorten(text)})"
+                )
             if isinstance(text, str) and (SECRET.search(text) or any(key in text for key in known)):
-                raise UserError(f"{scrubbed(at, *known)} holds a secret: keys come from the environment or from .env, never from a recipe")
-            if isinstance(text, str) and not text.isascii() and text.encode("utf-8", "replace").decode() != text:
+                raise UserError(
+                    f"{scrubbed(at, *known)} holds a secret: keys come from the environment or from .env, never from a recipe"
+                )
+            if (
+                isinstance(text, str)
+                and not text.isascii()
+                and text.encode("utf-8", "replace").decode() != text
+            ):
                 raise UserError(f"{shorten(at)}: is not UTF-8 text")

@@ -15,7 +15,15 @@ import shlex
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PlainValidator, PrivateAttr, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PlainValidator,
+    PrivateAttr,
+    field_validator,
+    model_validator,
+)
 
 from tunebook.recipe.files import ROOT
 from tunebook.recipe.overrides import from_variables
@@ -69,7 +77,11 @@ class GeometrySource(Source):
 
 
 def _count_or_share(value: Any) -> Any:
-    if value is None or (isinstance(value, int) and value >= 1) or (isinstance(value, float) and 0 < value <= 1):
+    if (
+        value is None
+        or (isinstance(value, int) and value >= 1)
+        or (isinstance(value, float) and 0 < value <= 1)
+    ):
         return value
     raise ValueError("should be a count such as 5000, or a share such as 0.1")
 
@@ -124,7 +136,9 @@ class MMMathSource(Source):
 
 
 class DataConfig(Section):
-    sources: list[Annotated[GeometrySource | ChatSource | MMMathSource, Field(discriminator="format")]] = Field(min_length=1)
+    sources: list[Annotated[GeometrySource | ChatSource | MMMathSource, Field(discriminator="format")]] = (
+        Field(min_length=1)
+    )
     """Where rows come from; all of them are pooled."""
     system_prompt: str | None = None
     """A file in `prompt/` put before every conversation without a system message. None: the model's own default."""
@@ -236,7 +250,9 @@ class PairsConfig(Section):
     """The longer of chosen and rejected has at most so many times the tokens of the shorter."""
     reference_chosen: bool = False
     """Where no sample is right, let the reference solution stand in as chosen (`on_policy`)."""
-    strategies: list[Strategy] = Field(["calculation_error", "logical_fallacy", "process_error"], min_length=1)
+    strategies: list[Strategy] = Field(
+        ["calculation_error", "logical_fallacy", "process_error"], min_length=1
+    )
     """Flaws to ask for (`injected_error`): one is drawn for each prompt, its text lies in `prompt/`.
 
     A `process_error` may end in the right answer; leave it out to keep verified wrong answers alone.
@@ -265,7 +281,9 @@ class PairsConfig(Section):
     @model_validator(mode="after")
     def _dataset_is_named(self) -> PairsConfig:
         if "dataset" in self.methods and self.dataset is None:
-            raise ValueError("the method `dataset` needs pairs.dataset: a .jsonl, .json, .parquet or .csv file or a hub id")
+            raise ValueError(
+                "the method `dataset` needs pairs.dataset: a .jsonl, .json, .parquet or .csv file or a hub id"
+            )
         return self
 
 
@@ -286,7 +304,9 @@ class GateRule(Section):
 class BenchmarksConfig(Section):
     """Tasks of lm-evaluation-harness for `tunebook bench` (`uv sync --extra eval`)."""
 
-    tasks: list[str] = Field(["arc_challenge", "commonsense_qa", "gsm8k", "hellaswag", "winogrande"], min_length=1)
+    tasks: list[str] = Field(
+        ["arc_challenge", "commonsense_qa", "gsm8k", "hellaswag", "winogrande"], min_length=1
+    )
     """Any of the harness's tasks, or of `include`."""
     shots: dict[str, int] = {}
     """Examples in the prompt, by task. Default: what the task says (gsm8k: 5, the other four: 0)."""
@@ -395,9 +415,18 @@ class Recipe(Section):
 
     def command(self, step: str) -> str:
         """The shell command for another step of this run: with its recipe, its folder, and what was overridden for every stage or for it."""
-        shared, there = ("model", "lora", "data", "sft", "pairs", "dpo", "seed", step.split()[0]), from_variables()
-        changed = {k: v for k, (_, v) in self.overrides.items() if k.split(".")[0] in shared and there.get(k) != v}
-        items = [f"{k}={v if isinstance(v, str) else json.dumps(v)}" for k, v in changed.items() if step != "report"]  # which reads folders alone
+        shared, there = (
+            ("model", "lora", "data", "sft", "pairs", "dpo", "seed", step.split()[0]),
+            from_variables(),
+        )
+        changed = {
+            k: v for k, (_, v) in self.overrides.items() if k.split(".")[0] in shared and there.get(k) != v
+        }
+        items = [
+            f"{k}={v if isinstance(v, str) else json.dumps(v)}"
+            for k, v in changed.items()
+            if step != "report"
+        ]  # which reads folders alone
         options = [] if self._given == DEFAULT else ["--recipe", self._given]
         options += ["--run", self.run] if self.run else []
         return f"uv run tunebook {shlex.join([*step.split(), *options, *(part for item in items for part in ('--set', item))])}"

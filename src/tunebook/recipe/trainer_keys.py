@@ -19,8 +19,16 @@ _ARGS = ("transformers", "training_args.py", "TrainingArguments")
 
 DATACLASSES = {
     "lora": [("peft", "tuners/lora/config.py", "LoraConfig")],
-    "sft": [_ARGS, ("trl", "trainer/base_config.py", "_BaseConfig"), ("trl", "trainer/sft_config.py", "SFTConfig")],
-    "dpo": [_ARGS, ("trl", "trainer/base_config.py", "_BaseConfig"), ("trl", "trainer/dpo_config.py", "DPOConfig")],
+    "sft": [
+        _ARGS,
+        ("trl", "trainer/base_config.py", "_BaseConfig"),
+        ("trl", "trainer/sft_config.py", "SFTConfig"),
+    ],
+    "dpo": [
+        _ARGS,
+        ("trl", "trainer/base_config.py", "_BaseConfig"),
+        ("trl", "trainer/dpo_config.py", "DPOConfig"),
+    ],
 }
 
 
@@ -63,12 +71,20 @@ def _dataclass_fields(package: str, file: str, name: str) -> dict[str, Any]:
         raise UserError(f"{package} is not installed: run `uv sync`")
     tree = ast.parse((Path(spec.submodule_search_locations[0]) / file).read_text(encoding="utf-8"))
     body = next(n.body for n in tree.body if isinstance(n, ast.ClassDef) and n.name == name)
-    return {n.target.id: _type(ast.unparse(n.annotation)) for n in body if isinstance(n, ast.AnnAssign) and isinstance(n.target, ast.Name)}
+    return {
+        n.target.id: _type(ast.unparse(n.annotation))
+        for n in body
+        if isinstance(n, ast.AnnAssign) and isinstance(n.target, ast.Name)
+    }
 
 
 def _type(annotation: str) -> Any:
     try:
-        kind = eval(annotation, {"__builtins__": {}}, vars(typing) | {t.__name__: t for t in (int, float, bool, str, list, dict)})  # noqa: S307 - of installed source, without builtins
+        kind = eval(
+            annotation,
+            {"__builtins__": {}},
+            vars(typing) | {t.__name__: t for t in (int, float, bool, str, list, dict)},
+        )  # noqa: S307 - of installed source, without builtins
     except (NameError, TypeError):
         return Any  # a type of the library's own
     return kind | str if "list[" in annotation else kind  # the configs wrap a single value themselves

@@ -13,7 +13,10 @@ from typing import Any
 
 from tunebook.recipe.errors import UserError
 
-FULL = re.compile(r"No space left|disk is full|quota exceeded|File too large|PytorchStreamWriter failed writing|unexpected pos \d+ vs", re.I)
+FULL = re.compile(
+    r"No space left|disk is full|quota exceeded|File too large|PytorchStreamWriter failed writing|unexpected pos \d+ vs",
+    re.I,
+)
 """What safetensors, tokenizers, SQLite and torch (the last two) say when a file can't grow: they raise no OSError."""
 
 
@@ -36,7 +39,9 @@ def intact(path: Path) -> Path:
         file = folder / name
         if file.is_relative_to(path) and not (file.is_file() and file_hash(file) == known):
             what = "damaged" if file.exists() else "missing"
-            raise UserError(f"{file} is {what}: it is not what the stage has left; `{stage['command']} --force` makes it again")
+            raise UserError(
+                f"{file} is {what}: it is not what the stage has left; `{stage['command']} --force` makes it again"
+            )
     return path
 
 
@@ -55,12 +60,16 @@ def disk_full_as_user_error(where: Path) -> Iterator[None]:
         raise
     except Exception as error:
         cause: BaseException | None = error
-        while cause and not (getattr(cause, "errno", 0) in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) or FULL.search(str(cause))):
+        while cause and not (
+            getattr(cause, "errno", 0) in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) or FULL.search(str(cause))
+        ):
             cause = cause.__cause__ or cause.__context__
         if cause is None:
             raise
         place = getattr(cause, "filename", None) or where
-        raise UserError(f"no space left on the disk of {place}; free some and run the same command: it goes on from there") from None
+        raise UserError(
+            f"no space left on the disk of {place}; free some and run the same command: it goes on from there"
+        ) from None
 
 
 def fingerprint(value: Any) -> str:

@@ -15,7 +15,19 @@ from typing import Any
 
 from tunebook.recipe.files import ROOT
 
-PACKAGES = ("tunebook", "unsloth", "unsloth_zoo", "torch", "transformers", "trl", "peft", "datasets", "accelerate", "bitsandbytes", "math-verify")
+PACKAGES = (
+    "tunebook",
+    "unsloth",
+    "unsloth_zoo",
+    "torch",
+    "transformers",
+    "trl",
+    "peft",
+    "datasets",
+    "accelerate",
+    "bitsandbytes",
+    "math-verify",
+)
 
 
 def rank() -> int:
@@ -38,12 +50,21 @@ def environment() -> dict[str, Any]:
     lock = ROOT / "uv.lock"
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     torch = sys.modules.get("torch")  # never imported just to ask
-    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] if torch and torch.cuda.is_available() else []
+    gpus = (
+        [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+        if torch and torch.cuda.is_available()
+        else []
+    )
     return {
         "git": _git(),
         "lock": hashlib.sha256(lock.read_bytes()).hexdigest() if lock.exists() else None,
         "versions": {"python": platform.python_version(), **{p: _version(p) for p in PACKAGES}},
-        "hardware": {"cpu": _cpu(), "cores": len(os.sched_getaffinity(0)), "memory_gb": round(memory, 1), "gpus": gpus},
+        "hardware": {
+            "cpu": _cpu(),
+            "cores": len(os.sched_getaffinity(0)),
+            "memory_gb": round(memory, 1),
+            "gpus": gpus,
+        },
     }
 
 
@@ -53,7 +74,10 @@ def free_ram() -> int:
 
     free = [psutil.virtual_memory().available]
     root = Path("/sys/fs/cgroup")
-    for limit, used in (("memory.max", "memory.current"), ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes")):
+    for limit, used in (
+        ("memory.max", "memory.current"),
+        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
+    ):
         try:
             free.append(int((root / limit).read_text()) - int((root / used).read_text()))
         except (OSError, ValueError):  # another version of control groups, or `max`

@@ -11,7 +11,11 @@ from tunebook.runs.files import read_json
 
 def manifest(run_dir: Path) -> dict[str, Any]:
     """Every finished stage's record by name: enough to repeat the run."""
-    found = sorted(run_dir.glob("*/stage.json")) + sorted(run_dir.glob("e*/*/stage.json")) + sorted(run_dir.glob("bench/*/*/stage.json"))
+    found = (
+        sorted(run_dir.glob("*/stage.json"))
+        + sorted(run_dir.glob("e*/*/stage.json"))
+        + sorted(run_dir.glob("bench/*/*/stage.json"))
+    )
     return {"run": run_dir.name, "stages": {str(p.parent.relative_to(run_dir)): read_json(p) for p in found}}
 
 
@@ -22,7 +26,13 @@ def recorded(manifest: Path) -> dict[str, Any]:
     return dict(stages)
 
 
-DECIDES = {"data": ("data", "seed", "clean"), "sft": ("model", "lora", "sft"), "pairs": ("pairs",), "dpo": ("dpo",), "eval/base": ("evaluate",)}
+DECIDES = {
+    "data": ("data", "seed", "clean"),
+    "sft": ("model", "lora", "sft"),
+    "pairs": ("pairs",),
+    "dpo": ("dpo",),
+    "eval/base": ("evaluate",),
+}
 """The recipe's sections that a stage's result depends on."""
 
 

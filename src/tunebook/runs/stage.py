@@ -54,20 +54,32 @@ class Stage:
         """Whether a finished result of just these settings and inputs is there."""
         stage = read_json(self.dir / "stage.json")
         now = self._made_from() if stage.get("made_from") else {}
-        return stage.get("key") == self.key and all(now.get(name, held) == held for name, held in stage.get("made_from", {}).items())
+        return stage.get("key") == self.key and all(
+            now.get(name, held) == held for name, held in stage.get("made_from", {}).items()
+        )
 
     def _made_from(self) -> dict[str, str]:
         """What the stages that this one builds on hold now, by the hashes of their rows and weights. Settings and inputs may be the same and
         the result another: a server's answers, `--force` on a GPU."""
         names = {self.name.split("/")[1] if name == "adapter" else name for name in self.inputs}
-        held = {n: read_json(self.recipe.run_dir / n / "stage.json").get("files", {}) for n in names if n.partition("-")[0] in BUILT_ON}
-        return {n: fingerprint({f: h for f, h in files.items() if f.endswith((".safetensors", ".parquet"))}) for n, files in held.items() if files}
+        held = {
+            n: read_json(self.recipe.run_dir / n / "stage.json").get("files", {})
+            for n in names
+            if n.partition("-")[0] in BUILT_ON
+        }
+        return {
+            n: fingerprint({f: h for f, h in files.items() if f.endswith((".safetensors", ".parquet"))})
+            for n, files in held.items()
+            if files
+        }
 
     def skip(self, force: bool) -> bool:
         """Whether there is nothing to do; says so. Ends first what a kill has left to do of a finished stage."""
         if force:
             return False
-        if not rank() and (read_json(self.partial / "stage.json").get("key") == self.key or (self.done and self._unsettled)):
+        if not rank() and (
+            read_json(self.partial / "stage.json").get("key") == self.key or (self.done and self._unsettled)
+        ):
             with _lock(self.recipe.run_dir):
                 self._settle()
         if not self.done:
@@ -77,7 +89,9 @@ class Stage:
 
     def await_rank_0(self) -> bool:
         """Of several processes, all but the first wait here until it has filled the stage; False in the first."""
-        while rank() and not self.done:  # without a time limit: torchrun ends this process if the first one fails
+        while (
+            rank() and not self.done
+        ):  # without a time limit: torchrun ends this process if the first one fails
             time.sleep(0.5)
         return bool(rank())
 
@@ -147,10 +161,14 @@ def finished_key(recipe: Recipe, name: str) -> str:
     may be a copy. Raises UserError that names the command when it is not there."""
     stage = read_json(recipe.run_dir / name / "stage.json")
     if "key" not in stage:
-        raise UserError(f"{recipe.run_dir / name} holds no finished result: run `{command(recipe, name)}` first")
+        raise UserError(
+            f"{recipe.run_dir / name} holds no finished result: run `{command(recipe, name)}` first"
+        )
     for key, trained in stage.get("settings", {}).get("model", {}).items():
         if key in ("base", "revision") and trained != (used := getattr(recipe.model, key)):
-            _warn(f"{recipe.run_dir / name} was trained with model.{key} {trained}, not {used}: it is another model unless the weights are the same")
+            _warn(
+                f"{recipe.run_dir / name} was trained with model.{key} {trained}, not {used}: it is another model unless the weights are the same"
+            )
     return str(stage["key"])
 
 
@@ -165,7 +183,9 @@ def command(recipe: Recipe, name: str) -> str:
     folder, _, model = name.partition("/")
     step, _, number = folder.partition("-")
     step = {"data": "prepare", "eval": "evaluate"}.get(step, step)
-    return recipe.command(" ".join([step, *([model] if step == "evaluate" else []), *(["--round", number] if number else [])]))
+    return recipe.command(
+        " ".join([step, *([model] if step == "evaluate" else []), *(["--round", number] if number else [])])
+    )
 
 
 def round_name(name: str, number: int) -> str:

@@ -22,18 +22,31 @@ def arguments(config: Any, recipe: Recipe, section: str, folder: Path) -> tuple[
     Raises UserError when the config refuses a value, or when a step's rows cannot be divided among the processes.
     """
     given = dict(getattr(recipe, section))
-    stopping = {k: given.pop(k) for k in ("early_stopping_patience", "early_stopping_threshold") if k in given}
-    defaults = {"seed": recipe.seed, "data_seed": recipe.seed, "report_to": "none", "max_length": recipe.model.max_seq_length}
+    stopping = {
+        k: given.pop(k) for k in ("early_stopping_patience", "early_stopping_threshold") if k in given
+    }
+    defaults = {
+        "seed": recipe.seed,
+        "data_seed": recipe.seed,
+        "report_to": "none",
+        "max_length": recipe.model.max_seq_length,
+    }
     if stopping:
         defaults["restore_callback_states_from_checkpoint"] = True  # how often it has been patient already
-    defaults["logging_nan_inf_filter"] = False  # transformers would log the mean of the steps before in place of what is not a number
+    defaults["logging_nan_inf_filter"] = (
+        False  # transformers would log the mean of the steps before in place of what is not a number
+    )
     if world_size() > 1 or halvings():
         known = inspect.signature(config).parameters
         rows, steps = (given.get(k, known[k].default) for k in (ROWS, STEPS))
         try:
-            given |= dict(zip((ROWS, STEPS), divide_batch(rows, steps, world_size(), halvings()), strict=True))
+            given |= dict(
+                zip((ROWS, STEPS), divide_batch(rows, steps, world_size(), halvings()), strict=True)
+            )
         except ValueError as error:
-            raise UserError(f"{section}.{error}; set {section}.{ROWS} and {section}.{STEPS} accordingly") from None
+            raise UserError(
+                f"{section}.{error}; set {section}.{ROWS} and {section}.{STEPS} accordingly"
+            ) from None
         # Searching the graph for them costs time, and with reentrant checkpointing (gemma-3n) it fails.
         defaults["ddp_find_unused_parameters"] = False
     if isinstance(given.get("deepspeed"), str):
@@ -42,11 +55,16 @@ def arguments(config: Any, recipe: Recipe, section: str, folder: Path) -> tuple[
         args = config(output_dir=str(folder / "checkpoints"), **(defaults | given))
     except (ValueError, TypeError, ImportError) as error:
         raise UserError(f"{section}: {' '.join(str(error).split())}") from None
-    callbacks = [whole_checkpoints(), *([metrics_file(folder / "metrics.jsonl"), remaining_time()] if rank() == 0 else [])]
+    callbacks = [
+        whole_checkpoints(),
+        *([metrics_file(folder / "metrics.jsonl"), remaining_time()] if rank() == 0 else []),
+    ]
     callbacks.append(health(section))  # in every process: all see the same numbers and stop together
     if stopping:
         if not args.load_best_model_at_end:
-            raise UserError(f"{section}.early_stopping_patience needs {section}.load_best_model_at_end: true (and the same eval and save steps)")
+            raise UserError(
+                f"{section}.early_stopping_patience needs {section}.load_best_model_at_end: true (and the same eval and save steps)"
+            )
         from transformers import EarlyStoppingCallback
 
         callbacks.append(EarlyStoppingCallback(**stopping))
@@ -67,9 +85,13 @@ def eval_rows(args: Any, rows: Any, section: str, source: str) -> Any:
         "lr_scheduler_type": args.lr_scheduler_type in ("reduce_lr_on_plateau", "greedy"),
     }
     if needed := ", ".join(f"{section}.{key}" for key, is_so in needs.items() if is_so):
-        raise UserError(f"no val rows to evaluate on, and {needed} cannot do without: raise {source}, add rows, or change {needed}")
+        raise UserError(
+            f"no val rows to evaluate on, and {needed} cannot do without: raise {source}, add rows, or change {needed}"
+        )
     if args.eval_strategy != "no" or args.eval_on_start:
-        print(f"No val rows, so nothing is evaluated during training ({section}.eval_strategy: no); {source} sets some apart.")
+        print(
+            f"No val rows, so nothing is evaluated during training ({section}.eval_strategy: no); {source} sets some apart."
+        )
         args.eval_strategy, args.do_eval, args.eval_on_start = type(args.eval_strategy)("no"), False, False
     return None
 
@@ -89,7 +111,9 @@ def divide_batch(rows: int, steps: int, processes: int, halved: int = 0) -> tupl
     """
     common = math.gcd(steps, processes)
     if rows % (processes // common):
-        raise ValueError(f"{ROWS} {rows} x {STEPS} {steps} = {rows * steps} rows a step is no multiple of {processes} processes")
+        raise ValueError(
+            f"{ROWS} {rows} x {STEPS} {steps} = {rows * steps} rows a step is no multiple of {processes} processes"
+        )
     rows, steps = rows // (processes // common), steps // common
     for _ in range(halved):
         factor = next(n for n in range(2, rows + 1) if rows % n == 0)

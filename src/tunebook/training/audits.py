@@ -36,10 +36,18 @@ def audit_images(trainer: Any, processor: Any, batch: Any = None) -> dict[str, A
     pixels = tuple(batch["pixel_values"].shape) if "pixel_values" in batch else None
     if pixels is None or found != wanted or not sum(wanted):
         row = next((i for i, (a, b) in enumerate(zip(found, wanted, strict=True)) if a != b), 0)
-        why = f"row {row} has {found[row]} image tokens, {wanted[row]} are expected" if pixels else "the batch has no pixel_values"
-        raise UserError(f"image audit: {why}; the model would not see the images (raise model.max_seq_length, check model.base)")
+        why = (
+            f"row {row} has {found[row]} image tokens, {wanted[row]} are expected"
+            if pixels
+            else "the batch has no pixel_values"
+        )
+        raise UserError(
+            f"image audit: {why}; the model would not see the images (raise model.max_seq_length, check model.base)"
+        )
     audit = {"rows": len(rows), "images": sum(map(len, paths)), "image_tokens": sum(wanted) // twice}
-    print(f"Image audit: {audit['images']} images in {len(rows)} rows, {audit['image_tokens']} image tokens, pixel_values {pixels}")
+    print(
+        f"Image audit: {audit['images']} images in {len(rows)} rows, {audit['image_tokens']} image tokens, pixel_values {pixels}"
+    )
     return audit
 
 
@@ -48,10 +56,16 @@ def audit_mask(trainer: Any, tokenizer: Any) -> dict[str, Any]:
 
     Raises UserError when no token or every token of the rows carries loss.
     """
-    rows, images = trainer.train_dataset.select(range(min(AUDITED, len(trainer.train_dataset)))), sees_images(trainer)
+    rows, images = (
+        trainer.train_dataset.select(range(min(AUDITED, len(trainer.train_dataset)))),
+        sees_images(trainer),
+    )
     # Text row by row: Unsloth on a GPU pads nothing and makes a batch one long row.
     parts = [[row] for row in rows] if not images else [list(rows)]
-    batches = [trainer.data_collator([{k: v for k, v in row.items() if images or k != "prompt"} for row in part]) for part in parts]
+    batches = [
+        trainer.data_collator([{k: v for k, v in row.items() if images or k != "prompt"} for row in part])
+        for part in parts
+    ]
     ids, labels = ([row for batch in batches for row in batch[k].tolist()] for k in ("input_ids", "labels"))
     real = [row for batch in batches for row in _there(batch).tolist()]
     trained = sum(label != -100 for row in labels for label in row)
@@ -63,10 +77,16 @@ def audit_mask(trainer: Any, tokenizer: Any) -> dict[str, Any]:
     for row in range(min(2, len(ids))):
         console.print(_coloured(tokenizer, ids[row], labels[row], real[row]))
     if share == 0:
-        raise UserError("mask audit: no token carries loss; the completions were cut off or are empty (raise model.max_seq_length, check the data)")
+        raise UserError(
+            "mask audit: no token carries loss; the completions were cut off or are empty (raise model.max_seq_length, check the data)"
+        )
     if share == 1:
-        raise UserError("mask audit: every token carries loss, the prompts too; rows need separate `prompt` and `completion` columns")
-    return {"rows": len(ids), "trained_share": round(share, 4)} | (audit_images(trainer, tokenizer, batches[0]) if images else {})
+        raise UserError(
+            "mask audit: every token carries loss, the prompts too; rows need separate `prompt` and `completion` columns"
+        )
+    return {"rows": len(ids), "trained_share": round(share, 4)} | (
+        audit_images(trainer, tokenizer, batches[0]) if images else {}
+    )
 
 
 def _there(batch: Any) -> Any:
@@ -95,10 +115,22 @@ def audit_step_0(trainer: Any) -> dict[str, float]:
 
     Raises UserError when they are not; training would start from a wrong reference.
     """
-    loss, seen = _measured(trainer, [trainer.train_dataset[i] for i in range(min(AUDITED, len(trainer.train_dataset)))])
-    found = {"loss": loss, "margin": seen["rewards/margins"], "reward_chosen": seen["rewards/chosen"], "reward_rejected": seen["rewards/rejected"]}
-    print(f"Step-0 audit: loss {loss:.4f} (ln 2 = {math.log(2):.4f}), margin {found['margin']:.4f}, logps/chosen {seen['logps/chosen']:.1f}")
-    if not abs(loss - math.log(2)) <= 0.01 or max(abs(found["reward_chosen"]), abs(found["reward_rejected"])) > 0.01:
+    loss, seen = _measured(
+        trainer, [trainer.train_dataset[i] for i in range(min(AUDITED, len(trainer.train_dataset)))]
+    )
+    found = {
+        "loss": loss,
+        "margin": seen["rewards/margins"],
+        "reward_chosen": seen["rewards/chosen"],
+        "reward_rejected": seen["rewards/rejected"],
+    }
+    print(
+        f"Step-0 audit: loss {loss:.4f} (ln 2 = {math.log(2):.4f}), margin {found['margin']:.4f}, logps/chosen {seen['logps/chosen']:.1f}"
+    )
+    if (
+        not abs(loss - math.log(2)) <= 0.01
+        or max(abs(found["reward_chosen"]), abs(found["reward_rejected"])) > 0.01
+    ):
         raise UserError(
             f"step-0 audit: loss {loss:.4f} instead of ln 2, rewards {found['reward_chosen']:.3f} and {found['reward_rejected']:.3f} instead of 0: "
             "the reference is not the model that training starts from (wrong adapter, dropout, or other weights)"
@@ -112,10 +144,19 @@ def image_margins(trainer: Any, rows: Any) -> dict[str, float]:
     size = trainer.args.per_device_eval_batch_size
     out: dict[str, float] = {}
     for kind in KINDS:
-        shown = [row | {"images": images} for row, images in zip(rows, instead(kind, list(rows["images"])), strict=True)]
+        shown = [
+            row | {"images": images}
+            for row, images in zip(rows, instead(kind, list(rows["images"])), strict=True)
+        ]
         batches = [shown[i : i + size] for i in range(0, len(shown), size)]
-        out[kind] = sum(_measured(trainer, batch)[1]["rewards/margins"] * len(batch) for batch in batches) / len(shown)
-    print("rewards/margins with the true image {true:.3f}, a blank one {blank:.3f}, another row's {swapped:.3f}".format(**out))
+        out[kind] = sum(
+            _measured(trainer, batch)[1]["rewards/margins"] * len(batch) for batch in batches
+        ) / len(shown)
+    print(
+        "rewards/margins with the true image {true:.3f}, a blank one {blank:.3f}, another row's {swapped:.3f}".format(
+            **out
+        )
+    )
     return out
 
 
@@ -124,7 +165,12 @@ def _measured(trainer: Any, rows: list[dict[str, Any]]) -> tuple[float, dict[str
     import torch
 
     inputs = trainer._prepare_inputs(trainer.data_collator([dict(row) for row in rows]))
-    plain = {"loss_types": ["sigmoid"], "loss_weights": [1.0], "use_weighting": False, "aux_loss_enabled": False}
+    plain = {
+        "loss_types": ["sigmoid"],
+        "loss_weights": [1.0],
+        "use_weighting": False,
+        "aux_loss_enabled": False,
+    }
     kept, training = {name: getattr(trainer, name) for name in plain}, trainer.model.training
     vars(trainer).update(plain)
     trainer.model.eval()

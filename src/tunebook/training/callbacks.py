@@ -47,7 +47,9 @@ def whole_checkpoints() -> Any:
                 # With DPO's `ref` folder beside it, transformers' resume would leave the trained adapter at its start.
                 shutil.rmtree(folder / "ref", ignore_errors=True)
                 write_json(folder / CHECKSUMS, checksums(folder))
-                os.utime(folder, (state.global_step, state.global_step))  # the trainer deletes the oldest by this time
+                os.utime(
+                    folder, (state.global_step, state.global_step)
+                )  # the trainer deletes the oldest by this time
             everyone.wait_for_everyone()  # one that fails in the next step ends all
 
     return WholeCheckpoints()
@@ -124,7 +126,9 @@ def health(section: str) -> Any:
             self.alarms = self.alarms + 1 if odd else 0 if "loss" in newest else self.alarms
             control.should_save &= not (broken or self.alarms)
             if broken or self.alarms == ALARMS:
-                raise UserError(f"stopped at step {state.global_step}: {broken or odd}. {_remedy(odd, section)}. {_kept(Path(args.output_dir))}")
+                raise UserError(
+                    f"stopped at step {state.global_step}: {broken or odd}. {_remedy(odd, section)}. {_kept(Path(args.output_dir))}"
+                )
 
     return Health()
 
@@ -189,7 +193,9 @@ def watch_preferences(beta: float) -> Any:
             self.warnings: list[str] = []
 
         def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            logs = [e for e in state.log_history if e.keys() >= {"loss", "rewards/chosen"}]  # not evaluations, not the closing entry
+            logs = [
+                e for e in state.log_history if e.keys() >= {"loss", "rewards/chosen"}
+            ]  # not evaluations, not the closing entry
             for warning in unhealthy(logs, beta):
                 if warning not in self.warnings:
                     self.warnings.append(warning)
@@ -208,7 +214,10 @@ def unhealthy(logs: list[dict[str, Any]], beta: float) -> list[str]:
     )
     found = {
         "logps/chosen falls: chosen answers became less likely than under the reference. "
-        "Lower dpo.learning_rate, raise the weight of the `sft` loss (dpo.loss_weights) or dpo.beta": last["rewards/chosen"] < -FALL * beta,
+        "Lower dpo.learning_rate, raise the weight of the `sft` loss (dpo.loss_weights) or dpo.beta": last[
+            "rewards/chosen"
+        ]
+        < -FALL * beta,
         "the loss rises: lower dpo.learning_rate": last["loss"] > 1.1 * first["loss"],
         "rewards/accuracies stay below one half: the pairs are not learnt. Raise dpo.learning_rate or look at the pairs": (
             len(logs) >= 4 * WINDOW and last["rewards/accuracies"] < 0.5

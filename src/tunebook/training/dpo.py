@@ -41,15 +41,24 @@ def dpo(recipe: Recipe, number: int = 1, force: bool = False, resume: bool = Tru
         return stage.result
     pairs, start = pairs_stage(recipe, number), policy_name(number)
     if not pairs.done:
-        raise UserError(f"the pairs in {pairs.dir} are of other settings or another {start} model: run `{recipe.command('pairs')}` again")
+        raise UserError(
+            f"the pairs in {pairs.dir} are of other settings or another {start} model: run `{recipe.command('pairs')}` again"
+        )
     backend.backend()
-    rows = {split: arguments.only(COLUMNS, read_rows(recipe, pairs.dir / f"{split}.parquet")) for split in ("train", "val")}
+    rows = {
+        split: arguments.only(COLUMNS, read_rows(recipe, pairs.dir / f"{split}.parquet"))
+        for split in ("train", "val")
+    }
     with stage.open(resume and not force) as folder:
         from trl import DPOConfig, DPOTrainer
 
         args, callbacks = arguments.arguments(DPOConfig, recipe, "dpo", folder)
-        if args.use_weighting and "sft" in args.loss_type:  # TRL and Unsloth multiply it in place, and it is one number for all rows
-            raise UserError("dpo.use_weighting cannot weight the sft loss: set dpo.loss_type=[sigmoid] and dpo.loss_weights=[1.0]")
+        if (
+            args.use_weighting and "sft" in args.loss_type
+        ):  # TRL and Unsloth multiply it in place, and it is one number for all rows
+            raise UserError(
+                "dpo.use_weighting cannot weight the sft loss: set dpo.loss_type=[sigmoid] and dpo.loss_weights=[1.0]"
+            )
         val = arguments.eval_rows(args, rows["val"], "dpo", "pairs.val")
         needed = memory.preflight(recipe, args, rows["train"], "dpo")
         model, tokenizer = loading.load(recipe)
@@ -71,10 +80,18 @@ def dpo(recipe: Recipe, number: int = 1, force: bool = False, resume: bool = Tru
         step_0 = audit_step_0(trainer)
         metrics = train(trainer, folder)
         counts = {"train": len(trainer.train_dataset)}
-        stage.record = {"audit": step_0, "metrics": metrics, "warnings": health.warnings, "rows": counts, "preflight": needed}
+        stage.record = {
+            "audit": step_0,
+            "metrics": metrics,
+            "warnings": health.warnings,
+            "rows": counts,
+            "preflight": needed,
+        }
         stage.record["learnt"] = _learnt(recipe, start)
         if audits.sees_images(trainer):
-            stage.record["image_margins"] = image_margins(trainer, rows["val"] if len(rows["val"]) else rows["train"])
+            stage.record["image_margins"] = image_margins(
+                trainer, rows["val"] if len(rows["val"]) else rows["train"]
+            )
         adapters.save_adapter(model, tokenizer, folder / "adapter")
     return stage.result
 
@@ -106,7 +123,9 @@ def first_steps(trainer: Any, tokenizer: Any) -> None:
     that follows from it. Acts on the trainer's tokenised rows.
     """
     if audits.sees_images(trainer):
-        raise UserError("pairs.compare=step cuts text and works without images alone: set pairs.compare=answer")
+        raise UserError(
+            "pairs.compare=step cuts text and works without images alone: set pairs.compare=answer"
+        )
     breaks = {i for i in range(len(tokenizer)) if "\n" in tokenizer.decode([i])}
 
     def cut(row: dict[str, list[int]]) -> dict[str, list[int]]:
@@ -116,7 +135,11 @@ def first_steps(trainer: Any, tokenizer: Any) -> None:
         def line(ids: list[int]) -> list[int]:
             return ids[start : next((i + 1 for i in range(start, len(ids)) if ids[i] in breaks), len(ids))]
 
-        return {"prompt_ids": row["prompt_ids"] + chosen[:start], "chosen_ids": line(chosen), "rejected_ids": line(rejected)}
+        return {
+            "prompt_ids": row["prompt_ids"] + chosen[:start],
+            "chosen_ids": line(chosen),
+            "rejected_ids": line(rejected),
+        }
 
     trainer.train_dataset = trainer.train_dataset.map(cut)
     if trainer.eval_dataset is not None:

@@ -49,7 +49,9 @@ def launched(recipe: Recipe) -> bool:
         raise UserError(f"NPROC_PER_NODE={os.environ['NPROC_PER_NODE']}: {first_line(error)}") from None
     logs = recipe.run_dir / "logs" / f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
     command = parse_args([*options(processes, logs, os.environ), "-m", "tunebook.cli"])
-    command.training_script_args = sys.argv[1:]  # not through its parser, which would take `--run` for one of its own
+    command.training_script_args = sys.argv[
+        1:
+    ]  # not through its parser, which would take `--run` for one of its own
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // processes)))
     logging.disable(logging.ERROR)  # torchrun's own report of a failure is a page; ours is a line
     while True:
@@ -65,8 +67,15 @@ def launched(recipe: Recipe) -> bool:
             kind, line = explain(failed.failures)
             print(file=sys.stderr)  # a progress bar was cut off in the middle of its line
         if kind != "OutOfMemory" or os.environ.get("NNODES", "1") != "1":
-            raise UserError(line if kind == "UserError" else f"{line}. All processes were stopped; the same command goes on from the last checkpoint")
-        print(f"{line}: all processes start again with half of them and twice the accumulation; a step has as many rows as before.", flush=True)
+            raise UserError(
+                line
+                if kind == "UserError"
+                else f"{line}. All processes were stopped; the same command goes on from the last checkpoint"
+            )
+        print(
+            f"{line}: all processes start again with half of them and twice the accumulation; a step has as many rows as before.",
+            flush=True,
+        )
         os.environ["TUNEBOOK_HALVINGS"] = str(halvings() + 1)
 
 
@@ -81,7 +90,11 @@ def options(processes: int, logs: Path, environment: Mapping[str, str]) -> list[
     missing = [name for name in names[1:3] if name not in given]
     if several and missing:
         raise UserError(f"NNODES={given['NNODES']} needs {missing[0]} too")
-    where = [f"--{name.lower().replace('_', '-')}={value}" for name, value in given.items()] if several else ["--standalone"]
+    where = (
+        [f"--{name.lower().replace('_', '-')}={value}" for name, value in given.items()]
+        if several
+        else ["--standalone"]
+    )
     silent = range(0 if int(given.get("NODE_RANK", 0)) else 1, processes)
     redirects = [f"--redirects={','.join(f'{i}:3' for i in silent)}"] if silent else []
     return [*where, f"--nproc-per-node={processes}", f"--log-dir={logs}", *redirects]
@@ -92,7 +105,10 @@ def explain(failures: Mapping[int, Any]) -> tuple[str, str]:
 
     One that was killed comes first, since an error in another is then what it led to; one that torchrun itself ended comes last.
     """
-    number, failure = min(failures.items(), key=lambda item: (item[1].exitcode == -signal.SIGTERM, item[1].exitcode >= 0, item[1].timestamp))
+    number, failure = min(
+        failures.items(),
+        key=lambda item: (item[1].exitcode == -signal.SIGTERM, item[1].exitcode >= 0, item[1].timestamp),
+    )
     if failure.exitcode < 0:
         cause = " (often for want of memory)" if failure.signal_name() == "SIGKILL" else ""
         return "signal", f"process {number} was ended by {failure.signal_name()}{cause}"

@@ -82,8 +82,16 @@ class Plan:
 
     def parts(self) -> dict[str, int]:
         """Bytes by what they are for."""
-        base = self.linear * NF4_BITS / 8 + self.other * self.width if self.four_bit else (self.linear + self.other) * self.width
-        activations = self.layers * self.entering + self.kept // max(1, self.layers) if self.checkpointing else self.kept
+        base = (
+            self.linear * NF4_BITS / 8 + self.other * self.width
+            if self.four_bit
+            else (self.linear + self.other) * self.width
+        )
+        activations = (
+            self.layers * self.entering + self.kept // max(1, self.layers)
+            if self.checkpointing
+            else self.kept
+        )
         return {
             "base model": int(base),
             "adapter": 4 * self.trainable * self.copies,
@@ -111,7 +119,9 @@ def preflight(recipe: Recipe, args: Any, rows: Any, section: str) -> dict[str, A
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return _preflight(recipe, args, rows["tokens"] if section == "sft" else pair_lengths(recipe, rows), section)
+            return _preflight(
+                recipe, args, rows["tokens"] if section == "sft" else pair_lengths(recipe, rows), section
+            )
     except Exception as error:
         print(f"No estimate of the memory: {type(error).__name__}: {first_line(error)[:200]}")
         return {}
@@ -123,9 +133,16 @@ def _preflight(recipe: Recipe, args: Any, lengths: Sequence[int], section: str) 
     free, where = available()
     each = plan.total * (int(os.environ.get("LOCAL_WORLD_SIZE", 1)) if where == "RAM" else 1)
     rows = args.per_device_train_batch_size * args.gradient_accumulation_steps * world_size()
-    steps = args.max_steps if args.max_steps > 0 else math.ceil(math.ceil(len(lengths) / rows) * args.num_train_epochs)
+    steps = (
+        args.max_steps
+        if args.max_steps > 0
+        else math.ceil(math.ceil(len(lengths) / rows) * args.num_train_epochs)
+    )
     tokens = int(sum(lengths) * (2 if section == "dpo" else 1) * steps * rows / max(1, len(lengths)))
-    disk, space = (4 * plan.copies + plan.optimizer) * plan.trainable * checkpoints(args, steps), shutil.disk_usage(_existing(recipe.run_dir)).free
+    disk, space = (
+        (4 * plan.copies + plan.optimizer) * plan.trainable * checkpoints(args, steps),
+        shutil.disk_usage(_existing(recipe.run_dir)).free,
+    )
     table = Table("memory", "GB", title=f"what {section} will take")
     for name, size in plan.parts().items():
         table.add_row(name, f"{size / 2**30:.2f}")
@@ -134,7 +151,9 @@ def _preflight(recipe: Recipe, args: Any, lengths: Sequence[int], section: str) 
     table.caption = f"{steps} steps of {rows} rows, about {tokens:,} tokens, longest row {longest}; checkpoints {disk / 2**30:.2f} GB on disk"
     Console().print(table)
     if each > FULL * free:
-        print(f"Warning: this will likely not fit. {mend(plan, int(plan.total * FULL * free / each), args, section)}")
+        print(
+            f"Warning: this will likely not fit. {mend(plan, int(plan.total * FULL * free / each), args, section)}"
+        )
     if disk > space:
         print(f"Warning: the disk has {space / 2**30:.1f} GB left: set {section}.save_total_limit=1")
     return {"parts": plan.parts(), "total": plan.total, "free": free, "where": where, "longest": longest}
@@ -149,15 +168,22 @@ def make_plan(recipe: Recipe, args: Any, longest: int, section: str) -> Plan:
     from unsloth import is_bfloat16_supported
 
     gpu, pairs = backend.backend() != "cpu", section == "dpo"
-    dtype = getattr(torch, recipe.model.dtype or ("bfloat16" if is_bfloat16_supported() else "float16" if gpu else "float32"))
+    dtype = getattr(
+        torch,
+        recipe.model.dtype or ("bfloat16" if is_bfloat16_supported() else "float16" if gpu else "float32"),
+    )
     config = AutoConfig.from_pretrained(builtin.resolve(recipe.model.base), revision=recipe.model.revision)
     how = recipe.model.attn_implementation or "sdpa"
     how = "eager" if how == attention.NAME else how
     lora = {k: v for k, v in recipe.lora.items() if k in LoraConfig.__dataclass_fields__}
     with torch.device("meta"):
-        base = getattr(transformers, config.architectures[0])._from_config(config, dtype=dtype, attn_implementation=how)
+        base = getattr(transformers, config.architectures[0])._from_config(
+            config, dtype=dtype, attn_implementation=how
+        )
         head = base.get_output_embeddings()
-        linear = sum(m.weight.numel() for m in base.modules() if isinstance(m, torch.nn.Linear) and m is not head)
+        linear = sum(
+            m.weight.numel() for m in base.modules() if isinstance(m, torch.nn.Linear) and m is not head
+        )
         every = sum(p.numel() for p in base.parameters())
         _forget(base)
         model = get_peft_model(base, LoraConfig(**({"target_modules": LORA_MODULES} | lora)))
@@ -168,7 +194,9 @@ def make_plan(recipe: Recipe, args: Any, longest: int, section: str) -> Plan:
         other=every - linear,
         trainable=sum(p.numel() for p in model.parameters() if p.requires_grad),
         width=dtype.itemsize,
-        kept=_kept(model, rows, longest, torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else None),
+        kept=_kept(
+            model, rows, longest, torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else None
+        ),
         layers=text.num_hidden_layers,
         entering=rows * longest * text.hidden_size * dtype.itemsize,
         logits=rows * longest * text.vocab_size,
@@ -210,15 +238,22 @@ def _kept(model: Any, rows: int, length: int, autocast: Any) -> int:
         for module in model.modules():
             for name, p in module._parameters.items():
                 if p is not None:
-                    module._parameters[name] = torch.nn.Parameter(torch.empty(p.shape, dtype=p.dtype), requires_grad=p.requires_grad)
+                    module._parameters[name] = torch.nn.Parameter(
+                        torch.empty(p.shape, dtype=p.dtype), requires_grad=p.requires_grad
+                    )
             for name, buffer in module._buffers.items():
                 if buffer is not None:
                     module._buffers[name] = torch.empty(buffer.shape, dtype=buffer.dtype)
         own = {t.untyped_storage()._cdata for t in (*model.parameters(), *model.buffers())}
         ids = torch.zeros((rows, length), dtype=torch.long)
         model.train()
-        with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t), torch.autocast("cpu", autocast, enabled=autocast is not None):
-            model.get_base_model().get_decoder()(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False)
+        with (
+            torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t),
+            torch.autocast("cpu", autocast, enabled=autocast is not None),
+        ):
+            model.get_base_model().get_decoder()(
+                input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False
+            )
     return sum(int(size) for key, (size, _) in kept.items() if key not in own)
 
 
@@ -248,14 +283,36 @@ def mend(plan: Plan, free: int, args: Any, section: str) -> str:
     """The setting that makes a plan fit and costs least: fewer rows at a time, then checkpointing, both, 4 bit, shorter rows."""
     rows, steps = args.per_device_train_batch_size, args.gradient_accumulation_steps
     smaller = [n for n in range(rows - 1, 0, -1) if rows % n == 0]
-    ways = [({"kept": plan.kept * n // rows, "entering": plan.entering * n // rows, "logits": plan.logits * n // rows}, n) for n in smaller]
+    ways = [
+        (
+            {
+                "kept": plan.kept * n // rows,
+                "entering": plan.entering * n // rows,
+                "logits": plan.logits * n // rows,
+            },
+            n,
+        )
+        for n in smaller
+    ]
     lora, four = "lora.use_gradient_checkpointing=true", "model.load_in_4bit=true"
-    tries: list[tuple[dict[str, Any], list[str], int]] = [(change, [], n) for change, n in ways] + [({"checkpointing": True}, [lora], rows)]
+    tries: list[tuple[dict[str, Any], list[str], int]] = [(change, [], n) for change, n in ways] + [
+        ({"checkpointing": True}, [lora], rows)
+    ]
     last = ways[-1][0] if ways else {}
-    tries += [(last | {"checkpointing": True}, [lora], 1), (last | {"checkpointing": True, "four_bit": True}, [lora, four], 1)]
+    tries += [
+        (last | {"checkpointing": True}, [lora], 1),
+        (last | {"checkpointing": True, "four_bit": True}, [lora, four], 1),
+    ]
     for change, settings, n in tries:
         if replace(plan, **change).total <= free:
-            batch = [f"{section}.per_device_train_batch_size={n}", f"{section}.gradient_accumulation_steps={steps * rows // n}"] if n < rows else []
+            batch = (
+                [
+                    f"{section}.per_device_train_batch_size={n}",
+                    f"{section}.gradient_accumulation_steps={steps * rows // n}",
+                ]
+                if n < rows
+                else []
+            )
             return "It would with " + " ".join(f"--set {s}" for s in [*batch, *settings])
     return f"Make model.max_seq_length smaller, set {lora} and {four}, or take a smaller model"
 
@@ -263,7 +320,10 @@ def mend(plan: Plan, free: int, args: Any, section: str) -> str:
 def checkpoints(args: Any, steps: int) -> int:
     """How many checkpoints lie on disk at a time."""
     strategy = str(getattr(args.save_strategy, "value", args.save_strategy))
-    every: float | None = {"steps": args.save_steps, "epoch": math.ceil(steps / max(1, args.num_train_epochs))}.get(strategy)
+    every: float | None = {
+        "steps": args.save_steps,
+        "epoch": math.ceil(steps / max(1, args.num_train_epochs)),
+    }.get(strategy)
     if not every:
         return 0
     written = math.ceil(1 / every if every < 1 else steps / every)  # below 1 it is a share of the steps
@@ -273,15 +333,22 @@ def checkpoints(args: Any, steps: int) -> int:
 def pair_lengths(recipe: Recipe, rows: Any, exact: int = 8) -> list[int]:
     """Tokens of each pair's longer side with its prompt and images: text is counted for the longest ones, by its characters for the rest."""
     tok = load_tokenizer(recipe.model)
-    sides = [max((row["prompt"] + row[side] for side in ("chosen", "rejected")), key=_characters) for row in rows]
+    sides = [
+        max((row["prompt"] + row[side] for side in ("chosen", "rejected")), key=_characters) for row in rows
+    ]
     longest = sorted(range(len(sides)), key=lambda i: _characters(sides[i]), reverse=True)[:exact]
-    counted = {i: len(tok.apply_chat_template(sides[i], tokenize=True, return_dict=True)["input_ids"]) for i in longest}
+    counted = {
+        i: len(tok.apply_chat_template(sides[i], tokenize=True, return_dict=True)["input_ids"])
+        for i in longest
+    }
     rate = sum(counted.values()) / max(1, sum(_characters(sides[i]) for i in longest))
     lengths = [counted.get(i, int(rate * _characters(side))) for i, side in enumerate(sides)]
     if "images" not in rows.column_names:
         return lengths
     counter = image_counter(recipe.model)
-    return [length + counter.added(row) + len(row) for length, row in zip(lengths, rows["images"], strict=True)]
+    return [
+        length + counter.added(row) + len(row) for length, row in zip(lengths, rows["images"], strict=True)
+    ]
 
 
 def _characters(messages: list[dict[str, str]]) -> int:

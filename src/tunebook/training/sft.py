@@ -39,7 +39,9 @@ def sft(recipe: Recipe, force: bool = False, resume: bool = True) -> dict[str, A
         from trl import SFTConfig, SFTTrainer
 
         args, callbacks = arguments.arguments(SFTConfig, recipe, "sft", folder)
-        val = arguments.eval_rows(args, arguments.only(COLUMNS, load(recipe, "val")), "sft", "`val` of a data source")
+        val = arguments.eval_rows(
+            args, arguments.only(COLUMNS, load(recipe, "val")), "sft", "`val` of a data source"
+        )
         needed = memory.preflight(recipe, args, rows, "sft")
         model, tokenizer = loading.load(recipe)
         model = adapters.add_lora(model, recipe)
@@ -52,10 +54,17 @@ def sft(recipe: Recipe, force: bool = False, resume: bool = True) -> dict[str, A
             callbacks=callbacks,
         )
         if kept := prepared["rows"]["train"] - len(rows):
-            print(f"{len(rows)} rows; {kept} of the train rows are kept for preference pairs (`use` of a source, data.for_pairs)")
+            print(
+                f"{len(rows)} rows; {kept} of the train rows are kept for preference pairs (`use` of a source, data.for_pairs)"
+            )
         masks = audits.audit_mask(trainer, tokenizer)
         metrics = train(trainer, folder)
-        stage.record = {"audit": masks, "metrics": metrics, "rows": {"train": len(trainer.train_dataset)}, "preflight": needed}
+        stage.record = {
+            "audit": masks,
+            "metrics": metrics,
+            "rows": {"train": len(trainer.train_dataset)},
+            "preflight": needed,
+        }
         stage.record["learnt"] = [prepared["fingerprints"]["train"]]
         adapters.save_adapter(model, tokenizer, folder / "adapter")
     return stage.result
@@ -63,5 +72,10 @@ def sft(recipe: Recipe, force: bool = False, resume: bool = True) -> dict[str, A
 
 def sft_stage(recipe: Recipe) -> Stage:
     """The stage that `sft` fills: what the adapter depends on."""
-    settings = {"model": recipe.model.model_dump(mode="json"), "lora": recipe.lora, "sft": recipe.sft, "seed": recipe.seed}
+    settings = {
+        "model": recipe.model.model_dump(mode="json"),
+        "lora": recipe.lora,
+        "sft": recipe.sft,
+        "seed": recipe.seed,
+    }
     return Stage(recipe, "sft", settings, {"data": data_stage(recipe).key})

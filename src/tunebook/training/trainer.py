@@ -42,7 +42,9 @@ def train(trainer: Any, folder: Path) -> dict[str, Any]:
 
 
 def _train(trainer: Any, folder: Path) -> dict[str, Any]:
-    start = {name: p.detach().clone().cpu() for name, p in trainer.model.named_parameters() if p.requires_grad}
+    start = {
+        name: p.detach().clone().cpu() for name, p in trainer.model.named_parameters() if p.requires_grad
+    }
     while True:
         checkpoint = _same_for_all(callbacks.last_checkpoint(folder / "checkpoints") if rank() == 0 else None)
         before = read_json(checkpoint / "trainer_state.json") if checkpoint else {}
@@ -66,8 +68,12 @@ def _train(trainer: Any, folder: Path) -> dict[str, Any]:
         "eval_loss": evals[-1] if evals else None,
         "best_checkpoint": Path(state.best_model_checkpoint).name if state.best_model_checkpoint else None,
         # Schedules that only step at evaluations do not keep the rate they began with.
-        "optimizer_learning_rate": trainer.optimizer.param_groups[0].get("initial_lr", trainer.args.learning_rate),
-        "effective_batch_size": trainer.args.train_batch_size * trainer.args.gradient_accumulation_steps * trainer.args.world_size,
+        "optimizer_learning_rate": trainer.optimizer.param_groups[0].get(
+            "initial_lr", trainer.args.learning_rate
+        ),
+        "effective_batch_size": trainer.args.train_batch_size
+        * trainer.args.gradient_accumulation_steps
+        * trainer.args.world_size,
         "per_device_batch_size": trainer.args.train_batch_size,
         "processes": trainer.args.world_size,
         "tokens": _tokens(state.log_history),
@@ -79,10 +85,18 @@ def _train(trainer: Any, folder: Path) -> dict[str, Any]:
 def summary(record: dict[str, Any]) -> Table:
     """What a stage recorded of its training, as a table: metrics, and of DPO its margins with other images and its warnings."""
     table = Table(title="training", show_header=False)
-    margins = {f"rewards/margins, {kind} image": margin for kind, margin in record.get("image_margins", {}).items()}
+    margins = {
+        f"rewards/margins, {kind} image": margin for kind, margin in record.get("image_margins", {}).items()
+    }
     for name, value in (record["metrics"] | margins).items():
         if value is not None:
-            shown = f"{value:,.4g}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)
+            shown = (
+                f"{value:,.4g}"
+                if isinstance(value, float)
+                else f"{value:,}"
+                if isinstance(value, int)
+                else str(value)
+            )
             table.add_row(name.replace("_", " "), shown)
     if record.get("warnings"):
         table.caption = "\n".join(record["warnings"])
@@ -131,7 +145,9 @@ def is_out_of_memory(error: BaseException) -> bool:
     import torch
 
     said = ("out of memory", "DefaultCPUAllocator: ", "CUBLAS_STATUS_ALLOC_FAILED")
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or (isinstance(error, RuntimeError) and any(s in str(error) for s in said))
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
+        isinstance(error, RuntimeError) and any(s in str(error) for s in said)
+    )
 
 
 def _halve(args: Any) -> None:
@@ -147,7 +163,9 @@ def _halve(args: Any) -> None:
         raise OutOfMemory(f"out of memory with {rows} rows a device") from None
     args.per_device_train_batch_size, args.gradient_accumulation_steps = smaller, more
     args.per_device_eval_batch_size = max(1, args.per_device_eval_batch_size // 2)
-    print(f"Out of memory with {rows} rows a device: goes on with {smaller}, accumulating {more} times; a step has {smaller * more} rows as before.")
+    print(
+        f"Out of memory with {rows} rows a device: goes on with {smaller}, accumulating {more} times; a step has {smaller * more} rows as before."
+    )
 
 
 def _reset(trainer: Any, start: dict[str, Any]) -> None:

@@ -27,7 +27,14 @@ def register() -> None:
 
 
 def grouped(
-    module: Any, query: Any, key: Any, value: Any, attention_mask: Any, scaling: float | None = None, dropout: float = 0.0, **kwargs: Any
+    module: Any,
+    query: Any,
+    key: Any,
+    value: Any,
+    attention_mask: Any,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    **kwargs: Any,
 ) -> tuple[Any, None]:
     """softmax(query key^T scaling + mask) value.
 
@@ -39,10 +46,14 @@ def grouped(
     import torch
 
     if wanted := [name for name in UNKNOWN if kwargs.get(name) is not None]:
-        raise UserError(f"this model's attention takes {', '.join(wanted)}, which {NAME} has not: set model.attn_implementation=eager")
+        raise UserError(
+            f"this model's attention takes {', '.join(wanted)}, which {NAME} has not: set model.attn_implementation=eager"
+        )
     rows, heads, length, size = query.shape
     groups = key.shape[1]
-    scores = (query.reshape(rows, groups, -1, size) @ key.transpose(2, 3)) * (size**-0.5 if scaling is None else scaling)
+    scores = (query.reshape(rows, groups, -1, size) @ key.transpose(2, 3)) * (
+        size**-0.5 if scaling is None else scaling
+    )
     scores = scores.view(rows, groups, heads // groups, length, -1)
     if attention_mask is not None:
         scores = scores + attention_mask.unsqueeze(1)

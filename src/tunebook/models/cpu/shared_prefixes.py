@@ -42,12 +42,17 @@ def plan(rows: list[list[int]]) -> Plan | None:
     for i in sorted(range(len(rows)), key=rows.__getitem__):
         end, members = found[-1] if found else (0, [])
         common = min(end, shared(rows[members[0]], rows[i]), len(rows[i]) - 1) if members else 0
-        if (common - start) * len(members) > (end - start) * (len(members) - 1):  # the larger group saves more tokens
+        if (common - start) * len(members) > (end - start) * (
+            len(members) - 1
+        ):  # the larger group saves more tokens
             found[-1] = (common, [*members, i])
         else:
             found.append((len(rows[i]) - 1, [i]))
     lengths = [len(row) for row in rows]
-    groups, ends = [members for _, members in found], [end if len(members) > 1 else start for end, members in found]
+    groups, ends = (
+        [members for _, members in found],
+        [end if len(members) > 1 else start for end, members in found],
+    )
     plans = [Plan(start, [list(range(len(rows)))], [start])]
     # One long beginning pads all others: how far the groups go at most is tried out.
     plans += [Plan(start, groups, [min(end, most) for end in ends]) for most in sorted(set(ends))]
@@ -66,16 +71,24 @@ def share(model: Any) -> None:
     """
     if model.config.model_type in DECODERS and not getattr(model.config, "use_sliding_window", False):
         decoder = model.get_decoder()
-        decoder.forward = types.MethodType(_forward, decoder)  # bound, so that a deep copy of the model computes with its own weights
+        decoder.forward = types.MethodType(
+            _forward, decoder
+        )  # bound, so that a deep copy of the model computes with its own weights
 
 
-def _forward(self: Any, input_ids: Any = None, attention_mask: Any = None, use_cache: Any = None, **kwargs: Any) -> Any:
+def _forward(
+    self: Any, input_ids: Any = None, attention_mask: Any = None, use_cache: Any = None, **kwargs: Any
+) -> Any:
     """The decoder's forward; of a plain padded batch, what rows share is computed once."""
     from transformers.modeling_outputs import BaseModelOutputWithPast
 
     own = types.MethodType(type(self).forward, self)
     others = any(value is not None and value is not False for value in kwargs.values())
-    if input_ids is not None and attention_mask is not None and not (use_cache or others or self.gradient_checkpointing):
+    if (
+        input_ids is not None
+        and attention_mask is not None
+        and not (use_cache or others or self.gradient_checkpointing)
+    ):
         rows = [ids[seen].tolist() for ids, seen in zip(input_ids, attention_mask.bool(), strict=True)]
         if how := plan(rows) if len(rows) > 1 and min(map(len, rows)) else None:
             return BaseModelOutputWithPast(last_hidden_state=_computed(own, rows, how, attention_mask))
@@ -101,12 +114,22 @@ class Pass:
         gaps = [width - len(part) for part in parts]
 
         def padded(rows: list[list[int]]) -> Any:
-            return torch.tensor([[0] * gap * left + row + [0] * gap * (not left) for row, gap in zip(rows, gaps, strict=True)])
+            return torch.tensor(
+                [[0] * gap * left + row + [0] * gap * (not left) for row, gap in zip(rows, gaps, strict=True)]
+            )
 
         ids = padded(parts)
-        self.ids, self.seen = torch.cat([self.ids, ids], 1), torch.cat([self.seen, padded([[1] * len(part) for part in parts])], 1)
+        self.ids, self.seen = (
+            torch.cat([self.ids, ids], 1),
+            torch.cat([self.seen, padded([[1] * len(part) for part in parts])], 1),
+        )
         positions = (self.seen.cumsum(1) - 1).clamp(min=0)[:, -width:]
-        given = {"attention_mask": self.seen, "position_ids": positions, "past_key_values": self.cache, "use_cache": True}
+        given = {
+            "attention_mask": self.seen,
+            "position_ids": positions,
+            "past_key_values": self.cache,
+            "use_cache": True,
+        }
         out = self.forward(input_ids=ids, **given)
         self.cache = out.past_key_values
         self.hidden.append(out.last_hidden_state.flatten(0, 1))
@@ -123,7 +146,9 @@ class Pass:
         if self.cache and not torch.is_grad_enabled():
             self.cache.batch_select_indices(index)  # layers of every kind
             return
-        for layer in self.cache.layers if self.cache else ():  # index_select, whose gradient is the faster one
+        for layer in (
+            self.cache.layers if self.cache else ()
+        ):  # index_select, whose gradient is the faster one
             layer.keys, layer.values = layer.keys.index_select(0, index), layer.values.index_select(0, index)
 
 
