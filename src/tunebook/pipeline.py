@@ -51,11 +51,13 @@ def steps(recipe: Recipe) -> dict[str, Step]:
         "sft": Step("02_sft", lambda r: [sft_stage(r)]),
     }
     for number in range(1, recipe.pairs.rounds + 1):
-        found[round_name("pairs", number)] = Step(
-            "03_dpo_pairs", lambda r, n=number: [pairs_stage(r, n)], number
-        )  # type: ignore[misc]
-        found[round_name("dpo", number)] = Step("04_dpo", lambda r, n=number: [dpo_stage(r, n)], number)  # type: ignore[misc]
+        found[round_name("pairs", number)] = Step("03_dpo_pairs", _in_round(pairs_stage, number), number)
+        found[round_name("dpo", number)] = Step("04_dpo", _in_round(dpo_stage, number), number)
     return found | {"evaluate": Step("05_evaluate", lambda r: [eval_stage(r, name) for name in stages(r)])}
+
+
+def _in_round(stage: Callable[[Recipe, int], Stage], number: int) -> Callable[[Recipe], list[Stage]]:
+    return lambda recipe: [stage(recipe, number)]
 
 
 def run(

@@ -236,9 +236,8 @@ def _measure_gguf(gguf: Path, reference: Measured, prompts: list[Messages], max_
     with llama_cpp.server(gguf, context=context) as url, ThreadPoolExecutor(4) as pool:
 
         def post(path: str, **body: Any) -> Any:
-            request = urllib.request.Request(
-                url + path, json.dumps(body).encode(), {"Content-Type": "application/json"}
-            )  # noqa: S310 - loopback
+            data, header = json.dumps(body).encode(), {"Content-Type": "application/json"}
+            request = urllib.request.Request(url + path, data, header)  # noqa: S310 - loopback
             with urllib.request.urlopen(request, timeout=600) as reply:  # noqa: S310
                 return json.load(reply)
 

@@ -21,10 +21,10 @@ def injected_error(work: Work) -> list[Pair]:
     Kept are those that really end wrong; a `process_error` is kept with either answer.
     """
     config = work.recipe.pairs
-    drawn = [
-        random.Random(f"{work.recipe.seed}/{work.number}/{row['source_id']}").choice(config.strategies)
-        for row in work.rows
-    ]  # noqa: S311
+    drawn = []
+    for row in work.rows:
+        rng = random.Random(f"{work.recipe.seed}/{work.number}/{row['source_id']}")  # noqa: S311 - seeded, no secret
+        drawn.append(rng.choice(config.strategies))
     texts = {s: read_text(find_file(f"prompt/{s}.txt")) for s in config.strategies}
     prompts, seeds = [], [seed_of(work, row["source_id"], "error") for row in work.rows]
     for row, strategy in zip(work.rows, drawn, strict=True):

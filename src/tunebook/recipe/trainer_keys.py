@@ -80,11 +80,8 @@ def _dataclass_fields(package: str, file: str, name: str) -> dict[str, Any]:
 
 def _type(annotation: str) -> Any:
     try:
-        kind = eval(
-            annotation,
-            {"__builtins__": {}},
-            vars(typing) | {t.__name__: t for t in (int, float, bool, str, list, dict)},
-        )  # noqa: S307 - of installed source, without builtins
+        names = vars(typing) | {t.__name__: t for t in (int, float, bool, str, list, dict)}
+        kind = eval(annotation, {"__builtins__": {}}, names)  # noqa: S307 - of installed source, without builtins
     except (NameError, TypeError):
         return Any  # a type of the library's own
     return kind | str if "list[" in annotation else kind  # the configs wrap a single value themselves
