@@ -1,6 +1,6 @@
 """Rewriting rows through an API: rows per second at concurrency 64 against a loop that asks one by one, and memory by rows.
 
-    uv run python benchmarks/clean.py --out resources/clean.json
+    uv run python benchmarks/clean.py --out benchmarks/records/clean.json
 
 The server is one on loopback that answers after 200 ms (for the memory: at once), in a process of its own.
 """

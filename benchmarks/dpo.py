@@ -1,6 +1,6 @@
 """Tokens a second and peak memory of DPO: tunebook's settings for a CPU against stock TRL + PEFT, and against themselves with one switched.
 
-uv run python benchmarks/dpo.py --out resources/dpo.json
+uv run python benchmarks/dpo.py --out benchmarks/records/dpo.json
 """
 
 from pathlib import Path

@@ -1,6 +1,6 @@
 """Greedy answers to held-out items: this project's evaluation against lm-evaluation-harness's own generation.
 
-    uv run python benchmarks/evaluate.py --out resources/evaluate.json
+    uv run python benchmarks/evaluate.py --out benchmarks/records/evaluate.json
 
 Both ask the same model (the run's SFT model if it is trained, else the base model) in the same precision the same rendered prompts, by
 turns in one process, with the same limit, end of turn and batch size. The harness loads it itself (`HFLM`, with `peft` for the

@@ -1,6 +1,6 @@
 """Samples per second: our batched sampling against a loop over `model.generate`, one prompt at a time, and against one plain batch.
 
-    uv run python benchmarks/generation.py --out resources/generation.json
+    uv run python benchmarks/generation.py --out benchmarks/records/generation.json
 
 All sample from the same model (the run's SFT model if it is trained, else the base model) with the same prompts of the training split,
 temperature and token limit, by turns in one process. The loop is what many a script does; a turn of it is a few of the prompts.

@@ -1,6 +1,6 @@
 """SFT and DPO on one GPU: this project's stages (Unsloth) against stock TRL with PEFT, tokens per second and peak GPU memory.
 
-    uv run python benchmarks/gpu.py --out resources/gpu.json
+    uv run python benchmarks/gpu.py --out benchmarks/records/gpu.json
     uv run python benchmarks/gpu.py --base /models/Qwen3-4B-Base --steps 40
     uv run python benchmarks/gpu.py --dry-run          # on any machine: builds both sides' configs, trains nothing
 

@@ -1,6 +1,6 @@
 """The estimate of a stage's memory against what it takes: three sizes of model, SFT and DPO, on a CPU.
 
-    uv run python benchmarks/memory.py --out resources/memory.json
+    uv run python benchmarks/memory.py --out benchmarks/records/memory.json
 
 The embedded model, and a smaller and a larger llama with random weights, are trained on geometry problems for some steps of
 four rows (DPO: two pairs), each in a process of its own. Measured is the growth of the resident memory from before the model

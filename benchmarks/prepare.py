@@ -1,6 +1,6 @@
 """`tunebook prepare` by size: rows per second and peak memory of all its processes, from 1,000 to 1,000,000 chat rows.
 
-    uv run python benchmarks/prepare.py --out resources/prepare.json
+    uv run python benchmarks/prepare.py --out benchmarks/records/prepare.json
 
 The rows (`rows.py`) are written to a temporary folder first, which takes 1.5 GB with what `prepare` makes of a million; each size
 is prepared in a process of its own. `--source` takes the code of another checkout, to compare.

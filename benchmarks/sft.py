@@ -1,6 +1,6 @@
 """Tokens a second and peak memory of SFT: tunebook's settings for a CPU against stock TRL + PEFT, and against themselves with one switched.
 
-uv run python benchmarks/sft.py --out resources/sft.json
+uv run python benchmarks/sft.py --out benchmarks/records/sft.json
 """
 
 from pathlib import Path

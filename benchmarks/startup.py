@@ -1,6 +1,6 @@
 """How long a command takes before it does anything: help, a mistake in the recipe, an up-to-date stage, the first step of SFT.
 
-    uv run python benchmarks/startup.py --out resources/startup.json
+    uv run python benchmarks/startup.py --out benchmarks/records/startup.json
 
 Each in a process of its own, by turns with what a user would type instead: `trl --help`, and the imports that a stage would pay for
 if they stood at the top of the package.

@@ -16,7 +16,7 @@ README = (ROOT / "README.md").read_text()
 
 
 def test_the_results_come_from_the_recorded_run():
-    spec = importlib.util.spec_from_file_location("record", ROOT / "resources" / "record.py")
+    spec = importlib.util.spec_from_file_location("record", ROOT / "scripts" / "record.py")
     record = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(record)
     start, end = record.MARKS

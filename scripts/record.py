@@ -1,6 +1,6 @@
 """Keep a finished run's results in `resources/<run>/` and put its table into the README.
 
-uv run python resources/record.py runs/smollm2-math
+uv run python scripts/record.py runs/smollm2-math
 """
 
 import json
@@ -9,6 +9,7 @@ import shutil
 import sys
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 from tunebook.evaluation import tables
 
@@ -45,10 +46,18 @@ def section(folder: Path) -> str:
     return text
 
 
+def write_compact(manifest: dict[str, Any], path: Path) -> None:
+    """Write a run's manifest with one line a stage: whole, and short enough to keep in the repository."""
+    stages = [f"{json.dumps(name)}: {json.dumps(stage)}" for name, stage in manifest["stages"].items()]
+    head = f'{{"run": {json.dumps(manifest["run"])}, "stages": {{\n'
+    path.write_text(head + ",\n".join(stages) + "\n}}\n")
+
+
 def main(run: Path) -> None:
     folder = ROOT / "resources" / run.name
     folder.mkdir(exist_ok=True)
-    for name in ("manifest.json", "eval/summary.json", "sft/metrics.jsonl", "report.md"):
+    write_compact(json.loads((run / "manifest.json").read_text()), folder / "manifest.json")
+    for name in ("eval/summary.json", "sft/metrics.jsonl", "report.md"):
         shutil.copy(run / name, folder / Path(name).name)
     shutil.copytree(run / "figures", folder / "figures", dirs_exist_ok=True)
     if (run / "export" / "parity.json").exists():

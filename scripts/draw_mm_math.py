@@ -1,6 +1,6 @@
-"""Draw how an MM_Math row becomes data, an SFT row and a DPO pair: three SVG files beside this one.
+"""Draw how an MM_Math row becomes data, an SFT row and a DPO pair: three SVG files in resources/.
 
-uv run python resources/mm_math_figures.py
+uv run python scripts/draw_mm_math.py
 """
 
 import base64
@@ -13,7 +13,7 @@ from school_geometry import figures
 from school_geometry.problems import Problem
 from tunebook.checkers import maths
 
-HERE = Path(__file__).parent
+RESOURCES = Path(__file__).parents[1] / "resources"
 PROBLEM = Problem("third_angle", (("a", 65), ("b", 40)), 0, "ABCD")
 FLAWED = PROBLEM.solution.replace("105", "115").replace("80 - 5 = 75", "70 - 5 = 65").replace("{75}", "{65}")
 STYLE = """.b{fill:#eef3f8;stroke:#1f4e79;stroke-width:1.5}.p{fill:#fff;stroke:#9db4c9}.g{fill:#eaf5ec;stroke:#2e7d43;stroke-width:1.5}
@@ -34,7 +34,7 @@ def picture(name: str, height: int, label: str, *parts: str) -> None:
         f'<rect width="900" height="{height}" fill="#fff"/>',
         marker,
     ]
-    (HERE / name).write_text("\n".join([*start, *parts, "</svg>"]) + "\n", encoding="utf-8")
+    (RESOURCES / name).write_text("\n".join([*start, *parts, "</svg>"]) + "\n", encoding="utf-8")
 
 
 def box(x: float, y: float, width: float, height: float, kind: str = "b", title: str = "") -> str:
