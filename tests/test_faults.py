@@ -310,8 +310,8 @@ def test_each_library_says_it_in_its_own_words(world, tmp_path):
     script.write_text("""
 import sys, pathlib, safetensors.torch, torch, pyarrow.parquet
 from transformers import AutoTokenizer
-from tunebook.recipe import UserError
-from tunebook.run import told_when_full
+from tunebook.recipe.errors import UserError
+from tunebook.runs.files import disk_full_as_user_error
 big, tokenizer = torch.randn(200_000), AutoTokenizer.from_pretrained(sys.argv[1])
 for write in (
     lambda: safetensors.torch.save_file({"a": big}, "a.safetensors"),
@@ -321,7 +321,7 @@ for write in (
     lambda: pathlib.Path("a.txt").write_text("a" * 1_000_000),
 ):
     try:
-        with told_when_full(pathlib.Path()):
+        with disk_full_as_user_error(pathlib.Path()):
             write()
     except UserError as error:
         print(error)

@@ -98,8 +98,8 @@ def test_a_kill_at_any_change_of_a_file_loses_nothing(tmp_path):
         import os, shutil, sys
         from pathlib import Path
         from faults import count_changes
-        from tunebook import run
-        from tunebook.recipe import load_recipe
+        from tunebook.recipe.loading import load_recipe
+        from tunebook.runs import files, stage as run
 
         run.environment = dict  # git and versions: slow, and nothing of theirs is at stake
         recipe = load_recipe()
@@ -127,7 +127,7 @@ def test_a_kill_at_any_change_of_a_file_loses_nothing(tmp_path):
             Path(os.environ["LOG"]).write_text("")
             fill("new")
             made = Path(os.environ["LOG"]).read_text()
-            entry = run.read_json(recipe.run_dir / "manifest.json")["stages"]["sft"]
+            entry = files.read_json(recipe.run_dir / "manifest.json")["stages"]["sft"]
             here = sorted(p.name for p in recipe.run_dir.iterdir())
             assert here == [".lock", ".owner.json", "manifest.json", "sft"], (n, here)
             assert sorted(p.name for p in (recipe.run_dir / "sft").iterdir()) == ["file", "stage.json"], n
@@ -145,8 +145,8 @@ def test_a_kill_at_any_change_of_a_file_loses_nothing(tmp_path):
 def test_a_second_process_is_refused_and_told_who_the_first_is():
     code = textwrap.dedent("""
         import sys
-        from tunebook.recipe import load_recipe
-        from tunebook.run import Stage
+        from tunebook.recipe.loading import load_recipe
+        from tunebook.runs.stage import Stage
         with Stage(load_recipe(), "sft", {}, {}).open():
             print("in", flush=True)
             sys.stdin.readline()

@@ -168,8 +168,8 @@ def _remove(path: Path) -> None:
     """Remove a file or a folder that may be there."""
     if path.is_dir():
         shutil.rmtree(path, ignore_errors=True)
-    else:
-        path.unlink(missing_ok=True)
+    elif path.exists():
+        path.unlink()
 
 
 def _says_full(error: BaseException) -> bool:
