@@ -314,11 +314,11 @@ def test_images_stay_in_their_folder_and_go_along_if_asked(tmp_path):
 def test_a_real_language_model_on_loopback(tmp_path, embedded, monkeypatch):
     """The embedded model through llama.cpp, held to the format by a grammar: what it says in between is its own."""
     from tunebook.export import llama_cpp
-    from tunebook.models.builtin import _embedded_gguf
+    from tunebook.models.builtin import embedded_gguf
 
     monkeypatch.delenv("API_KEY", raising=False)
     grammar = r'root ::= "### Solution\n1. " [a-zA-Z0-9 +=]{8,30} ".\n\n### Final Answer\n\\boxed{" [2-5] "}"'
-    with llama_cpp.server(_embedded_gguf()) as url:
+    with llama_cpp.server(embedded_gguf()) as url:
         path = recipe_file(
             tmp_path,
             8,

@@ -44,14 +44,14 @@ class Server:
         return f"http://127.0.0.1:{self.port}/v1"
 
     def start(self) -> None:
-        from tunebook.models.builtin import _embedded_gguf
+        from tunebook.models.builtin import embedded_gguf
 
         command = [
             sys.executable,
             "-m",
             "tunebook.export.llama_cpp",
             "serve",
-            str(_embedded_gguf()),
+            str(embedded_gguf()),
             str(self.port),
             "4",
             "1024",

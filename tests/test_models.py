@@ -75,7 +75,7 @@ def test_tokenises_as_llama_cpp_does(tokenizer):
     sample = texts()
     assert len(sample) > 100
     done = subprocess.run(
-        [sys.executable, "-c", code, str(builtin._embedded_gguf())],
+        [sys.executable, "-c", code, str(builtin.embedded_gguf())],
         input=json.dumps(sample),
         capture_output=True,
         text=True,

@@ -22,7 +22,7 @@ import faults
 import nbformat
 import pytest
 
-from tunebook.models.builtin import _embedded_gguf
+from tunebook.models.builtin import embedded_gguf
 from tunebook.recipe.files import ROOT
 from tunebook.runs.files import read_json
 
@@ -192,7 +192,7 @@ def test_the_newcomers_day(clone):
                 (folder / "runs" / name).symlink_to(run)
         if line == "uv run tunebook serve":  # as if exported: the embedded model's own file
             (run / "export" / "gguf-q4").mkdir(parents=True)
-            (run / "export" / "gguf-q4" / "model.gguf").symlink_to(_embedded_gguf())
+            (run / "export" / "gguf-q4" / "model.gguf").symlink_to(embedded_gguf())
         if line in SERVERS:
             code, said = served(line, SERVERS[line].format(port=port), folder, environment)
         else:

@@ -16,7 +16,7 @@ from typing import Any, Literal
 from PIL import Image
 
 from tunebook.data.rows import Reject, Row, split_of
-from tunebook.models.image_input import MAX_BYTES, BadImage, _size, read
+from tunebook.models.image_input import MAX_BYTES, BadImage, image_size, read
 from tunebook.recipe.errors import UserError, first_line
 
 warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # `read` refuses such an image
@@ -181,7 +181,7 @@ def instead(kind: Instead, rows: list[list[str]]) -> list[list[str]]:
 
 
 def _blank(path: str) -> str:
-    width, height = _size(path)
+    width, height = image_size(path)
     return str(Path(path).with_name(f"blank-{width}x{height}.png"))
 
 

@@ -12,8 +12,8 @@ from typing import Any
 from tqdm.auto import tqdm
 
 from tunebook.generation.answers import Answer, Images, Sampling
-from tunebook.generation.local import Local, _from_model
-from tunebook.generation.server import _from_server
+from tunebook.generation.local import Local, answers_from_model
+from tunebook.generation.server import answers_from_server
 from tunebook.models.chat_template import Messages
 from tunebook.recipe.sections import ServerConfig
 from tunebook.runs.files import intact
@@ -80,7 +80,11 @@ def generate(
     """
     skip = skip or set()
     given = prompts, images or [[] for _ in prompts], sampling, skip
-    coming = _from_server(source, *given) if isinstance(source, ServerConfig) else _from_model(source, *given)
+    coming = (
+        answers_from_server(source, *given)
+        if isinstance(source, ServerConfig)
+        else answers_from_model(source, *given)
+    )
     with tqdm(total=len(prompts), initial=len(skip), desc=label, unit="answer", mininterval=1) as bar:
         tokens = 0
         for answers in coming:

@@ -38,7 +38,7 @@ def sees_images(source: Local) -> bool:
 NO_EYES = "this model sees no images: ask in text, or choose a model that does"
 
 
-def _on(model: Any, inputs: Any) -> Any:
+def to_device(model: Any, inputs: Any) -> Any:
     """Where the model is; pixels in its precision."""
     import torch
 
@@ -58,7 +58,7 @@ def batches(lengths: list[int], batch_size: int) -> list[list[int]]:
     return [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
 
 
-def _from_model(
+def answers_from_model(
     source: Local, prompts: list[Messages], images: Images, sampling: Sampling, skip: set[int]
 ) -> Iterator[dict[int, Answer]]:
     """Batch by batch. Prompts are padded on the left; padding is masked and does not shift positions, so that in float32 a
@@ -96,9 +96,11 @@ def encode(source: Local, texts: list[str], images: Images) -> dict[str, Any]:
     """Rendered prompts and their images as the model takes them."""
     how = {"padding": True, "padding_side": "left", "return_tensors": "pt", "add_special_tokens": False}
     if not any(images):
-        return dict(_on(source.model, chat_template.text_tokenizer(source.tokenizer)(texts, **how)))
+        return dict(to_device(source.model, chat_template.text_tokenizer(source.tokenizer)(texts, **how)))
     return dict(
-        _on(source.model, source.tokenizer(text=texts, images=[open_all(shown) for shown in images], **how))
+        to_device(
+            source.model, source.tokenizer(text=texts, images=[open_all(shown) for shown in images], **how)
+        )
     )
 
 

