@@ -249,7 +249,7 @@ def test_written_pairs_are_what_trl_wants(tmp_path):
 
 
 def test_rounds_take_the_next_prompts_and_start_again(monkeypatch):
-    from tunebook.runs.stage import policy_name, round_name
+    from tunebook.runs.stages import policy_name, round_name
 
     monkeypatch.setattr(
         "tunebook.pairs.pairs.training_rows", lambda recipe, stage: [{"gold": str(i)} for i in range(5)]
@@ -455,7 +455,8 @@ def test_both_sides_of_a_sampled_pair_are_verified(taught, monkeypatch):
 
 @pytest.mark.slow
 def test_the_model_is_asked_for_errors_and_a_second_round_starts_from_the_first(taught, monkeypatch):
-    from tunebook.runs.stage import finished_key, stages
+    from tunebook.runs.stage import finished_key
+    from tunebook.runs.stages import model_names
     from tunebook.training.dpo import dpo
 
     monkeypatch.setenv("TUNEBOOK_RUNS", str(taught / "runs"))
@@ -482,7 +483,7 @@ def test_the_model_is_asked_for_errors_and_a_second_round_starts_from_the_first(
     record = dpo(recipe, 2)
     assert record["audit"]["loss"] == pytest.approx(0.6931, abs=0.01)  # the reference is round 1's model
     assert (recipe.run_dir / "dpo-2" / "adapter" / "adapter_model.safetensors").exists()
-    assert stages(recipe) == ["base", "sft", "dpo", "dpo-2"]
+    assert model_names(recipe) == ["base", "sft", "dpo", "dpo-2"]
     ids = [
         {p["source_id"] for p in read_parquet(recipe.run_dir / f / "train.parquet")}
         for f in ("pairs", "pairs-2")

@@ -78,8 +78,8 @@ def test_runs_side_by_side(run, tmp_path):
     shutil.copytree(run, other)
     manifest = json.loads((other / "manifest.json").read_text())
     for stage in manifest["stages"].values():
-        stage["settings"] |= {"seed": 1} if "seed" in stage["settings"] else {}
-    manifest["stages"]["dpo"]["settings"]["dpo"]["beta"] = 0.5  # given to this stage alone
+        stage["recipe"]["seed"] = 1
+    manifest["stages"]["dpo"]["recipe"]["dpo"]["beta"] = 0.5  # given to this stage alone
     (other / "manifest.json").write_text(json.dumps(manifest))
     summary = json.loads((other / "eval" / "summary.json").read_text())
     summary["comparisons"][1]["difference"] = 0.115

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pkgutil
 import subprocess
 import sys
 import textwrap
@@ -12,11 +13,15 @@ from pathlib import Path
 import pytest
 
 from tunebook.evaluation.compare import compare_manifests
+from tunebook.pipeline import steps
 from tunebook.recipe.errors import UserError
+from tunebook.recipe.files import ROOT
 from tunebook.recipe.loading import load_recipe
+from tunebook.recipe.sections import Recipe
 from tunebook.runs.files import intact, read_json
 from tunebook.runs.manifest import manifest
-from tunebook.runs.stage import Stage
+from tunebook.runs.stage import Stage, command
+from tunebook.runs.stages import STAGES, parse_name, training_behind
 
 
 def stage(**settings) -> Stage:
@@ -236,3 +241,34 @@ def test_a_changed_file_of_a_finished_stage_is_named():
 def test_damaged_json_reads_as_nothing(tmp_path):
     (tmp_path / "x.json").write_text('{"a": ')
     assert read_json(tmp_path / "x.json") == {} == read_json(tmp_path / "missing.json")
+
+
+@pytest.mark.parametrize("spec", STAGES.values(), ids=lambda spec: spec.name)
+def test_each_row_of_the_table_of_stages_names_what_there_is(spec):
+    assert callable(pkgutil.resolve_name(spec.function))
+    assert set(spec.needs) <= STAGES.keys() and set(spec.decides) <= Recipe.model_fields.keys()
+    assert bool(spec.notebook) == bool(spec.folder)
+    if spec.notebook:
+        assert (ROOT / "notebooks" / f"{spec.notebook}.ipynb").exists()
+        assert callable(pkgutil.resolve_name(spec.folder))
+
+
+def test_a_folder_says_its_stage_its_round_and_its_command():
+    recipe = load_recipe()
+    for name, spec, number, inside, words in (
+        ("data", "data", 1, (), "prepare"),
+        ("dpo-12", "dpo", 12, (), "dpo --round 12"),
+        ("eval/dpo-2", "eval", 1, ("dpo-2",), "evaluate dpo-2"),
+        ("bench/sft/gsm8k", "bench", 1, ("sft", "gsm8k"), "bench"),
+    ):
+        parsed = parse_name(name)
+        assert (parsed.spec.name, parsed.round, parsed.inside) == (spec, number, inside)
+        assert command(recipe, name) == f"uv run tunebook {words}"
+    for name in ("base", "eval", "data/train.jsonl", "prompt/system.txt", "dpo-two"):
+        assert parse_name(name) is None
+    assert training_behind("dpo-2") == ["sft", "dpo"] and training_behind("base") == []
+
+
+def test_rounds_repeat_pairs_and_dpo_between_sft_and_the_evaluation():
+    names = list(steps(load_recipe(overrides={"pairs.rounds": 2})))
+    assert names == ["prepare", "sft", "pairs", "dpo", "pairs-2", "dpo-2", "evaluate"]

@@ -18,7 +18,7 @@ from tunebook.recipe.loading import load_recipe
 from tunebook.recipe.overrides import parse_set
 from tunebook.recipe.sections import DEFAULT, Recipe
 from tunebook.runs.files import disk_full_as_user_error
-from tunebook.runs.stage import round_name
+from tunebook.runs.stages import round_name
 from tunebook.training import launch
 
 INTERRUPTED = 130

@@ -5,9 +5,10 @@ uv run tunebook run --recipe smollm2-math --until sft
 
 from __future__ import annotations
 
+import itertools
 import json
+import pkgutil
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,48 +17,49 @@ import yaml
 
 from tunebook.data.prepare import data_stage
 from tunebook.evaluation.compare import compare_manifests
-from tunebook.evaluation.evaluate import eval_stage
-from tunebook.pairs.pairs import pairs_stage
 from tunebook.recipe.errors import UserError
 from tunebook.recipe.files import ROOT
 from tunebook.recipe.loading import load_recipe
 from tunebook.recipe.sections import Recipe
 from tunebook.runs.files import read_json, write_text
 from tunebook.runs.manifest import recorded, recorded_recipe
-from tunebook.runs.stage import Stage, round_name, stages
-from tunebook.training.dpo import dpo_stage
-from tunebook.training.sft import sft_stage
+from tunebook.runs.stage import Stage
+from tunebook.runs.stages import STAGES, StageSpec, model_names, round_name
 
 
 @dataclass(frozen=True)
 class Step:
-    """A notebook, its own parameters, and the stage folders that it fills."""
+    """A notebook to run: a stage in one of its rounds."""
 
-    notebook: str
-    stages: Callable[[Recipe], list[Stage]]
-    number: int | None = None
-    """The round, where the notebook has one."""
+    spec: StageSpec
+    round: int = 1
 
     @property
-    def out(self) -> str:
-        """The executed notebook's name."""
-        return round_name(self.notebook, self.number or 1)
+    def name(self) -> str:
+        """Its name for `--from` and `--until`."""
+        return round_name(self.spec.command, self.round)
+
+    def folders(self, recipe: Recipe) -> list[Stage]:
+        """The stage folders that it fills. Raises UserError when a stage before it is missing."""
+        stage = pkgutil.resolve_name(self.spec.folder)
+        if "model" in self.spec.inside:
+            return [stage(recipe, model) for model in model_names(recipe)]
+        if self.spec.has_rounds:
+            return [stage(recipe, self.round)]
+        return [stage(recipe)]
 
 
 def steps(recipe: Recipe) -> dict[str, Step]:
-    """What `tunebook run` does, in order: pairs and DPO once for each of the recipe's rounds."""
-    found = {
-        "prepare": Step("01_data_prep", lambda r: [data_stage(r)]),
-        "sft": Step("02_sft", lambda r: [sft_stage(r)]),
-    }
-    for number in range(1, recipe.pairs.rounds + 1):
-        found[round_name("pairs", number)] = Step("03_dpo_pairs", _in_round(pairs_stage, number), number)
-        found[round_name("dpo", number)] = Step("04_dpo", _in_round(dpo_stage, number), number)
-    return found | {"evaluate": Step("05_evaluate", lambda r: [eval_stage(r, name) for name in stages(r)])}
-
-
-def _in_round(stage: Callable[[Recipe, int], Stage], number: int) -> Callable[[Recipe], list[Stage]]:
-    return lambda recipe: [stage(recipe, number)]
+    """What `tunebook run` does, in order, by name: pairs and DPO once for each of the recipe's rounds."""
+    with_notebook = [spec for spec in STAGES.values() if spec.notebook]
+    todo = []
+    for has_rounds, specs in itertools.groupby(with_notebook, key=lambda spec: spec.has_rounds):
+        repeated = list(specs)
+        rounds = recipe.pairs.rounds if has_rounds else 1
+        for number in range(1, rounds + 1):
+            for spec in repeated:
+                todo.append(Step(spec, number))
+    return {step.name: step for step in todo}
 
 
 def run(
@@ -68,10 +70,11 @@ def run(
     force: bool = False,
     dry_run: bool = False,
 ) -> list[str]:
-    """Execute the notebooks from `first` to `last` whose stages are not up to date; returns the steps that were (or would be) run.
+    """Execute the notebooks from `first` to `last` whose stages are not up to date.
 
     Executed notebooks lie in `runs/<run>/notebooks/`. Stops at the first failure; what came before stays.
 
+    Returns the names of the steps that were (or would be) run.
     Raises UserError that names the failing notebook, its cell and the error.
     """
     todo = steps(recipe)
@@ -79,113 +82,121 @@ def run(
     for name in (first, last):
         if name is not None and name not in names:
             raise UserError(f"no step {name!r}: choose from {', '.join(names)}")
-    chosen = names[names.index(first) if first else 0 : names.index(last) + 1 if last else None]
-    ran, took = list[str](), list[float]()
-    for name in chosen:
-        reason = "--force" if force else f"after {ran[-1]}" if dry_run and ran else _why(todo[name], recipe)
-        print(
-            f"{name:9} {'would run: ' if dry_run and reason else 'runs: ' if reason else ''}{reason or 'up to date'}",
-            flush=True,
-        )
-        if reason:
-            ran.append(name)
-            if not dry_run:
-                started = time.monotonic()
-                _execute(todo[name], recipe, recipe_name, force)
-                took.append(time.monotonic() - started)
-    if took:
-        parts = (
-            f"{name} {seconds / 60:.1f} ({seconds / sum(took):.0%})"
-            for name, seconds in zip(ran, took, strict=True)
-        )
-        print(f"Minutes: {', '.join(parts)}, in all {sum(took) / 60:.1f}")
-    return ran
+    start = names.index(first) if first else 0
+    end = names.index(last) + 1 if last else len(names)
+
+    seconds: dict[str, float] = {}
+    for name in names[start:end]:
+        reason: str | None
+        if force:
+            reason = "--force"
+        elif dry_run and seconds:
+            reason = f"after {list(seconds)[-1]}"
+        else:
+            reason = _why(todo[name], recipe)
+        if not reason:
+            print(f"{name:9} up to date", flush=True)
+            continue
+        print(f"{name:9} {'would run' if dry_run else 'runs'}: {reason}", flush=True)
+        started = time.monotonic()
+        if not dry_run:
+            _execute(todo[name], recipe, recipe_name, force)
+        seconds[name] = time.monotonic() - started
+
+    if seconds and not dry_run:
+        whole = sum(seconds.values())
+        parts = [f"{name} {taken / 60:.1f} ({taken / whole:.0%})" for name, taken in seconds.items()]
+        print(f"Minutes: {', '.join(parts)}, in all {whole / 60:.1f}")
+    return list(seconds)
 
 
 def repeat(manifest: Path, name: str | None = None) -> str:
-    """Run again what a manifest records, in the run folder `name` (default: `<run>-again`); returns the two runs side by side, as Markdown.
+    """Run again what a manifest records, in the run folder `name` (default: `<run>-again`).
 
-    The recipe comes from the manifest, each section from the stage that it decided, and is kept as `recipe.yaml` in the new folder.
+    The recipe comes from the manifest, each section from the stage that it decided, and is kept as `recipe.yaml` in
+    the new folder.
 
+    Returns the two runs side by side, as Markdown.
     Raises UserError for a file that is no manifest, and as `run` does.
     """
-    recorded_stages = recorded(manifest)
+    stages = recorded(manifest)
     name = name or f"{read_json(manifest)['run']}-again"
-    content = recorded_recipe(recorded_stages) | {"run": name}
     folder = load_recipe(overrides={"run": name}).run_dir
     folder.mkdir(parents=True, exist_ok=True)
+    content = {**recorded_recipe(stages), "run": name}
     write_text(folder / "recipe.yaml", yaml.safe_dump(content, sort_keys=False, allow_unicode=True))
     recipe = load_recipe(folder / "recipe.yaml")
     print(recipe.describe())
-    changed = [
-        n
-        for n, digest in data_stage(recipe).inputs.items()
-        if recorded_stages.get("data", {}).get("inputs", {}).get(n) != digest
-    ]
+
+    recorded_inputs = stages.get("data", {}).get("inputs", {})
+    inputs = data_stage(recipe).inputs
+    changed = [file for file, digest in inputs.items() if recorded_inputs.get(file) != digest]
     if changed:
         print(f"Warning: changed since {manifest}: {', '.join(changed)}")
-    names = {name.partition("/")[0] for name in recorded_stages}
-    for step in steps(recipe):
-        if {"prepare": "data", "evaluate": "eval"}.get(step, step) in names:
-            run(recipe, str(folder / "recipe.yaml"), step, step)
+
+    # What the run did not do is not done.
+    names = {path.partition("/")[0] for path in stages}
+    for step in steps(recipe).values():
+        if round_name(step.spec.name, step.round) in names:
+            run(recipe, str(folder / "recipe.yaml"), step.name, step.name)
     return compare_manifests(manifest, folder / "manifest.json")
 
 
 def _why(step: Step, recipe: Recipe) -> str | None:
     """Why a step must run; None when its folders are up to date."""
     try:
-        stages = step.stages(recipe)
+        folders = step.folders(recipe)
     except UserError:
         return "a stage before it has not run yet"
-    stale = [stage for stage in stages if not stage.done]
-    if not stale:
-        return None
-    return (
-        f"{stale[0].name} is missing"
-        if not stale[0].dir.exists()
-        else f"inputs or settings of {stale[0].name} have changed"
-    )
+    for stage in folders:
+        if not stage.dir.exists():
+            return f"{stage.name} is missing"
+        if not stage.done:
+            return f"inputs or settings of {stage.name} have changed"
+    return None
 
 
 def _execute(step: Step, recipe: Recipe, recipe_name: str, force: bool) -> None:
     import papermill
     from papermill.exceptions import PapermillExecutionError
 
-    out = recipe.run_dir / "notebooks" / f"{step.out}.ipynb"
+    out = recipe.run_dir / "notebooks" / f"{round_name(step.spec.notebook, step.round)}.ipynb"
     out.parent.mkdir(parents=True, exist_ok=True)
+    overrides = {key: used for key, (_, used) in recipe.overrides.items() if key != "run"}
     parameters: dict[str, Any] = {
         "recipe": recipe_name,
         "run": recipe.run_dir.name,
-        "overrides": {key: used for key, (_, used) in recipe.overrides.items() if key != "run"},
+        "overrides": overrides,
         "force": force,
-    } | ({"round": step.number} if step.number else {})
-    quiet = [
-        "--IPKernelApp.log_level=40"
-    ]  # it would warn of its connection to this process, which stays on this machine
+    }
+    if step.spec.has_rounds:
+        parameters["round"] = step.round
     try:
         papermill.execute_notebook(
-            str(ROOT / "notebooks" / f"{step.notebook}.ipynb"),
+            str(ROOT / "notebooks" / f"{step.spec.notebook}.ipynb"),
             str(out),
             parameters,
             cwd=str(Path.cwd()),
-            extra_arguments=quiet,
+            # It would warn of its connection to this process, which stays on this machine.
+            extra_arguments=["--IPKernelApp.log_level=40"],
         )
     except PapermillExecutionError as error:
         raise UserError(
-            f"{out}, cell {error.exec_count}: {error.ename}: {error.evalue}. Mend it and run the same command: it goes on there"
+            f"{out}, cell {error.exec_count}: {error.ename}: {error.evalue}. "
+            "Mend it and run the same command: it goes on there"
         ) from None
-    except RuntimeError as error:  # nbclient's DeadKernelError, or jupyter_client's when it dies as it starts
+    except RuntimeError as error:
+        # nbclient's DeadKernelError, or jupyter_client's when the kernel dies as it starts.
         if "Kernel died" not in str(error):
             raise
         raise UserError(
-            f"{out}, cell {_reached(out)}: the notebook's process was killed (often for want of memory). Run the same command: "
-            "it goes on from what was saved"
+            f"{out}, cell {_reached_cell(out)}: the notebook's process was killed (often for want of memory). "
+            "Run the same command: it goes on from what was saved"
         ) from None
 
 
-def _reached(notebook: Path) -> int:
+def _reached_cell(notebook: Path) -> int:
     """The number of the code cell that an executed notebook has come to."""
     cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
-    return sum(
-        cell["cell_type"] == "code" and bool(cell["metadata"]["papermill"]["start_time"]) for cell in cells
-    )
+    started = [c for c in cells if c["cell_type"] == "code" and c["metadata"]["papermill"]["start_time"]]
+    return len(started)

@@ -25,7 +25,8 @@ from tunebook.models.adapters import load_stages
 from tunebook.models.chat_template import Messages
 from tunebook.recipe.errors import UserError, first_line
 from tunebook.recipe.sections import Recipe
-from tunebook.runs.stage import adapter_key, stages, trained
+from tunebook.runs.stage import adapter_key
+from tunebook.runs.stages import model_names, trained_models
 
 
 class Models:
@@ -38,19 +39,19 @@ class Models:
     @property
     def names(self) -> list[str]:
         """`base`, the stages that are trained, and `merged` where it has been exported."""
-        return trained(self.recipe) + ["merged"] * (self.recipe.run_dir / "export" / "merged").exists()
+        return trained_models(self.recipe) + ["merged"] * (self.recipe.run_dir / "export" / "merged").exists()
 
     @property
     def newest(self) -> str:
         """The last stage that is trained; `base` when none is."""
-        return trained(self.recipe)[-1]
+        return trained_models(self.recipe)[-1]
 
     @contextlib.contextmanager
     def use(self, name: str) -> Iterator[Local]:
         """One of `names`, a folder or a hub id, ready to be asked. Raises UserError for anything else."""
         if not name:
             raise UserError(f"no model named: choose from {', '.join(self.names)}")
-        if name not in stages(self.recipe):
+        if name not in model_names(self.recipe):
             where = str(self.recipe.run_dir / "export" / "merged") if name == "merged" else name
             with local(*self._load(where), None) as source:
                 yield source
@@ -79,7 +80,9 @@ class Models:
             config = self.recipe.model.model_copy(update=another if where else {})
             recipe = self.recipe.model_copy(update={"model": config})
             try:
-                model, tokenizer = loading.load(recipe) if where else load_stages(recipe, trained(recipe))
+                model, tokenizer = (
+                    loading.load(recipe) if where else load_stages(recipe, trained_models(recipe))
+                )
             except (OSError, ValueError, RuntimeError) as error:
                 raise UserError(
                     f"{where or self.recipe.model.base} cannot be loaded: {first_line(error)}"

@@ -23,7 +23,8 @@ from tunebook.models.adapters import load_stages
 from tunebook.recipe.errors import UserError, first_line
 from tunebook.recipe.sections import BenchmarksConfig, Recipe
 from tunebook.runs.files import fingerprint, write_json
-from tunebook.runs.stage import Stage, adapter_key, trained
+from tunebook.runs.stage import Stage, adapter_key
+from tunebook.runs.stages import trained_models
 
 METRICS = ("acc_norm", "acc", "exact_match")
 """The score of a task is the first of these that it has: accuracy normalised by length for ARC and HellaSwag."""
@@ -43,7 +44,7 @@ def bench(recipe: Recipe, only: Iterable[str] | None = None, force: bool = False
     """
     if importlib.util.find_spec("lm_eval") is None:
         raise UserError("lm-evaluation-harness is not installed: run `uv sync --extra eval`")
-    wanted = list(only or trained(recipe))
+    wanted = list(only or trained_models(recipe))
     tasks = recipe.evaluate.benchmarks.tasks
     todo = {(name, task): bench_stage(recipe, name, task) for name in wanted for task in tasks}
     missing = {key: stage for key, stage in todo.items() if force or not stage.done}

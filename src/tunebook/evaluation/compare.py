@@ -13,7 +13,7 @@ from tunebook.evaluation.tables import COLUMNS, COMPARED, cells, compared_cells,
 from tunebook.generation.generate import read_records
 from tunebook.recipe.errors import UserError
 from tunebook.runs.files import log_history, read_json
-from tunebook.runs.manifest import recorded
+from tunebook.runs.manifest import recorded, recorded_recipe
 
 
 def compare_runs(runs: list[Path]) -> str:
@@ -124,7 +124,7 @@ def _marks(run: Path, stage: str) -> dict[str, float]:
 
 
 def _differences(runs: list[Path]) -> str:
-    flat = [_flat(_settings(run)) for run in runs]
+    flat = [_recipe(run) for run in runs]
     keys = [k for k in dict.fromkeys(k for f in flat for k in f) if len({str(f.get(k)) for f in flat}) > 1]
     rows = [(f"`{k}`", *(str(f.get(k, "")) for f in flat)) for k in keys]
     return (
@@ -132,15 +132,10 @@ def _differences(runs: list[Path]) -> str:
     )
 
 
-def _settings(run: Path) -> dict[str, Any]:
-    """The recipe that a run's stages were made with: each may have been given other `--set`."""
-    stages = read_json(run / "manifest.json")["stages"]
-    return {
-        key: value
-        for name, stage in stages.items()
-        if not name.startswith("export/")
-        for key, value in stage["settings"].items()
-    }
+def _recipe(run: Path) -> dict[str, Any]:
+    """The recipe that a run's stages were made with, by dotted key, without the names of recipe and run."""
+    recipe = recorded_recipe(recorded(run / "manifest.json"))
+    return _flat({key: value for key, value in recipe.items() if key not in ("name", "run")})
 
 
 def _flat(value: Any, path: str = "") -> dict[str, Any]:

@@ -28,7 +28,8 @@ from tunebook.models.chat_template import Messages
 from tunebook.recipe.errors import UserError
 from tunebook.recipe.sections import Recipe
 from tunebook.runs.files import read_json, write_json
-from tunebook.runs.stage import Stage, adapter_key, command, trained
+from tunebook.runs.stage import Stage, adapter_key, command
+from tunebook.runs.stages import trained_models
 
 
 def evaluate(
@@ -42,7 +43,7 @@ def evaluate(
 
     Raises UserError for a stage that is not trained, naming the command that trains it.
     """
-    wanted = list(only or trained(recipe))
+    wanted = list(only or trained_models(recipe))
     todo = {name: eval_stage(recipe, name) for name in wanted}
     missing = {name: stage for name, stage in todo.items() if force or not stage.done}
     if wanted == ["base"] and not only:

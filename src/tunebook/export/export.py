@@ -23,7 +23,8 @@ from tunebook.models import adapters, backend, builtin, chat_template, loading
 from tunebook.recipe.errors import UserError, first_line
 from tunebook.recipe.sections import Recipe
 from tunebook.runs.files import read_json, write_json
-from tunebook.runs.stage import Stage, finished_key, trained
+from tunebook.runs.stage import Stage, finished_key
+from tunebook.runs.stages import trained_models
 
 BYTES = {"f32": 4.0, "f16": 2.0, "bf16": 2.0, "q8_0": 1.07}
 
@@ -74,7 +75,7 @@ def export(
 
 def exported_stage(recipe: Recipe) -> str:
     """The stage to export: the recipe's, or the last that is trained. Raises UserError when there is none."""
-    stage = recipe.export.stage or (trained(recipe)[1:] or ["sft"])[-1]
+    stage = recipe.export.stage or (trained_models(recipe)[1:] or ["sft"])[-1]
     finished_key(recipe, stage)
     return stage
 

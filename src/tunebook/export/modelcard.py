@@ -10,6 +10,8 @@ from tunebook.evaluation.tables import COLUMNS, cells, markdown
 from tunebook.models import builtin, chat_template
 from tunebook.recipe.sections import Recipe
 from tunebook.runs.files import read_json
+from tunebook.runs.manifest import recorded_recipe
+from tunebook.runs.stages import training_behind
 
 HUB_NAMES = {builtin.EMBEDDED: "HuggingFaceTB/SmolLM2-135M-Instruct"}
 
@@ -58,7 +60,7 @@ def card(recipe: Recipe, stage: str, name: str) -> str:
     stages = read_json(recipe.run_dir / "manifest.json").get("stages", {})
     sees = chat_template.has_processor(recipe.run_dir / stage / "adapter")
     base = HUB_NAMES.get(recipe.model.base, recipe.model.base)
-    done: list[str] = [s for s in ("sft", "dpo") if s == stage.partition("-")[0] or s == "sft"]
+    done = training_behind(stage)
     data = ModelCardData(
         base_model=base,
         license=recipe.export.license or "unknown",
@@ -80,7 +82,7 @@ def card(recipe: Recipe, stage: str, name: str) -> str:
         f"## How to run it\n\n{use}\n\n{_prompted(recipe)}",
         f"## Data\n\n{_data(recipe, stages, done)}",
         f"## Results\n\n{_results(recipe, stage)}",
-        f"## Training\n\n```yaml\n{yaml.safe_dump(_settings(recipe, stages, done), sort_keys=False).strip()}\n```",
+        f"## Training\n\n```yaml\n{yaml.safe_dump(_settings(stages, done), sort_keys=False).strip()}\n```",
         "## Limits\n\nIt was evaluated on nothing but the tasks above. It can be wrong while it sounds sure; check what matters. "
         "Nothing was done to make it safer than its base model.",
         f"Licences: weights {recipe.export.license or 'not stated: those of the base model hold'}; "
@@ -124,11 +126,10 @@ def _results(recipe: Recipe, stage: str) -> str:
     return f"Held-out `{summary['split']}` split, greedy answers, n = {shown[stage]['n']}, intervals: Wilson 95%.\n\n{markdown(COLUMNS, cells(shown))}"
 
 
-def _settings(recipe: Recipe, stages: dict[str, Any], done: list[str]) -> dict[str, Any]:
+def _settings(stages: dict[str, Any], done: list[str]) -> dict[str, Any]:
     """What the stages were trained with, which the recipe may no longer say."""
-    whole = recipe.model_dump(mode="json", include={"model", "seed", "lora", *done})
-    for name in done:
-        whole |= {
-            key: value for key, value in stages.get(name, {}).get("settings", {}).items() if key in whole
-        }
-    return {"max_seq_length": whole.pop("model")["max_seq_length"], **whole}
+    recipe = recorded_recipe(stages)
+    settings = {"max_seq_length": recipe["model"]["max_seq_length"]}
+    for section in ("seed", "lora", *done):
+        settings[section] = recipe[section]
+    return settings

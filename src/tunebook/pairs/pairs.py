@@ -31,7 +31,8 @@ from tunebook.recipe.errors import UserError
 from tunebook.recipe.files import find_file
 from tunebook.recipe.sections import Recipe
 from tunebook.runs.files import file_hash
-from tunebook.runs.stage import Stage, finished_key, policy_name, round_name
+from tunebook.runs.stage import Stage, finished_key
+from tunebook.runs.stages import policy_name, round_name
 
 
 def pairs(recipe: Recipe, number: int = 1, force: bool = False) -> dict[str, Any]:

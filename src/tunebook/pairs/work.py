@@ -18,7 +18,7 @@ from tunebook.models import adapters, loading
 from tunebook.pairs.pair import Sample, check_sample
 from tunebook.recipe.errors import UserError
 from tunebook.recipe.sections import PairsConfig, Recipe, ServerConfig
-from tunebook.runs.stage import policy_name
+from tunebook.runs.stages import policy_name
 
 NOTICED = 32
 """Answers before a model is said to have collapsed."""

@@ -7,39 +7,46 @@ from typing import Any
 
 from tunebook.recipe.errors import UserError
 from tunebook.runs.files import read_json
+from tunebook.runs.stages import STAGES, parse_name
 
 
 def manifest(run_dir: Path) -> dict[str, Any]:
-    """Every finished stage's record by name: enough to repeat the run."""
-    found = (
-        sorted(run_dir.glob("*/stage.json"))
-        + sorted(run_dir.glob("e*/*/stage.json"))
-        + sorted(run_dir.glob("bench/*/*/stage.json"))
-    )
-    return {"run": run_dir.name, "stages": {str(p.parent.relative_to(run_dir)): read_json(p) for p in found}}
+    """The records of all finished stages of a run folder, as `manifest.json` holds them."""
+    stages = {}
+    for spec in STAGES.values():
+        below = "".join("/*" for _ in spec.inside)
+        patterns = [f"{spec.name}{below}"]
+        if spec.has_rounds:
+            patterns.append(f"{spec.name}-*{below}")
+        for pattern in patterns:
+            for path in sorted(run_dir.glob(f"{pattern}/stage.json")):
+                stages[path.parent.relative_to(run_dir).as_posix()] = read_json(path)
+    return {"run": run_dir.name, "stages": stages}
 
 
 def recorded(manifest: Path) -> dict[str, Any]:
-    """The stages that a manifest records. Raises UserError when it holds none."""
-    if not (stages := read_json(manifest).get("stages")):
+    """The records of the stages in a manifest, by name. Raises UserError when it holds none."""
+    stages = read_json(manifest).get("stages")
+    if not stages:
         raise UserError(f"{manifest} is no manifest of a run: give runs/<run>/manifest.json")
     return dict(stages)
 
 
-DECIDES = {
-    "data": ("data", "seed", "clean"),
-    "sft": ("model", "lora", "sft"),
-    "pairs": ("pairs",),
-    "dpo": ("dpo",),
-    "eval/base": ("evaluate",),
-}
-"""The recipe's sections that a stage's result depends on."""
+def recorded_recipe(stages: dict[str, Any]) -> dict[str, Any]:
+    """The recipe with which the stages of a manifest were made.
 
-
-def recorded_recipe(recorded_stages: dict[str, Any]) -> dict[str, Any]:
-    """The recipe of a run whose stages may each have had overrides of their own."""
-    content = dict(next(iter(recorded_stages.values()))["recipe"])
-    for stage in DECIDES.keys() & recorded_stages.keys():
-        content |= {section: recorded_stages[stage]["recipe"][section] for section in DECIDES[stage]}
-    rounds = [int(name.partition("-")[2] or 1) for name in recorded_stages if name.partition("-")[0] == "dpo"]
-    return content | {"pairs": content["pairs"] | {"rounds": max([1, *rounds])}}
+    Each stage may have had overrides of its own, so each section comes from the stage that it decides.
+    """
+    first = next(iter(stages.values()))
+    sections: dict[str, Any] = {}
+    rounds = 1
+    for name, stage in stages.items():
+        parsed = parse_name(name)
+        if parsed is not None:
+            rounds = max(rounds, parsed.round)
+            for section in parsed.spec.decides:
+                sections.setdefault(section, stage["recipe"][section])
+    recipe = {**first["recipe"], **sections}
+    # The recipe may ask for more rounds than were run.
+    recipe["pairs"] = {**recipe["pairs"], "rounds": rounds}
+    return recipe

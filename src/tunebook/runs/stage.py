@@ -1,8 +1,8 @@
 """The run folder: where a run's results lie, whole or not at all, with a manifest that is enough to repeat it.
 
 A stage writes into `.<name>.partial`, which is renamed to `<name>` when everything is there, so a killed run never
-leaves half a result that looks whole. Each stage folder holds its own `stage.json`, with the checksums of what the stage has
-left; `manifest.json` gathers them.
+leaves half a result that looks whole. Each stage folder holds its own `stage.json`, with the checksums of what the
+stage has left; `manifest.json` gathers them.
 """
 
 from __future__ import annotations
@@ -26,13 +26,16 @@ from tunebook.recipe.sections import Recipe
 from tunebook.runs.files import checksums, disk_full_as_user_error, fingerprint, read_json, write_json
 from tunebook.runs.machine import environment, halvings, peak_memory_gb, rank
 from tunebook.runs.manifest import manifest
+from tunebook.runs.stages import model_names, parse_name
 
 UNCHECKED = ("started.json", "stage.json", "checkpoints", "images")
-"""What `stage.json` holds no checksums of: checkpoints have their own, images are many and their names come from their content."""
+"""What `stage.json` holds no checksums of.
 
+Checkpoints have their own; images are many, and their names come from their content.
+"""
 
-BUILT_ON = ("data", "sft", "pairs", "dpo")
-"""The stages whose rows and weights others read."""
+RESULTS = (".safetensors", ".parquet")
+"""The weights and rows of a stage, which later stages read."""
 
 
 class Stage:
@@ -42,8 +45,10 @@ class Stage:
     """
 
     def __init__(self, recipe: Recipe, name: str, settings: dict[str, Any], inputs: dict[str, str]) -> None:
-        self.recipe, self.name, self.inputs = recipe, name, inputs
-        self.settings = json.loads(json.dumps(settings))
+        self.recipe = recipe
+        self.name = name
+        self.inputs = inputs
+        self.settings = json.loads(json.dumps(settings))  # as `stage.json` will hold them
         self.dir = recipe.run_dir / name
         self.partial = self.dir.with_name(f".{self.dir.name}.partial")
         self.key = fingerprint({"settings": self.settings, "inputs": inputs})
@@ -53,35 +58,49 @@ class Stage:
     def done(self) -> bool:
         """Whether a finished result of just these settings and inputs is there."""
         stage = read_json(self.dir / "stage.json")
-        now = self._made_from() if stage.get("made_from") else {}
-        return stage.get("key") == self.key and all(
-            now.get(name, held) == held for name, held in stage.get("made_from", {}).items()
-        )
+        if stage.get("key") != self.key:
+            return False
+        current_hashes = self.input_hashes()
+        for name, recorded_hash in stage.get("made_from", {}).items():
+            # An input that is gone by now says nothing against what was made from it.
+            if current_hashes.get(name, recorded_hash) != recorded_hash:
+                return False
+        return True
 
-    def _made_from(self) -> dict[str, str]:
-        """What the stages that this one builds on hold now, by the hashes of their rows and weights. Settings and inputs may be the same and
-        the result another: a server's answers, `--force` on a GPU."""
-        names = {self.name.split("/")[1] if name == "adapter" else name for name in self.inputs}
-        held = {
-            n: read_json(self.recipe.run_dir / n / "stage.json").get("files", {})
-            for n in names
-            if n.partition("-")[0] in BUILT_ON
-        }
-        return {
-            n: fingerprint({f: h for f, h in files.items() if f.endswith((".safetensors", ".parquet"))})
-            for n, files in held.items()
-            if files
-        }
+    def input_hashes(self) -> dict[str, str]:
+        """A hash of the rows and weights of each stage that this one builds on, by its name.
+
+        Settings and inputs may be the same and the result another: a server's answers, `--force` on a GPU.
+        """
+        hashes = {}
+        for name in self._stages_read():
+            files = read_json(self.recipe.run_dir / name / "stage.json").get("files", {})
+            if files:
+                results = {file: digest for file, digest in files.items() if file.endswith(RESULTS)}
+                hashes[name] = fingerprint(results)
+        return hashes
+
+    def _stages_read(self) -> list[str]:
+        """The stages among the inputs; the others are files."""
+        names = []
+        for name in self.inputs:
+            if name == "adapter":  # of the model that an evaluation is named after
+                parsed = parse_name(self.name)
+                if parsed is not None:
+                    names.append(parsed.inside[0])
+            elif name != self.name and parse_name(name) is not None:
+                names.append(name)
+        return names
 
     def skip(self, force: bool) -> bool:
         """Whether there is nothing to do; says so. Ends first what a kill has left to do of a finished stage."""
         if force:
             return False
-        if not rank() and (
-            read_json(self.partial / "stage.json").get("key") == self.key or (self.done and self._unsettled)
-        ):
-            with _lock(self.recipe.run_dir):
-                self._settle()
+        if rank() == 0:
+            whole = read_json(self.partial / "stage.json").get("key") == self.key
+            if whole or (self.done and not self._is_published()):
+                with _lock(self.recipe.run_dir):
+                    self._publish()
         if not self.done:
             return False
         print(f"{self.name} is up to date ({self.dir}); force runs it again")
@@ -89,48 +108,51 @@ class Stage:
 
     def await_rank_0(self) -> bool:
         """Of several processes, all but the first wait here until it has filled the stage; False in the first."""
-        while (
-            rank() and not self.done
-        ):  # without a time limit: torchrun ends this process if the first one fails
+        while rank() and not self.done:
+            # Without a time limit: torchrun ends this process if the first one fails.
             time.sleep(0.5)
-        return bool(rank())
+        return rank() > 0
 
     @property
     def result(self) -> dict[str, Any]:
         """What the finished stage recorded."""
-        return (rank() and self.record) or read_json(self.dir / "stage.json")
+        if rank() and self.record:
+            return self.record
+        return read_json(self.dir / "stage.json")
 
     @contextlib.contextmanager
     def open(self, resume: bool = True) -> Iterator[Path]:
         """Yield the folder to write into; on success it becomes the stage's folder and the manifest is renewed.
 
-        With `resume`, what an interrupted run of the same settings left is kept; else the folder starts empty. Of several
-        processes the first does all this and the others are only told the folder.
+        With `resume`, what an interrupted run of the same settings left is kept; else the folder starts empty. Of
+        several processes the first does all this and the others are only told the folder.
 
         Raises UserError when another process is at work in this run folder, and when the disk is full.
         """
         if rank():
             yield self.partial
             return
+        # Started again with smaller batches, it goes on even from what `--force` has begun.
         resume = resume or halvings() > 0
         with disk_full_as_user_error(self.recipe.run_dir), _lock(self.recipe.run_dir):
             _recover(self.dir)
-            if not (resume and read_json(self.partial / "started.json").get("key") == self.key):
+            begun = read_json(self.partial / "started.json").get("key") == self.key
+            if not (resume and begun):
                 shutil.rmtree(self.partial, ignore_errors=True)
             self.partial.mkdir(parents=True, exist_ok=True)
             write_json(self.partial / "started.json", {"key": self.key})
             started = _now()
             yield self.partial
             write_json(self.partial / "stage.json", self._entry(started))
-            self._settle()
+            self._publish()
 
-    @property
-    def _unsettled(self) -> bool:
+    def _is_published(self) -> bool:
+        """Whether nothing is left to do: the manifest knows the result, and the one before it is removed."""
         recorded = read_json(self.recipe.run_dir / "manifest.json").get("stages", {})
-        return _old(self.dir).exists() or recorded.get(self.name, {}).get("key") != self.key
+        return recorded.get(self.name, {}).get("key") == self.key and not _old(self.dir).exists()
 
-    def _settle(self) -> None:
-        """What is left to do when the result is whole, from the `stage.json` in the partial folder on."""
+    def _publish(self) -> None:
+        """Put a whole result in its place and into the manifest. May be done again after a kill at any point."""
         if (self.partial / "stage.json").exists():
             (self.partial / "started.json").unlink(missing_ok=True)
             _replace(self.partial, self.dir)
@@ -138,14 +160,15 @@ class Stage:
         write_json(self.recipe.run_dir / "manifest.json", manifest(self.recipe.run_dir))
 
     def _entry(self, started: str) -> dict[str, Any]:
+        overrides = {key: {"recipe": old, "used": new} for key, (old, new) in self.recipe.overrides.items()}
         return {
             "key": self.key,
             "command": command(self.recipe, self.name),
             "inputs": self.inputs,
-            "made_from": self._made_from(),
+            "made_from": self.input_hashes(),
             "settings": self.settings,
             "recipe": self.recipe.model_dump(mode="json"),
-            "overrides": {k: {"recipe": old, "used": new} for k, (old, new) in self.recipe.overrides.items()},
+            "overrides": overrides,
             "seed": self.recipe.seed,
             "started": started,
             "ended": _now(),
@@ -157,45 +180,55 @@ class Stage:
 
 
 def finished_key(recipe: Recipe, name: str) -> str:
-    """The key of a finished stage, for the stages that build on it; warns of one that was trained from another base than the recipe's, which
-    may be a copy. Raises UserError that names the command when it is not there."""
-    stage = read_json(recipe.run_dir / name / "stage.json")
+    """The key of a finished stage, for the stages that build on it.
+
+    Warns of one that was trained from another base than the recipe's, which may be a copy. Raises UserError that
+    names the command when there is no finished result.
+    """
+    folder = recipe.run_dir / name
+    stage = read_json(folder / "stage.json")
     if "key" not in stage:
-        raise UserError(
-            f"{recipe.run_dir / name} holds no finished result: run `{command(recipe, name)}` first"
-        )
-    for key, trained in stage.get("settings", {}).get("model", {}).items():
-        if key in ("base", "revision") and trained != (used := getattr(recipe.model, key)):
-            _warn(
-                f"{recipe.run_dir / name} was trained with model.{key} {trained}, not {used}: it is another model unless the weights are the same"
+        raise UserError(f"{folder} holds no finished result: run `{command(recipe, name)}` first")
+    trained = stage.get("settings", {}).get("model", {})
+    for key in ("base", "revision"):
+        used = getattr(recipe.model, key)
+        if key in trained and trained[key] != used:
+            _warn_once(
+                f"{folder} was trained with model.{key} {trained[key]}, not {used}: "
+                "it is another model unless the weights are the same"
             )
     return str(stage["key"])
 
 
-@functools.cache
-def _warn(text: str) -> None:
-    """Once in a process."""
-    print(f"Warning: {text}")
+def adapter_key(recipe: Recipe, model: str) -> str:
+    """The key of a model's adapter, empty for `base`.
+
+    Raises UserError when there is no such model, or it is not trained.
+    """
+    names = model_names(recipe)
+    if model not in names:
+        raise UserError(f"no stage {model!r}: choose from {', '.join(names)}")
+    if model == "base":
+        return ""
+    return finished_key(recipe, model)
 
 
 def command(recipe: Recipe, name: str) -> str:
     """The command line that fills a stage's folder, with the recipe, run and overrides that are used here."""
-    folder, _, model = name.partition("/")
-    step, _, number = folder.partition("-")
-    step = {"data": "prepare", "eval": "evaluate"}.get(step, step)
-    return recipe.command(
-        " ".join([step, *([model] if step == "evaluate" else []), *(["--round", number] if number else [])])
-    )
+    parsed = parse_name(name)
+    if parsed is None:
+        return recipe.command(name)
+    words = [parsed.spec.command]
+    if parsed.spec.name == "eval":
+        words += parsed.inside
+    if parsed.round > 1:
+        words += ["--round", str(parsed.round)]
+    return recipe.command(" ".join(words))
 
 
-def round_name(name: str, number: int) -> str:
-    """The folder of a stage in a round of iterated DPO: `dpo`, `dpo-2`, `dpo-3`, ..."""
-    return name if number == 1 else f"{name}-{number}"
-
-
-def policy_name(number: int) -> str:
-    """The stage whose model a round starts from: `sft`, then the round before."""
-    return "sft" if number == 1 else round_name("dpo", number - 1)
+@functools.cache
+def _warn_once(text: str) -> None:
+    print(f"Warning: {text}")
 
 
 @contextlib.contextmanager
@@ -208,9 +241,11 @@ def _lock(run_dir: Path) -> Iterator[None]:
             write_json(owner, {"pid": os.getpid(), "command": " ".join(Path(a).name for a in sys.argv[:2])})
             yield
     except Timeout:
-        who = read_json(owner)
-        message = f"{run_dir} is in use by process {who.get('pid', '?')} ({who.get('command', '?')}): wait for it, or choose another --run"
-        raise UserError(message) from None
+        other = read_json(owner)
+        raise UserError(
+            f"{run_dir} is in use by process {other.get('pid', '?')} ({other.get('command', '?')}): "
+            "wait for it, or choose another --run"
+        ) from None
 
 
 def _replace(new: Path, target: Path) -> None:
@@ -237,21 +272,3 @@ def _old(target: Path) -> Path:
 
 def _now() -> str:
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-
-
-def stages(recipe: Recipe) -> list[str]:
-    """What can be evaluated: `base`, `sft`, `dpo` and the later rounds of the recipe or the run folder."""
-    rounds = max(recipe.pairs.rounds, len(list(recipe.run_dir.glob("dpo*/adapter"))))
-    return ["base", "sft", *(round_name("dpo", number) for number in range(1, rounds + 1))]
-
-
-def trained(recipe: Recipe) -> list[str]:
-    """Those of `stages` that can be asked now: `base` and what has an adapter."""
-    return [name for name in stages(recipe) if name == "base" or (recipe.run_dir / name / "adapter").exists()]
-
-
-def adapter_key(recipe: Recipe, name: str) -> str:
-    """The key of a stage's adapter, empty for `base`. Raises UserError when there is no such stage, or it is not trained."""
-    if name not in stages(recipe):
-        raise UserError(f"no stage {name!r}: choose from {', '.join(stages(recipe))}")
-    return "" if name == "base" else finished_key(recipe, name)

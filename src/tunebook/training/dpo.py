@@ -18,7 +18,8 @@ from tunebook.pairs.pairs import pairs_stage
 from tunebook.recipe.errors import UserError
 from tunebook.recipe.sections import Recipe
 from tunebook.runs.files import read_json
-from tunebook.runs.stage import Stage, finished_key, policy_name, round_name
+from tunebook.runs.stage import Stage, finished_key
+from tunebook.runs.stages import policy_name, round_name
 from tunebook.training import arguments, audits, memory
 from tunebook.training.audits import audit_step_0, image_margins
 from tunebook.training.callbacks import watch_preferences
