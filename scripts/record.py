@@ -36,13 +36,13 @@ def section(folder: Path) -> str:
     links = f"[report card](resources/{folder.name}/report.md), " if (folder / "report.md").exists() else ""
     links += f"[manifest](resources/{folder.name}/manifest.json)"
     intro = f"One recorded run ({trained} on {where}; `{summary['split']}` split, greedy; {links}):"
-    accuracy = tables.markdown(tables.COLUMNS, tables.cells(summary["stages"]))
-    paired = tables.markdown(tables.COMPARED, tables.compared_cells(summary["comparisons"]))
+    accuracy = tables.accuracy_table(summary["stages"]).markdown()
+    paired = tables.comparison_table(summary["comparisons"]).markdown()
     text = f"{intro}\n\n{accuracy}\n\nThe same items, pair by pair (differences in points):\n\n{paired}\n"
     if (folder / "parity.json").exists():
         rows = json.loads((folder / "parity.json").read_text())
         words = "What was exported, each loaded afresh and compared with the adapter on held-out questions"
-        text += f"\n{words} (Δ log p: of the tokens of the adapter's own answers):\n\n{tables.markdown(tables.PARITY, tables.parity_cells(rows))}\n"
+        text += f"\n{words} (Δ log p: of the tokens of the adapter's own answers):\n\n{tables.parity_table(rows).markdown()}\n"
     return text
 
 

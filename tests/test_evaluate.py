@@ -7,7 +7,7 @@ import json
 import pytest
 
 from tunebook.data.prepare import prepare
-from tunebook.evaluation import evaluate, gate, tables
+from tunebook.evaluation import evaluate, gate, items, tables
 from tunebook.generation.answers import Answer
 from tunebook.generation.generate import read_records
 from tunebook.models import adapters, backend
@@ -24,7 +24,7 @@ def test_shares_and_the_wilson_interval():
     predictions = [prediction(i, i < 57) for i in range(99)] + [
         prediction(99, False, how="none", truncated=True, slice="b", tokens=110)
     ]
-    summary = evaluate.summarise(predictions)
+    summary = items.summarise(predictions)
     assert summary["accuracy"] == 0.57
     assert summary["interval"] == pytest.approx([0.4721, 0.6627], abs=1e-4)  # Wilson, 57 of 100
     assert (summary["boxed"], summary["truncated"], summary["no_answer"], summary["mean_tokens"]) == (
@@ -34,7 +34,7 @@ def test_shares_and_the_wilson_interval():
         11,
     )
     assert summary["slices"]["b"]["n"] == 1
-    table = tables.markdown(tables.COLUMNS, tables.cells({"base": summary}))
+    table = tables.accuracy_table({"base": summary}).markdown()
     assert "| base | all | 100 | 57.0% (47.2 to 66.3) | 99% | 1% | 1% | 11 |" in table
 
 
@@ -47,21 +47,23 @@ def test_a_number_in_a_cut_off_answer_is_not_its_answer():
         "gold": "15",
         "prompt": [{"role": "user", "content": "q"}],
     }
-    assert evaluate._record(item, Answer("12 + 3 = 15", 9, truncated=False))["correct"]
-    cut = evaluate._record(item, Answer("12 + 3 = 15", 9, truncated=True))
+    assert items.checked(item, Answer("12 + 3 = 15", 9, truncated=False))["correct"]
+    cut = items.checked(item, Answer("12 + 3 = 15", 9, truncated=True))
     assert (cut["correct"], cut["how"], cut["truncated"]) == (False, "none", True)
 
 
 def test_a_limit_takes_items_evenly(monkeypatch):
     monkeypatch.setattr(
-        evaluate, "load", lambda recipe, split: [{"gold": str(i)} for i in range(10)] + [{"gold": None}]
+        items, "load", lambda recipe, split: [{"gold": str(i)} for i in range(10)] + [{"gold": None}]
     )
-    items = evaluate._items(load_recipe(overrides={"evaluate.limit": 5}))
-    assert [i["gold"] for i in items] == ["0", "2", "4", "6", "8"]
-    assert len(evaluate._items(load_recipe(overrides={"evaluate.limit": 99}))) == 10
-    monkeypatch.setattr(evaluate, "load", lambda recipe, split: [])
+    limited = items.held_out_items(load_recipe(), 5)
+    assert [i["gold"] for i in limited] == ["0", "2", "4", "6", "8"]
+    assert len(items.held_out_items(load_recipe(), 99)) == 10
+    monkeypatch.setattr(items, "load", lambda recipe, split: [])
     with pytest.raises(UserError, match="no row with an answer"):
-        evaluate._items(load_recipe())
+        items.held_out_items(load_recipe(), None)
+    with pytest.raises(UserError, match="split is empty: export compares"):
+        items.held_out_items(load_recipe(), None, checkable=False)
 
 
 def test_a_line_cut_short_is_left_out(tmp_path):
@@ -200,9 +202,10 @@ def test_pass_at_k_and_majority(monkeypatch, tmp_path):
         "5",
     ]  # three items with the answer 5, three samples each
     records = [{"index": i, "parsed": s, "correct": float(s) == 5} for i, s in enumerate(said)]
-    monkeypatch.setattr(evaluate, "answer_file", lambda *given: records)
+    monkeypatch.setattr(items, "answer_file", lambda *given: records)
     recipe = load_recipe(overrides={"evaluate.samples": 3})
-    found = evaluate._sample(recipe, "sft", None, [{"prompt": []}] * 3, tmp_path)
+    asked = [{"prompt": []}] * 3
+    found = items.answer_repeatedly(recipe, "sft", lambda: None, asked, tmp_path)
     assert found == {
         "k": 3,
         "temperature": 1.0,
@@ -211,9 +214,10 @@ def test_pass_at_k_and_majority(monkeypatch, tmp_path):
         "majority": pytest.approx(1 / 3),
     }
     records[1] |= {"parsed": "6", "correct": False}
-    assert evaluate._sample(recipe, "sft", None, [{"prompt": []}] * 3, tmp_path)["majority"] == 0.0
-    rows = tables.sampled_cells({"sft": {"n": 3, "sampled": found}, "base": {"n": 3}})
-    assert rows == [("sft", "3", "3", "1.0", "33.3%", "66.7%", "33.3%")]
+    again = items.answer_repeatedly(recipe, "sft", lambda: None, asked, tmp_path)
+    assert again["majority"] == 0.0
+    (row,) = tables.sampled_table({"sft": {"n": 3, "sampled": found}, "base": {"n": 3}}).rows
+    assert tuple(row.values()) == ("sft", "3", "3", "1.0", "33.3%", "66.7%", "33.3%")
 
 
 def test_items_are_paged_through_by_what_became_of_them():

@@ -11,7 +11,8 @@ import pytest
 from filelock import FileLock
 
 from tunebook import cli
-from tunebook.evaluation.evaluate import eval_stage, summarise
+from tunebook.evaluation.evaluate import eval_stage
+from tunebook.evaluation.items import summarise
 from tunebook.models import backend
 from tunebook.recipe.files import ROOT
 from tunebook.recipe.loading import load_recipe

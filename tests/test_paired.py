@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from scipy.stats import binom, bootstrap
 
 from tunebook.evaluation.statistics import compare
-from tunebook.evaluation.tables import COMPARED, compared_cells, markdown
+from tunebook.evaluation.tables import comparison_table
 
 ITEMS = st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=60)
 
@@ -68,7 +68,7 @@ def test_many_items_are_resampled_in_parts_with_the_interval_of_all_at_once(monk
     assert peak < 0.25e9  # 0.48 at once
     assert found == at_once(first, second)
     for scores in (1, 7001, 10**6):
-        monkeypatch.setattr("tunebook.paired.DRAWN_AT_ONCE", scores)
+        monkeypatch.setattr("tunebook.evaluation.statistics.DRAWN_AT_ONCE", scores)
         assert compare(first[:60], second[:60])["interval"] == at_once(first[:60], second[:60])
 
 
@@ -88,7 +88,7 @@ def test_the_table_says_it_in_points():
         "lost": 2,
         "p": 0.109375,
     }
-    table = markdown(COMPARED, compared_cells([row | {"detectable": 0.0148}]))
+    table = comparison_table([row | {"detectable": 0.0148}]).markdown()
     assert table.splitlines()[-1] == "| sft → dpo | 600 | +1.0 (+0.0 to +2.0) | 8 | 2 | 0.11 | 1.5 |"
 
 

@@ -46,7 +46,7 @@ def test_the_report_says_what_was_recorded_and_stands_alone(run):
     markdown, page = report.write(run)
     text, html = markdown.read_text(), page.read_text()
     summary = json.loads((RECORD / "summary.json").read_text())
-    assert tables.markdown(tables.COLUMNS, tables.cells(summary["stages"])) in text
+    assert tables.accuracy_table(summary["stages"]).markdown() in text
     assert "**sft against base: better**" in text and "**dpo against sft: better**" in text
     assert "< 0.0001 *" in text and "| sft → dpo | 600 |" in text
     assert (

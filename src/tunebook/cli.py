@@ -292,14 +292,11 @@ def bench(
     uv run tunebook bench --set 'evaluate.benchmarks.tasks=[gsm8k]' --set evaluate.benchmarks.limit=200
     """
     from tunebook.evaluation import benchmarks, tables
-    from tunebook.evaluation.tables import print_table
 
     parsed = _recipe(recipe, run, set_)
     summary = benchmarks.bench(parsed, stages, force)
-    print_table("benchmarks", tables.BENCHMARKS, tables.benchmark_cells(summary))
-    print_table(
-        "the same items, pair by pair", tables.BENCHMARKS_COMPARED, tables.benchmarks_compared_cells(summary)
-    )
+    tables.benchmark_table(summary).print("benchmarks")
+    tables.benchmark_comparison_table(summary).print("the same items, pair by pair")
     _done(parsed, "bench", "report")
 
 
@@ -410,7 +407,8 @@ def export(
     parsed = load_recipe(
         recipe, run, parse_set(set_ or []) | {k: v for k, v in (given | {"export.hub_id": push}).items() if v}
     )
-    tables.show_parity(export.export(parsed, force, install_tools, check))
+    rows = export.export(parsed, force, install_tools, check)
+    tables.parity_table(rows).print("each export against the adapter it was made from")
     _done(parsed, "export", "chat --model merged")
 
 

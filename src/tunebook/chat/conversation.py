@@ -6,18 +6,18 @@ uv run tunebook chat --question "A rectangle is 3 cm by 4 cm. What is its area?"
 from __future__ import annotations
 
 import contextlib
-import html
 import re
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from markupsafe import Markup, escape
+
 from tunebook.checkers.maths import verify
 from tunebook.data.formats import Prompts
-from tunebook.data.rows import images_of
-from tunebook.generation.answers import Answer, Sampling
-from tunebook.generation.generate import generate
+from tunebook.evaluation.items import answers_by_model
+from tunebook.evaluation.tables import Table, mark
 from tunebook.generation.local import Local, local
 from tunebook.generation.streaming import Drawing, stream
 from tunebook.models import image_input, loading
@@ -136,32 +136,22 @@ def open_image(path: str | Path | Any) -> Any:
 
 
 def compare(models: Models, rows: list[dict[str, Any]], names: list[str], max_new_tokens: int) -> str:
-    """Rows of a split answered greedily by each model, as an HTML table with the verifier's mark where a row has an answer."""
-    answers: dict[str, dict[int, Answer]] = {}
-    for name in names:
-        with models.use(name) as source:
-            asked = (
-                [row["prompt"] for row in rows],
-                Sampling(max_new_tokens),
-                [images_of(row) for row in rows],
-            )
-            batches = list(generate(source, *asked, label=f"{name} answers"))
-        answers[name] = {i: answer for batch in batches for i, answer in batch.items()}
-    style = "text-align:left; vertical-align:top; white-space:pre-wrap"
-    head = "".join(f'<th style="{style}">{html.escape(name)}</th>' for name in ("question", *names))
-    lines = [f"<tr>{head}</tr>"]
-    for i, row in enumerate(rows):
+    """Rows of a split answered greedily by each model, as HTML; marked right or wrong where a row has an answer."""
+    lines = []
+    answers = answers_by_model(models.use, names, rows, max_new_tokens)
+    for row, by_model in zip(rows, answers, strict=True):
         gold = row.get("gold")
-        question = html.escape(row["prompt"][-1]["content"]) + (
-            f"<br><b>answer: {html.escape(gold)}</b>" if gold else ""
-        )
-        cells = [(_mark(answers[n][i], gold), html.escape(answers[n][i].text)) for n in names]
-        lines.append(
-            f'<tr><td style="{style}">{question}</td>'
-            + "".join(f'<td style="{style}">{mark}{text}</td>' for mark, text in cells)
-            + "</tr>"
-        )
-    return f'<table class="tex2jax_ignore">{"".join(lines)}</table>'
+        question = escape(row["prompt"][-1]["content"])
+        if gold is not None:
+            question += Markup("<br><b>answer: {}</b>").format(gold)
+        line: dict[str, str] = {"question": question}
+        for name, answer in by_model.items():
+            line[name] = answer.text
+            if gold is not None:
+                correct = verify(answer.text, gold, boxed_only=answer.truncated).correct
+                line[name] = mark(correct) + answer.text
+        lines.append(line)
+    return Table(lines).html()
 
 
 def rendered(answer: str) -> str:
@@ -175,10 +165,3 @@ def rendered(answer: str) -> str:
         for part in parts[::2]
     ]
     return "".join(parts)
-
-
-def _mark(answer: Answer, gold: str | None) -> str:
-    if gold is None:
-        return ""
-    right = verify(answer.text, gold, boxed_only=answer.truncated).correct
-    return f'<b style="color:{"#1a7f37" if right else "#b42318"}">{"✓" if right else "✗"}</b> '

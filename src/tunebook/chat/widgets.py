@@ -9,8 +9,10 @@ import time
 from typing import Any
 
 import ipywidgets
+from markupsafe import Markup
 
 from tunebook.chat.conversation import Chat, Models, open_image, rendered
+from tunebook.evaluation.tables import Table
 from tunebook.generation.local import sees_images
 from tunebook.generation.streaming import Drawing
 from tunebook.recipe.errors import UserError
@@ -180,18 +182,13 @@ def browse(found: dict[str, list[dict[str, Any]]]) -> Any:
 
 
 def item_table(item: dict[str, dict[str, Any]]) -> str:
-    """One item's answers by stage, each with the verifier's mark, as HTML."""
+    """One item's answers by stage, each with the checker's verdict, as HTML."""
     first = next(iter(item.values()))
-    style = (
-        "text-align:left; vertical-align:top; white-space:pre-wrap; padding-right:2em; font-family:monospace"
+    question = Markup("{} <b>answer: {}</b> ({})").format(
+        first["prompt"], first["gold"], first["slice"] or first["group"]
     )
-    heads = "".join(
-        f'<th style="text-align:left">{"✓" if p["correct"] else "✗"} {html.escape(name)}</th>'
-        for name, p in item.items()
-    )
-    cells = "".join(f'<td style="{style}">{html.escape(p["answer"])}</td>' for p in item.values())
-    question = f"<p>{html.escape(first['prompt'])} <b>answer: {html.escape(first['gold'])}</b> ({html.escape(first['slice'] or first['group'])})</p>"
-    return f"{question}<table style='width:100%; table-layout:fixed'><tr>{heads}</tr><tr>{cells}</tr></table>"
+    line = {f"{'✓' if p['correct'] else '✗'} {name}": p["answer"] for name, p in item.items()}
+    return Table([line]).html(question)
 
 
 def _display(text: str) -> tuple[dict[str, Any], ...]:

@@ -9,7 +9,7 @@ from typing import Any
 
 from tunebook.evaluation.report import predictions
 from tunebook.evaluation.statistics import compared_steps
-from tunebook.evaluation.tables import COLUMNS, COMPARED, cells, compared_cells, markdown
+from tunebook.evaluation.tables import Table, accuracy_table, comparison_table
 from tunebook.generation.generate import read_records
 from tunebook.recipe.errors import UserError
 from tunebook.runs.files import log_history, read_json
@@ -17,119 +17,193 @@ from tunebook.runs.manifest import recorded, recorded_recipe
 
 
 def compare_runs(runs: list[Path]) -> str:
-    """Runs side by side as Markdown: what differs in their recipes, accuracies, each stage paired with the first run's where the
-    items coincide, and, over the runs, the mean and spread of each step's difference."""
-    summaries = {run.name: read_json(run / "eval" / "summary.json") for run in runs}
-    if missing := [name for name, s in summaries.items() if not s]:
-        raise UserError(f"{missing[0]} has not been evaluated: run `uv run tunebook evaluate` there first")
-    names = list(dict.fromkeys(stage for s in summaries.values() for stage in s["stages"]))
-    lines = [f"# {' and '.join(summaries)}", "## What differs", _differences(runs), "## Accuracy"]
-    rows = [
-        (run, stage, *cells({stage: s["stages"][stage]})[0][2:])
-        for stage in names
-        for run, s in summaries.items()
-        if stage in s["stages"]
+    """Runs side by side as Markdown.
+
+    What differs in their recipes; accuracies; each stage paired with the first run's where the items are the
+    same; and over the runs the mean and spread of each step's difference.
+    """
+    summaries = {}
+    for run in runs:
+        summaries[run.name] = read_json(run / "eval" / "summary.json")
+        if not summaries[run.name]:
+            raise UserError(f"{run.name} has not been evaluated: run `uv run tunebook evaluate` there first")
+    stages = list(dict.fromkeys(stage for summary in summaries.values() for stage in summary["stages"]))
+    first = runs[0]
+    parts = [
+        f"# {' and '.join(summaries)}",
+        "## What differs",
+        _differing_settings(runs),
+        "## Accuracy",
+        _accuracies(summaries, stages),
+        f"## The same items, {first.name} against the others",
     ]
-    lines.append(markdown(("run", *COLUMNS[:1], *COLUMNS[2:]), rows))
-    lines.append(f"## The same items, {runs[0].name} against the others")
     for other in runs[1:]:
-        both = {stage: [_marks(run, stage) for run in (runs[0], other)] for stage in names}
-        same = {stage: pair for stage, pair in both.items() if pair[0] and pair[0].keys() == pair[1].keys()}
-        found = [
-            c
-            for stage, pair in same.items()
-            for c in compared_steps(
-                {f"{r.name} {stage}": p for r, p in zip((runs[0], other), pair, strict=True)}
-            )
-        ]
-        lines.append(
-            markdown(COMPARED, compared_cells(found))
-            if found
-            else f"{other.name} answered other items: nothing can be paired."
+        comparisons = _paired(first, other, stages)
+        if comparisons:
+            parts.append(comparison_table(comparisons).markdown())
+        else:
+            parts.append(f"{other.name} answered other items: nothing can be paired.")
+    return "\n\n".join([*parts, "## Over the runs", _spread(summaries)])
+
+
+def _differing_settings(runs: list[Path]) -> str:
+    """The recipe keys that are not the same in all runs."""
+    settings = {str(run): _recipe(run) for run in runs}
+    keys = dict.fromkeys(key for flat in settings.values() for key in flat)
+    rows = []
+    for key in keys:
+        values = {run: str(flat.get(key)) for run, flat in settings.items()}
+        if len(set(values.values())) > 1:
+            shown = {run: str(flat.get(key, "")) for run, flat in settings.items()}
+            rows.append({"recipe key": f"`{key}`", **shown})
+    if not rows:
+        return "Nothing in their recipes."
+    return Table(rows, {str(run): run.name for run in runs}).markdown()
+
+
+def _accuracies(summaries: dict[str, Any], stages: list[str]) -> str:
+    """Each stage's accuracy in every run that has it, without its slices."""
+    rows = []
+    headings: dict[str, str] = {}
+    for stage in stages:
+        for run, summary in summaries.items():
+            if stage in summary["stages"]:
+                table = accuracy_table({stage: summary["stages"][stage]})
+                row = {"run": run, **table.rows[0]}
+                del row["slice"]
+                rows.append(row)
+                headings = table.headings
+    return Table(rows, headings).markdown()
+
+
+def _paired(first: Path, other: Path, stages: list[str]) -> list[dict[str, Any]]:
+    """The comparisons of two runs' models, of the stages in which both answered the same items."""
+    comparisons = []
+    for stage in stages:
+        first_scores = _scores(first, stage)
+        other_scores = _scores(other, stage)
+        if first_scores and first_scores.keys() == other_scores.keys():
+            scores = {f"{first.name} {stage}": first_scores, f"{other.name} {stage}": other_scores}
+            comparisons += compared_steps(scores)
+    return comparisons
+
+
+def _scores(run: Path, stage: str) -> dict[str, float]:
+    return {item: prediction["correct"] for item, prediction in predictions(run, stage).items()}
+
+
+def _spread(summaries: dict[str, Any]) -> str:
+    """Mean difference of each step over the runs with its 95% interval (Student's t), as for several seeds."""
+    from scipy.stats import t
+
+    steps: dict[str, list[float]] = {}
+    for summary in summaries.values():
+        for compared in summary["comparisons"]:
+            step = f"{compared['first']} → {compared['second']}"
+            steps.setdefault(step, []).append(100 * compared["difference"])
+    rows = []
+    for step, values in steps.items():
+        mean = statistics.mean(values)
+        interval = ""
+        if len(values) > 1:
+            half = t.ppf(0.975, len(values) - 1) * statistics.stdev(values) / math.sqrt(len(values))
+            interval = f" ({mean - half:+.1f} to {mean + half:+.1f})"
+        rows.append(
+            {
+                "step": step,
+                "runs": str(len(values)),
+                "differences": ", ".join(f"{value:+.1f}" for value in values),
+                "mean (95% interval)": f"{mean:+.1f}{interval}",
+            }
         )
-    lines += ["## Over the runs", _spread(summaries)]
-    return "\n\n".join(lines)
+    return Table(rows).markdown()
 
 
 def compare_manifests(first: Path, second: Path) -> str:
-    """A run and its repetition as a Markdown table, by their manifests: data, input files, settings, pairs, loss by step, weights,
-    answers, accuracy, code, versions and hardware; `identical` where they are. Losses and answers come from the files beside the manifests.
+    """A run and its repetition as a Markdown table, by their manifests; `identical` where they are.
+
+    Data, input files, settings, pairs, loss by step, weights, answers, accuracy, code, versions and hardware.
+    Losses and answers come from the files beside the manifests.
 
     Raises UserError when one is no manifest, or when they have no stage in common.
     """
-    names = [sorted(recorded(path)) for path in (first, second)]
-    if not set(names[0]) & set(names[1]):
+    first_stages = recorded(first)
+    second_stages = recorded(second)
+    common = first_stages.keys() & second_stages.keys()
+    if not common:
         raise UserError(f"{first} and {second} have no stage in common")
-    found = [
-        _findings(path, set(names[0]) & set(names[1])) | {"stages": ", ".join(name)}
-        for path, name in zip((first, second), names, strict=True)
-    ]
+    first_results = _results(first.parent, first_stages, common)
+    second_results = _results(second.parent, second_stages, common)
     rows = []
-    for name in dict.fromkeys([*found[0], *found[1]]):
-        a, b = (f.get(name) for f in found)
-        if a is None or b is None:
-            rows.append((name, "not compared", *("not there" if x is None else "" for x in (a, b))))
-        elif a == b:
-            rows.append((name, "identical", "", ""))
-        elif isinstance(a, dict) and isinstance(b, dict):
-            keys = [k for k in {**a, **b} if a.get(k) != b.get(k)]
-            rows.append(
-                (
-                    name,
-                    f"**{len(keys)} of {len(a | b)} differ**",
-                    *(f"{keys[0]}: {str(x.get(keys[0]))[:60]}" for x in (a, b)),
-                )
-            )
-        else:
-            rows.append((name, "**differs**", str(a)[:60], str(b)[:60]))
-    return markdown(("what", "", first.parent.name, second.parent.name), rows)
+    for name in {**first_results, **second_results}:
+        verdict, first_value, second_value = _compared(first_results.get(name), second_results.get(name))
+        rows.append({"what": name, "verdict": verdict, "first": first_value, "second": second_value})
+    headings = {"verdict": "", "first": first.parent.name, "second": second.parent.name}
+    return Table(rows, headings).markdown()
 
 
-def _findings(manifest: Path, names: set[str]) -> dict[str, Any]:
-    """What there is to compare of some stages of a run, by what it is; None for what is not there."""
-    stages, beside = (
-        {name: stage for name, stage in recorded(manifest).items() if name in names},
-        manifest.parent,
-    )
-    last = max(stages.values(), key=lambda s: str(s["ended"]))
-    found: dict[str, Any] = {
+def _compared(first: Any, second: Any) -> tuple[str, str, str]:
+    """Whether two results are identical, and of each what differs first."""
+    if first is None or second is None:
+        return (
+            "not compared",
+            "" if first is not None else "not there",
+            "" if second is not None else "not there",
+        )
+    if first == second:
+        return "identical", "", ""
+    if not isinstance(first, dict) or not isinstance(second, dict):
+        return "**differs**", str(first)[:60], str(second)[:60]
+    keys = {**first, **second}
+    differing = [key for key in keys if first.get(key) != second.get(key)]
+    key = differing[0]
+    verdict = f"**{len(differing)} of {len(keys)} differ**"
+    return verdict, f"{key}: {str(first.get(key))[:60]}", f"{key}: {str(second.get(key))[:60]}"
+
+
+def _results(run: Path, recorded_stages: dict[str, Any], common: set[str]) -> dict[str, Any]:
+    """What there is to compare of the stages that both runs have, by what it is; None for what is not there."""
+    stages = {name: stage for name, stage in recorded_stages.items() if name in common}
+    results: dict[str, Any] = {
         "data": stages.get("data", {}).get("fingerprints"),
-        "input files": {
-            k: v for s in stages.values() for k, v in s["inputs"].items() if k not in {*stages, "adapter"}
-        },
-        "settings": _flat({name: s["settings"] for name, s in stages.items()}),
+        "input files": _input_files(stages),
+        "settings": _flat({name: stage["settings"] for name, stage in stages.items()}),
     }
     for name, stage in stages.items():
+        files = stage.get("files", {})
         if "metrics" in stage:
-            history = log_history(beside / name) or (log_history(beside) if name == "sft" else [])
-            found[f"{name}: loss by step"] = {e["step"]: e["loss"] for e in history if "loss" in e} or None
-            found[f"{name}: weights"] = stage.get("files", {}).get("adapter/adapter_model.safetensors")
+            results[f"{name}: loss by step"] = _losses(run, name)
+            results[f"{name}: weights"] = files.get("adapter/adapter_model.safetensors")
         if "strategies" in stage:
-            found[f"{name}: pairs"] = {k: stage.get("files", {}).get(f"{k}.parquet") for k in stage["rows"]}
+            results[f"{name}: pairs"] = {split: files.get(f"{split}.parquet") for split in stage["rows"]}
         if "summary" in stage:
-            found[f"{name}: answers"] = {
-                p["index"]: p["answer"] for p in read_records(beside / name / "predictions.jsonl")
-            } or None
-            found[f"{name}: right answers"] = stage["summary"]["correct"]
-    return found | {
-        "code": last["git"]["commit"],
-        "lock file": last["lock"],
-        "versions": last["versions"],
-        "hardware": last["hardware"],
-    }
+            answers = read_records(run / name / "predictions.jsonl")
+            results[f"{name}: answers"] = {p["index"]: p["answer"] for p in answers} or None
+            results[f"{name}: right answers"] = stage["summary"]["correct"]
+    last = max(stages.values(), key=lambda stage: str(stage["ended"]))
+    results["code"] = last["git"]["commit"]
+    results["lock file"] = last["lock"]
+    results["versions"] = last["versions"]
+    results["hardware"] = last["hardware"]
+    results["stages"] = ", ".join(sorted(recorded_stages))
+    return results
 
 
-def _marks(run: Path, stage: str) -> dict[str, float]:
-    return {item: p["correct"] for item, p in predictions(run, stage).items()}
+def _input_files(stages: dict[str, Any]) -> dict[str, str]:
+    """The hashes of the files that the stages read, without what other stages have made."""
+    files = {}
+    for stage in stages.values():
+        for name, file_hash in stage["inputs"].items():
+            if name not in stages and name != "adapter":
+                files[name] = file_hash
+    return files
 
 
-def _differences(runs: list[Path]) -> str:
-    flat = [_recipe(run) for run in runs]
-    keys = [k for k in dict.fromkeys(k for f in flat for k in f) if len({str(f.get(k)) for f in flat}) > 1]
-    rows = [(f"`{k}`", *(str(f.get(k, "")) for f in flat)) for k in keys]
-    return (
-        markdown(("recipe key", *(run.name for run in runs)), rows) if rows else "Nothing in their recipes."
-    )
+def _losses(run: Path, stage: str) -> dict[int, float] | None:
+    history = log_history(run / stage)
+    if not history and stage == "sft":  # a recorded run keeps it beside the manifest
+        history = log_history(run)
+    return {entry["step"]: entry["loss"] for entry in history if "loss" in entry} or None
 
 
 def _recipe(run: Path) -> dict[str, Any]:
@@ -139,26 +213,10 @@ def _recipe(run: Path) -> dict[str, Any]:
 
 
 def _flat(value: Any, path: str = "") -> dict[str, Any]:
+    """Nested settings as {dotted key: value}."""
     if not isinstance(value, dict):
         return {path: value}
-    return {
-        k: v for name, inner in value.items() for k, v in _flat(inner, f"{path}.{name}".lstrip(".")).items()
-    }
-
-
-def _spread(summaries: dict[str, Any]) -> str:
-    """Mean difference of each step over the runs with its 95% interval (Student's t), as for several seeds."""
-    from scipy.stats import t
-
-    steps: dict[str, list[float]] = {}
-    for s in summaries.values():
-        for c in s["comparisons"]:
-            steps.setdefault(f"{c['first']} → {c['second']}", []).append(100 * c["difference"])
-    rows: list[tuple[str, ...]] = []
-    for step, values in steps.items():
-        mean, shown = statistics.mean(values), ""
-        if len(values) > 1:
-            half = t.ppf(0.975, len(values) - 1) * statistics.stdev(values) / math.sqrt(len(values))
-            shown = f" ({mean - half:+.1f} to {mean + half:+.1f})"
-        rows.append((step, str(len(values)), ", ".join(f"{v:+.1f}" for v in values), f"{mean:+.1f}{shown}"))
-    return markdown(("step", "runs", "differences", "mean (95% interval)"), rows)
+    flat: dict[str, Any] = {}
+    for name, inner in value.items():
+        flat |= _flat(inner, f"{path}.{name}".lstrip("."))
+    return flat

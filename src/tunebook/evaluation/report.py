@@ -16,23 +16,9 @@ from typing import Any
 import yaml
 from matplotlib.figure import Figure
 
-from tunebook.evaluation import plots
+from tunebook.evaluation import plots, tables
 from tunebook.evaluation.statistics import ALPHA
-from tunebook.evaluation.tables import (
-    ABLATED,
-    BENCHMARKS,
-    BENCHMARKS_COMPARED,
-    COLUMNS,
-    COMPARED,
-    SAMPLED,
-    ablated_cells,
-    benchmark_cells,
-    benchmarks_compared_cells,
-    cells,
-    compared_cells,
-    markdown,
-    sampled_cells,
-)
+from tunebook.evaluation.tables import Table
 from tunebook.generation.generate import read_records
 from tunebook.recipe.errors import UserError
 from tunebook.recipe.files import ROOT
@@ -43,18 +29,23 @@ Part = str | tuple[str, Figure]
 
 
 def write(run: Path) -> list[Path]:
-    """Write `report.md` (figures in `figures/`) and `report.html`; returns their paths. Raises UserError for a folder without a run."""
-    shown = parts(run)
-    (run / "figures").mkdir(exist_ok=True)
+    """Write `report.md` (figures in `figures/`) and `report.html`; returns their paths.
+
+    Raises UserError for a folder without a run.
+    """
+    report = parts(run)
+    figures = run / "figures"
+    figures.mkdir(exist_ok=True)
     lines = []
-    for part in shown:
+    for part in report:
         if isinstance(part, str):
             lines.append(part)
         else:
-            part[1].savefig(run / "figures" / f"{part[0]}.png", dpi=120)
-            lines.append(f"![{part[0]}](figures/{part[0]}.png)")
+            name, figure = part
+            figure.savefig(figures / f"{name}.png", dpi=120)
+            lines.append(f"![{name}](figures/{name}.png)")
     write_text(run / "report.md", "\n\n".join(lines) + "\n")
-    write_text(run / "report.html", _html(run.name, shown))
+    write_text(run / "report.html", _html(run.name, report))
     return [run / "report.md", run / "report.html"]
 
 
@@ -64,206 +55,218 @@ def parts(run: Path) -> list[Part]:
     if not stages:
         raise UserError(f"{run} holds no finished stage: run `uv run tunebook run` first")
     summary = read_json(run / "eval" / "summary.json")
-    found: list[Part | None] = [
-        f"# {run.name}",
-        _headline(stages, summary),
-        *_results(summary),
-        *_benchmarks(run),
-        *_examples(run, summary),
-        "## Data",
-        _funnel(stages),
-        _pairs(stages),
-        ("pass-rate", plots.pass_counts(stages["pairs"]))
-        if stages.get("pairs", {}).get("pass_counts")
-        else None,
-        "## Training",
-        ("sft-loss", plots.losses(log_history(run / "sft"))) if log_history(run / "sft") else None,
-        _margins(stages),
-        ("dpo-metrics", plots.preferences(log_history(run / "dpo"))) if log_history(run / "dpo") else None,
-        "## Cost",
-        _costs(stages),
-        *_parity(run),
-        "## How to repeat it",
-        _repeat(run, stages),
-    ]
-    return [part for part in found if part]
+    report: list[Part] = [f"# {run.name}", _headline(stages, summary)]
+    report += _results(summary)
+    report += _benchmarks(run)
+    report += _examples(run, summary)
+    report += ["## Data", _data(stages.get("data", {})), *_pairs(stages.get("pairs"))]
+    report += ["## Training", *_training(run, stages)]
+    report += ["## Cost", _costs(stages)]
+    report += _exports(run)
+    report += ["## How to repeat it", _repeat(run, stages)]
+    return [part for part in report if part]
 
 
 def predictions(run: Path, stage: str) -> dict[str, dict[str, Any]]:
     """A stage's predictions by item."""
-    return {
-        f"{p['source_id']}\n{p['prompt']}": p
-        for p in read_records(run / "eval" / stage / "predictions.jsonl")
-    }
+    records = read_records(run / "eval" / stage / "predictions.jsonl")
+    return {f"{record['source_id']}\n{record['prompt']}": record for record in records}
 
 
 def _headline(stages: dict[str, Any], summary: dict[str, Any]) -> str:
+    """What was trained, and of each comparison whether it shows a difference."""
     recipe = next(iter(stages.values()))["recipe"]
-    said = [f"{recipe['model']['base']}, recipe `{recipe['name']}`, seed {recipe['seed']}."]
-    for c in summary.get("comparisons", []):
-        points, low, high = (100 * x for x in (c["difference"], *c["interval"]))
-        verdict = (
-            "not shown to be different"
-            if c["p"] >= ALPHA or low <= 0 <= high
-            else "better"
-            if low > 0
-            else "worse"
+    lines = [f"{recipe['model']['base']}, recipe `{recipe['name']}`, seed {recipe['seed']}."]
+    for compared in summary.get("comparisons", []):
+        low, high = (100 * bound for bound in compared["interval"])
+        if compared["p"] >= ALPHA or low <= 0 <= high:
+            verdict = "not shown to be different"
+        else:
+            verdict = "better" if low > 0 else "worse"
+        lines.append(
+            f"- **{compared['second']} against {compared['first']}: {verdict}** "
+            f"({100 * compared['difference']:+.1f} points, 95% interval {low:+.1f} to {high:+.1f}, "
+            f"n = {compared['n']})."
         )
-        said.append(
-            f"- **{c['second']} against {c['first']}: {verdict}** ({points:+.1f} points, 95% interval {low:+.1f} to {high:+.1f}, n = {c['n']})."
-        )
-    return "\n".join(said)
+    return "\n".join(lines)
 
 
 def _results(summary: dict[str, Any]) -> list[Part]:
+    """Accuracies and paired comparisons."""
     if not summary:
         return ["## Results", "Not evaluated."]
-    stages, found = summary["stages"], summary.get("comparisons", [])
-    starred = [
-        (*row[:-2], row[-2] + (" *" if c["p"] < ALPHA else ""), row[-1])
-        for row, c in zip(compared_cells(found), found, strict=True)
-    ]
+    stages = summary["stages"]
+    comparisons = summary.get("comparisons", [])
+    compared_table = tables.comparison_table(comparisons)
+    for compared, row in zip(comparisons, compared_table.rows, strict=True):
+        if compared["p"] < ALPHA:
+            row["p"] += " *"
+    image_table = tables.image_table(stages)
     return [
         f"## Results on the `{summary['split']}` split",
         ("accuracy", plots.accuracies(stages)),
-        markdown(COLUMNS, cells(stages)),
-        "Greedy answers; intervals: Wilson 95%. `boxed`, `cut off` and `no answer` tell a gain in format from a gain in skill.",
-        *([markdown(SAMPLED, rows)] if (rows := sampled_cells(stages)) else []),
-        *([markdown(ABLATED, rows), ABLATED_NOTE] if (rows := ablated_cells(stages)) else []),
-        *([markdown(COMPARED, starred)] if starred else []),
-        "Every stage answered the same items: differences in points with a paired bootstrap interval, exact McNemar test (\\*: p < 0.05). "
+        tables.accuracy_table(stages).markdown(),
+        "Greedy answers; intervals: Wilson 95%. `boxed`, `cut off` and `no answer` tell a gain in format from a "
+        "gain in skill.",
+        tables.sampled_table(stages).markdown(),
+        image_table.markdown(),
+        IMAGE_NOTE if image_table.rows else "",
+        compared_table.markdown(),
+        "Every stage answered the same items: differences in points with a paired bootstrap interval, exact "
+        "McNemar test (\\*: p < 0.05). "
         "`detectable`: the difference that so many items would show four times out of five.",
     ]
 
 
-ABLATED_NOTE = "The same items with a blank image and with another item's: a model that does as well then answers from the text alone."
-
-
-def _margins(stages: dict[str, Any]) -> str:
-    if not (found := stages.get("dpo", {}).get("image_margins")):
-        return ""
-    shown = "rewards/margins after DPO: {true:.3f} with the true image, {blank:.3f} with a blank one, {swapped:.3f} with another row's"
-    return shown.format(**found) + " (equal: the preference was learnt without looking)."
+IMAGE_NOTE = (
+    "The same items with a blank image and with another item's: "
+    "a model that does as well then answers from the text alone."
+)
 
 
 def _benchmarks(run: Path) -> list[Part]:
-    if not (summary := read_json(run / "bench" / "summary.json")):
+    summary = read_json(run / "bench" / "summary.json")
+    if not summary:
         return []
-    tables = (
-        markdown(BENCHMARKS, benchmark_cells(summary)),
-        markdown(BENCHMARKS_COMPARED, benchmarks_compared_cells(summary)),
-    )
-    return ["## Benchmarks (lm-evaluation-harness)", ("benchmarks", plots.scores(summary["tasks"])), *tables]
+    return [
+        "## Benchmarks (lm-evaluation-harness)",
+        ("benchmarks", plots.scores(summary["tasks"])),
+        tables.benchmark_table(summary).markdown(),
+        tables.benchmark_comparison_table(summary).markdown(),
+    ]
 
 
 def _examples(run: Path, summary: dict[str, Any]) -> list[Part]:
-    names = list(summary.get("stages", {}))[-2:]
-    if len(names) < 2:
+    """Two items that the last model won over the one before it, and two that it lost."""
+    stages = list(summary.get("stages", {}))[-2:]
+    if len(stages) < 2:
         return []
-    before, after = (predictions(run, name) for name in names)
-    lines: list[Part] = [f"## Won and lost, {names[0]} → {names[1]}"]
-    for word, wanted in (("won", (False, True)), ("lost", (True, False))):
-        keys = [k for k in before if k in after and (before[k]["correct"], after[k]["correct"]) == wanted][:2]
-        for p, q in ((before[k], after[k]) for k in keys):
-            answers = "".join(
-                f"\n\n{name}:\n\n```text\n{r['answer']}\n```" for name, r in zip(names, (p, q), strict=True)
-            )
-            lines.append(f"**{word}**: {p['prompt']} (answer: {p['gold']}){answers}")
-    return lines if len(lines) > 1 else []
+    before = predictions(run, stages[0])
+    after = predictions(run, stages[1])
+    won = [key for key in before if key in after and after[key]["correct"] and not before[key]["correct"]]
+    lost = [key for key in before if key in after and before[key]["correct"] and not after[key]["correct"]]
+    examples: list[Part] = []
+    for outcome, keys in (("won", won[:2]), ("lost", lost[:2])):
+        for key in keys:
+            lines = [f"**{outcome}**: {before[key]['prompt']} (answer: {before[key]['gold']})"]
+            for stage, prediction in zip(stages, (before[key], after[key]), strict=True):
+                lines.append(f"{stage}:\n\n```text\n{prediction['answer']}\n```")
+            examples.append("\n\n".join(lines))
+    if not examples:
+        return []
+    return [f"## Won and lost, {stages[0]} → {stages[1]}", *examples]
 
 
-def _funnel(stages: dict[str, Any]) -> str:
-    data = stages.get("data", {})
-    rows: list[tuple[str, ...]] = [(f"rows for {split}", str(n)) for split, n in data.get("rows", {}).items()]
-    rows += [(f"quarantined: {reason}", str(n)) for reason, n in data.get("quarantined", {}).items()]
-    return markdown(("data", "rows"), rows)
+def _data(data: dict[str, Any]) -> str:
+    counts = {f"rows for {split}": n for split, n in data.get("rows", {}).items()}
+    for reason, n in data.get("quarantined", {}).items():
+        counts[f"quarantined: {reason}"] = n
+    return Table([{"data": name, "rows": str(n)} for name, n in counts.items()]).markdown()
 
 
-def _pairs(stages: dict[str, Any]) -> str | None:
-    if not (pairs := stages.get("pairs")):
-        return None
-    rows: list[tuple[str, ...]] = [(f"pairs for {split}", str(n)) for split, n in pairs["rows"].items()]
-    rows += [(f"strategy {name}", str(n)) for name, n in pairs["strategies"].items()]
-    rows += [(f"quarantined: {reason}", str(n)) for reason, n in (pairs.get("quarantined") or {}).items()]
-    return markdown(
-        ("preference pairs", "n"),
-        [*rows, ("told apart by length alone", f"{pairs['length_only_accuracy']:.0%}")],
-    )
+def _pairs(pairs: dict[str, Any] | None) -> list[Part]:
+    if not pairs:
+        return []
+    counts = {f"pairs for {split}": n for split, n in pairs["rows"].items()}
+    for strategy, n in pairs["strategies"].items():
+        counts[f"strategy {strategy}"] = n
+    for reason, n in (pairs.get("quarantined") or {}).items():
+        counts[f"quarantined: {reason}"] = n
+    rows = [{"preference pairs": name, "n": str(n)} for name, n in counts.items()]
+    shortcut = f"{pairs['length_only_accuracy']:.0%}"
+    rows.append({"preference pairs": "told apart by length alone", "n": shortcut})
+    report: list[Part] = [Table(rows).markdown()]
+    if pairs.get("pass_counts"):
+        report.append(("pass-rate", plots.pass_counts(pairs)))
+    return report
+
+
+def _training(run: Path, stages: dict[str, Any]) -> list[Part]:
+    """Curves of SFT and DPO, and whether DPO learnt from the images."""
+    report: list[Part] = []
+    if sft := log_history(run / "sft"):
+        report.append(("sft-loss", plots.losses(sft)))
+    if margins := stages.get("dpo", {}).get("image_margins"):
+        report.append(
+            f"rewards/margins after DPO: {margins['true']:.3f} with the true image, {margins['blank']:.3f} with "
+            f"a blank one, {margins['swapped']:.3f} with another row's "
+            "(equal: the preference was learnt without looking)."
+        )
+    if dpo := log_history(run / "dpo"):
+        report.append(("dpo-metrics", plots.preferences(dpo)))
+    return report
 
 
 def _costs(stages: dict[str, Any]) -> str:
-    rows, total = [], 0.0
-    for name, s in stages.items():
-        seconds = (datetime.fromisoformat(s["ended"]) - datetime.fromisoformat(s["started"])).total_seconds()
-        total += seconds
-        metrics = s.get("metrics", {})
-        memory = ", ".join(f"{gb} GB {where}" for where, gb in s["peak_memory_gb"].items())
+    rows = []
+    total = 0.0
+    for name, stage in stages.items():
+        duration = datetime.fromisoformat(stage["ended"]) - datetime.fromisoformat(stage["started"])
+        minutes = duration.total_seconds() / 60
+        total += minutes
+        metrics = stage.get("metrics", {})
         rows.append(
-            (
-                name,
-                f"{seconds / 60:.1f}",
-                str(metrics.get("steps") or ""),
-                f"{metrics.get('tokens') or '':,}" if metrics.get("tokens") else "",
-                memory,
-            )
+            {
+                "stage": name,
+                "minutes": f"{minutes:.1f}",
+                "steps": str(metrics.get("steps") or ""),
+                "tokens trained": f"{metrics['tokens']:,}" if metrics.get("tokens") else "",
+                "peak memory": ", ".join(f"{gb} GB {place}" for place, gb in stage["peak_memory_gb"].items()),
+            }
         )
-    return markdown(
-        ("stage", "minutes", "steps", "tokens trained", "peak memory"),
-        [*rows, ("all", f"{total / 60:.1f}", "", "", "")],
-    )
+    rows.append(dict.fromkeys(rows[0], "") | {"stage": "all", "minutes": f"{total:.1f}"})
+    return Table(rows).markdown()
 
 
-def _parity(run: Path) -> list[Part]:
-    from tunebook.evaluation.tables import PARITY, parity_cells
-
+def _exports(run: Path) -> list[Part]:
     rows = read_json(run / "export" / "parity.json")
-    return ["## Exports, each against the adapter", markdown(PARITY, parity_cells(rows))] if rows else []
+    if not rows:
+        return []
+    return ["## Exports, each against the adapter", tables.parity_table(rows).markdown()]
 
 
 def _repeat(run: Path, stages: dict[str, Any]) -> str:
+    """The commands that make this run again, where it ran, and its recipe in full."""
+    with_git = [stage for stage in stages.values() if stage.get("git")]
+    commits = sorted({str(stage["git"]["commit"]) for stage in with_git})
+    dirty = " (with uncommitted changes)" if any(stage["git"]["dirty"] for stage in with_git) else ""
     last = list(stages.values())[-1]
-    entries = [s for s in stages.values() if s.get("git")]
-    commits = sorted({str(s["git"]["commit"]) for s in entries})
-    dirty = " (with uncommitted changes)" if any(s["git"]["dirty"] for s in entries) else ""
-    recipe, hardware = last["recipe"], last["hardware"]
-    where = f"{hardware['cores']} cores of {hardware['cpu']}, {hardware['memory_gb']} GB" + "".join(
-        f", {gpu}" for gpu in hardware["gpus"]
-    )
-    manifest = shlex.quote(f"{run.relative_to(ROOT) if run.is_relative_to(ROOT) else run}/manifest.json")
+    hardware = last["hardware"]
+    machine = [f"{hardware['cores']} cores of {hardware['cpu']}", f"{hardware['memory_gb']} GB"]
+    machine += hardware["gpus"]
+    folder = run.relative_to(ROOT) if run.is_relative_to(ROOT) else run
+    manifest = shlex.quote(f"{folder}/manifest.json")
     return (
-        f"```bash\ngit checkout {commits[0] if commits else '?'} && uv sync\nuv run tunebook run --from-manifest {manifest}\n```\n\n"
-        f"Commits of the stages: {', '.join(commits)}{dirty}. Run on {where}.\n\n"
-        f"The recipe in full:\n\n```yaml\n{yaml.safe_dump(recipe, sort_keys=False).strip()}\n```"
+        f"```bash\ngit checkout {commits[0] if commits else '?'} && uv sync\n"
+        f"uv run tunebook run --from-manifest {manifest}\n```\n\n"
+        f"Commits of the stages: {', '.join(commits)}{dirty}. Run on {', '.join(machine)}.\n\n"
+        f"The recipe in full:\n\n```yaml\n{yaml.safe_dump(last['recipe'], sort_keys=False).strip()}\n```"
     )
 
 
-def _html(title: str, shown: list[Part]) -> str:
+def _html(title: str, report: list[Part]) -> str:
     """One file with its figures inside, by nbconvert from a notebook of Markdown and figures."""
     from nbconvert import HTMLExporter
     from nbformat import v4
 
     notebook = v4.new_notebook(metadata={"title": html.escape(title)})
-    for part in shown:
+    for part in report:
         if isinstance(part, str):
             notebook.cells.append(v4.new_markdown_cell(part))
-        else:
-            out = io.BytesIO()
-            part[1].savefig(out, format="png", dpi=120)
-            data = {"image/png": base64.b64encode(out.getvalue()).decode()}
-            notebook.cells.append(
-                v4.new_code_cell(
-                    outputs=[
-                        v4.new_output(
-                            "display_data",
-                            data,
-                            metadata={"image/png": {"width": int(100 * part[1].get_figwidth())}},
-                        )
-                    ]
-                )
-            )
-    # No script from elsewhere: the file is whole without a network.
+            continue
+        _, figure = part
+        png = io.BytesIO()
+        figure.savefig(png, format="png", dpi=120)
+        output = v4.new_output(
+            "display_data",
+            {"image/png": base64.b64encode(png.getvalue()).decode()},
+            metadata={"image/png": {"width": int(100 * figure.get_figwidth())}},
+        )
+        notebook.cells.append(v4.new_code_cell(outputs=[output]))
     exporter = HTMLExporter(
         template_name="lab", exclude_input=True, exclude_input_prompt=True, exclude_output_prompt=True
     )
+    # No script from elsewhere: the file is whole without a network.
     exporter.mathjax_url = exporter.require_js_url = exporter.jquery_url = ""
-    return str(exporter.from_notebook_node(notebook)[0]).replace('<script src=""></script>', "")
+    page, _ = exporter.from_notebook_node(notebook)
+    return str(page).replace('<script src=""></script>', "")

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from tunebook.data.formats import Prompts
-from tunebook.data.rows import evenly, images_of
-from tunebook.data.storage import load
+from tunebook.data.rows import images_of
+from tunebook.evaluation.items import held_out_items
 from tunebook.export import llama_cpp, parity
 from tunebook.export.modelcard import card
 from tunebook.export.modelfile import modelfile
@@ -139,7 +139,7 @@ def _export(recipe: Recipe, stage: str, todo: dict[str, Stage], tools: Path | No
     model, tokenizer = _load(recipe, stage)
     if not check:
         _check_space(recipe.run_dir, model.num_parameters(), list(todo))
-    items = _items(recipe)
+    items = held_out_items(recipe, recipe.export.items, checkable=False)
     prompts, shown, golds = (
         [i["prompt"] for i in items],
         [images_of(i) for i in items],
@@ -252,16 +252,6 @@ def _write(recipe: Recipe, name: str, folder: Path, model: Any, tokenizer: Any, 
             llama_cpp.convert(merged, first, "f16", tools)
             llama_cpp.quantise(first, out, kind)
             first.unlink()
-
-
-def _items(recipe: Recipe) -> list[dict[str, Any]]:
-    """Held-out rows, evenly from all of the split."""
-    rows = load(recipe, recipe.evaluate.split)
-    if not rows:
-        raise UserError(
-            f"the {recipe.evaluate.split} split is empty: export compares answers to held-out questions, run `{recipe.command('prepare')}`"
-        )
-    return evenly(rows, recipe.export.items)
 
 
 def served(recipe: Recipe, gguf: str | None, port: int) -> None:

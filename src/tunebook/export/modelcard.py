@@ -6,7 +6,7 @@ from typing import Any
 
 import yaml
 
-from tunebook.evaluation.tables import COLUMNS, cells, markdown
+from tunebook.evaluation.tables import accuracy_table
 from tunebook.models import builtin, chat_template
 from tunebook.recipe.sections import Recipe
 from tunebook.runs.files import read_json
@@ -123,7 +123,7 @@ def _results(recipe: Recipe, stage: str) -> str:
     shown = {name: s for name, s in summary.get("stages", {}).items() if name in ("base", stage)}
     if stage not in shown:
         return "This model has not been evaluated."
-    return f"Held-out `{summary['split']}` split, greedy answers, n = {shown[stage]['n']}, intervals: Wilson 95%.\n\n{markdown(COLUMNS, cells(shown))}"
+    return f"Held-out `{summary['split']}` split, greedy answers, n = {shown[stage]['n']}, intervals: Wilson 95%.\n\n{accuracy_table(shown).markdown()}"
 
 
 def _settings(stages: dict[str, Any], done: list[str]) -> dict[str, Any]:
