@@ -14,7 +14,8 @@ import pytest
 from PIL import Image
 
 from school_geometry import canvas, figures
-from school_geometry.problems import FAMILIES, NAMES, Problem
+from school_geometry.families import FAMILIES
+from school_geometry.problems import NAMES, Problem
 from tunebook.checkers.maths import verify
 
 DERIVED = {"similar": {"k"}, "circle_area": {"a"}}  # values that the worked steps compute

@@ -14,7 +14,8 @@ import sys
 import pytest
 
 from school_geometry import problems as problems_module
-from school_geometry.problems import FAMILIES, SLICES, problems
+from school_geometry.families import FAMILIES
+from school_geometry.problems import SLICES, problems
 from tunebook.checkers.maths import verify
 
 TRAIN = list(problems("train", 1400, seed=0))

@@ -1,8 +1,8 @@
 """A canvas for labelled geometry figures: strokes first, then labels where there is room for them.
 
-Points are complex numbers. `fit` takes them from the plane of the problem (y upwards) to pixels (y downwards); every
-other method works in pixels. A label is tried at one place after another until its box is free of strokes and of
-other labels, so that nothing in a figure is illegible whatever the values are.
+Points are complex numbers. `fit` takes them from the plane of the problem (y upwards) to pixels (y
+downwards); every other method works in pixels. A label is tried at one place after another until its box is
+free of strokes and of other labels, so that nothing in a figure is illegible whatever the values are.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import functools
 import itertools
 import math
 import random
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from PIL import Image, ImageDraw, ImageFont
@@ -22,11 +22,30 @@ UNITS = 448  # a canvas is so many units wide, whatever its pixels; lengths belo
 MARGIN = 42  # round the points of the figure, for the names outside it
 EDGE = 7  # what stays white round everything
 GAP = 4  # round a label
-Box = tuple[float, float, float, float]
+
+
+class Box(NamedTuple):
+    """A rectangle in pixels of the enlarged canvas."""
+
+    left: float
+    top: float
+    right: float
+    bottom: float
+
+    def grown(self, by: float) -> Box:
+        return Box(self.left - by, self.top - by, self.right + by, self.bottom + by)
+
+    def overlaps(self, other: Box) -> bool:
+        beside = self.left > other.right or self.right < other.left
+        above_or_below = self.top > other.bottom or self.bottom < other.top
+        return not beside and not above_or_below
+
+    def holds(self, p: complex) -> bool:
+        return self.left <= p.real <= self.right and self.top <= p.imag <= self.bottom
 
 
 class Label(NamedTuple):
-    """A text and the pixels that it covers (left, top, right, bottom) on the enlarged canvas."""
+    """A text and the pixels that it covers on the enlarged canvas."""
 
     text: str
     centre: complex
@@ -41,6 +60,7 @@ class Canvas:
 
     def __init__(self, size: int, seed: str) -> None:
         self.random = random.Random(seed)  # noqa: S311 - a seeded drawing, not a secret
+        # Mirrored and turned, so that a model cannot learn that angle A is always at the lower left.
         self.mirrored = self.random.random() < 0.5
         self.turned = math.radians(self.random.uniform(-20, 20))
         self.side = size * SCALE
@@ -54,6 +74,7 @@ class Canvas:
 
     def image(self) -> Image.Image:
         """The finished figure, RGB."""
+        # From the bottom up: shaded areas, lines, labels. The lines are a mask: shading shows beside them.
         picture = self._shade.copy()
         picture.paste(0, mask=self.strokes)
         write = ImageDraw.Draw(picture)
@@ -65,21 +86,27 @@ class Canvas:
     def fit(
         self, *points: complex, turn: bool = False, caption: str = "", margin: int = MARGIN
     ) -> list[complex]:
-        """The points in pixels, as large as the canvas and `margin` allow. `caption` is written below them."""
+        """The points in pixels, as large as canvas and `margin` allow. `caption` is written below them."""
+        placed = list(points)
         if self.mirrored:
-            points = tuple(-p.conjugate() for p in points)
+            placed = [-p.conjugate() for p in placed]
         if turn:
-            points = tuple(p * cmath.exp(1j * self.turned) for p in points)
-        low = complex(min(p.real for p in points), min(p.imag for p in points))
-        high = complex(max(p.real for p in points), max(p.imag for p in points))
-        room = complex(UNITS - 2 * margin, UNITS - 2 * margin - (50 if caption else 0))
+            placed = [p * cmath.exp(1j * self.turned) for p in placed]
+
+        # The smallest box round the points, and the room that it may take: a caption needs 50 units below.
+        low = complex(min(p.real for p in placed), min(p.imag for p in placed))
+        high = complex(max(p.real for p in placed), max(p.imag for p in placed))
         span = high - low
+        below = 50 if caption else 0
+        room = complex(UNITS - 2 * margin, UNITS - 2 * margin - below)
         scale = min(room.real / max(span.real, 1e-9), room.imag / max(span.imag, 1e-9)) * self.unit
-        centre = complex(UNITS / 2, UNITS / 2 - (25 if caption else 0)) * self.unit
-        fitted = [(p - (low + high) / 2).conjugate() * scale + centre for p in points]
+
+        # The conjugate turns the y axis over: upwards in the plane, downwards in an image.
+        centre = complex(UNITS / 2, UNITS / 2 - below / 2) * self.unit
+        fitted = [(p - (low + high) / 2).conjugate() * scale + centre for p in placed]
         if caption:
-            bottom = max(p.imag for p in fitted) / self.unit
-            self._put(caption, (complex(UNITS / 2, y) * self.unit for y in range(int(bottom) + 58, UNITS)))
+            bottom = int(max(p.imag for p in fitted) / self.unit)
+            self._put(caption, (complex(UNITS / 2, y) * self.unit for y in range(bottom + 58, UNITS)))
         return fitted
 
     # Strokes
@@ -87,7 +114,10 @@ class Canvas:
     def line(self, *points: complex, dashed: bool = False) -> None:
         """A line through the points, with round ends."""
         for p, q in itertools.pairwise(points):
-            for a, b in _dashes(p, q, 7 * self.unit) if dashed else [(p, q)]:
+            pieces = [(p, q)]
+            if dashed:
+                pieces = _dashes(p, q, 7 * self.unit)
+            for a, b in pieces:
                 self._pen.line([_xy(a), _xy(b)], 255, round(self.unit * 2))
                 self._disc(a, 1)
                 self._disc(b, 1)
@@ -98,10 +128,11 @@ class Canvas:
         self.line(*points, points[0])
 
     def circle(self, centre: complex, through: complex, shaded: bool = False) -> None:
-        r = abs(through - centre)
+        radius = abs(through - centre)
         if shaded:
-            self._fill([centre + cmath.rect(r, math.tau * i / 180) for i in range(180)])
-        self._pen.ellipse(_round(centre, r), outline=255, width=round(self.unit * 2))
+            # Pillow fills polygons; one with 180 corners is a circle to the eye.
+            self._fill(centre + cmath.rect(radius, math.tau * i / 180) for i in range(180))
+        self._pen.ellipse(_round(centre, radius), outline=255, width=round(self.unit * 2))
 
     def dot(self, p: complex) -> None:
         self._disc(p, 3)
@@ -113,12 +144,14 @@ class Canvas:
 
     def arrow(self, p: complex, q: complex, t: float = 0.5) -> None:
         """The mark of parallel lines: an arrow head on the line from p to q."""
-        tip, along = p + t * (q - p), self._towards(p, q) * 8
+        tip = p + t * (q - p)
+        along = self._towards(p, q) * 8
         self.line(tip - along * (1 + 0.7j), tip, tip - along * (1 - 0.7j))
 
     def right(self, v: complex, p: complex, q: complex) -> None:
         """The mark of a right angle at v between the directions of p and q."""
-        a, b = self._towards(v, p) * 14, self._towards(v, q) * 14
+        a = self._towards(v, p) * 14
+        b = self._towards(v, q) * 14
         self.line(v + a, v + a + b, v + b)
 
     def arcs(self, v: complex, p: complex, q: complex, count: int = 1) -> None:
@@ -130,84 +163,106 @@ class Canvas:
     # Labels
 
     def angle(self, v: complex, p: complex, q: complex, text: str) -> None:
-        """Mark the angle at v, clockwise from p to q (the other way round in a mirrored figure), with an arc and its label.
+        """Mark the angle at v with an arc and its label, clockwise from p to q (mirrored: the other way).
 
         The narrower the angle, the farther out they lie; nothing comes between the two.
         """
         start, sweep = self._sweep(v, p, q)
         width, height = self._extent(text)
-        wide = sweep > math.pi / 2
+        # Where along the arc the label may stand, its middle first. A wide angle has room near its sides
+        # too, and its arc stays near the corner.
+        shares = [0.5, 0.45, 0.55, 0.4, 0.6]
+        farthest = 160
+        if sweep > math.pi / 2:
+            shares += [0.3, 0.7, 0.2, 0.8]
+            farthest = 16
         for beyond in range(0, 160, 2):
-            for share in (0.5, 0.45, 0.55, 0.4, 0.6, *((0.3, 0.7, 0.2, 0.8) if wide else ())):
-                towards = cmath.rect(1, start + share * sweep)
-                reach = abs(towards.real) * width / 2 + abs(towards.imag) * height / 2
-                r = (20 + min(beyond, 16 if wide else 160)) * self.unit
-                at = v + towards * ((25 + beyond) * self.unit + reach)
-                if not self._free(text, at) or any(self._inked(v + (at - v) * i / 20) for i in range(8, 20)):
-                    continue  # no room, or a line between the angle and its label
-                on_arc = (v + cmath.rect(r, start + sweep * i / 20) for i in range(21))
-                if not any(_inside(x, label.box) for x in on_arc for label in self.labels):
-                    self._arc(v, r, start, sweep)
-                    self.labels.append(Label(text, at, self._box(text, at)))
+            radius = (20 + min(beyond, farthest)) * self.unit
+            for share in shares:
+                direction = cmath.rect(1, start + share * sweep)
+                # From the label's middle to its edge, so that it is the edge that keeps its distance.
+                reach = abs(direction.real) * width / 2 + abs(direction.imag) * height / 2
+                centre = v + direction * ((25 + beyond) * self.unit + reach)
+                if self._angle_is_clear(v, start, sweep, radius, text, centre):
+                    self._arc(v, radius, start, sweep)
+                    self._write(text, centre)
                     return
         raise ValueError(f"no room for the angle {text}")
 
+    def _angle_is_clear(
+        self, v: complex, start: float, sweep: float, radius: float, text: str, centre: complex
+    ) -> bool:
+        """Whether the label has room, no line is between it and the corner, and the arc meets no label."""
+        if not self._is_free(text, centre):
+            return False
+        for i in range(8, 20):
+            if self._is_inked(v + (centre - v) * i / 20):
+                return False
+        for i in range(21):
+            on_arc = v + cmath.rect(radius, start + sweep * i / 20)
+            if any(label.box.holds(on_arc) for label in self.labels):
+                return False
+        return True
+
     def length(self, p: complex, q: complex, text: str, inside: complex) -> None:
         """Label the line from p to q beside its middle, on the side away from `inside` if there is room."""
-        normal = self._towards(p, q) / self.unit * 1j
-        if ((inside - p) * normal.conjugate()).real > 0:
-            normal = -normal
+        outwards = self._towards(p, q) / self.unit * 1j
+        if ((inside - p) * outwards.conjugate()).real > 0:
+            outwards = -outwards
         width, height = self._extent(text)
-        reach = (abs(normal.real) * width + abs(normal.imag) * height) / 2
-        shares = [0.5 + sign * step / 20 for step in range(7) for sign in (1, -1)]
-        self._put(
-            text,
-            (
-                p + share * (q - p) + side * normal * (reach + beyond * self.unit)
-                for side in (1, -1)
-                for share in shares
-                for beyond in (GAP + 2, GAP + 6, GAP + 12)
-            ),
-        )
+        reach = (abs(outwards.real) * width + abs(outwards.imag) * height) / 2
+
+        def places() -> Iterator[complex]:
+            # First the outer side, from the middle of the line towards both ends, near the line before far.
+            for side in (1, -1):
+                for share in _from_the_middle(7):
+                    beside = p + (0.5 + share / 20) * (q - p)
+                    for beyond in (GAP + 2, GAP + 6, GAP + 12):
+                        yield beside + side * outwards * (reach + beyond * self.unit)
+
+        self._put(text, places())
 
     def name(self, p: complex, text: str, away: complex) -> None:
         """Name the point p, in the direction `away` from it or as near to that as there is room."""
         start = cmath.phase(away)
-        turns = [sign * step * math.pi / 12 for step in range(13) for sign in (1, -1)]
-        self._put(
-            text,
-            (
-                p + cmath.rect(beyond * self.unit, start + turn)
-                for beyond in range(15, 31, 3)
-                for turn in turns
-            ),
-        )
+
+        def places() -> Iterator[complex]:
+            # Near the point before far; round it in steps of 15 degrees, to both sides in turn.
+            for beyond in range(15, 31, 3):
+                for step in _from_the_middle(13):
+                    yield p + cmath.rect(beyond * self.unit, start + step * math.pi / 12)
+
+        self._put(text, places())
 
     def _put(self, text: str, places: Iterable[complex]) -> None:
-        for at in places:
-            if self._free(text, at):
-                self.labels.append(Label(text, at, self._box(text, at)))
+        """Write the label at the first of these places that has room for it."""
+        for place in places:
+            if self._is_free(text, place):
+                self._write(text, place)
                 return
         raise ValueError(f"no room for the label {text}")
 
-    def _free(self, text: str, at: complex) -> bool:
-        gap, edge = GAP * self.unit, EDGE * self.unit
-        left, top, right, bottom = self._box(text, at)
-        box = (left - gap, top - gap, right + gap, bottom + gap)
-        if min(left, top) < edge or max(right, bottom) > self.side - edge:
-            return False
-        apart = (
-            box[0] > o[2] or box[2] < o[0] or box[1] > o[3] or box[3] < o[1]
-            for o in (label.box for label in self.labels)
-        )
-        return all(apart) and self.strokes.crop(box).getbbox() is None
+    def _write(self, text: str, centre: complex) -> None:
+        self.labels.append(Label(text, centre, self._box(text, centre)))
 
-    def _inked(self, p: complex) -> bool:
+    def _is_free(self, text: str, centre: complex) -> bool:
+        """Whether a label here is inside the canvas and touches neither a label nor a line."""
+        box = self._box(text, centre)
+        edge = EDGE * self.unit
+        if min(box.left, box.top) < edge or max(box.right, box.bottom) > self.side - edge:
+            return False
+        surroundings = box.grown(GAP * self.unit)
+        if any(surroundings.overlaps(label.box) for label in self.labels):
+            return False
+        return self.strokes.crop(surroundings).getbbox() is None
+
+    def _is_inked(self, p: complex) -> bool:
         return bool(self.strokes.getpixel((round(p.real), round(p.imag))))
 
-    def _box(self, text: str, at: complex) -> Box:
+    def _box(self, text: str, centre: complex) -> Box:
         left, top, right, bottom = self._font.getbbox(text, anchor="mm")
-        return left + at.real, top + at.imag, right + at.real, bottom + at.imag
+        x, y = centre.real, centre.imag
+        return Box(left + x, top + y, right + x, bottom + y)
 
     def _extent(self, text: str) -> tuple[float, float]:
         left, top, right, bottom = self._font.getbbox(text, anchor="mm")
@@ -218,15 +273,15 @@ class Canvas:
         return (q - p) / abs(q - p) * self.unit
 
     def _sweep(self, v: complex, p: complex, q: complex) -> tuple[float, float]:
+        """Where the angle at v starts and how far it goes, clockwise in the image, in radians."""
         if self.mirrored:
             p, q = q, p
         start = cmath.phase(p - v)
         return start, (cmath.phase(q - v) - start) % math.tau
 
     def _arc(self, v: complex, r: float, start: float, sweep: float) -> None:
-        self._pen.arc(
-            _round(v, r), math.degrees(start), math.degrees(start + sweep), 255, round(1.6 * self.unit)
-        )
+        end = start + sweep
+        self._pen.arc(_round(v, r), math.degrees(start), math.degrees(end), 255, round(1.6 * self.unit))
 
     def _disc(self, p: complex, r: float) -> None:
         self._pen.ellipse(_round(p, r * self.unit), 255)
@@ -249,13 +304,17 @@ def _xy(p: complex) -> tuple[float, float]:
 
 
 def _round(centre: complex, r: float) -> Box:
-    return centre.real - r, centre.imag - r, centre.real + r, centre.imag + r
+    """The square round a circle."""
+    return Box(centre.real - r, centre.imag - r, centre.real + r, centre.imag + r)
 
 
-def _inside(p: complex, box: Box) -> bool:
-    return box[0] <= p.real <= box[2] and box[1] <= p.imag <= box[3]
+def _from_the_middle(count: int) -> list[int]:
+    """0, 0, 1, -1, 2, -2 and so on: steps to both sides in turn."""
+    return [sign * step for step in range(count) for sign in (1, -1)]
 
 
 def _dashes(p: complex, q: complex, length: float) -> list[tuple[complex, complex]]:
-    n = 2 * max(1, round(abs(q - p) / length / 2)) + 1
-    return [(p + (q - p) * i / n, p + (q - p) * (i + 1) / n) for i in range(0, n, 2)]
+    """The line from p to q as dashes of about this length; the first and the last touch its ends."""
+    pieces = 2 * max(1, round(abs(q - p) / length / 2)) + 1
+    step = q - p
+    return [(p + step * i / pieces, p + step * (i + 1) / pieces) for i in range(0, pieces, 2)]

@@ -33,14 +33,10 @@ def read(recipe: Recipe, folder: Path) -> Iterator[Row | Reject]:
 
 
 def read_geometry(source: GeometrySource, recipe: Recipe, prompts: Prompts) -> Iterator[Row]:
-    """The project's own problems; half of val and test is of the slice `same families`, a third `new wordings`, a sixth `new families`."""
-    wanted = [("train", source.train, problems.SLICES[:1])]
-    for split, n in (("val", source.val), ("test", source.test)):
-        parts = (n - n // 3 - n // 6, n // 3, n // 6)
-        wanted += [(split, part, (name,)) for part, name in zip(parts, problems.SLICES, strict=True)]
-    for split, n, slices in wanted:
+    """The project's own practice problems."""
+    for split, number in (("train", source.train), ("val", source.val), ("test", source.test)):
         try:
-            drawn = list(problems.problems(split, n, recipe.seed, slices, source.wordings))
+            drawn = list(problems.problems_of_split(split, number, recipe.seed, source.wordings))
         except ValueError as error:
             raise UserError(str(error)) from None
         for p in drawn:
