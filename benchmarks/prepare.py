@@ -22,7 +22,7 @@ from tunebook.recipe.files import ROOT
 
 CODE = """
 import json, os, sys, time
-from tunebook.recipe import load_recipe
+from tunebook.recipe.loading import load_recipe
 from tunebook.data.prepare import prepare
 started = time.perf_counter()
 record = prepare(load_recipe(run="rows", overrides={"data.sources": [{"format": "chat", "path": sys.argv[1]}]}))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import os
 import random
@@ -138,7 +137,7 @@ def test_the_row_number_is_the_line_in_the_file(tmp_path):
 
 def test_same_recipe_same_fingerprint_in_every_process(embedded, tmp_path):
     code = (
-        "from tunebook.recipe import load_recipe; from tunebook.data.prepare import prepare\n"
+        "from tunebook.recipe.loading import load_recipe; from tunebook.data.prepare import prepare\n"
         "r = load_recipe(overrides={'data.sources': [{'format': 'geometry', 'train': 60, 'val': 9, 'test': 30}]})\n"
         "print(prepare(r, force=True)['fingerprints'])"
     )
@@ -309,24 +308,17 @@ def test_near_duplicates_are_those_of_the_definition():
     assert 100 < len(kept) < 290
 
 
-def test_the_same_rows_whatever_the_processes_and_batches(chat, embedded, monkeypatch):
-    from tunebook.data import tokens
-
+def test_the_same_rows_every_time(chat, embedded):
     path, lines, expected = chat
-    found = []
-    for processes, size, few in ((1, 500, 5000), (2, 7, 10)):
-        monkeypatch.setattr(tokens, "FEW", few)
-        monkeypatch.setattr(
-            prepare_module, "looked_at", functools.partial(tokens.looked_at, processes=processes, size=size)
-        )
-        monkeypatch.setattr(prepare_module, "BATCH", size)
+    runs = []
+    for _ in range(2):
         recipe = load_recipe(path)
         record = prepare(recipe, force=True)
         data = recipe.run_dir / "data"
         assert sum(record["rows"].values()) + sum(record["quarantined"].values()) == lines + 10
         assert record["quarantined"] == expected
         rows = [load(recipe, split).to_list() for split in ("train", "val", "test")]
-        found.append((rows, (data / "quarantine.jsonl").read_text(), record["fingerprints"]))
+        runs.append((rows, (data / "quarantine.jsonl").read_text(), record["fingerprints"]))
         assert sorted(p.name for p in data.iterdir()) == [
             "quarantine.jsonl",
             "stage.json",
@@ -334,23 +326,7 @@ def test_the_same_rows_whatever_the_processes_and_batches(chat, embedded, monkey
             "train.parquet",
             "val.parquet",
         ]
-    assert all(one == found[0] for one in found[1:])
-
-
-def test_a_worker_that_dies_is_one_clear_line(embedded):
-    from tunebook.data.tokens import Worker
-
-    with Worker(load_recipe().model) as worker:
-        assert worker.count("Two words") == 2
-        worker.process.kill()
-        worker.process.wait()
-        with pytest.raises(UserError, match="has ended"):
-            worker.count("Two words")
-    with (
-        Worker(load_recipe(overrides={"model.base": "/no/such/model"}).model) as worker,
-        pytest.raises(UserError, match="there is no folder"),
-    ):
-        worker.count("x")
+    assert runs[0] == runs[1]
 
 
 @pytest.mark.parametrize(

@@ -26,6 +26,7 @@ from PIL import Image
 
 from tunebook.checkers import maths
 from tunebook.data import clean, images, prepare, records, storage, tokens
+from tunebook.data.file_tokenizer import open_tokenizer
 from tunebook.data.formats import Prompts
 from tunebook.data.rows import Reject
 from tunebook.generation import answers, generate
@@ -131,8 +132,8 @@ def one_line(seconds: float = 10) -> Iterator[None]:
 @pytest.fixture(scope="module")
 def tokenizer(embedded):
     with pytest.MonkeyPatch.context() as patch:
-        tok = load_tokenizer(load_recipe().model)
-        patch.setattr(tokens, "load_tokenizer", lambda config, images=False: tok)
+        tok = open_tokenizer(load_recipe().model)
+        patch.setattr(tokens, "open_tokenizer", lambda config: tok)
         yield tok
 
 
@@ -715,7 +716,9 @@ def test_rows_to_be_cleaned(found, answer):
         ("{{ 1 / 0 }}", "ZeroDivisionError"),
     ],
 )
-def test_a_chat_template_from_an_untrusted_model(tokenizer, monkeypatch, template, why):
+@pytest.mark.parametrize("load", [open_tokenizer, load_tokenizer])
+def test_a_chat_template_from_an_untrusted_model(embedded, monkeypatch, load, template, why):
+    tokenizer = load(load_recipe().model)
     monkeypatch.setattr(chat_template, "RENDERING_S", 1.5)
     monkeypatch.setattr(tokenizer, "chat_template", template)
     with pytest.raises(UserError, match=why) as error:

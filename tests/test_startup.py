@@ -41,7 +41,8 @@ def loaded(code: str, **env: str) -> set[str]:
 def test_the_command_line_and_mistakes_load_nothing_heavy():
     code = """
         from tunebook import cli
-        from tunebook.recipe import UserError, load_recipe
+        from tunebook.recipe.errors import UserError
+        from tunebook.recipe.loading import load_recipe
         try:
             load_recipe(overrides={"sft.learning_rat": 1})
         except UserError as error:
@@ -58,9 +59,12 @@ def test_stages_that_train_nothing_load_neither_torch_nor_unsloth(embedded, tmp_
     code = """
         import json
         import sys
-        from tunebook.recipe import ROOT, CleanConfig, load_recipe
+        from tunebook.recipe.files import ROOT
+        from tunebook.recipe.loading import load_recipe
+        from tunebook.recipe.sections import CleanConfig
         from tunebook.data.prepare import prepare, show
-        from tunebook.evaluate import eval_stage, evaluate, show as show_results, summarise
+        from tunebook.evaluation.evaluate import eval_stage, evaluate, summarise
+        from tunebook.evaluation.tables import show as show_results
         from tunebook.checkers.maths import verifier
         recipe = load_recipe("smollm2-alpaca", overrides={"evaluate.benchmarks.data": None})
         show(prepare(recipe))
@@ -72,12 +76,12 @@ def test_stages_that_train_nothing_load_neither_torch_nor_unsloth(embedded, tmp_
             stage.record = {"summary": summarise([answer]), "verifier": verifier()}
         show_results(recipe, evaluate(recipe))
         assert not {"torch", "unsloth", "transformers", "datasets"} & set(sys.modules), "before pairs"
-        from tunebook import pairs
-        assert pairs.pairs(recipe)["strategies"] == {"dataset": 60}
+        from tunebook.pairs.pairs import pairs
+        assert pairs(recipe)["strategies"] == {"dataset": 60}
         from tunebook.data import clean
         recipe.clean = CleanConfig(source=str(ROOT / "resources" / "sample" / "questions.jsonl"), solution="answer", answer="answer")
         assert clean.estimate(recipe)["rows"] == 60
-        from tunebook.report import write
+        from tunebook.evaluation.report import write
         write(recipe.run_dir)
     """
     assert not loaded(code) & {"unsloth", "torch", "trl", "peft", "transformers"}

@@ -23,12 +23,16 @@ from tunebook.data import benchmark_items, images, similarity, sources
 from tunebook.data.records import is_file
 from tunebook.data.rows import SPLITS, Reject, Row
 from tunebook.data.storage import quarantine_line, write_parquet
-from tunebook.data.tokens import BATCH, looked_at
+from tunebook.data.tokens import count_and_check
 from tunebook.recipe.errors import UserError
 from tunebook.recipe.files import find_file
 from tunebook.recipe.sections import ChatSource, MMMathSource, Recipe
 from tunebook.runs.files import file_hash
 from tunebook.runs.stage import Stage
+
+BATCH = 500
+"""Rows that are compared together."""
+
 
 COLUMNS = {"prompt": "messages", "completion": "messages"} | dict.fromkeys(
     ("source_id", "gold", "slice", "group", "difficulty"), "string"
@@ -161,7 +165,7 @@ class _Rows:
 def _check(recipe: Recipe, folder: Path, put_aside: Callable[[Reject], None]) -> dict[str, _Rows]:
     """The rows of each split that pass every check; the others are put aside. A held-out row wins over its copy in train."""
     splits = {split: _Rows(folder / f".{split}.jsonl") for split in SPLITS}
-    read = looked_at(sources.read(recipe, folder / "images"), recipe.model, folder / "images")
+    read = count_and_check(sources.read(recipe, folder / "images"), recipe.model, folder / "images")
     for row in tqdm(read, desc="checking", unit="row", mininterval=1):
         if isinstance(row, Row):
             splits[row.split].add(row)

@@ -15,7 +15,7 @@ from tunebook.data.records import drawn, is_file, records, renamed, source_name
 from tunebook.data.rows import Reject, Row, images_of
 from tunebook.data.similarity import words
 from tunebook.data.storage import load
-from tunebook.data.tokens import looked_at
+from tunebook.data.tokens import count_and_check
 from tunebook.models import image_input
 from tunebook.models.chat_template import Messages
 from tunebook.models.tokenizer import image_counter
@@ -197,7 +197,7 @@ def dataset(work: Work) -> list[Pair]:
         for p in sound
         for side in ("chosen", "rejected")
     )
-    looked = iter(looked_at(sides, work.recipe.model, work.folder / "images"))
+    looked = iter(count_and_check(sides, work.recipe.model, work.folder / "images"))
     verdicts = [
         next((side for side in both if isinstance(side, Reject)), None)
         for both in zip(looked, looked, strict=True)

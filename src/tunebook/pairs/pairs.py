@@ -14,12 +14,13 @@ from typing import Any
 
 from tunebook.checkers.maths import verifier
 from tunebook.data.checks import without
+from tunebook.data.file_tokenizer import open_tokenizer
 from tunebook.data.prepare import data_stage, prepare
 from tunebook.data.records import is_file
 from tunebook.data.rows import share
 from tunebook.data.storage import training_rows, write_parquet, write_quarantine
-from tunebook.data.tokens import text_counter
 from tunebook.models import backend
+from tunebook.models.tokenizer import control_tokens
 from tunebook.pairs import existing
 from tunebook.pairs.existing import dataset
 from tunebook.pairs.injected_error import injected_error
@@ -49,10 +50,15 @@ def pairs(recipe: Recipe, number: int = 1, force: bool = False) -> dict[str, Any
     if _uses_model(recipe):
         backend.backend()  # Unsloth comes before whatever imports transformers
     prepare(recipe)
-    with stage.open(resume=not force) as folder, text_counter(recipe.model) as (count, control):
+    tokenizer = open_tokenizer(recipe.model)
+
+    def count_tokens(text: str) -> int:
+        return len(tokenizer(text)["input_ids"]) + 1  # the end of the turn
+
+    with stage.open(resume=not force) as folder:
         asked = [] if recipe.pairs.methods == ["dataset"] else _rows(recipe, number)
-        work = Work(recipe, asked, folder, _opener(recipe, number), lambda text: count(text) + 1, number)
-        work.control = without(control)
+        work = Work(recipe, asked, folder, _opener(recipe, number), count_tokens, number)
+        work.control = without(control_tokens(tokenizer))
         found = [pair for method in recipe.pairs.methods for pair in METHODS[method](work)]
         write_quarantine(work.rejects, folder / "quarantine.jsonl")
         if not found:
