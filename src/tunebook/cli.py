@@ -122,7 +122,7 @@ def run(
         return
     parsed = _recipe(recipe, run, set_)
     print(parsed.describe())
-    if not pipeline.run(parsed, parsed.given, first, until, force, dry_run):
+    if not pipeline.run(parsed, parsed.source, first, until, force, dry_run):
         print("Nothing to do.")
 
 

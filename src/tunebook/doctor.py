@@ -27,7 +27,7 @@ from tunebook.models.backend import cache_dir
 from tunebook.recipe.errors import UserError, first_line
 from tunebook.recipe.files import ROOT
 from tunebook.recipe.loading import load_recipe
-from tunebook.recipe.overrides import ENV_PREFIX
+from tunebook.recipe.overrides import PREFIX
 from tunebook.recipe.secrets import secret
 from tunebook.recipe.sections import DEFAULT, ChatSource, MMMathSource, Recipe
 from tunebook.runs.machine import free_ram
@@ -97,7 +97,7 @@ def interpreter() -> Iterator[Finding]:
         not right,
     )
     if given := sorted(
-        k for k in os.environ if k.startswith(ENV_PREFIX) or k in ("TUNEBOOK_RECIPE", "TUNEBOOK_RUN")
+        k for k in os.environ if k.startswith(PREFIX) or k in ("TUNEBOOK_RECIPE", "TUNEBOOK_RUN")
     ):
         yield Finding(
             "overrides from the environment",

@@ -113,8 +113,8 @@ def run(
 def repeat(manifest: Path, name: str | None = None) -> str:
     """Run again what a manifest records, in the run folder `name` (default: `<run>-again`).
 
-    The recipe comes from the manifest, each section from the stage that it decided, and is kept as `recipe.yaml` in
-    the new folder.
+    The recipe comes from the manifest, each section from the stage that it decided, and is kept as
+    `recipe.yaml` in the new folder.
 
     Returns the two runs side by side, as Markdown.
     Raises UserError for a file that is no manifest, and as `run` does.
@@ -190,8 +190,8 @@ def _execute(step: Step, recipe: Recipe, recipe_name: str, force: bool) -> None:
         if "Kernel died" not in str(error):
             raise
         raise UserError(
-            f"{out}, cell {_reached_cell(out)}: the notebook's process was killed (often for want of memory). "
-            "Run the same command: it goes on from what was saved"
+            f"{out}, cell {_reached_cell(out)}: the notebook's process was killed "
+            "(often for want of memory). Run the same command: it goes on from what was saved"
         ) from None
 
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import difflib
-import typing
+from collections.abc import Iterable
 from typing import Any
 
 
 class UserError(Exception):
-    """A mistake that the user can mend. Shown as one line, on the command line (exit code 2) and in notebooks."""
+    """A mistake that the user can mend: one line on the command line (exit code 2) and in notebooks."""
 
     def _render_traceback_(self) -> list[str]:  # IPython's hook
         return [f"{type(self).__name__}: {self}"]
@@ -16,15 +16,21 @@ class UserError(Exception):
 
 def first_line(error: BaseException) -> str:
     """What went wrong, in one line; the kind of error where it has no text."""
-    return next(iter(str(error).strip().splitlines()), "") or type(error).__name__
+    lines = str(error).strip().splitlines()
+    if lines and lines[0]:
+        return lines[0]
+    return type(error).__name__
 
 
 def shorten(value: Any, most: int = 80) -> str:
-    """A value in a message: in one line, and not all of a long one."""
+    """A value in a message: on one line, and not all of a long one."""
     text = value if isinstance(value, str) and value.isprintable() else repr(value)
-    return text if len(text) <= most else f"{text[: most - 3]}..."
+    if len(text) > most:
+        return f"{text[: most - 3]}..."
+    return text
 
 
-def did_you_mean(word: str, choices: typing.Iterable[str]) -> str:
-    close = difflib.get_close_matches(word, list(choices), 1, 0.5)
+def did_you_mean(word: str, choices: Iterable[str]) -> str:
+    """The end of a message that names the nearest choice; empty when none is near."""
+    close = difflib.get_close_matches(word, list(choices), n=1, cutoff=0.5)
     return f", did you mean {close[0]}?" if close else ""

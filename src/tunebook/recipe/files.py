@@ -19,21 +19,24 @@ def read_text(path: Path) -> str:
 
 
 def find_file(path: str | Path) -> Path:
-    """A file named in a recipe: as given (from the working folder), or from the project's root.
+    """A file named in a recipe: from the working folder, or from the project's root.
 
     Raises UserError when there is none.
     """
+    name = str(path)
+    neighbours = []
     try:
         for candidate in (Path(path), ROOT / path):
             if candidate.is_file():
                 return candidate.resolve()
         folder = (ROOT / path).parent
-        names = [str(Path(path).parent / p.name) for p in folder.iterdir()] if folder.is_dir() else []
+        if folder.is_dir():
+            neighbours = [str(Path(path).parent / file.name) for file in folder.iterdir()]
     except OSError as error:  # a name that is too long, a folder that may not be read
-        raise UserError(f"no file {shorten(str(path))}: {error.strerror}") from None
-    where = (
-        ""
-        if Path(path).is_absolute()
-        else f" in {Path.cwd()}" + (f" or {ROOT}" if Path.cwd() != ROOT else "")
-    )
-    raise UserError(f"no file {shorten(str(path), 200)}{did_you_mean(str(path), names) or where}")
+        raise UserError(f"no file {shorten(name)}: {error.strerror}") from None
+    hint = did_you_mean(name, neighbours)
+    if not hint and not Path(path).is_absolute():
+        hint = f" in {Path.cwd()}"
+        if Path.cwd() != ROOT:
+            hint += f" or {ROOT}"
+    raise UserError(f"no file {shorten(name, 200)}{hint}")

@@ -1,4 +1,4 @@
-"""Values given beside the recipe's file: `--set`, a notebook's `overrides`, `$TUNEBOOK__SECTION__KEY` variables."""
+"""Values beside the recipe's file: `--set`, a notebook's `overrides`, `$TUNEBOOK__SECTION__KEY` variables."""
 
 from __future__ import annotations
 
@@ -8,16 +8,17 @@ from typing import Any
 from tunebook.recipe.errors import UserError, shorten
 from tunebook.recipe.yaml_files import parse_value
 
-ENV_PREFIX = "TUNEBOOK__"
+PREFIX = "TUNEBOOK__"
 
 
-def from_variables() -> dict[str, Any]:
+def from_environment() -> dict[str, Any]:
     """Overrides from `$TUNEBOOK__SECTION__KEY` variables, by dotted key."""
-    return {
-        k[len(ENV_PREFIX) :].lower().replace("__", "."): parse_value(v)
-        for k, v in os.environ.items()
-        if k.startswith(ENV_PREFIX)
-    }
+    overrides = {}
+    for name, text in os.environ.items():
+        if name.startswith(PREFIX):
+            key = name.removeprefix(PREFIX).lower().replace("__", ".")
+            overrides[key] = parse_value(text)
+    return overrides
 
 
 def parse_set(items: list[str]) -> dict[str, Any]:
@@ -25,17 +26,23 @@ def parse_set(items: list[str]) -> dict[str, Any]:
 
     Raises UserError for an item without `=`.
     """
+    overrides = {}
     for item in items:
-        if "=" not in item:
+        key, equals, text = item.partition("=")
+        if not equals:
             raise UserError(
                 f"--set {shorten(item)}: write it as key=value, for example --set sft.learning_rate=2e-4"
             )
-    return {key.strip(): parse_value(value) for key, value in (item.split("=", 1) for item in items)}
+        overrides[key.strip()] = parse_value(text)
+    return overrides
 
 
-def set_value(content: dict[str, Any], key: str, value: Any) -> Any:
-    """Put `value` at a dotted key and return what was there. List items go by number: `data.sources.0.train`."""
-    *parents, last = key.split(".")
+def section_of(content: dict[str, Any], key: str) -> dict[str, Any]:
+    """The section of a recipe's content that holds a dotted key, made where it is missing.
+
+    List items go by number: `data.sources.0.train`. Raises UserError for a way that leads nowhere.
+    """
+    *parents, _ = key.split(".")
     node: Any = content
     for part in parents:
         try:
@@ -48,6 +55,5 @@ def set_value(content: dict[str, Any], key: str, value: Any) -> Any:
             raise UserError(f"{shorten(key)}: {shorten(part)} is a value, not a section")
     if isinstance(node, list):
         raise UserError(f"{shorten(key)}: set a key of one item, for example {'.'.join(parents)}.0.key")
-    old = node.get(last)
-    node[last] = value
-    return old
+    section: dict[str, Any] = node
+    return section

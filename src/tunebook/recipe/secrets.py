@@ -1,4 +1,4 @@
-"""Keys come from the environment or `.env`; here they are read, looked for in recipes, and kept out of what is printed."""
+"""Keys come from the environment or `.env`: read here, refused in recipes, kept out of what is printed."""
 
 from __future__ import annotations
 
@@ -11,76 +11,93 @@ from typing import Any
 from tunebook.recipe.errors import UserError, shorten
 from tunebook.recipe.files import ROOT
 
-
-def secret(name: str) -> str | None:
-    """A key from the environment or from `.env` in the working folder or the project."""
-    return variables().get(name)
-
-
-def variables() -> dict[str, str]:
-    """The variables that are set, with those of the `.env` files."""
-    from dotenv import dotenv_values
-
-    places = (dotenv_values(ROOT / ".env"), dotenv_values(Path.cwd() / ".env"), os.environ)
-    return {name: value for place in places for name, value in place.items() if value}
-
-
 SECRET = re.compile(
-    r"\b(?:sk-(?=[\w-]*\d)[\w-]{16}|hf_[A-Za-z0-9]{20}|gh[pousr]_[A-Za-z0-9]{20}|github_pat_\w{20}|glpat-[\w-]{16}|xox[abp]-[\w-]{10}|AKIA[0-9A-Z]{16}|AIza[\w-]{30})[\w-]*"
+    r"\b(?:sk-(?=[\w-]*\d)[\w-]{16}|hf_[A-Za-z0-9]{20}|gh[pousr]_[A-Za-z0-9]{20}|github_pat_\w{20}"
+    r"|glpat-[\w-]{16}|xox[abp]-[\w-]{10}|AKIA[0-9A-Z]{16}|AIza[\w-]{30})[\w-]*"
     r"|(?<=://)[^/\s:@]+:[^/\s@]+(?=@)|Bearer\s+[\w.~+/-]{12,}=*|-----BEGIN [A-Z ]*PRIVATE KEY-----"
 )
 """What a key, a token or a password in an address looks like."""
+
+SECRET_NAME = re.compile(r"(?:KEY|TOKEN|SECRET|PASSWORD)$")
+"""How the variables end that hold one."""
+
+MOST_VALUES = 20_000
+"""Values in a recipe: more come from aliases of aliases."""
+
+
+def secret(name: str) -> str | None:
+    """A key from the environment or from `.env` in the working folder or the project."""
+    return set_variables().get(name)
+
+
+def set_variables() -> dict[str, str]:
+    """The environment's variables with those of the `.env` files; the environment wins."""
+    from dotenv import dotenv_values
+
+    variables = {}
+    for place in (dotenv_values(ROOT / ".env"), dotenv_values(Path.cwd() / ".env"), os.environ):
+        for name, value in place.items():
+            if value:
+                variables[name] = value
+    return variables
 
 
 def scrubbed(text: str, *keys: str) -> str:
     """A text without these keys and without anything else that looks like a secret."""
     for key in keys:
-        text = (
-            text.replace(key, "***") if len(key) > 4 else text
-        )  # `none`, for a server that asks for no key, is no secret
+        if len(key) > 4:  # `none`, for a server that needs no key, is no secret
+            text = text.replace(key, "***")
     return SECRET.sub("***", text)
 
 
-LARGE = 20_000
-"""Values of a recipe: more come from aliases of aliases."""
+def check_values(content: Any) -> None:
+    """Raises UserError for a secret in a recipe, for what is no value of YAML's own, and for bad UTF-8."""
+    known = []
+    for name, value in set_variables().items():
+        if SECRET_NAME.search(name) and len(value) >= 8:
+            known.append(value)
+    for key, value in _values_by_key(content):
+        _check_value(key, value, known)
+        if isinstance(value, dict):
+            for name in value:
+                _check_value(key, name, known)
 
 
-def values_of(content: Any) -> Iterator[tuple[str, Any]]:
-    """All keys and values of a recipe, each with its dotted key. Raises UserError for one that never ends."""
-    waiting: list[tuple[str, Any]] = [("", content)]
-    for _ in range(LARGE):
+def _values_by_key(content: Any) -> Iterator[tuple[str, Any]]:
+    """All values of a recipe, sections and lists too, by dotted key.
+
+    Raises UserError for a recipe that never ends.
+    """
+    waiting = [("", content)]
+    for _ in range(MOST_VALUES):
         if not waiting:
             return
-        at, value = waiting.pop()
-        yield at, value
-        inside = (
-            value.items()
-            if isinstance(value, dict)
-            else enumerate(value)
-            if isinstance(value, list | tuple)
-            else ()
+        key, value = waiting.pop()
+        yield key, value
+        if isinstance(value, dict):
+            parts = list(value.items())
+        elif isinstance(value, list | tuple):
+            parts = list(enumerate(value))
+        else:
+            parts = []
+        for name, part in parts:
+            waiting.append((f"{key}.{name}".lstrip("."), part))
+    raise UserError(
+        f"the recipe has more than {MOST_VALUES} values: look for aliases (*name) that hold each other"
+    )
+
+
+def _check_value(key: str, value: Any, known_secrets: list[str]) -> None:
+    if not isinstance(value, str | int | float | list | tuple | dict | None):
+        raise UserError(
+            f"{shorten(key)}: should be text, a number, a list or a section (it is {shorten(value)})"
         )
-        waiting += [(f"{at}.{key}".lstrip("."), part) for key, part in inside]
-    raise UserError(f"the recipe has more than {LARGE} values: look for aliases (*name) that hold each other")
-
-
-def check_values(content: Any) -> None:
-    """Raises UserError for a secret in a recipe, for what is no value of YAML's own, and for text that is no UTF-8."""
-    names = re.compile(r"(?:KEY|TOKEN|SECRET|PASSWORD)$")
-    known = {v for k, v in variables().items() if names.search(k) and len(v) >= 8}
-    for at, value in values_of(content):
-        for text in (value, *value) if isinstance(value, dict) else (value,):
-            if not isinstance(text, str | int | float | list | tuple | dict | None):
-                raise UserError(
-                    f"{shorten(at)}: should be text, a number, a list or a section (it is {shorten(text)})"
-                )
-            if isinstance(text, str) and (SECRET.search(text) or any(key in text for key in known)):
-                raise UserError(
-                    f"{scrubbed(at, *known)} holds a secret: keys come from the environment or from .env, never from a recipe"
-                )
-            if (
-                isinstance(text, str)
-                and not text.isascii()
-                and text.encode("utf-8", "replace").decode() != text
-            ):
-                raise UserError(f"{shorten(at)}: is not UTF-8 text")
+    if not isinstance(value, str):
+        return
+    if SECRET.search(value) or any(known in value for known in known_secrets):
+        raise UserError(
+            f"{scrubbed(key, *known_secrets)} holds a secret: "
+            "keys come from the environment or from .env, never from a recipe"
+        )
+    if value.encode("utf-8", "replace").decode() != value:  # half of a surrogate pair
+        raise UserError(f"{shorten(key)}: is not UTF-8 text")

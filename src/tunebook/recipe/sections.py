@@ -1,9 +1,9 @@
 """The recipe: one YAML file in `configs/` that says everything about a run.
 
-`model`, `data`, `evaluate` are declared here. `lora`, `sft` and `dpo` are handed on as they are to
-`FastModel.get_peft_model`, `trl.SFTConfig` and `trl.DPOConfig`; their keys and types are read from the installed
-source of stock TRL, transformers and PEFT without importing it, so a misspelt key fails at once and on every backend
-(Unsloth's GPU config would drop it silently).
+Most sections are declared here; the text under a field is its reference. `lora`, `sft` and `dpo` are handed
+on as they are to `FastModel.get_peft_model`, `trl.SFTConfig` and `trl.DPOConfig`. Their keys and types are
+read from the installed source of TRL, transformers and PEFT (`trainer_keys.py`), so that a misspelt key fails
+at once and on every backend. Unsloth's GPU config would drop it silently.
 """
 
 from __future__ import annotations
@@ -26,50 +26,64 @@ from pydantic import (
 )
 
 from tunebook.recipe.files import ROOT
-from tunebook.recipe.overrides import from_variables
+from tunebook.recipe.overrides import from_environment
+from tunebook.recipe.trainer_keys import DATACLASSES
 
 DEFAULT = "smollm2-math"
+"""The recipe of a command without `--recipe`."""
+
+SHARED = ("model", "data", "pairs", "seed", *DATACLASSES)
+"""The sections that more than one stage reads."""
 
 
 class Section(BaseModel):
+    """A section of the recipe. Unknown keys are refused."""
+
     model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True, protected_namespaces=())
 
 
 class ModelConfig(Section):
+    """The model to train, and how it is loaded."""
+
     base: str
-    """`smollm2-135m-instruct` (embedded, no download), `tiny-gemma3n` (random weights, sees images), a hub id or a folder."""
+    """A hub id, a folder, `smollm2-135m-instruct` (embedded: no download) or `tiny-gemma3n` (random weights
+    that see images)."""
     max_seq_length: int = Field(2048, ge=16)
-    """Tokens of prompt and completion together; longer rows are quarantined when data is prepared, never cut."""
+    """Tokens of prompt and completion together. Longer rows are quarantined with the data, never cut."""
     load_in_4bit: bool = False
     """QLoRA (NF4). Works on a CPU too, but a 4-bit model cannot be merged there."""
     dtype: Literal["bfloat16", "float32", "float16"] | None = None
     """None: bfloat16 where the hardware has it, else float32 (CPU) or float16 (GPU)."""
     attn_implementation: Literal["grouped", "eager", "sdpa", "flash_attention_2"] | None = None
-    """None: the library's choice. `grouped` is the fastest on a CPU (PyTorch's bfloat16 SDPA kernel is slow there, above all its backward
-    pass) and is `eager` on a GPU."""
+    """None: the library's choice. `grouped` is the fastest on a CPU, where PyTorch's bfloat16 SDPA kernel is
+    slow, above all its backward pass. On a GPU it is `eager`."""
     share_prompts: bool = True
-    """On a CPU compute what rows of a batch begin with alike (system message, the prompt of chosen and rejected) once: the same loss."""
+    """On a CPU, compute only once what the rows of a batch begin with alike: the system message, the prompt
+    of chosen and rejected. The loss is the same."""
     revision: str | None = None
     """Branch, tag or commit of a hub id."""
     chat_template: str | None = None
-    """A Jinja file such as `prompt/chatml.jinja` in place of the model's own template. Saved with the adapter and every export."""
+    """A Jinja file such as `prompt/chatml.jinja` in place of the model's own template. It is saved with the
+    adapter and every export."""
     eos_token: str | None = None
-    """The token that ends an answer, for a base model that chats: its own ends a document. None: the model's own."""
+    """The token that ends an answer, for a base model, whose own ends a document. None: the model's own."""
 
 
 class Source(Section):
+    """Where rows come from."""
+
     use: Literal["sft", "pairs"] | None = None
-    """Train rows of this source are for SFT alone, or for preference pairs alone. None: for both."""
+    """Use the train rows of this source for SFT alone, or for preference pairs alone. None: for both."""
 
 
 class GeometrySource(Source):
-    """The project's own school geometry problems (`data/geometry.py`), drawn with the recipe's seed."""
+    """The project's own school geometry problems (`school_geometry`), drawn with the recipe's seed."""
 
     format: Literal["geometry"]
     train: int = Field(1000, ge=1)
     """Problems of the slice `same families`."""
     wordings: list[Annotated[int, Field(ge=0, le=2)]] = Field([0, 1, 2], min_length=1)
-    """Of the three wordings that a family has for training, those that train rows come in."""
+    """The wordings of train rows. A family has three for training: 0, 1 and 2."""
     val: int = Field(100, ge=0)
     """Problems: half of the slice `same families`, a third of `new wordings`, a sixth of `new families`."""
     test: int = Field(300, ge=0)
@@ -77,26 +91,30 @@ class GeometrySource(Source):
 
 
 def _count_or_share(value: Any) -> Any:
-    if (
-        value is None
-        or (isinstance(value, int) and value >= 1)
-        or (isinstance(value, float) and 0 < value <= 1)
-    ):
+    is_count = isinstance(value, int) and value >= 1
+    is_share = isinstance(value, float) and 0 < value <= 1
+    if value is None or is_count or is_share:
         return value
     raise ValueError("should be a count such as 5000, or a share such as 0.1")
 
 
 Rows = Annotated[int | float | None, PlainValidator(_count_or_share)]
+"""How many rows: a count, a share of them, or None for all."""
 
 
 class ChatSource(Source):
-    """Rows of a file or a hub id in one of the common formats; an optional `answer` is checked against the completion."""
+    """Rows of a file or a hub id in one of the common formats.
+
+    A row may have an `answer`, against which its completion is checked.
+    """
 
     format: Literal["chat", "alpaca", "sharegpt", "gsm8k"]
-    """The columns, as `data/sources.py` reads them. `chat`: `messages`, or `prompt` and `completion`. `alpaca`: `instruction`, `input`,
-    `output`. `sharegpt`: `conversations` of `from` and `value`. `gsm8k`: `question`, and `answer` with the result after `####`."""
+    """Which columns to read. `chat`: `messages`, or `prompt` and `completion`. `alpaca`: `instruction`,
+    `input`, `output`. `sharegpt`: `conversations` of `from` and `value`. `gsm8k`: `question`, and `answer`
+    with the result after `####`."""
     path: str
-    """A .jsonl, .json, .parquet or .csv file (`{run}/clean/rows.jsonl`: what `tunebook clean` has made), or a hub id."""
+    """A .jsonl, .json, .parquet or .csv file, or a hub id. `{run}/clean/rows.jsonl` is what `tunebook clean`
+    has made."""
     hub_config: str | None = None
     """The configuration (subset) of a hub id, where it has several."""
     hub_split: str = "train"
@@ -104,55 +122,60 @@ class ChatSource(Source):
     columns: dict[str, str] = {}
     """Other names of the format's columns: `{prompt: instruct, completion: reply, answer: label}`."""
     rows: Rows = None
-    """So many rows (5000), or this share of them (0.1), drawn by a hash of the row and the recipe's seed before any check. What is drawn
-    does not depend on the other sources. None: all."""
+    """A number of rows (5000) or a share of them (0.1). They are drawn by a hash of the row and the recipe's
+    seed, before any check, and do not depend on the other sources. None: all."""
     split: Literal["train", "val", "test"] | None = None
-    """Put every row there. None: by a hash of the prompt, with the shares below."""
+    """Put every row there. None: by a hash of the prompt, with the shares `val` and `test`."""
     val: float = Field(0.05, ge=0, lt=1)
-    """Share of rows that goes to val."""
+    """The share of rows that goes to val."""
     test: float = Field(0.05, ge=0, lt=1)
-    """Share of rows that goes to test."""
+    """The share of rows that goes to test."""
     images: str | None = None
     """The folder of the files that rows name as `image` or `images`. None: the folder of `path`."""
 
 
 class MMMathSource(Source):
-    """Questions with a figure in MM_Math's form: a folder with `*.jsonl` (`question`, `file_name`, `solution`, ...) and its images."""
+    """Questions with a figure in MM_Math's form: `*.jsonl` with `question`, `file_name`, `solution`, and
+    images."""
 
     format: Literal["mm_math"]
     path: str
-    """The folder (images in a folder of it or still in `Image.zip`), a .parquet file with an `image` column, a hub id such as
-    `THU-KEG/MM_Math`, or `sample`: the project's own figures, drawn on first use."""
+    """A folder (its images in a folder of it or still in `Image.zip`), a .parquet file with an `image`
+    column, or a hub id such as `THU-KEG/MM_Math`. `sample`: the project's own figures, drawn on first use."""
     hub_split: str = "train"
     """The split to read of a hub id."""
     rows: int = Field(600, ge=1)
-    """So many, of `sample`."""
+    """The number of rows of `sample`."""
     split: Literal["train", "val", "test"] | None = None
-    """Put every row there. None: by a hash, with the shares below; rows that share an image or a question stay together."""
+    """Put every row there. None: by a hash, with the shares `val` and `test`. Rows that share an image or a
+    question stay together."""
     val: float = Field(0.05, ge=0, lt=1)
-    """Share of rows that goes to val."""
+    """The share of rows that goes to val."""
     test: float = Field(0.05, ge=0, lt=1)
-    """Share of rows that goes to test."""
+    """The share of rows that goes to test."""
+
+
+AnySource = Annotated[GeometrySource | ChatSource | MMMathSource, Field(discriminator="format")]
 
 
 class DataConfig(Section):
-    sources: list[Annotated[GeometrySource | ChatSource | MMMathSource, Field(discriminator="format")]] = (
-        Field(min_length=1)
-    )
-    """Where rows come from; all of them are pooled."""
+    """The rows of a run, and the checks that they pass."""
+
+    sources: list[AnySource] = Field(min_length=1)
+    """Where rows come from. All of them are pooled."""
     system_prompt: str | None = None
-    """A file in `prompt/` put before every conversation without a system message. None: the model's own default."""
+    """A file in `prompt/` for every conversation without a system message. None: the model's own default."""
     user_prompt: str | None = None
     """A file in `prompt/` with `{question}`, wrapped round every question that comes as bare text."""
     near_duplicate: float = Field(0.9, gt=0, le=1)
-    """Train rows whose prompts have at least this Jaccard similarity (and the same numbers) are duplicates."""
+    """Train rows whose prompts are as alike as this (Jaccard) and have the same numbers are duplicates."""
     for_pairs: float = Field(0.0, ge=0, lt=1)
-    """Share of the train rows that SFT does not see: preference pairs are made from these, where the model's mistakes are those it
-    makes on new problems. 0: both use all."""
+    """The share of the train rows that SFT does not see. Preference pairs are made from these, so that the
+    model's mistakes are those that it makes on new problems. 0: both use all."""
     max_image_size: int = Field(768, ge=16)
-    """Pixels of an image's longer side; larger ones are scaled down, none is enlarged."""
+    """Pixels of an image's longer side. Larger images are scaled down, none is enlarged."""
     contamination: float = Field(0.6, gt=0, le=1)
-    """A train row that holds this share of a val or test prompt's word 8-grams (and all its numbers) is quarantined."""
+    """A train row with this share of a held-out prompt's word 8-grams and all its numbers is quarantined."""
 
 
 class ServerConfig(Section):
@@ -228,55 +251,60 @@ Strategy = Literal["calculation_error", "logical_fallacy", "process_error"]
 
 
 class PairsConfig(Section):
-    methods: list[Method] = Field(["on_policy"], min_length=1)
-    """Where pairs come from; several are pooled.
+    """Preference pairs for DPO."""
 
-    `on_policy`: right and wrong samples of the model itself. `injected_error`: it is asked for a flawed solution.
-    `dataset`: existing pairs.
+    methods: list[Method] = Field(["on_policy"], min_length=1)
+    """Where pairs come from. The pairs of several methods are pooled.
+
+    `on_policy`: right and wrong samples of the model itself. `injected_error`: the model is asked for a
+    flawed solution. `dataset`: existing pairs.
     """
     prompts: int | None = Field(None, ge=1)
-    """So many training prompts; each round takes the next ones. None: all that have an answer to check against."""
+    """The number of training prompts; each round takes the next ones. None: all that have an answer."""
     samples: int = Field(4, ge=1)
     """Answers sampled for each prompt (`on_policy`)."""
     temperature: float = Field(1.0, gt=0)
-    """Higher gives more, and more varied, mistakes."""
+    """A higher one gives more, and more varied, mistakes."""
     max_new_tokens: int = Field(256, ge=1)
+    """The most tokens of an answer."""
     batch_size: int = Field(64, ge=1)
+    """Answers at a time."""
     server: ServerConfig | None = None
     """Let a server answer. Pairs are on-policy only if it serves the model that DPO starts from."""
     per_prompt: int = Field(1, ge=1)
-    """At most so many pairs from one prompt, each with another rejected text."""
+    """The most pairs from one prompt. Each has another rejected text."""
     max_length_ratio: float = Field(2.0, ge=1)
-    """The longer of chosen and rejected has at most so many times the tokens of the shorter."""
+    """How many times as many tokens the longer of chosen and rejected may have."""
     reference_chosen: bool = False
     """Where no sample is right, let the reference solution stand in as chosen (`on_policy`)."""
     strategies: list[Strategy] = Field(
         ["calculation_error", "logical_fallacy", "process_error"], min_length=1
     )
-    """Flaws to ask for (`injected_error`): one is drawn for each prompt, its text lies in `prompt/`.
+    """Flaws to ask for (`injected_error`). One is drawn for each prompt; its text lies in `prompt/`.
 
-    A `process_error` may end in the right answer; leave it out to keep verified wrong answers alone.
+    A `process_error` may end in the right answer. Leave it out to keep verified wrong answers alone.
     """
     dataset: str | None = None
-    """A .jsonl, .json, .parquet or .csv file or a hub id with `prompt`, `chosen`, `rejected` as text or messages (`dataset`); with images as a
-    `chat` source has them."""
+    """A .jsonl, .json, .parquet or .csv file, or a hub id (`dataset`). It has `prompt`, `chosen` and
+    `rejected`, as text or messages, and images as a `chat` source has them."""
     dataset_split: str = "train"
     """The split to read of a hub id."""
     columns: dict[str, str] = {}
-    """Other names of its columns: `{prompt: question, score_chosen: chosen-rating, score_rejected: rejected-rating}`."""
+    """Other names of the dataset's columns: `{prompt: question, score_chosen: chosen-rating}`."""
     rows: Rows = None
-    """So many of its rows, or this share of them, drawn as those of a source. None: all."""
+    """A number of the dataset's rows or a share of them, drawn as the rows of a source are. None: all."""
     min_margin: float | None = Field(None, gt=0)
-    """Only its pairs with `score_chosen` - `score_rejected` of at least this. None: any that are not scored the wrong way round."""
+    """The least `score_chosen` - `score_rejected` of its pairs. None: any not scored the wrong way round."""
     val: float = Field(0.1, ge=0, lt=1)
-    """Share of prompts whose pairs are kept for evaluation during DPO."""
+    """The share of prompts whose pairs are kept for evaluation during DPO."""
     compare: Literal["answer", "step"] = "answer"
-    """What DPO's loss sees of a pair: both answers whole, or only the line in which they part, after what they share.
+    """What DPO's loss sees of a pair: both answers whole, or only the line in which they part.
 
-    Past its first error a rejected answer often goes on correctly from the wrong value; `step` does not unteach that.
+    After its first error a rejected answer often goes on correctly from the wrong value, which `step` does
+    not unteach.
     """
     rounds: int = Field(1, ge=1)
-    """Pairs and DPO so many times over, each with the newest model and the next prompts."""
+    """How often pairs are made and DPO is run, each time with the newest model and the next prompts."""
 
     @model_validator(mode="after")
     def _dataset_is_named(self) -> PairsConfig:
@@ -288,15 +316,15 @@ class PairsConfig(Section):
 
 
 class GateRule(Section):
-    """The second model may not be worse than the first by more than so much: what `tunebook evaluate --gate` holds a run to."""
+    """What must be shown of two models for `tunebook evaluate --gate` to succeed."""
 
     first: str
-    """A stage: `base`, `sft`, ..."""
+    """A model: `base`, `sft`, ..."""
     second: str
-    """The stage that is held against it."""
+    """The model that is compared with it."""
     at_least: float = 0.0
-    """Points that the lower end of the difference's 95% interval must exceed: 0 asks for proof that the second is better,
-    -2 for proof that it is not worse by more than 2."""
+    """Points that the lower end of the difference's 95% interval must exceed. 0 asks for proof that the
+    second is better, -2 for proof that it is not worse by more than 2."""
     slice: str | None = None
     """Only the items of this slice. None: all."""
 
@@ -309,38 +337,42 @@ class BenchmarksConfig(Section):
     )
     """Any of the harness's tasks, or of `include`."""
     shots: dict[str, int] = {}
-    """Examples in the prompt, by task. Default: what the task says (gsm8k: 5, the other four: 0)."""
+    """Examples in the prompt, by task. By default what the task says (gsm8k: 5, the other four: 0)."""
     limit: int | None = Field(None, ge=1)
     """Only the first so many items of each task."""
     batch_size: int = Field(16, ge=1)
+    """Items at a time."""
     max_new_tokens: int = Field(256, ge=1)
-    """Of tasks whose answers are generated."""
+    """The most tokens of an answer, of tasks whose answers are generated."""
     chat_template: bool = False
-    """Ask through the chat template. Changes scores; the same for every stage, and recorded."""
+    """Ask through the chat template. It changes scores; it is the same for every model, and recorded."""
     data: str | None = None
-    """A folder: of a task whose `<task>.jsonl` lies there (few-shot examples in `<task>.train.jsonl`), that file is used in
-    place of the hub's. Training rows and pairs that hold one of its items are quarantined."""
+    """A folder. Of a task whose `<task>.jsonl` lies there (few-shot examples in `<task>.train.jsonl`), that
+    file is used in place of the hub's. Training rows and pairs that hold one of its items are quarantined."""
     include: str | None = None
-    """A folder with task files (YAML) of your own; data files that they name are looked for there."""
+    """A folder with task files (YAML) of your own. The data files that they name are looked for there."""
 
 
 class EvaluateConfig(Section):
+    """Held-out items that every model answers."""
+
     split: Literal["val", "test"] = "test"
     """Tune on val; look at test once."""
     limit: int | None = Field(None, ge=1)
-    """Only so many items, taken evenly from all. None: all."""
+    """The number of items, taken evenly from all. None: all."""
     max_new_tokens: int = Field(256, ge=1)
+    """The most tokens of an answer."""
     batch_size: int = Field(64, ge=1)
-    """Recorded with the results: in bfloat16 a different batch shape can change a greedy answer."""
+    """Answers at a time. In bfloat16 another batch shape can change a greedy answer, so it is recorded."""
     samples: int = Field(0, ge=0)
-    """So many sampled answers an item beside the greedy one, for pass@k and majority vote."""
+    """Sampled answers to each item beside the greedy one, for pass@k and majority vote."""
     temperature: float = Field(1.0, gt=0)
-    """Of the samples."""
+    """The temperature of the samples."""
     ablation: int = Field(200, ge=0)
-    """So many items with an image are asked twice more, with a blank image and with another item's: a model that answers as
-    well then does not look. 0: none."""
+    """The number of items with an image that are asked twice more, with a blank image and with another
+    item's. A model that answers as well then does not look. 0: none."""
     benchmarks: BenchmarksConfig = BenchmarksConfig()
-    """For `tunebook bench`."""
+    """What `tunebook bench` asks."""
     gate: list[GateRule] = []
     """What must hold for `tunebook evaluate --gate` to succeed."""
 
@@ -349,31 +381,35 @@ Target = Literal["adapter", "merged", "gguf", "ollama"]
 
 
 class ExportConfig(Section):
+    """The forms in which a trained model is written."""
+
     to: list[Target] = Field(["adapter", "merged"], min_length=1)
     """What to write. `gguf` and `ollama` are made from `merged`."""
     stage: str | None = None
     """`sft`, `dpo`, `dpo-2`, ... None: the last that is trained."""
     quantizations: list[Annotated[str, Field(pattern=r"^[a-z0-9_]+$")]] = Field(["f16", "q8_0"], min_length=1)
-    """GGUF types. f32, f16, bf16 and q8_0 need llama.cpp's converter alone; q4_k_m and the like its quantiser too."""
+    """GGUF types. q4_k_m and the like need llama.cpp's quantiser; f32, f16, bf16 and q8_0 do not."""
     items: int = Field(20, ge=1)
-    """So many held-out questions are answered by every export and compared with the adapter's answers."""
+    """Held-out questions that every export answers, to be compared with the adapter's answers."""
     license: str | None = None
-    """Of the weights, as a hub identifier such as `apache-2.0`; goes into the model card."""
+    """The licence of the weights for the model card, as a hub identifier such as `apache-2.0`."""
     data_license: str | None = None
-    """Of the training data; goes into the model card."""
+    """The licence of the training data for the model card."""
     hub_id: str | None = None
     """`user/name`: push there what is exported. None: nothing leaves this machine."""
     private: bool = True
-    """Of the hub repository, if it is made."""
+    """Whether the hub repository is private, if it is made."""
 
 
 class Recipe(Section):
+    """The whole recipe, and how it was read."""
+
     name: str
-    """Also the default name of the run folder."""
+    """The recipe's name, and the run folder's where `run` names no other."""
     run: str | None = None
     """The run folder under `runs/`. None: the recipe's name."""
     seed: int = 0
-    """Data, adapter initialisation and batch order, unless a section says otherwise."""
+    """Decides data, adapter initialisation and batch order, unless a section says otherwise."""
     model: ModelConfig
     lora: dict[str, Any] = {}
     """Arguments of `FastModel.get_peft_model`."""
@@ -388,13 +424,14 @@ class Recipe(Section):
     evaluate: EvaluateConfig = EvaluateConfig()
     export: ExportConfig = ExportConfig()
     _overrides: dict[str, tuple[Any, Any]] = PrivateAttr(default_factory=dict)
-    _given: str = PrivateAttr(default=DEFAULT)
-    """The name or path under which it was asked for."""
+    _source: str = PrivateAttr(default=DEFAULT)
 
     @field_validator("name", "run")
     @classmethod
     def _folder_name(cls, value: str | None) -> str | None:
-        if value is not None and not (len(value) <= 100 and re.fullmatch(r"[\w.-]*\w[\w.-]*", value)):
+        if value is None:
+            return None
+        if len(value) > 100 or not re.fullmatch(r"[\w.-]*\w[\w.-]*", value):
             raise ValueError("should be a folder name of at most 100 letters, digits, '.', '_' and '-'")
         return value
 
@@ -405,33 +442,37 @@ class Recipe(Section):
 
     @property
     def overrides(self) -> dict[str, tuple[Any, Any]]:
-        """Dotted key -> (the file's value, the value used), for everything given beside the recipe file."""
+        """The value in the file and the value used, by dotted key, of everything that was overridden."""
         return self._overrides
 
     @property
-    def given(self) -> str:
+    def source(self) -> str:
         """The name or path that it was read by."""
-        return self._given
+        return self._source
 
     def command(self, step: str) -> str:
-        """The shell command for another step of this run: with its recipe, its folder, and what was overridden for every stage or for it."""
-        shared, there = (
-            ("model", "lora", "data", "sft", "pairs", "dpo", "seed", step.split()[0]),
-            from_variables(),
-        )
-        changed = {
-            k: v for k, (_, v) in self.overrides.items() if k.split(".")[0] in shared and there.get(k) != v
-        }
-        items = [
-            f"{k}={v if isinstance(v, str) else json.dumps(v)}"
-            for k, v in changed.items()
-            if step != "report"
-        ]  # which reads folders alone
-        options = [] if self._given == DEFAULT else ["--recipe", self._given]
-        options += ["--run", self.run] if self.run else []
-        return f"uv run tunebook {shlex.join([*step.split(), *options, *(part for item in items for part in ('--set', item))])}"
+        """The shell command for another step of this run, such as `dpo --round 2`.
+
+        It names the recipe, the run and the overrides that the step reads: those of the sections in `SHARED`
+        and of its own.
+        """
+        words = step.split()
+        options = []
+        if self.source != DEFAULT:
+            options += ["--recipe", self.source]
+        if self.run:
+            options += ["--run", self.run]
+        if words[0] != "report":  # which reads folders alone
+            environment = from_environment()
+            for key, (_, value) in self.overrides.items():
+                is_read = key.split(".")[0] in (*SHARED, words[0])
+                # A variable of the environment is there for the next command too.
+                if is_read and environment.get(key) != value:
+                    text = value if isinstance(value, str) else json.dumps(value)
+                    options += ["--set", f"{key}={text}"]
+        return f"uv run tunebook {shlex.join([*words, *options])}"
 
     def describe(self) -> str:
         """One line: which recipe and run, and what was overridden."""
-        changes = ", ".join(f"{k} {old} -> {new}" for k, (old, new) in self.overrides.items())
+        changes = ", ".join(f"{key} {old} -> {new}" for key, (old, new) in self.overrides.items())
         return f"recipe {self.name}, run {self.run_dir.name}; overridden: {changes or 'nothing'}"

@@ -1,4 +1,7 @@
-"""The keys of `lora`, `sft` and `dpo`, read from the installed source of stock PEFT, transformers and TRL without importing it."""
+"""The keys of `lora`, `sft` and `dpo`, read from the installed source of PEFT, transformers and TRL.
+
+Importing them would take seconds and must not happen before Unsloth is imported.
+"""
 
 from __future__ import annotations
 
@@ -13,24 +16,15 @@ from pydantic import BaseModel, ConfigDict, create_model
 
 from tunebook.recipe.errors import UserError
 
-# The sections that are handed on: (package, file, class) of every dataclass whose fields they may use.
-_ARGS = ("transformers", "training_args.py", "TrainingArguments")
-
+_TRAINING_ARGUMENTS = ("transformers", "training_args.py", "TrainingArguments")
+_TRL_BASE = ("trl", "trainer/base_config.py", "_BaseConfig")
 
 DATACLASSES = {
     "lora": [("peft", "tuners/lora/config.py", "LoraConfig")],
-    "sft": [
-        _ARGS,
-        ("trl", "trainer/base_config.py", "_BaseConfig"),
-        ("trl", "trainer/sft_config.py", "SFTConfig"),
-    ],
-    "dpo": [
-        _ARGS,
-        ("trl", "trainer/base_config.py", "_BaseConfig"),
-        ("trl", "trainer/dpo_config.py", "DPOConfig"),
-    ],
+    "sft": [_TRAINING_ARGUMENTS, _TRL_BASE, ("trl", "trainer/sft_config.py", "SFTConfig")],
+    "dpo": [_TRAINING_ARGUMENTS, _TRL_BASE, ("trl", "trainer/dpo_config.py", "DPOConfig")],
 }
-
+"""The sections that are handed on: package, file and name of each dataclass whose fields they may use."""
 
 _UNSLOTH_LORA: dict[str, Any] = {
     "use_gradient_checkpointing": bool | Literal["unsloth"],
@@ -41,10 +35,8 @@ _UNSLOTH_LORA: dict[str, Any] = {
     "finetune_mlp_modules": bool,
 }
 
-
 _EARLY_STOPPING: dict[str, Any] = {"early_stopping_patience": int, "early_stopping_threshold": float}
 """Arguments of transformers' EarlyStoppingCallback, taken out before the config is made."""
-
 
 _OURS = {"output_dir", "resume_from_checkpoint", "task_type", "local_rank", "hub_token"}
 """Set by the stages themselves, or a secret."""
@@ -52,36 +44,41 @@ _OURS = {"output_dir", "resume_from_checkpoint", "task_type", "local_rank", "hub
 
 @functools.cache
 def trainer_section(section: str) -> type[BaseModel]:
-    """A pydantic model with the fields of the classes a section is handed on to, read from their source.
+    """A pydantic model with the fields of the classes that a section is handed on to.
 
-    Importing them would take seconds and must not happen before Unsloth is imported. A type that is more than built-in
-    ones is not checked here but by the class itself.
+    A type that is more than built-in ones is checked by the class itself, later.
     """
     fields: dict[str, Any] = dict(_UNSLOTH_LORA if section == "lora" else _EARLY_STOPPING)
     for package, file, name in DATACLASSES[section]:
-        fields |= _dataclass_fields(package, file, name)
-    known = {k: (t, None) for k, t in fields.items() if k not in _OURS}
+        fields.update(_dataclass_fields(package, file, name))
+    defined = {key: (kind, None) for key, kind in fields.items() if key not in _OURS}
     config = ConfigDict(extra="forbid", protected_namespaces=(), title=section)
-    return create_model(section, __config__=config, **known)  # type: ignore[call-overload, no-any-return]
+    return create_model(section, __config__=config, **defined)  # type: ignore[call-overload, no-any-return]
 
 
 def _dataclass_fields(package: str, file: str, name: str) -> dict[str, Any]:
+    """The types of a dataclass's fields by name, out of its source."""
     spec = importlib.util.find_spec(package)
     if spec is None or not spec.submodule_search_locations:
         raise UserError(f"{package} is not installed: run `uv sync`")
-    tree = ast.parse((Path(spec.submodule_search_locations[0]) / file).read_text(encoding="utf-8"))
-    body = next(n.body for n in tree.body if isinstance(n, ast.ClassDef) and n.name == name)
-    return {
-        n.target.id: _type(ast.unparse(n.annotation))
-        for n in body
-        if isinstance(n, ast.AnnAssign) and isinstance(n.target, ast.Name)
-    }
+    source = Path(spec.submodule_search_locations[0]) / file
+    tree = ast.parse(source.read_text(encoding="utf-8"))
+    body = next(node.body for node in tree.body if isinstance(node, ast.ClassDef) and node.name == name)
+    fields = {}
+    for node in body:
+        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+            fields[node.target.id] = _type(ast.unparse(node.annotation))
+    return fields
 
 
 def _type(annotation: str) -> Any:
+    names = dict(vars(typing))
+    for kind in (int, float, bool, str, list, dict):
+        names[kind.__name__] = kind
     try:
-        names = vars(typing) | {t.__name__: t for t in (int, float, bool, str, list, dict)}
-        kind = eval(annotation, {"__builtins__": {}}, names)  # noqa: S307 - of installed source, without builtins
+        field_type = eval(annotation, {"__builtins__": {}}, names)  # noqa: S307 - of installed source
     except (NameError, TypeError):
         return Any  # a type of the library's own
-    return kind | str if "list[" in annotation else kind  # the configs wrap a single value themselves
+    if "list[" in annotation:  # the configs wrap a single value themselves
+        return field_type | str
+    return field_type

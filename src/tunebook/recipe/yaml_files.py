@@ -10,45 +10,50 @@ import yaml
 
 from tunebook.recipe.errors import UserError
 
-
-class _Loader(yaml.SafeLoader):
-    """YAML as people write it: 2e-4 is a number (YAML 1.1 wants 2.0e-4), `no` is text (`eval_strategy: no`)."""
-
+NOT_YAML = (yaml.YAMLError, ValueError, RecursionError, OverflowError)
+"""What PyYAML raises: also for a date or a number that does not exist, and for a thousand brackets."""
 
 _BOOL = "tag:yaml.org,2002:bool"
+_FLOAT = "tag:yaml.org,2002:float"
 
 
-_Loader.yaml_implicit_resolvers = {
-    k: [r for r in v if r[0] != _BOOL] for k, v in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
+def _resolvers_without_bool() -> dict[str, list[Any]]:
+    resolvers = {}
+    for letter, pairs in yaml.SafeLoader.yaml_implicit_resolvers.items():
+        resolvers[letter] = [pair for pair in pairs if pair[0] != _BOOL]
+    return resolvers
 
 
-_Loader.add_implicit_resolver(_BOOL, re.compile("^(?:true|True|false|False)$"), list("tTfF"))
+class _Loader(yaml.SafeLoader):
+    """Unlike YAML 1.1 it takes 2e-4 for a number (2.0e-4 there) and `no` for text (`eval_strategy: no`)."""
+
+    yaml_implicit_resolvers = _resolvers_without_bool()
 
 
+_Loader.add_implicit_resolver(_BOOL, re.compile(r"^(?:true|True|false|False)$"), list("tTfF"))
 _Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+0123456789.")
+    _FLOAT, re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+0123456789.")
 )
 
 
-_NO_YAML = (yaml.YAMLError, ValueError, RecursionError, OverflowError)
-"""What PyYAML raises: also for a date or a number that there is not, and for a thousand brackets."""
-
-
 def parse_value(text: str) -> Any:
+    """The value of `--set key=value` or of a variable: YAML, or the text itself."""
     try:
         return yaml.load(text, _Loader)  # noqa: S506 - a SafeLoader
-    except _NO_YAML:
+    except NOT_YAML:
         return text
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
+    """The keys and values of a recipe's file. Raises UserError when it holds none."""
     try:
         content = yaml.load(path.read_text(encoding="utf-8"), _Loader)  # noqa: S506 - a SafeLoader
-    except (*_NO_YAML, OSError) as error:
-        mark = getattr(error, "problem_mark", None)  # not the line itself: it may hold a secret
-        why = f"{getattr(error, 'problem', None)}, line {mark.line + 1}" if mark else type(error).__name__
-        raise UserError(f"{path} is not readable YAML: {why}") from None
+    except (*NOT_YAML, OSError) as error:
+        # The place and not the line itself, which may hold a secret.
+        reason = type(error).__name__
+        if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark:
+            reason = f"{error.problem}, line {error.problem_mark.line + 1}"
+        raise UserError(f"{path} is not readable YAML: {reason}") from None
     if not isinstance(content, dict):
         raise UserError(f"{path} does not hold a recipe: expected keys such as `model:` and `data:`")
     return content

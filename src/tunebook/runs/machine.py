@@ -31,7 +31,7 @@ PACKAGES = (
 
 
 def rank() -> int:
-    """This process's number among those that torchrun started; 0 when it is the only one. Rank 0 writes and reports."""
+    """This process's number among those of torchrun; 0 when it is the only one. Rank 0 writes and reports."""
     return int(os.environ.get("RANK", 0))
 
 
@@ -41,7 +41,7 @@ def world_size() -> int:
 
 
 def halvings() -> int:
-    """How many times `launch` has started this command again with half the per-device batch, because memory ran out."""
+    """How often this command was started again with half the per-device batch, because memory ran out."""
     return int(os.environ.get("TUNEBOOK_HALVINGS", 0))
 
 

@@ -1,8 +1,8 @@
-"""The run folder: where a run's results lie, whole or not at all, with a manifest that is enough to repeat it.
+"""A stage's folder in the run folder: its result lies there whole or not at all, and says how it was made.
 
-A stage writes into `.<name>.partial`, which is renamed to `<name>` when everything is there, so a killed run never
-leaves half a result that looks whole. Each stage folder holds its own `stage.json`, with the checksums of what the
-stage has left; `manifest.json` gathers them.
+A stage writes into `.<name>.partial`, which is renamed to `<name>` when everything is there, so a killed run
+never leaves half a result that looks whole. Each stage folder holds its own `stage.json`, with the checksums
+of what the stage has left; `manifest.json` gathers them.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ RESULTS = (".safetensors", ".parquet")
 class Stage:
     """One stage's folder in a run: is it up to date, open it to write, record what came out.
 
-    `settings` and `inputs` (JSON values) decide whether the stage is up to date: the same ones, the same result.
+    `settings` and `inputs` (JSON values) decide whether it is up to date: the same ones, the same result.
     """
 
     def __init__(self, recipe: Recipe, name: str, settings: dict[str, Any], inputs: dict[str, str]) -> None:
@@ -93,7 +93,7 @@ class Stage:
         return names
 
     def skip(self, force: bool) -> bool:
-        """Whether there is nothing to do; says so. Ends first what a kill has left to do of a finished stage."""
+        """Whether there is nothing to do; says so. First it ends what a kill has left of a finished stage."""
         if force:
             return False
         if rank() == 0:
@@ -107,7 +107,7 @@ class Stage:
         return True
 
     def await_rank_0(self) -> bool:
-        """Of several processes, all but the first wait here until it has filled the stage; False in the first."""
+        """Of several processes all but the first wait until it has filled the stage; False in the first."""
         while rank() and not self.done:
             # Without a time limit: torchrun ends this process if the first one fails.
             time.sleep(0.5)
@@ -122,10 +122,10 @@ class Stage:
 
     @contextlib.contextmanager
     def open(self, resume: bool = True) -> Iterator[Path]:
-        """Yield the folder to write into; on success it becomes the stage's folder and the manifest is renewed.
+        """Yield the folder to write into; it becomes the stage's folder when the block succeeds.
 
-        With `resume`, what an interrupted run of the same settings left is kept; else the folder starts empty. Of
-        several processes the first does all this and the others are only told the folder.
+        With `resume`, what an interrupted run of the same settings left is kept; else the folder starts
+        empty. Of several processes the first does all this and the others are only told the folder.
 
         Raises UserError when another process is at work in this run folder, and when the disk is full.
         """
@@ -152,7 +152,8 @@ class Stage:
         return recorded.get(self.name, {}).get("key") == self.key and not _old(self.dir).exists()
 
     def _publish(self) -> None:
-        """Put a whole result in its place and into the manifest. May be done again after a kill at any point."""
+        """Put a whole result in its place and into the manifest. May be done again after a kill at any
+        point."""
         if (self.partial / "stage.json").exists():
             (self.partial / "started.json").unlink(missing_ok=True)
             _replace(self.partial, self.dir)
@@ -182,8 +183,8 @@ class Stage:
 def finished_key(recipe: Recipe, name: str) -> str:
     """The key of a finished stage, for the stages that build on it.
 
-    Warns of one that was trained from another base than the recipe's, which may be a copy. Raises UserError that
-    names the command when there is no finished result.
+    Warns of one that was trained from another base than the recipe's, which may be a copy. Raises UserError
+    that names the command when there is no finished result.
     """
     folder = recipe.run_dir / name
     stage = read_json(folder / "stage.json")
