@@ -242,7 +242,7 @@ def only_own(monkeypatch):
         "simple_evaluate",
         lambda **_: {"samples": {task: [sample] for task in ("capitals", "rivers")}, "n-shot": {}},
     )
-    monkeypatch.setattr(benchmarks.models, "backend", lambda: None)
+    monkeypatch.setattr(benchmarks.backend, "backend", lambda: None)
     monkeypatch.setattr(
         benchmarks, "load_stages", lambda recipe, names: loaded.append(names) or (None, processor)
     )

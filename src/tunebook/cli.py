@@ -295,8 +295,8 @@ def bench(
 
     parsed = _recipe(recipe, run, set_)
     summary = benchmarks.bench(parsed, stages, force)
-    tables.benchmark_table(summary).print("benchmarks")
-    tables.benchmark_comparison_table(summary).print("the same items, pair by pair")
+    tables.benchmark_table(summary["tasks"]).print("benchmarks")
+    tables.comparison_table(summary["comparisons"]).print("the same items, pair by pair")
     _done(parsed, "bench", "report")
 
 

@@ -137,21 +137,21 @@ def open_image(path: str | Path | Any) -> Any:
 
 def compare(models: Models, rows: list[dict[str, Any]], names: list[str], max_new_tokens: int) -> str:
     """Rows of a split answered greedily by each model, as HTML; marked right or wrong where a row has an answer."""
-    lines = []
+    table = Table()
     answers = answers_by_model(models.use, names, rows, max_new_tokens)
     for row, by_model in zip(rows, answers, strict=True):
         gold = row.get("gold")
         question = escape(row["prompt"][-1]["content"])
         if gold is not None:
             question += Markup("<br><b>answer: {}</b>").format(gold)
-        line: dict[str, str] = {"question": question}
+        cells = {}
         for name, answer in by_model.items():
-            line[name] = answer.text
+            cells[name] = answer.text
             if gold is not None:
                 correct = verify(answer.text, gold, boxed_only=answer.truncated).correct
-                line[name] = mark(correct) + answer.text
-        lines.append(line)
-    return Table(lines).html()
+                cells[name] = mark(correct) + answer.text
+        table.add(question=question, **cells)
+    return table.html()
 
 
 def rendered(answer: str) -> str:

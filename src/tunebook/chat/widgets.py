@@ -187,8 +187,9 @@ def item_table(item: dict[str, dict[str, Any]]) -> str:
     question = Markup("{} <b>answer: {}</b> ({})").format(
         first["prompt"], first["gold"], first["slice"] or first["group"]
     )
-    line = {f"{'✓' if p['correct'] else '✗'} {name}": p["answer"] for name, p in item.items()}
-    return Table([line]).html(question)
+    table = Table()
+    table.add(**{f"{'✓' if p['correct'] else '✗'} {name}": p["answer"] for name, p in item.items()})
+    return table.html(question)
 
 
 def _display(text: str) -> tuple[dict[str, Any], ...]:

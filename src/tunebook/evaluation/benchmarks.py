@@ -1,4 +1,4 @@
-"""`tunebook bench`: lm-evaluation-harness on base, SFT and DPO, with the same paired statistics as our own items.
+"""`tunebook bench`: lm-evaluation-harness on every stage's model, with paired statistics.
 
 uv sync --extra eval && uv run tunebook bench --set evaluate.benchmarks.limit=200
 """
@@ -16,45 +16,59 @@ from typing import Any
 
 import jinja2
 
-from tunebook.evaluation.statistics import compared_steps, wilson
+from tunebook.evaluation.statistics import column, compared_steps, wilson
 from tunebook.generation.local import local
 from tunebook.models import backend, chat_template
 from tunebook.models.adapters import load_stages
 from tunebook.recipe.errors import UserError, first_line
 from tunebook.recipe.sections import BenchmarksConfig, Recipe
-from tunebook.runs.files import fingerprint, write_json
+from tunebook.runs.files import fingerprint, read_jsonl, write_json
 from tunebook.runs.stage import Stage, adapter_key
 from tunebook.runs.stages import trained_models
 
 METRICS = ("acc_norm", "acc", "exact_match")
-"""The score of a task is the first of these that it has: accuracy normalised by length for ARC and HellaSwag."""
+"""The score of a task is the first of these that it has.
 
+`acc_norm` is accuracy normalised by length, for ARC and HellaSwag.
+"""
 
 FILTER = "flexible-extract"
 """Of tasks with several ways to read an answer (GSM8K): the last number counts."""
 
 
 def bench(recipe: Recipe, only: Iterable[str] | None = None, force: bool = False) -> dict[str, Any]:
-    """Run the recipe's benchmark tasks with each stage's model, adapters not merged; returns what `bench/summary.json` holds.
+    """Run the recipe's benchmark tasks with each stage's model, adapters not merged.
 
-    `only` defaults to `base` and the stages that are trained. Each task and stage has a folder of its own, with a record for each
-    item, and is not run again when it is up to date.
+    Each task and stage has a folder of its own, with a record for each item, and is not run again when it is
+    up to date.
+
+    Args:
+        only: The stages; by default `base` and those that are trained.
+
+    Returns:
+        What `bench/summary.json` holds: `tasks` as {task: {stage: score}}, and `comparisons`.
 
     Raises UserError when lm-eval is not installed, for an unknown task, and for data that cannot be had.
     """
     if importlib.util.find_spec("lm_eval") is None:
         raise UserError("lm-evaluation-harness is not installed: run `uv sync --extra eval`")
-    wanted = list(only or trained_models(recipe))
+    names = list(only or trained_models(recipe))
     tasks = recipe.evaluate.benchmarks.tasks
-    todo = {(name, task): bench_stage(recipe, name, task) for name in wanted for task in tasks}
-    missing = {key: stage for key, stage in todo.items() if force or not stage.done}
+    stages = {}
+    for name in names:
+        for task in tasks:
+            stages[name, task] = bench_stage(recipe, name, task)
+    missing = {key: stage for key, stage in stages.items() if force or not stage.done}
     if missing:
         _run(recipe, missing)
-    scores = {task: {name: _items(todo[name, task]) for name in wanted} for task in tasks}
-    summary = {
-        "tasks": {task: {name: todo[name, task].result["score"] for name in wanted} for task in tasks},
-        "comparisons": [{"task": task, **c} for task in tasks for c in compared_steps(scores[task])],
-    }
+    summary: dict[str, Any] = {"tasks": {task: {} for task in tasks}, "comparisons": []}
+    for task in tasks:
+        item_scores = {}
+        for name in names:
+            summary["tasks"][task][name] = stages[name, task].result["score"]
+            item_scores[name] = _item_scores(stages[name, task])
+        for compared in compared_steps(item_scores):
+            summary["comparisons"].append({"task": task, **compared})
     write_json(recipe.run_dir / "bench" / "summary.json", summary)
     return summary
 
@@ -62,10 +76,12 @@ def bench(recipe: Recipe, only: Iterable[str] | None = None, force: bool = False
 def bench_stage(recipe: Recipe, name: str, task: str) -> Stage:
     """The folder of one task and model. Raises UserError when that model is not trained."""
     config = recipe.evaluate.benchmarks
+    # A changed file of the user's makes its task stale.
+    files = {path.name: fingerprint(path.read_text(encoding="utf-8")) for path in _files(config, task)}
     settings = {
         **config.model_dump(mode="json", exclude={"tasks", "shots", "data", "include"}),
         "shots": config.shots.get(task),
-        "files": {path.name: fingerprint(path.read_text(encoding="utf-8")) for path in _files(config, task)},
+        "files": files,
         "model": recipe.model.model_dump(mode="json"),
         "harness": version("lm-eval"),
     }
@@ -73,7 +89,7 @@ def bench_stage(recipe: Recipe, name: str, task: str) -> Stage:
 
 
 def _run(recipe: Recipe, missing: dict[tuple[str, str], Stage]) -> None:
-    """The base model is loaded once; each missing task and stage is asked and written."""
+    """Run each missing task and stage; the base model is loaded once."""
     config = recipe.evaluate.benchmarks
     backend.backend()
     import torch
@@ -81,27 +97,19 @@ def _run(recipe: Recipe, missing: dict[tuple[str, str], Stage]) -> None:
     from lm_eval.models.huggingface import HFLM
     from lm_eval.tasks import TaskManager
 
-    logging.getLogger("lm_eval").setLevel(
-        logging.ERROR
-    )  # it warns of what is meant to be: a loaded model, our settings
+    # It warns of what is meant to be: a loaded model, our settings.
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)
     manager = TaskManager(include_path=config.include)
-    if unknown := [task for _, task in missing if task not in manager.all_tasks]:
-        raise UserError(
-            f"no task {unknown[0]!r} in lm-evaluation-harness{f' or {config.include}' if config.include else ''}: see `lm_eval ls tasks`"
-        )
-    if several := [
-        task for _, task in missing if task not in manager.all_subtasks
-    ]:  # whose items have no record under this name
-        some = ", ".join(_tasks_in(manager, several[0])[:3]) or "one of `lm_eval ls subtasks`"
-        raise UserError(f"{several[0]!r} is a group of tasks: name those you want, such as {some}")
+    for _, task in missing:
+        _refuse_unknown(manager, task, config.include)
     model, tokenizer = load_stages(recipe, dict.fromkeys(name for name, _ in missing))
-    text = chat_template.text_tokenizer(tokenizer)  # the harness takes no processor
-    text.chat_template = tokenizer.chat_template  # the recipe's, which a processor keeps to itself
+    # The harness takes no processor, and a processor keeps the recipe's chat template to itself.
+    text = chat_template.text_tokenizer(tokenizer)
+    text.chat_template = tokenizer.chat_template
     for (name, task), stage in missing.items():
-        with (
-            local(model, tokenizer, None if name == "base" else name) as source,
-            stage.open(resume=False) as folder,
-        ):
+        shots = config.shots.get(task)
+        adapter = None if name == "base" else name
+        with local(model, tokenizer, adapter) as source, stage.open(resume=False) as folder:
             print(f"{name}: {task}", flush=True)
             # Rounded to bfloat16, log-probabilities tie and flip.
             lm = HFLM(
@@ -111,97 +119,118 @@ def _run(recipe: Recipe, missing: dict[tuple[str, str], Stage]) -> None:
                 softmax_dtype=torch.float32,
             )
             with _data_errors(task), contextlib.chdir(config.include or "."):
-                found = simple_evaluate(
+                result = simple_evaluate(
                     model=lm,
                     tasks=[_task(config, task)],
                     task_manager=manager,
-                    num_fewshot=config.shots.get(task),
+                    num_fewshot=shots,
                     limit=config.limit,
                     bootstrap_iters=0,
                     apply_chat_template=config.chat_template,
                     gen_kwargs={"max_gen_toks": config.max_new_tokens},
                 )
-            stage.record = {"score": _write(found, task, folder, config.shots.get(task))}
+            score = _write(result["samples"][task], folder / "items.jsonl")
+            score["shots"] = result["n-shot"].get(task) if shots is None else shots
+            stage.record = {"score": score}
 
 
-def _tasks_in(manager: Any, given: Any) -> list[str]:
-    """The tasks of a group or a tag that have a name of their own; of a group's parts some are written out in it."""
-    if isinstance(given, str):
-        if given in manager.all_subtasks:
-            return [given]
-        entry = manager.task_index.get(given)
+def _refuse_unknown(manager: Any, task: str, include: str | None) -> None:
+    """Raises UserError for a task that the harness does not know, and for a group of tasks."""
+    if task not in manager.all_tasks:
+        known = f"lm-evaluation-harness or {include}" if include else "lm-evaluation-harness"
+        raise UserError(f"no task {task!r} in {known}: see `lm_eval ls tasks`")
+    if task not in manager.all_subtasks:  # a group, whose items have no record under this name
+        some = ", ".join(_tasks_in(manager, task)[:3]) or "one of `lm_eval ls subtasks`"
+        raise UserError(f"{task!r} is a group of tasks: name those you want, such as {some}")
+
+
+def _tasks_in(manager: Any, group: Any) -> list[str]:
+    """The tasks of a group or a tag that have a name of their own. Some are written out in their group."""
+    if isinstance(group, str):
+        if group in manager.all_subtasks:
+            return [group]
+        entry = manager.task_index.get(group)
         if entry is None:
             return []
-        given = {"task": sorted(entry.tags)} if given in manager.all_tags else entry.cfg
-    parts = given.get("task", [])  # a part may be without a name
-    parts = parts if isinstance(parts, list) else [parts]
-    return [task for part in parts for task in _tasks_in(manager, part)]
+        group = {"task": sorted(entry.tags)} if group in manager.all_tags else entry.cfg
+    parts = group.get("task", [])  # a part may be without a name
+    names = []
+    for part in parts if isinstance(parts, list) else [parts]:
+        names += _tasks_in(manager, part)
+    return names
 
 
 @contextlib.contextmanager
 def _data_errors(task: str) -> Any:
+    """Turns what the harness raises at data that it cannot get or read into a UserError."""
     try:
         yield
     except (OSError, ValueError, LookupError, TypeError, jinja2.TemplateError) as error:
         raise UserError(
-            f"{task} cannot be run: {first_line(error)} (without a network, give its items with evaluate.benchmarks.data)"
+            f"{task} cannot be run: {first_line(error)} "
+            "(without a network, give its items with evaluate.benchmarks.data)"
         ) from None
 
 
 def _task(config: BenchmarksConfig, task: str) -> Any:
-    """The task's name; with items of the user's, the stock task on them (in a group: only there the harness merges the two)."""
+    """The task's name; where the user has items for it, the stock task on them."""
     files = {path.name: str(path) for path in _files(config, task)}
-    if f"{task}.jsonl" not in files:
+    items = files.get(f"{task}.jsonl")
+    if items is None:
         return task
-    items, shots = files[f"{task}.jsonl"], files.get(f"{task}.train.jsonl")
-    splits = {"test": items, "validation": items} | ({"train": shots} if shots else {})
-    changed = {"dataset_path": "json", "dataset_name": None, "dataset_kwargs": {"data_files": splits}}
-    return {
-        "group": f"{task}_local",
-        "task": [
-            {"task": task, **changed, **({} if shots else {"training_split": None, "fewshot_split": None})}
-        ],
-    }
+    splits = {"test": items, "validation": items}
+    local_task: dict[str, Any] = {"task": task, "dataset_path": "json", "dataset_name": None}
+    if shots := files.get(f"{task}.train.jsonl"):
+        splits["train"] = shots
+    else:
+        local_task |= {"training_split": None, "fewshot_split": None}
+    local_task["dataset_kwargs"] = {"data_files": splits}
+    # The harness merges this with the stock task only inside a group.
+    return {"group": f"{task}_local", "task": [local_task]}
 
 
 def _files(config: BenchmarksConfig, task: str) -> list[Path]:
     """What of the user's files a task depends on."""
-    given = [Path(config.data) / f"{task}{kind}.jsonl" for kind in ("", ".train")] if config.data else []
-    included = (
-        sorted(p for p in Path(config.include).rglob("*") if p.suffix in (".yaml", ".jsonl", ".py"))
-        if config.include
-        else []
-    )
-    return [path.resolve() for path in (*given, *included) if path.is_file()]
+    paths = []
+    if config.data:
+        paths += [Path(config.data) / f"{task}.jsonl", Path(config.data) / f"{task}.train.jsonl"]
+    if config.include:
+        included = Path(config.include).rglob("*")
+        paths += sorted(path for path in included if path.suffix in (".yaml", ".jsonl", ".py"))
+    return [path.resolve() for path in paths if path.is_file()]
 
 
-def _write(found: Any, task: str, folder: Path, shots: int | None) -> dict[str, Any]:
-    """A record for each item (`items.jsonl`), and the task's score."""
-    samples = found["samples"][task]
-    filters = {s["filter"] for s in samples}
-    chosen = FILTER if FILTER in filters else sorted(filters)[0]
-    metric = next((m for m in METRICS if m in samples[0]), samples[0]["metrics"][0])
-    kept = sorted((s for s in samples if s["filter"] == chosen), key=lambda s: s["doc_id"])
-    scores = [float(s[metric]) for s in kept]
-    with (folder / "items.jsonl").open("w", encoding="utf-8") as out:
-        for s, score in zip(kept, scores, strict=True):
-            record = {
-                "doc_id": s["doc_id"],
-                "score": score,
-                "target": str(s["target"]),
-                "answer": s["filtered_resps"],
-            }
-            out.write(json.dumps(record, ensure_ascii=False, default=str) + "\n")
-    given = found["n-shot"].get(task) if shots is None else shots
+def _write(samples: list[dict[str, Any]], path: Path) -> dict[str, Any]:
+    """Write a record for each item; returns the task's score."""
+    # Each item comes once for each way to read its answer.
+    filters = set(column(samples, "filter"))
+    chosen = FILTER if FILTER in filters else min(filters)
+    first = samples[0]
+    metric = next((name for name in METRICS if name in first), first["metrics"][0])
+    records = []
+    for sample in samples:
+        if sample["filter"] == chosen:
+            records.append(
+                {
+                    "doc_id": sample["doc_id"],
+                    "score": float(sample[metric]),
+                    "target": str(sample["target"]),
+                    "answer": sample["filtered_resps"],
+                }
+            )
+    records.sort(key=lambda record: int(record["doc_id"]))
+    with path.open("w", encoding="utf-8") as lines:
+        for record in records:
+            lines.write(json.dumps(record, ensure_ascii=False, default=str) + "\n")
+    total = sum(column(records, "score"))
     return {
-        "n": len(scores),
-        "score": sum(scores) / len(scores),
-        "interval": wilson(sum(scores), len(scores)),
+        "n": len(records),
+        "score": total / len(records),
+        "interval": wilson(total, len(records)),
         "metric": metric,
-        "shots": given,
     }
 
 
-def _items(stage: Stage) -> dict[int, float]:
-    lines = (stage.dir / "items.jsonl").read_text(encoding="utf-8").splitlines()
-    return {item["doc_id"]: item["score"] for item in map(json.loads, lines)}
+def _item_scores(stage: Stage) -> dict[int, float]:
+    """The scores of a finished task by item."""
+    return {item["doc_id"]: item["score"] for item in read_jsonl(stage.dir / "items.jsonl")}

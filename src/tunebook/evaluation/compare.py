@@ -1,15 +1,21 @@
-"""Runs side by side: `tunebook report runs/a runs/b`. A run and its repetition: `tunebook run --from-manifest`."""
+"""Runs side by side, and a run beside its repetition.
+
+uv run tunebook report runs/a runs/b
+uv run tunebook run --from-manifest runs/a/manifest.json
+"""
 
 from __future__ import annotations
 
+import itertools
 import math
 import statistics
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from tunebook.evaluation.report import predictions
 from tunebook.evaluation.statistics import compared_steps
-from tunebook.evaluation.tables import Table, accuracy_table, comparison_table
+from tunebook.evaluation.tables import ACCURACY, Table, accuracy_cells, comparison_table
 from tunebook.generation.generate import read_records
 from tunebook.recipe.errors import UserError
 from tunebook.runs.files import log_history, read_json
@@ -23,11 +29,13 @@ def compare_runs(runs: list[Path]) -> str:
     same; and over the runs the mean and spread of each step's difference.
     """
     summaries = {}
+    stages: dict[str, None] = {}  # of all runs, in the order in which they come
     for run in runs:
-        summaries[run.name] = read_json(run / "eval" / "summary.json")
-        if not summaries[run.name]:
+        summary = read_json(run / "eval" / "summary.json")
+        if not summary:
             raise UserError(f"{run.name} has not been evaluated: run `uv run tunebook evaluate` there first")
-    stages = list(dict.fromkeys(stage for summary in summaries.values() for stage in summary["stages"]))
+        summaries[run.name] = summary
+        stages |= dict.fromkeys(summary["stages"])
     first = runs[0]
     parts = [
         f"# {' and '.join(summaries)}",
@@ -49,34 +57,26 @@ def compare_runs(runs: list[Path]) -> str:
 def _differing_settings(runs: list[Path]) -> str:
     """The recipe keys that are not the same in all runs."""
     settings = {str(run): _recipe(run) for run in runs}
-    keys = dict.fromkeys(key for flat in settings.values() for key in flat)
-    rows = []
+    keys = dict.fromkeys(itertools.chain.from_iterable(settings.values()))
+    table = Table(key="recipe key", **{str(run): run.name for run in runs})  # two may have one name
     for key in keys:
-        values = {run: str(flat.get(key)) for run, flat in settings.items()}
-        if len(set(values.values())) > 1:
-            shown = {run: str(flat.get(key, "")) for run, flat in settings.items()}
-            rows.append({"recipe key": f"`{key}`", **shown})
-    if not rows:
-        return "Nothing in their recipes."
-    return Table(rows, {str(run): run.name for run in runs}).markdown()
+        values = {str(flat.get(key)) for flat in settings.values()}
+        if len(values) > 1:
+            table.add(key=f"`{key}`", **{run: flat.get(key, "") for run, flat in settings.items()})
+    return table.markdown() or "Nothing in their recipes."
 
 
-def _accuracies(summaries: dict[str, Any], stages: list[str]) -> str:
+def _accuracies(summaries: dict[str, Any], stages: Iterable[str]) -> str:
     """Each stage's accuracy in every run that has it, without its slices."""
-    rows = []
-    headings: dict[str, str] = {}
+    table = Table(**ACCURACY)
     for stage in stages:
         for run, summary in summaries.items():
             if stage in summary["stages"]:
-                table = accuracy_table({stage: summary["stages"][stage]})
-                row = {"run": run, **table.rows[0]}
-                del row["slice"]
-                rows.append(row)
-                headings = table.headings
-    return Table(rows, headings).markdown()
+                table.add(run=run, stage=stage, **accuracy_cells(summary["stages"][stage]))
+    return table.markdown()
 
 
-def _paired(first: Path, other: Path, stages: list[str]) -> list[dict[str, Any]]:
+def _paired(first: Path, other: Path, stages: Iterable[str]) -> list[dict[str, Any]]:
     """The comparisons of two runs' models, of the stages in which both answered the same items."""
     comparisons = []
     for stage in stages:
@@ -93,7 +93,7 @@ def _scores(run: Path, stage: str) -> dict[str, float]:
 
 
 def _spread(summaries: dict[str, Any]) -> str:
-    """Mean difference of each step over the runs with its 95% interval (Student's t), as for several seeds."""
+    """Mean difference of each step over the runs (of several seeds, say), with Student's 95% interval."""
     from scipy.stats import t
 
     steps: dict[str, list[float]] = {}
@@ -101,22 +101,16 @@ def _spread(summaries: dict[str, Any]) -> str:
         for compared in summary["comparisons"]:
             step = f"{compared['first']} → {compared['second']}"
             steps.setdefault(step, []).append(100 * compared["difference"])
-    rows = []
+    table = Table(mean="mean (95% interval)")
     for step, values in steps.items():
         mean = statistics.mean(values)
         interval = ""
         if len(values) > 1:
             half = t.ppf(0.975, len(values) - 1) * statistics.stdev(values) / math.sqrt(len(values))
             interval = f" ({mean - half:+.1f} to {mean + half:+.1f})"
-        rows.append(
-            {
-                "step": step,
-                "runs": str(len(values)),
-                "differences": ", ".join(f"{value:+.1f}" for value in values),
-                "mean (95% interval)": f"{mean:+.1f}{interval}",
-            }
-        )
-    return Table(rows).markdown()
+        differences = ", ".join(f"{value:+.1f}" for value in values)
+        table.add(step=step, runs=len(values), differences=differences, mean=f"{mean:+.1f}{interval}")
+    return table.markdown()
 
 
 def compare_manifests(first: Path, second: Path) -> str:
@@ -134,35 +128,37 @@ def compare_manifests(first: Path, second: Path) -> str:
         raise UserError(f"{first} and {second} have no stage in common")
     first_results = _results(first.parent, first_stages, common)
     second_results = _results(second.parent, second_stages, common)
-    rows = []
+    table = Table(verdict="", first=first.parent.name, second=second.parent.name)
     for name in {**first_results, **second_results}:
-        verdict, first_value, second_value = _compared(first_results.get(name), second_results.get(name))
-        rows.append({"what": name, "verdict": verdict, "first": first_value, "second": second_value})
-    headings = {"verdict": "", "first": first.parent.name, "second": second.parent.name}
-    return Table(rows, headings).markdown()
+        table.add(what=name, **_compared(first_results.get(name), second_results.get(name)))
+    return table.markdown()
 
 
-def _compared(first: Any, second: Any) -> tuple[str, str, str]:
+def _compared(first: Any, second: Any) -> dict[str, str]:
     """Whether two results are identical, and of each what differs first."""
     if first is None or second is None:
-        return (
-            "not compared",
-            "" if first is not None else "not there",
-            "" if second is not None else "not there",
-        )
-    if first == second:
-        return "identical", "", ""
-    if not isinstance(first, dict) or not isinstance(second, dict):
-        return "**differs**", str(first)[:60], str(second)[:60]
-    keys = {**first, **second}
-    differing = [key for key in keys if first.get(key) != second.get(key)]
-    key = differing[0]
-    verdict = f"**{len(differing)} of {len(keys)} differ**"
-    return verdict, f"{key}: {str(first.get(key))[:60]}", f"{key}: {str(second.get(key))[:60]}"
+        verdict = "not compared"
+        first = "not there" if first is None else ""
+        second = "not there" if second is None else ""
+    elif first == second:
+        verdict = "identical"
+        first = second = ""
+    elif isinstance(first, dict) and isinstance(second, dict):
+        keys = {**first, **second}
+        differing = [key for key in keys if first.get(key) != second.get(key)]
+        verdict = f"**{len(differing)} of {len(keys)} differ**"
+        key = differing[0]
+        first = f"{key}: {str(first.get(key))[:60]}"
+        second = f"{key}: {str(second.get(key))[:60]}"
+    else:
+        verdict = "**differs**"
+        first = str(first)[:60]
+        second = str(second)[:60]
+    return {"verdict": verdict, "first": first, "second": second}
 
 
 def _results(run: Path, recorded_stages: dict[str, Any], common: set[str]) -> dict[str, Any]:
-    """What there is to compare of the stages that both runs have, by what it is; None for what is not there."""
+    """What there is to compare of the stages that both runs have; None for what is not there."""
     stages = {name: stage for name, stage in recorded_stages.items() if name in common}
     results: dict[str, Any] = {
         "data": stages.get("data", {}).get("fingerprints"),

@@ -79,7 +79,11 @@ def comparisons(stages: dict[str, Stage]) -> list[dict[str, Any]]:
 
 
 def answers(recipe: Recipe, names: list[str], rows: list[dict[str, Any]]) -> list[dict[str, str]]:
-    """The same few rows (`prompt`, perhaps `images`) answered by each stage's model: {stage: text} for each."""
+    """The same few rows, with a `prompt` and perhaps `images`, answered by each stage's model.
+
+    Returns:
+        {stage: text} for each row.
+    """
     for name in names:
         eval_stage(recipe, name)  # refuses what is not trained
     backend.backend()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tunebook.evaluation.statistics import ALPHA, compare
+from tunebook.evaluation.statistics import ALPHA, column, compare
 from tunebook.generation.generate import read_records
 from tunebook.recipe.sections import GateRule, Recipe
 
@@ -21,23 +21,27 @@ def gate(recipe: Recipe) -> list[str]:
 
 def _failure(recipe: Recipe, rule: GateRule) -> str:
     """Why a rule does not hold; empty when it does."""
-    predictions = recipe.run_dir / "eval"
-    first = read_records(predictions / rule.first / "predictions.jsonl")
-    second = read_records(predictions / rule.second / "predictions.jsonl")
-    same_items = [(p["prompt"], p["gold"]) for p in first] == [(p["prompt"], p["gold"]) for p in second]
-    first_marks = [p["correct"] for p in first if rule.slice in (None, p["slice"])]
-    second_marks = [p["correct"] for p in second if rule.slice in (None, p["slice"])]
-    if not first_marks or not same_items:
+    folder = recipe.run_dir / "eval"
+    first = read_records(folder / rule.first / "predictions.jsonl")
+    second = read_records(folder / rule.second / "predictions.jsonl")
+    same_items = column(first, "prompt") == column(second, "prompt") and column(first, "gold") == column(
+        second, "gold"
+    )
+    if rule.slice is not None:
+        first = [prediction for prediction in first if prediction["slice"] == rule.slice]
+        second = [prediction for prediction in second if prediction["slice"] == rule.slice]
+    if not first or not same_items:
         return "not both have been evaluated on the same items"
-    compared = compare(first_marks, second_marks)
-    low, high = (100 * bound for bound in compared["interval"])
-    if low <= rule.at_least:
+    compared = compare(column(first, "correct"), column(second, "correct"))
+    low, high = compared["interval"]
+    if 100 * low <= rule.at_least:
         demand = f"the lower end must be above {rule.at_least:+.1f}"
-    elif rule.at_least >= 0 and compared["p"] >= ALPHA:  # of few items the interval is too narrow
+    # Of few items the bootstrap interval is too narrow, so that the exact test must agree.
+    elif rule.at_least >= 0 and compared["p"] >= ALPHA:
         demand = f"McNemar's p = {compared['p']:.2g} must be below {ALPHA}"
     else:
         return ""
     return (
-        f"{100 * compared['difference']:+.1f} points (95% interval {low:+.1f} to {high:+.1f}, "
-        f"n = {compared['n']}), {demand}"
+        f"{100 * compared['difference']:+.1f} points "
+        f"(95% interval {100 * low:+.1f} to {100 * high:+.1f}, n = {compared['n']}), {demand}"
     )

@@ -13,7 +13,7 @@ from tunebook.checkers.maths import equal, verify
 from tunebook.data.images import instead
 from tunebook.data.rows import evenly, images_of
 from tunebook.data.storage import load
-from tunebook.evaluation.statistics import compare, wilson
+from tunebook.evaluation.statistics import column, compare, wilson
 from tunebook.generation.answers import Answer, Images, Sampling, repeats
 from tunebook.generation.generate import answer_file, generate, read_records
 from tunebook.generation.local import Local
@@ -23,10 +23,8 @@ from tunebook.recipe.sections import Recipe
 Item = dict[str, Any]
 """A held-out row with its `prompt`, its `gold` answer and perhaps `images`."""
 
-
 Prediction = dict[str, Any]
 """A line of `predictions.jsonl`: an answer with the checker's verdict on it. Comes from `checked`."""
-
 
 Source = Callable[[], AbstractContextManager[Local]]
 """Opens the model that answers."""
@@ -76,8 +74,7 @@ def answer_items(
     def record(i: int, answer: Answer) -> Prediction:
         return checked(items[i], answer)
 
-    prompts = [item["prompt"] for item in items]
-    return answer_file(path, source(), prompts, sampling, record, label, images)
+    return answer_file(path, source(), column(items, "prompt"), sampling, record, label, images)
 
 
 def answer_greedily(
@@ -95,19 +92,20 @@ def answer_repeatedly(
     repeated = []
     for item in items:
         repeated += [item] * config.samples
-    seeds = [recipe.seed + i for i in range(len(repeated))]
+    # Each answer has a seed of its own, so that an evaluation that goes on draws the same ones.
+    seeds = list(range(recipe.seed, recipe.seed + len(repeated)))
     sampling = Sampling(config.max_new_tokens, config.batch_size, config.temperature, seeds)
     answers = answer_items(folder / "samples.jsonl", source, repeated, sampling, f"{stage} samples")
     solved = 0
     agreed = 0
     for start in range(0, len(answers), config.samples):
         of_item = answers[start : start + config.samples]
-        solved += any(answer["correct"] for answer in of_item)
+        solved += any(column(of_item, "correct"))
         agreed += majority_is_right(of_item)
     return {
         "k": config.samples,
         "temperature": config.temperature,
-        "pass@1": sum(answer["correct"] for answer in answers) / len(answers),
+        "pass@1": _mean(column(answers, "correct")),
         "pass@k": solved / len(items),
         "majority": agreed / len(items),
     }
@@ -123,16 +121,19 @@ def answer_other_images(
     with_images = [i for i, item in enumerate(items) if images_of(item)]
     places = evenly(with_images, recipe.evaluate.ablation)
     chosen = [items[i] for i in places]
-    predictions = read_records(folder / "predictions.jsonl")
-    correct = {"true": [predictions[i]["correct"] for i in places]}
+    marks = column(read_records(folder / "predictions.jsonl"), "correct")
+    correct = {"true": [marks[i] for i in places]}
     for kind in ("blank", "swapped"):
         path = folder / f"predictions-{kind}.jsonl"
-        images = instead(kind, [item["images"] for item in chosen])
-        label = f"{stage}, {kind} image"
-        answers = answer_items(path, source, chosen, _greedy(recipe), label, images)
-        correct[kind] = [answer["correct"] for answer in answers]
-    accuracies = {kind: sum(marks) / len(marks) for kind, marks in correct.items()}
-    return {**accuracies, "gain": compare(correct["blank"], correct["true"])}
+        images = instead(kind, column(chosen, "images"))
+        answers = answer_items(path, source, chosen, _greedy(recipe), f"{stage}, {kind} image", images)
+        correct[kind] = column(answers, "correct")
+    return {
+        "true": _mean(correct["true"]),
+        "blank": _mean(correct["blank"]),
+        "swapped": _mean(correct["swapped"]),
+        "gain": compare(correct["blank"], correct["true"]),
+    }
 
 
 def answers_by_model(
@@ -141,14 +142,17 @@ def answers_by_model(
     rows: list[dict[str, Any]],
     max_new_tokens: int,
 ) -> list[dict[str, Answer]]:
-    """The same few rows answered by several models, greedily and in one batch: {model: answer} for each row."""
-    prompts = [row["prompt"] for row in rows]
+    """The same few rows answered by several models, greedily and in one batch.
+
+    Returns:
+        {model: answer} for each row.
+    """
     images = [images_of(row) for row in rows]
     answers: list[dict[str, Answer]] = [{} for _ in rows]
     for name in names:
         with open_model(name) as source:
             sampling = Sampling(max_new_tokens, batch_size=len(rows))
-            for batch in generate(source, prompts, sampling, images, label=f"{name} answers"):
+            for batch in generate(source, column(rows, "prompt"), sampling, images, label=f"{name} answers"):
                 for i, answer in batch.items():
                     answers[i][name] = answer
     return answers
@@ -174,26 +178,25 @@ def checked(item: Item, answer: Answer) -> Prediction:
 
 def majority_is_right(answers: list[Prediction]) -> bool:
     """Whether the most frequent final answer is right; of equally frequent ones the first counts."""
-    final = [answer for answer in answers if answer["parsed"]]
     votes: Counter[str] = Counter()
-    for answer in final:
-        # 0.5 and 1/2 are one answer.
-        known = next((vote for vote in votes if equal(vote, answer["parsed"])), answer["parsed"])
-        votes[known] += 1
-    if not votes:
-        return False
-    best = votes.most_common(1)[0][0]
-    return any(answer["correct"] for answer in final if equal(best, answer["parsed"]))
+    right = set()
+    for answer in answers:
+        if answer["parsed"]:
+            # 0.5 and 1/2 are one answer.
+            final = next((known for known in votes if equal(known, answer["parsed"])), answer["parsed"])
+            votes[final] += 1
+            if answer["correct"]:
+                right.add(final)
+    return bool(votes) and votes.most_common(1)[0][0] in right
 
 
 def summarise(predictions: list[Prediction]) -> dict[str, Any]:
     """Counts and shares of predictions, in all and by slice. The interval is Wilson's at 95%."""
-    by_slice: dict[str, list[Prediction]] = {}
+    slices: dict[str, list[Prediction]] = {}
     for prediction in predictions:
         if prediction["slice"]:
-            by_slice.setdefault(prediction["slice"], []).append(prediction)
-    slices = {name: _shares(by_slice[name]) for name in sorted(by_slice)}
-    return {**_shares(predictions), "slices": slices}
+            slices.setdefault(prediction["slice"], []).append(prediction)
+    return {**_shares(predictions), "slices": {name: _shares(slices[name]) for name in sorted(slices)}}
 
 
 def _greedy(recipe: Recipe) -> Sampling:
@@ -202,15 +205,20 @@ def _greedy(recipe: Recipe) -> Sampling:
 
 def _shares(predictions: list[Prediction]) -> dict[str, Any]:
     n = len(predictions)
-    right = sum(p["correct"] for p in predictions)
+    correct = sum(column(predictions, "correct"))
+    kinds = Counter(column(predictions, "how"))
     return {
         "n": n,
-        "correct": right,
-        "accuracy": right / n,
-        "interval": wilson(right, n),
-        "boxed": sum(p["how"] == "boxed" for p in predictions) / n,
-        "truncated": sum(p["truncated"] for p in predictions) / n,
-        "no_answer": sum(p["how"] == "none" for p in predictions) / n,
-        "mean_tokens": sum(p["tokens"] for p in predictions) / n,
-        "repeating": sum(repeats(p.get("answer", "")) for p in predictions) / n,
+        "correct": correct,
+        "accuracy": correct / n,
+        "interval": wilson(correct, n),
+        "boxed": kinds["boxed"] / n,
+        "truncated": _mean(column(predictions, "truncated")),
+        "no_answer": kinds["none"] / n,
+        "mean_tokens": _mean(column(predictions, "tokens")),
+        "repeating": sum(repeats(prediction.get("answer", "")) for prediction in predictions) / n,
     }
+
+
+def _mean(values: list[Any]) -> float:
+    return float(sum(values) / len(values))

@@ -1,24 +1,20 @@
-"""Figures, from what the stages recorded. Each function returns a matplotlib figure.
-
-A notebook shows it, a report saves it.
-"""
+"""Figures of what the stages recorded, for notebooks to show and reports to save."""
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
+import numpy
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
 
+from tunebook.evaluation.statistics import column
+
 GREY = "#9a9a9a"
-
-
 DARK = "#1f4e79"
-
-
 LIGHT = "#7fa8d1"
-
 
 COLOURS = (GREY, DARK, LIGHT)
 """Of stages, in turn."""
@@ -29,7 +25,7 @@ def lengths(tokens: dict[str, list[int]], limit: int) -> Figure:
     figure, axes = _figure(7, 3)
     colours = [DARK, GREY, "#d9d9d9"][: len(tokens)]
     axes.hist(list(tokens.values()), bins=30, stacked=True, label=list(tokens), color=colours)
-    longest = max((max(counts) for counts in tokens.values() if counts), default=0)
+    longest = max(itertools.chain.from_iterable(tokens.values()), default=0)
     if limit < 2 * longest:
         axes.axvline(limit, color="black", linestyle="--", label=f"max_seq_length {limit}")
     axes.set(xlabel="tokens in a row", ylabel="rows", title="Length of prompt and completion")
@@ -63,8 +59,8 @@ def accuracies(results: dict[str, dict[str, Any]]) -> Figure:
         # The stages' bars stand side by side, centred on the mark of their slice.
         left = (i - (len(results) - 1) / 2) * width
         axes.bar(
-            [x + left for x in range(len(slices))],
-            [score["accuracy"] for score in scores],
+            numpy.arange(len(slices)) + left,
+            column(scores, "accuracy"),
             width * 0.95,
             yerr=_errors(scores, "accuracy"),
             capsize=3,
@@ -80,15 +76,20 @@ def accuracies(results: dict[str, dict[str, Any]]) -> Figure:
 def scores(tasks: dict[str, dict[str, Any]]) -> Figure:
     """Benchmark scores: tasks as rows, a point with its 95% interval for each stage."""
     figure, axes = _figure(7, 1 + 0.6 * len(tasks))
-    stages = list(dict.fromkeys(stage for by_stage in tasks.values() for stage in by_stage))
+    # In the order in which they first come; a task may lack some.
+    stages = list(dict.fromkeys(itertools.chain.from_iterable(tasks.values())))
     for i, stage in enumerate(stages):
         # The stages' points stand one below the other, centred on the line of their task.
         below = 0.18 * (i - (len(stages) - 1) / 2)
-        rows = [row for row, by_stage in enumerate(tasks.values()) if stage in by_stage]
-        points = [by_stage[stage] for by_stage in tasks.values() if stage in by_stage]
+        rows = []
+        points = []
+        for row, by_stage in enumerate(tasks.values()):
+            if stage in by_stage:
+                rows.append(row + below)
+                points.append(by_stage[stage])
         axes.errorbar(
-            [point["score"] for point in points],
-            [row + below for row in rows],
+            column(points, "score"),
+            rows,
             xerr=_errors(points, "score"),
             label=stage,
             fmt="osD^v"[i % 5],
@@ -159,12 +160,11 @@ def _plot(axes: Axes, history: list[dict[str, Any]], metric: str, **style: Any) 
     """A logged metric by step; nothing when it was not logged."""
     entries = [entry for entry in history if metric in entry]
     if entries:
-        steps = [entry["step"] for entry in entries]
-        axes.plot(steps, [float(entry[metric]) for entry in entries], **style)
+        axes.plot(column(entries, "step"), [float(entry[metric]) for entry in entries], **style)
 
 
-def _errors(scores: list[dict[str, Any]], key: str) -> list[list[float]]:
+def _errors(scores: list[dict[str, Any]], key: str) -> Any:
     """How far the intervals reach below the scores, and above."""
-    below = [score[key] - score["interval"][0] for score in scores]
-    above = [score["interval"][1] - score[key] for score in scores]
-    return [below, above]
+    values = numpy.array(column(scores, key))
+    low, high = numpy.array(column(scores, "interval")).T
+    return numpy.array([values - low, high - values])

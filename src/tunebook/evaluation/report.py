@@ -1,4 +1,4 @@
-"""The report card of a run, from the JSON in its folder alone: `report.md`, and `report.html` with its figures inside.
+"""The report card of a run, from the JSON in its folder alone.
 
 uv run tunebook report
 """
@@ -78,15 +78,15 @@ def _headline(stages: dict[str, Any], summary: dict[str, Any]) -> str:
     recipe = next(iter(stages.values()))["recipe"]
     lines = [f"{recipe['model']['base']}, recipe `{recipe['name']}`, seed {recipe['seed']}."]
     for compared in summary.get("comparisons", []):
-        low, high = (100 * bound for bound in compared["interval"])
+        low, high = compared["interval"]
         if compared["p"] >= ALPHA or low <= 0 <= high:
             verdict = "not shown to be different"
         else:
             verdict = "better" if low > 0 else "worse"
         lines.append(
             f"- **{compared['second']} against {compared['first']}: {verdict}** "
-            f"({100 * compared['difference']:+.1f} points, 95% interval {low:+.1f} to {high:+.1f}, "
-            f"n = {compared['n']})."
+            f"({100 * compared['difference']:+.1f} points, "
+            f"95% interval {100 * low:+.1f} to {100 * high:+.1f}, n = {compared['n']})."
         )
     return "\n".join(lines)
 
@@ -106,14 +106,14 @@ def _results(summary: dict[str, Any]) -> list[Part]:
         f"## Results on the `{summary['split']}` split",
         ("accuracy", plots.accuracies(stages)),
         tables.accuracy_table(stages).markdown(),
-        "Greedy answers; intervals: Wilson 95%. `boxed`, `cut off` and `no answer` tell a gain in format from a "
-        "gain in skill.",
+        "Greedy answers; intervals: Wilson 95%. "
+        "`boxed`, `cut off` and `no answer` tell a gain in format from a gain in skill.",
         tables.sampled_table(stages).markdown(),
         image_table.markdown(),
         IMAGE_NOTE if image_table.rows else "",
         compared_table.markdown(),
-        "Every stage answered the same items: differences in points with a paired bootstrap interval, exact "
-        "McNemar test (\\*: p < 0.05). "
+        "Every stage answered the same items: differences in points with a paired bootstrap interval, "
+        "exact McNemar test (\\*: p < 0.05). "
         "`detectable`: the difference that so many items would show four times out of five.",
     ]
 
@@ -131,8 +131,8 @@ def _benchmarks(run: Path) -> list[Part]:
     return [
         "## Benchmarks (lm-evaluation-harness)",
         ("benchmarks", plots.scores(summary["tasks"])),
-        tables.benchmark_table(summary).markdown(),
-        tables.benchmark_comparison_table(summary).markdown(),
+        tables.benchmark_table(summary["tasks"]).markdown(),
+        tables.comparison_table(summary["comparisons"]).markdown(),
     ]
 
 
@@ -141,27 +141,32 @@ def _examples(run: Path, summary: dict[str, Any]) -> list[Part]:
     stages = list(summary.get("stages", {}))[-2:]
     if len(stages) < 2:
         return []
-    before = predictions(run, stages[0])
     after = predictions(run, stages[1])
-    won = [key for key in before if key in after and after[key]["correct"] and not before[key]["correct"]]
-    lost = [key for key in before if key in after and before[key]["correct"] and not after[key]["correct"]]
-    examples: list[Part] = []
-    for outcome, keys in (("won", won[:2]), ("lost", lost[:2])):
-        for key in keys:
-            lines = [f"**{outcome}**: {before[key]['prompt']} (answer: {before[key]['gold']})"]
-            for stage, prediction in zip(stages, (before[key], after[key]), strict=True):
-                lines.append(f"{stage}:\n\n```text\n{prediction['answer']}\n```")
-            examples.append("\n\n".join(lines))
-    if not examples:
+    examples: dict[str, list[Part]] = {"won": [], "lost": []}
+    for item, first in predictions(run, stages[0]).items():
+        second = after.get(item)
+        if second is None or first["correct"] == second["correct"]:
+            continue
+        outcome = "won" if second["correct"] else "lost"
+        examples[outcome].append(
+            f"**{outcome}**: {first['prompt']} (answer: {first['gold']})\n\n"
+            f"{stages[0]}:\n\n```text\n{first['answer']}\n```\n\n"
+            f"{stages[1]}:\n\n```text\n{second['answer']}\n```"
+        )
+    won, lost = examples["won"][:2], examples["lost"][:2]
+    if not won and not lost:
         return []
-    return [f"## Won and lost, {stages[0]} → {stages[1]}", *examples]
+    return [f"## Won and lost, {stages[0]} → {stages[1]}", *won, *lost]
 
 
 def _data(data: dict[str, Any]) -> str:
     counts = {f"rows for {split}": n for split, n in data.get("rows", {}).items()}
     for reason, n in data.get("quarantined", {}).items():
         counts[f"quarantined: {reason}"] = n
-    return Table([{"data": name, "rows": str(n)} for name, n in counts.items()]).markdown()
+    table = Table()
+    for name, n in counts.items():
+        table.add(data=name, rows=n)
+    return table.markdown()
 
 
 def _pairs(pairs: dict[str, Any] | None) -> list[Part]:
@@ -172,10 +177,11 @@ def _pairs(pairs: dict[str, Any] | None) -> list[Part]:
         counts[f"strategy {strategy}"] = n
     for reason, n in (pairs.get("quarantined") or {}).items():
         counts[f"quarantined: {reason}"] = n
-    rows = [{"preference pairs": name, "n": str(n)} for name, n in counts.items()]
-    shortcut = f"{pairs['length_only_accuracy']:.0%}"
-    rows.append({"preference pairs": "told apart by length alone", "n": shortcut})
-    report: list[Part] = [Table(rows).markdown()]
+    table = Table(pairs="preference pairs")
+    for name, n in counts.items():
+        table.add(pairs=name, n=n)
+    table.add(pairs="told apart by length alone", n=f"{pairs['length_only_accuracy']:.0%}")
+    report: list[Part] = [table.markdown()]
     if pairs.get("pass_counts"):
         report.append(("pass-rate", plots.pass_counts(pairs)))
     return report
@@ -188,8 +194,8 @@ def _training(run: Path, stages: dict[str, Any]) -> list[Part]:
         report.append(("sft-loss", plots.losses(sft)))
     if margins := stages.get("dpo", {}).get("image_margins"):
         report.append(
-            f"rewards/margins after DPO: {margins['true']:.3f} with the true image, {margins['blank']:.3f} with "
-            f"a blank one, {margins['swapped']:.3f} with another row's "
+            f"rewards/margins after DPO: {margins['true']:.3f} with the true image, "
+            f"{margins['blank']:.3f} with a blank one, {margins['swapped']:.3f} with another row's "
             "(equal: the preference was learnt without looking)."
         )
     if dpo := log_history(run / "dpo"):
@@ -198,24 +204,22 @@ def _training(run: Path, stages: dict[str, Any]) -> list[Part]:
 
 
 def _costs(stages: dict[str, Any]) -> str:
-    rows = []
+    table = Table(tokens="tokens trained", memory="peak memory")
     total = 0.0
     for name, stage in stages.items():
         duration = datetime.fromisoformat(stage["ended"]) - datetime.fromisoformat(stage["started"])
         minutes = duration.total_seconds() / 60
         total += minutes
         metrics = stage.get("metrics", {})
-        rows.append(
-            {
-                "stage": name,
-                "minutes": f"{minutes:.1f}",
-                "steps": str(metrics.get("steps") or ""),
-                "tokens trained": f"{metrics['tokens']:,}" if metrics.get("tokens") else "",
-                "peak memory": ", ".join(f"{gb} GB {place}" for place, gb in stage["peak_memory_gb"].items()),
-            }
+        table.add(
+            stage=name,
+            minutes=f"{minutes:.1f}",
+            steps=metrics.get("steps") or "",
+            tokens=f"{metrics['tokens']:,}" if metrics.get("tokens") else "",
+            memory=", ".join(f"{gb} GB {place}" for place, gb in stage["peak_memory_gb"].items()),
         )
-    rows.append(dict.fromkeys(rows[0], "") | {"stage": "all", "minutes": f"{total:.1f}"})
-    return Table(rows).markdown()
+    table.add(stage="all", minutes=f"{total:.1f}", steps="", tokens="", memory="")
+    return table.markdown()
 
 
 def _exports(run: Path) -> list[Part]:
@@ -227,9 +231,13 @@ def _exports(run: Path) -> list[Part]:
 
 def _repeat(run: Path, stages: dict[str, Any]) -> str:
     """The commands that make this run again, where it ran, and its recipe in full."""
-    with_git = [stage for stage in stages.values() if stage.get("git")]
-    commits = sorted({str(stage["git"]["commit"]) for stage in with_git})
-    dirty = " (with uncommitted changes)" if any(stage["git"]["dirty"] for stage in with_git) else ""
+    commits = set()
+    dirty = ""
+    for stage in stages.values():
+        if git := stage.get("git"):
+            commits.add(str(git["commit"]))
+            dirty = " (with uncommitted changes)" if git["dirty"] else dirty
+    commit = min(commits, default="?")
     last = list(stages.values())[-1]
     hardware = last["hardware"]
     machine = [f"{hardware['cores']} cores of {hardware['cpu']}", f"{hardware['memory_gb']} GB"]
@@ -237,9 +245,9 @@ def _repeat(run: Path, stages: dict[str, Any]) -> str:
     folder = run.relative_to(ROOT) if run.is_relative_to(ROOT) else run
     manifest = shlex.quote(f"{folder}/manifest.json")
     return (
-        f"```bash\ngit checkout {commits[0] if commits else '?'} && uv sync\n"
+        f"```bash\ngit checkout {commit} && uv sync\n"
         f"uv run tunebook run --from-manifest {manifest}\n```\n\n"
-        f"Commits of the stages: {', '.join(commits)}{dirty}. Run on {', '.join(machine)}.\n\n"
+        f"Commits of the stages: {', '.join(sorted(commits))}{dirty}. Run on {', '.join(machine)}.\n\n"
         f"The recipe in full:\n\n```yaml\n{yaml.safe_dump(last['recipe'], sort_keys=False).strip()}\n```"
     )
 

@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 LEVEL = 0.95
 """Of every interval."""
 
-
 ALPHA = 0.05
 """Below it a difference counts as shown."""
 
-
 RESAMPLES = 9999
-
 
 DRAWN_AT_ONCE = 10**7
 """Scores in memory, of all resamples: those of 100,000 items together would take 16 GB.
@@ -29,7 +26,7 @@ def compare(first: Sequence[float], second: Sequence[float], seed: int = 0) -> d
     """The second model's scores (0 or 1 an item) against the first's, item by item.
 
     Returns:
-        `n` items; `difference` of the means with its `interval`; `won` and `lost` items; `p` and `detectable`.
+        `n` items, `won` and `lost` ones; `difference` of the means with its `interval`; `p`; `detectable`.
     """
     import numpy
 
@@ -51,7 +48,7 @@ def compare(first: Sequence[float], second: Sequence[float], seed: int = 0) -> d
 
 
 def bootstrap_interval(change: Any, seed: int) -> list[float]:
-    """Paired percentile-bootstrap interval (Efron 1979) of the mean of an array of differences, one for each item."""
+    """Percentile-bootstrap interval (Efron 1979) of the mean of `change`, an array of one number an item."""
     import numpy
     from scipy.stats import bootstrap
 
@@ -82,9 +79,14 @@ def mcnemar(won: int, lost: int) -> float:
 
 
 def detectable(disagreements: int, n: int) -> float:
-    """The difference that n items with so many disagreements would show with 80% power at 5% (Connor 1987)."""
+    """The difference that n items, so many of which differ, show with 80% power at 5% (Connor 1987)."""
     # 2.8 = 1.96 + 0.84; six wins to none are the fewest that can be significant.
     return max(2.8 * math.sqrt(disagreements), 6.0) / n
+
+
+def column(records: Iterable[dict[str, Any]], name: str) -> list[Any]:
+    """One field of all records."""
+    return [record[name] for record in records]
 
 
 def compared_steps(scores: dict[str, dict[Any, float]]) -> list[dict[str, Any]]:
@@ -97,10 +99,12 @@ def compared_steps(scores: dict[str, dict[Any, float]]) -> list[dict[str, Any]]:
     steps = list(itertools.pairwise(names))
     if len(names) > 2:
         steps.append((names[0], names[-1]))
+    # One order of items for all, that of the first model.
     items = list(scores[names[0]])
+    in_order = {name: [scores[name][item] for item in items] for name in names}
     comparisons = []
     for first, second in steps:
-        compared = compare([scores[first][item] for item in items], [scores[second][item] for item in items])
+        compared = compare(in_order[first], in_order[second])
         comparisons.append({"first": first, "second": second, **compared})
     return comparisons
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
 from typing import Any
 
 import rich.table
@@ -16,15 +15,21 @@ from tunebook.recipe.sections import Recipe
 from tunebook.runs.files import read_json
 
 
-@dataclass(frozen=True)
 class Table:
-    """Rows of cells by the name of their column, all with the same columns in the same order.
+    """Rows of cells by the name of their column; all rows have the same columns.
 
-    A column's name is its heading too, but for those in `headings`.
+    Args:
+        headings: Of the columns whose name is not their heading.
     """
 
-    rows: list[dict[str, str]]
-    headings: dict[str, str] = field(default_factory=dict)
+    def __init__(self, **headings: str) -> None:
+        self.headings = headings
+        self.rows: list[dict[str, str]] = []
+
+    def add(self, **cells: Any) -> None:
+        """Add a row. What is not text is written as `str` writes it."""
+        # `Markup` is text: `str` would make it plain, and `html` would escape it.
+        self.rows.append({name: cell if isinstance(cell, str) else str(cell) for name, cell in cells.items()})
 
     def markdown(self) -> str:
         """For README, notebook and report; empty when there are no rows."""
@@ -74,107 +79,106 @@ def mark(correct: bool) -> Markup:
 
 
 def accuracy_table(results: dict[str, dict[str, Any]]) -> Table:
-    """Stages as rows, overall first and then by slice: accuracy with its Wilson 95% interval, and what explains it."""
-    rows = []
+    """Accuracy of each stage, overall and by slice, with Wilson's interval and what explains it."""
+    table = Table(**ACCURACY)
     for stage, summary in results.items():
-        for name, shares in {"all": summary, **summary["slices"]}.items():
-            rows.append(
-                {
-                    "stage": stage if name == "all" else "",
-                    "slice": name,
-                    "n": str(shares["n"]),
-                    "accuracy": _share(shares["accuracy"], shares["interval"]),
-                    "boxed": f"{shares['boxed']:.0%}",
-                    "cut off": f"{shares['truncated']:.0%}",
-                    "no answer": f"{shares['no_answer']:.0%}",
-                    "tokens": f"{shares['mean_tokens']:.0f}",
-                }
-            )
-    return Table(rows, {"accuracy": "accuracy (95% interval)"})
+        table.add(stage=stage, slice="all", **accuracy_cells(summary))
+        for name, shares in summary["slices"].items():
+            table.add(stage="", slice=name, **accuracy_cells(shares))
+    return table
+
+
+ACCURACY = {"accuracy": "accuracy (95% interval)", "cut_off": "cut off", "no_answer": "no answer"}
+"""The headings of `accuracy_cells`."""
+
+
+def accuracy_cells(shares: dict[str, Any]) -> dict[str, str]:
+    """The part of a row that says how well the items of a stage, or of a slice, were answered."""
+    return {
+        "n": str(shares["n"]),
+        "accuracy": _share(shares["accuracy"], shares["interval"]),
+        "boxed": f"{shares['boxed']:.0%}",
+        "cut_off": f"{shares['truncated']:.0%}",
+        "no_answer": f"{shares['no_answer']:.0%}",
+        "tokens": f"{shares['mean_tokens']:.0f}",
+    }
 
 
 def sampled_table(results: dict[str, dict[str, Any]]) -> Table:
-    """Sampled answers: mean accuracy of one, share of items with at least one right, and with the most frequent right."""
-    rows = []
+    """Of sampled answers: one right, at least one of an item's right, the most frequent one right."""
+    table = Table(one="pass@1", any="pass@k", majority="majority of k")
     for stage, summary in results.items():
         if sampled := summary.get("sampled"):
-            rows.append(
-                {
-                    "stage": stage,
-                    "n": str(summary["n"]),
-                    "k": str(sampled["k"]),
-                    "temperature": str(sampled["temperature"]),
-                    "pass@1": f"{sampled['pass@1']:.1%}",
-                    "pass@k": f"{sampled['pass@k']:.1%}",
-                    "majority of k": f"{sampled['majority']:.1%}",
-                }
+            table.add(
+                stage=stage,
+                n=summary["n"],
+                k=sampled["k"],
+                temperature=sampled["temperature"],
+                one=f"{sampled['pass@1']:.1%}",
+                any=f"{sampled['pass@k']:.1%}",
+                majority=f"{sampled['majority']:.1%}",
             )
-    return Table(rows)
+    return table
 
 
 def image_table(results: dict[str, dict[str, Any]]) -> Table:
-    """Accuracy with each item's image, a blank one and another item's. It looks: better with its own, beyond chance."""
-    rows = []
+    """Accuracy with each item's image, a blank one and another item's.
+
+    A model looks at the image when it is better with the true one, beyond chance.
+    """
+    table = Table(
+        true="true image", other="another's", gain="true - blank (95% interval)", looks="looks at the image"
+    )
     for stage, summary in results.items():
         if images := summary.get("images"):
             gain = images["gain"]
-            rows.append(
-                {
-                    "stage": stage,
-                    "n": str(gain["n"]),
-                    "true image": f"{images['true']:.1%}",
-                    "blank": f"{images['blank']:.1%}",
-                    "another's": f"{images['swapped']:.1%}",
-                    "gain": _points(gain),
-                    "looks at the image": "yes" if gain["interval"][0] > 0 else "not shown",
-                }
+            table.add(
+                stage=stage,
+                n=gain["n"],
+                true=f"{images['true']:.1%}",
+                blank=f"{images['blank']:.1%}",
+                other=f"{images['swapped']:.1%}",
+                gain=_points(gain),
+                looks="yes" if gain["interval"][0] > 0 else "not shown",
             )
-    return Table(rows, {"gain": "true - blank (95% interval)"})
+    return table
 
 
 def comparison_table(comparisons: list[dict[str, Any]]) -> Table:
-    """Paired comparisons as rows, differences in points. `detectable`: what so many items show four times of five."""
-    rows = []
+    """Paired comparisons, differences in points; those of benchmarks with their task.
+
+    `detectable`: the difference that so many items would show four times out of five.
+    """
+    table = Table(difference="difference (95% interval)", p="p (exact McNemar)")
     for compared in comparisons:
-        rows.append(
-            {
-                "step": f"{compared['first']} → {compared['second']}",
-                "n": str(compared["n"]),
-                "difference": _points(compared),
-                "won": str(compared["won"]),
-                "lost": str(compared["lost"]),
-                "p": f"{compared['p']:.2g}" if compared["p"] >= 1e-4 else "< 0.0001",
-                "detectable": f"{100 * compared['detectable']:.1f}",
-            }
+        task = {"task": compared["task"]} if "task" in compared else {}
+        table.add(
+            **task,
+            step=f"{compared['first']} → {compared['second']}",
+            n=compared["n"],
+            difference=_points(compared),
+            won=compared["won"],
+            lost=compared["lost"],
+            p=f"{compared['p']:.2g}" if compared["p"] >= 1e-4 else "< 0.0001",
+            detectable=f"{100 * compared['detectable']:.1f}",
         )
-    return Table(rows, {"difference": "difference (95% interval)", "p": "p (exact McNemar)"})
+    return table
 
 
-def benchmark_table(summary: dict[str, Any]) -> Table:
-    """Tasks and stages as rows; the interval is Wilson's."""
-    rows = []
-    for task, scores in summary["tasks"].items():
+def benchmark_table(tasks: dict[str, dict[str, Any]]) -> Table:
+    """Benchmark scores by task and stage; the interval is Wilson's."""
+    table = Table(score="score (95% interval)")
+    for task, scores in tasks.items():
         for stage, score in scores.items():
-            rows.append(
-                {
-                    "task": task if stage == next(iter(scores)) else "",
-                    "stage": stage,
-                    "n": str(score["n"]),
-                    "score": _share(score["score"], score["interval"]),
-                    "metric": score["metric"],
-                    "shots": str(score["shots"]),
-                }
+            table.add(
+                task=task if stage == next(iter(scores)) else "",
+                stage=stage,
+                n=score["n"],
+                score=_share(score["score"], score["interval"]),
+                metric=score["metric"],
+                shots=score["shots"],
             )
-    return Table(rows, {"score": "score (95% interval)"})
-
-
-def benchmark_comparison_table(summary: dict[str, Any]) -> Table:
-    """Each task's paired comparisons as rows."""
-    table = comparison_table(summary["comparisons"])
-    rows = []
-    for compared, row in zip(summary["comparisons"], table.rows, strict=True):
-        rows.append({"task": compared["task"], **row})
-    return replace(table, rows=rows)
+    return table
 
 
 def parity_table(exports: dict[str, dict[str, Any]]) -> Table:
@@ -182,23 +186,27 @@ def parity_table(exports: dict[str, dict[str, Any]]) -> Table:
 
     Δ log p: by how much the log-probability of a token of the adapter's own answers differs (natural log).
     """
-    rows = []
+    table = Table(
+        agreement="same top token",
+        logp="Δ log p, mean (max)",
+        prompts="prompts equal",
+        answers="answers equal",
+        accuracy="accuracy adapter → export",
+        verdict="",
+    )
     for name, parity in exports.items():
         accuracies = ("–" if accuracy is None else f"{accuracy:.0%}" for accuracy in parity["accuracy"])
-        rows.append(
-            {
-                "export": name,
-                "items": str(parity["items"]),
-                "same top token": f"{parity['top_1_agreement']:.1%}",
-                "logp": f"{parity['mean_logp_difference']:.4f} ({parity['max_logp_difference']:.3f})",
-                "prompts equal": f"{parity['prompts_equal']:.0%}",
-                "answers equal": f"{parity['answers_equal']:.0%}",
-                "accuracy": " → ".join(accuracies),
-                "verdict": "; ".join(parity["differs"]) or "equal",
-            }
+        table.add(
+            export=name,
+            items=parity["items"],
+            agreement=f"{parity['top_1_agreement']:.1%}",
+            logp=f"{parity['mean_logp_difference']:.4f} ({parity['max_logp_difference']:.3f})",
+            prompts=f"{parity['prompts_equal']:.0%}",
+            answers=f"{parity['answers_equal']:.0%}",
+            accuracy=" → ".join(accuracies),
+            verdict="; ".join(parity["differs"]) or "equal",
         )
-    headings = {"logp": "Δ log p, mean (max)", "accuracy": "accuracy adapter → export", "verdict": ""}
-    return Table(rows, headings)
+    return table
 
 
 def side_by_side(pair: dict[str, Any]) -> str:
@@ -207,8 +215,9 @@ def side_by_side(pair: dict[str, Any]) -> str:
     for part, is_new in marked(pair):
         rejected += Markup("<mark>{}</mark>").format(part) if is_new else escape(part)
     gold = f"answer: {pair['gold']}; " if pair["gold"] else ""
-    question = f"{pair['prompt'][-1]['content']} ({gold}{pair['strategy']})"
-    return Table([{"chosen": pair["chosen"][0]["content"], "rejected": rejected}]).html(question)
+    table = Table()
+    table.add(chosen=pair["chosen"][0]["content"], rejected=rejected)
+    return table.html(f"{pair['prompt'][-1]['content']} ({gold}{pair['strategy']})")
 
 
 def show(recipe: Recipe, results: dict[str, dict[str, Any]]) -> None:
