@@ -36,7 +36,7 @@ def server(folder: Path, latency: float) -> Iterator[str]:
         port = s.getsockname()[1]
     command = [
         sys.executable,
-        str(ROOT / "tests" / "api.py"),
+        str(ROOT / "tests" / "helpers" / "api.py"),
         str(port),
         str(folder / "log"),
         "--calm",

@@ -1,10 +1,8 @@
-"""Fixtures: run folders in a temporary place, the embedded model's folder, and a tiny model of the same architecture."""
+"""Fixtures of every folder: runs in a temporary place, the embedded model's folder, a tiny model of the same architecture."""
 
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -15,52 +13,24 @@ from tunebook.models import backend, builtin
 from tunebook.recipe.files import ROOT
 
 if "PYTEST_XDIST_WORKER" in os.environ:
-    os.environ.setdefault(
-        "OMP_NUM_THREADS", "1"
-    )  # two processes that each want every core slow each other down many times over
+    # Two processes that each want every core slow each other down many times over.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 backend.set_environment()  # before any test imports transformers
-settings.register_profile("long", max_examples=2000)  # pytest tests/test_fuzz.py --hypothesis-profile=long
+settings.register_profile("long", max_examples=2000)  # pytest tests/unit --hypothesis-profile=long
+
+LONGEST_FIRST = ("integration", "stages", "gpu", "unit")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files that train come first: one of them left for the end would keep one worker waiting for the other."""
-    training = {item.path for item in items if item.get_closest_marker("slow")}
-    items.sort(key=lambda item: item.path not in training)
+    """A long file left for the end would keep one worker waiting for the other."""
+    folder = Path(__file__).parent
+    items.sort(key=lambda item: LONGEST_FIRST.index(item.path.relative_to(folder).parts[0]))
 
 
 def pytest_configure(config):
     if config.getoption("markexpr") != "gpu":
         os.environ.setdefault("UNSLOTH_FORCE_CPU", "1")  # the same tests on a machine with a GPU
         os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing is fetched
-
-
-def pytest_runtest_setup(item):
-    if item.get_closest_marker("gpu"):
-        if item.config.getoption("markexpr") != "gpu":
-            pytest.skip("fetches and trains large models: asked for with -m gpu")
-        import torch
-
-        if not torch.cuda.is_available():
-            pytest.skip("needs a CUDA GPU")
-
-
-def pytest_terminal_summary(terminalreporter):
-    """What the tests on a GPU found, as a table."""
-    reports = [report for name in ("passed", "failed") for report in terminalreporter.stats.get(name, [])]
-    if rows := [
-        value
-        for report in reports
-        if report.when == "call"
-        for key, value in report.user_properties
-        if key == "gpu"
-    ]:
-        print(
-            "",
-            "| recipe | stage | seconds | GPU memory, GB | loss |",
-            "|---|---|---|---|---|",
-            *rows,
-            sep="\n",
-        )
 
 
 @pytest.fixture(autouse=True)
@@ -105,19 +75,3 @@ def tiny_recipe(tiny, tmp_path) -> Path:
     path = tmp_path / "tiny.yaml"
     path.write_text(yaml.safe_dump(content))
     return path
-
-
-@pytest.fixture
-def run_cli():
-    """Run `tunebook ...` in a process of its own, as a user does; returns the finished process."""
-
-    def run(*args: str, **kwargs) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, "-m", "tunebook.cli", *args],
-            capture_output=True,
-            text=True,
-            check=False,
-            **kwargs,
-        )
-
-    return run

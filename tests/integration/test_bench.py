@@ -1,0 +1,283 @@
+"""The real lm-evaluation-harness on the embedded model, with small files in the five benchmarks' formats."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tunebook.evaluation import benchmarks, report
+from tunebook.recipe.errors import UserError
+from tunebook.recipe.files import ROOT
+from tunebook.recipe.loading import load_recipe
+from tunebook.runs.files import read_json
+from tunebook.runs.stage import Stage
+
+ARC = [
+    ("What do plants need to make food?", ["sunlight", "rocks", "plastic", "sand"]),
+    ("Which is a liquid?", ["water", "iron", "wood", "glass"]),
+]
+ITEMS = {
+    "arc_challenge": [
+        {"id": str(i), "question": q, "choices": {"text": c, "label": list("ABCD")}, "answerKey": "A"}
+        for i, (q, c) in enumerate(ARC * 2)
+    ],
+    "commonsense_qa": [
+        {
+            "id": str(i),
+            "question": q,
+            "question_concept": "x",
+            "choices": {"text": c, "label": list("ABCDE")},
+            "answerKey": "ABCDE"[c.index(right)],
+        }
+        for i, (q, c, right) in enumerate(
+            [
+                ("Where do you put dirty dishes?", ["sink", "garden", "bed", "moon", "car"], "sink"),
+                ("What do you read?", ["stone", "book", "soup", "shoe", "rain"], "book"),
+            ]
+        )
+    ],
+    "gsm8k": [
+        {
+            "question": f"Tom has {n} apples and buys 2 more. How many has he?",
+            "answer": f"He has {n} + 2 = {n + 2}.\n#### {n + 2}",
+        }
+        for n in (3, 4, 5)
+    ],
+    "hellaswag": [
+        {
+            "ind": i,
+            "activity_label": "Cooking",
+            "ctx_a": "A man cracks an egg into a pan.",
+            "ctx_b": "he",
+            "ctx": "A man cracks an egg into a pan. he",
+            "endings": ["fries the egg.", "flies to the moon.", "paints the wall.", "reads a tree."],
+            "label": "0",
+            "source_id": "x",
+            "split": "val",
+            "split_type": "indomain",
+        }
+        for i in range(2)
+    ],
+    "winogrande": [
+        {
+            "sentence": "The trophy does not fit in the suitcase because the _ is too big.",
+            "option1": "trophy",
+            "option2": "suitcase",
+            "answer": "1",
+        },
+        {
+            "sentence": "The ball broke the window because the _ was hard.",
+            "option1": "window",
+            "option2": "ball",
+            "answer": "2",
+        },
+    ],
+}
+OWN = r"""
+task: capitals
+dataset_path: json
+dataset_kwargs: {data_files: {test: capitals.jsonl}}
+output_type: multiple_choice
+test_split: test
+doc_to_text: "The capital of {{country}} is"
+doc_to_target: 0
+doc_to_choice: "{{[right, wrong]}}"
+metric_list: [{metric: acc}]
+"""
+
+
+@pytest.fixture
+def recipe_file(tmp_path) -> Path:
+    """The default recipe with an adapter (a fresh one: it changes nothing) in its run, and local items."""
+    data = tmp_path / "data"
+    data.mkdir()
+    for task, items in ITEMS.items():
+        (data / f"{task}.jsonl").write_text("".join(json.dumps(item) + "\n" for item in items))
+    shots = [
+        {
+            "question": f"Ann has {n} pens and loses 1. How many has she?",
+            "answer": f"She has {n} - 1.\n#### {n - 1}",
+        }
+        for n in (3, 4, 5)
+    ]
+    (data / "gsm8k.train.jsonl").write_text("".join(json.dumps(item) + "\n" for item in shots))
+    own = tmp_path / "own"
+    own.mkdir()
+    (own / "capitals.yaml").write_text(OWN)
+    capitals = [
+        {"country": "France", "right": "Paris", "wrong": "qzxv qzxv"},
+        {"country": "Italy", "right": "Rome", "wrong": "qzxv qzxv"},
+    ]
+    (own / "capitals.jsonl").write_text("".join(json.dumps(item) + "\n" for item in capitals))
+    content = yaml.safe_load((ROOT / "configs" / "smollm2-math.yaml").read_text())
+    given = {
+        "tasks": [*ITEMS, "capitals"],
+        "data": str(data),
+        "include": str(own),
+        "shots": {"gsm8k": 2},
+        "max_new_tokens": 40,
+        "batch_size": 4,
+    }
+    content["evaluate"]["benchmarks"] = given
+    path = tmp_path / "bench.yaml"
+    path.write_text(yaml.safe_dump(content))
+    return path
+
+
+def test_the_five_benchmarks_and_a_task_of_ones_own(recipe_file, monkeypatch):
+    from tunebook.models import adapters, loading
+
+    recipe = load_recipe(recipe_file)
+    model, tokenizer = loading.load(recipe)
+    with Stage(recipe, "sft", {}, {}).open() as folder:
+        adapters.save_adapter(adapters.add_lora(model, recipe), tokenizer, folder / "adapter")
+    loads = []
+    load = loading.load
+    monkeypatch.setattr(loading, "load", lambda r: loads.append(1) or load(r))
+    summary = benchmarks.bench(recipe)
+    assert len(loads) == 1  # for two models and six tasks
+    assert list(summary["tasks"]) == [*ITEMS, "capitals"]
+    for task, found in summary["tasks"].items():
+        assert found["base"] == found["sft"], task  # an untrained adapter changes nothing
+        assert found["base"]["n"] == len(ITEMS.get(task, [1, 2]))
+    assert [found["base"]["metric"] for found in summary["tasks"].values()] == [
+        "acc_norm",
+        "acc",
+        "exact_match",
+        "acc_norm",
+        "acc",
+        "acc",
+    ]
+    assert (summary["tasks"]["gsm8k"]["base"]["shots"], summary["tasks"]["capitals"]["base"]["score"]) == (
+        2,
+        1.0,
+    )
+    assert (
+        all((c["difference"], c["p"]) == (0, 1) for c in summary["comparisons"])
+        and len(summary["comparisons"]) == 6
+    )
+    lines = (recipe.run_dir / "bench" / "sft" / "gsm8k" / "items.jsonl").read_text().splitlines()
+    items = [json.loads(line) for line in lines]
+    assert [i["doc_id"] for i in items] == [0, 1, 2] and items[0]["target"].endswith("#### 5")
+    for item in items:
+        assert item["score"] == float(item["answer"][0] == item["target"].rsplit(" ", 1)[-1])
+
+    # Interrupted after some tasks: only what is missing runs again; changed items make their task stale.
+    shutil.rmtree(recipe.run_dir / "bench" / "sft" / "capitals")
+    ran = []
+    run = benchmarks._run
+    monkeypatch.setattr(benchmarks, "_run", lambda r, missing: ran.extend(missing) or run(r, missing))
+    assert benchmarks.bench(recipe) == summary
+    assert ran == [("sft", "capitals")] and benchmarks.bench(recipe) == summary and len(ran) == 1
+    path = Path(recipe.evaluate.benchmarks.data) / "winogrande.jsonl"
+    path.write_text(path.read_text().splitlines()[0] + "\n")
+    assert (
+        not benchmarks.bench_stage(recipe, "base", "winogrande").done
+        and benchmarks.bench_stage(recipe, "base", "gsm8k").done
+    )
+
+    text = report.write(recipe.run_dir)[0].read_text()
+    assert (
+        "## Benchmarks" in text
+        and "| gsm8k | base | 3 |" in text
+        and "| winogrande | base → sft | 2 | +0.0" in text
+    )
+    assert "bench/sft/gsm8k" in read_json(recipe.run_dir / "manifest.json")["stages"]
+
+
+def test_what_cannot_be_run_is_one_line(recipe_file):
+    wrong = load_recipe(recipe_file, overrides={"evaluate.benchmarks.tasks": ["hellaswagg"]})
+    with pytest.raises(UserError, match="no task 'hellaswagg' in lm-evaluation-harness or "):
+        benchmarks.bench(wrong)
+    fetched = load_recipe(recipe_file, overrides={"evaluate.benchmarks.tasks": ["piqa"]})
+    with pytest.raises(
+        UserError, match=r"piqa cannot be run: .* give its items with evaluate\.benchmarks\.data"
+    ):
+        benchmarks.bench(fetched)
+    path = Path(fetched.evaluate.benchmarks.data) / "hellaswag.jsonl"
+    path.write_text('{"nothing": "of use"}\n')
+    with pytest.raises(UserError, match="hellaswag cannot be run"):
+        benchmarks.bench(load_recipe(recipe_file, overrides={"evaluate.benchmarks.tasks": ["hellaswag"]}))
+    assert not list(fetched.run_dir.rglob("stage.json"))
+    with pytest.raises(UserError, match="no stage 'stf'"):
+        benchmarks.bench(load_recipe(recipe_file), ["stf"])
+
+
+GROUPS = {
+    "geography.yaml": "group: geography\ntask: [capitals, {group: further, task: [rivers, {task: seas}]}]\n",
+    "rivers.yaml": OWN.replace("task: capitals", "task: rivers\ntag: water"),
+}
+
+
+@pytest.fixture
+def only_own(monkeypatch):
+    """The harness without its own thousands of tasks, and without a model; yields what it is given instead of one."""
+    import lm_eval
+    from lm_eval import tasks
+    from lm_eval.models import huggingface
+
+    loaded, given = [], []
+    inner = type("Tokenizer", (), {})()
+    processor = type("Processor", (), {"tokenizer": inner, "chat_template": "the recipe's"})()
+    sample = {
+        "doc_id": 0,
+        "filter": "none",
+        "metrics": ["acc"],
+        "acc": 1.0,
+        "target": 0,
+        "filtered_resps": ["x"],
+    }
+    monkeypatch.setattr(tasks, "TaskManager", functools.partial(tasks.TaskManager, include_defaults=False))
+    monkeypatch.setattr(huggingface, "HFLM", lambda **how: given.append(how["tokenizer"]))
+    monkeypatch.setattr(
+        lm_eval,
+        "simple_evaluate",
+        lambda **_: {"samples": {task: [sample] for task in ("capitals", "rivers")}, "n-shot": {}},
+    )
+    monkeypatch.setattr(benchmarks.backend, "backend", lambda: None)
+    monkeypatch.setattr(
+        benchmarks, "load_stages", lambda recipe, names: loaded.append(names) or (None, processor)
+    )
+    monkeypatch.setattr(
+        benchmarks,
+        "local",
+        lambda model, tokenizer, name: contextlib.nullcontext(type("Source", (), {"model": model})),
+    )
+    return loaded, given
+
+
+def test_a_group_of_tasks_is_refused_before_a_model_is_loaded(recipe_file, only_own):
+    own = recipe_file.parent / "own"
+    for name, text in GROUPS.items():
+        (own / name).write_text(text)
+    for tasks, said in (
+        (["capitals", "geography"], "'geography' is a group of tasks: .* capitals, rivers$"),
+        (["water"], "'water' is .* rivers$"),
+    ):
+        with pytest.raises(UserError, match=said):
+            benchmarks.bench(
+                load_recipe(recipe_file, overrides={"evaluate.benchmarks.tasks": tasks}), ["base"]
+            )
+    assert not only_own[0]
+    found = benchmarks.bench(
+        load_recipe(recipe_file, overrides={"evaluate.benchmarks.tasks": ["rivers"]}), ["base"]
+    )
+    assert found["tasks"]["rivers"]["base"]["score"] == 1
+
+
+def test_the_harness_is_given_the_tokenizer_in_a_processor(recipe_file, only_own):
+    benchmarks.bench(
+        load_recipe(recipe_file, overrides={"evaluate.benchmarks.tasks": ["capitals"]}), ["base"]
+    )
+    (loaded,), (given,) = only_own
+    assert (loaded, type(given).__name__, given.chat_template) == (
+        {"base": None},
+        "Tokenizer",
+        "the recipe's",
+    )

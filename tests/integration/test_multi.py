@@ -1,0 +1,142 @@
+"""Several processes train what one would, one that dies ends all, memory that runs out costs time and nothing else."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+from traces import close, four_rows_a_step, trace
+
+from tunebook.recipe.files import ROOT
+from tunebook.recipe.loading import load_recipe
+
+
+@pytest.fixture
+def recipe(tiny_recipe, tmp_path) -> Path:
+    return four_rows_a_step(tiny_recipe, tmp_path)
+
+
+def two(*arguments: str, **environment: str) -> subprocess.Popen[str]:
+    """`tunebook ...` in two processes."""
+    env = (
+        {k: v for k, v in os.environ.items() if k not in ("OMP_NUM_THREADS", "RANK")}
+        | {"NPROC_PER_NODE": "2"}
+        | environment
+    )
+    return subprocess.Popen(
+        [sys.executable, "-m", "tunebook.cli", *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=env,
+        cwd=ROOT,
+    )
+
+
+def test_two_processes_train_as_one_and_end_together(recipe):
+    """One is killed: the other ends, one line says so. The same command goes on, and the whole trace is that of one process."""
+    from tunebook.training.sft import sft
+
+    command = ("sft", "--recipe", str(recipe), "--run", "two")
+    killed = two(*command)
+    run_dir = load_recipe(recipe, run="two").run_dir
+    deadline = time.monotonic() + 240
+    while not (run_dir / ".sft.partial" / "checkpoints" / "checkpoint-5" / "checksums.json").exists():
+        assert killed.poll() is None and time.monotonic() < deadline, killed.communicate()[1][-2000:]
+        time.sleep(0.02)
+    workers = sorted(psutil.Process(killed.pid).children(), key=lambda p: int(p.environ()["RANK"]))
+    assert [p.environ()["RANK"] for p in workers] == ["0", "1"]
+    workers[1].kill()
+    start = time.monotonic()
+    err = killed.communicate(timeout=60)[1]
+    assert (
+        killed.returncode == 2 and time.monotonic() - start < 60 and not any(p.is_running() for p in workers)
+    )
+    line = "tunebook: process 1 was ended by SIGKILL (often for want of memory). All processes were stopped; the same command goes on"
+    assert err.splitlines()[-1].startswith(line) and "Traceback" not in err and err.count("tunebook: ") == 1
+    assert not (run_dir / "sft").exists()
+
+    again = two(*command)
+    out, err = again.communicate(timeout=240)
+    assert again.returncode == 0, err[-2000:]
+    assert (
+        out.count("Mask audit") == 1
+        and re.search(r"Going on from checkpoint-\d+", out)
+        and out.count("Wrote ") == 1
+    )
+    metrics = json.loads((run_dir / "sft" / "stage.json").read_text())["metrics"]
+    assert (metrics["effective_batch_size"], metrics["processes"], metrics["per_device_batch_size"]) == (
+        4,
+        2,
+        2,
+    )
+    one = load_recipe(recipe, run="one")
+    alone = sft(one)["metrics"]
+    assert close(trace(run_dir), trace(one.run_dir)) and len(trace(run_dir)) == 20
+    assert metrics["tokens"] == alone["tokens"] and metrics["steps"] == alone["steps"] == 20
+
+
+def test_dpo_in_two_processes_with_too_little_memory(recipe, tmp_path):
+    """The second process runs out of memory: both start again with half the per-device batch, and the trace is that of one process."""
+    from tunebook.data.storage import load
+    from tunebook.models import backend
+    from tunebook.pairs.pairs import pairs
+    from tunebook.training.dpo import dpo
+    from tunebook.training.sft import sft
+
+    backend.backend()
+    one = load_recipe(recipe, run="one")
+    sft(load_recipe(recipe, run="one"))
+    with (tmp_path / "pairs.jsonl").open("w") as out:
+        for row in load(one, "train"):
+            right = row["completion"][0]["content"]
+            pair = {
+                "prompt": row["prompt"],
+                "chosen": right,
+                "rejected": re.sub(r"boxed\{.*\}", "boxed{12345}", right),
+                "answer": row["gold"],
+            }
+            out.write(json.dumps(pair) + "\n")
+    pairs(one)
+    shutil.copytree(one.run_dir, one.run_dir.with_name("two"))
+    alone = dpo(one)["metrics"]
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "sitecustomize.py").write_text("""
+import os
+if os.environ.get("RANK") == "1" and "TUNEBOOK_HALVINGS" not in os.environ:
+    import torch
+    whole, calls = torch.Tensor.backward, []
+    def backward(self, *args, **kwargs):
+        calls.append(self)
+        if len(calls) == 5:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return whole(self, *args, **kwargs)
+    torch.Tensor.backward = backward
+""")
+    both = two(
+        "dpo",
+        "--recipe",
+        str(recipe),
+        "--run",
+        "two",
+        PYTHONPATH=f"{tmp_path / 'site'}:{os.environ.get('PYTHONPATH', '')}",
+    )
+    out, err = both.communicate(timeout=300)
+    assert both.returncode == 0, err[-2000:]
+    assert (
+        "out of memory with 2 rows a device (process 1): all processes start again with half of them" in out
+    )
+    assert "Going on from checkpoint-3" in out and "Traceback" not in err
+    run_dir = one.run_dir.with_name("two")
+    metrics = json.loads((run_dir / "dpo" / "stage.json").read_text())["metrics"]
+    assert (metrics["effective_batch_size"], metrics["per_device_batch_size"], metrics["steps"]) == (4, 1, 8)
+    assert alone["effective_batch_size"] == 4
+    assert close(trace(run_dir, "dpo"), trace(one.run_dir, "dpo"))

@@ -1,0 +1,46 @@
+"""What the README says is so: its commands exist, its results come from the recorded run."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+
+import pytest
+
+from tunebook.recipe.files import ROOT
+
+README = (ROOT / "README.md").read_text()
+
+
+@pytest.mark.parametrize(
+    "command",
+    sorted(set(re.findall(r"tunebook (\w+)", re.sub(r"src/tunebook|`tunebook`", "", README))) - {"lies"}),
+)
+def test_every_command_exists_and_its_help_teaches(run_cli, command):
+    done = run_cli(command, "--help", env=os.environ | {"COLUMNS": "200", "TERM": "dumb"})
+    assert done.returncode == 0, done.stderr
+    assert f"tunebook {command}" in done.stdout
+
+
+def test_shell_scripts_parse_and_pass_options_on(tmp_path):
+    uv = tmp_path / "uv"
+    uv.write_text('#!/bin/sh\necho "$@"\n')
+    uv.chmod(0o755)
+    for script, command in (("train_sft.sh", "sft"), ("train_dpo.sh", "dpo")):
+        done = subprocess.run(
+            ["bash", str(ROOT / script), "--set", "a=b c"],
+            capture_output=True,
+            text=True,
+            check=True,
+            env={"PATH": f"{tmp_path}:{os.environ['PATH']}"},
+        )
+        assert done.stdout.strip().endswith(f"tunebook {command} --set a=b c")
+        missing = subprocess.run(
+            ["/bin/bash", str(ROOT / script)],
+            capture_output=True,
+            text=True,
+            check=False,
+            env={"PATH": "/bin:/usr/bin"},
+        )
+        assert missing.returncode == 2 and "pip install uv" in missing.stderr

@@ -1,0 +1,55 @@
+"""Answers from a real server on loopback, killed in between; the answer file; sampling."""
+
+from __future__ import annotations
+
+from tunebook.generation import answers, generate, local
+from tunebook.recipe.loading import load_recipe
+
+
+def test_a_seeded_sample_does_not_depend_on_its_batch(tiny_recipe):
+    """Nor on rows that end early and are dropped from the batch."""
+    from tunebook.models import loading
+
+    recipe = load_recipe(tiny_recipe)
+    model, tokenizer = loading.load(recipe)
+    model.generation_config.eos_token_id = list(range(0, 49152, 20))  # one token in twenty ends an answer
+    prompts = [[{"role": "user", "content": "word " * n}] for n in (1, 4, 9, 2, 9, 7, 7, 1)]
+    with local.local(model, tokenizer, None) as source:
+        runs = [
+            {
+                i: a
+                for b in generate.generate(source, prompts, answers.Sampling(40, n, 1.0, seeds))
+                for i, a in b.items()
+            }
+            for n, seeds in ((8, list(range(8))), (1, list(range(8))), (8, [*range(4), 9, *range(5, 8)]))
+        ]
+    assert runs[0] == runs[1]
+    assert len({a.tokens for a in runs[0].values()}) > 4 and not all(a.truncated for a in runs[0].values())
+    assert {k: v for k, v in runs[0].items() if k != 4} == {k: v for k, v in runs[2].items() if k != 4}
+    assert runs[0][4] != runs[2][4]
+    assert runs[0][2] != runs[0][4]  # the same prompt, another seed
+
+
+def test_batched_answers_equal_single_ones_in_float32(embedded):
+    from school_geometry.problems import problems
+    from tunebook.data.formats import Prompts
+    from tunebook.models import loading
+
+    recipe = load_recipe(overrides={"model.dtype": "float32"})
+    prompts = [Prompts(recipe).ask(p.question) for p in problems("test", 9)] + [
+        Prompts(recipe).ask("Hi. " * 40),
+        Prompts(recipe).ask("?"),
+    ]
+    model, tokenizer = loading.load(recipe)
+    with local.local(model, tokenizer, None) as source:
+        together, alone = (
+            {
+                i: a
+                for batch in generate.generate(source, prompts, answers.Sampling(32, size))
+                for i, a in batch.items()
+            }
+            for size in (11, 1)
+        )
+    assert together == alone
+    assert sorted(together) == list(range(11))
+    assert any(a.truncated for a in together.values())

@@ -1,0 +1,31 @@
+"""The embedded model: our tokenizer splits text as llama.cpp does, turns end at <|im_end|>."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+
+@pytest.fixture(scope="module")
+def tokenizer(embedded):
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(embedded)
+
+
+def test_a_turn_ends_at_im_end_and_pad_is_something_else(tokenizer, embedded):
+    assert tokenizer.eos_token == "<|im_end|>"
+    assert tokenizer.pad_token_id not in (None, tokenizer.eos_token_id)
+    for name in ("config.json", "generation_config.json"):
+        config = json.loads((embedded / name).read_text())
+        assert config["eos_token_id"] == tokenizer.eos_token_id
+        assert config["pad_token_id"] == tokenizer.pad_token_id
+    rendered = tokenizer.apply_chat_template(
+        [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "yo"}], tokenize=False
+    )
+    assert rendered.endswith("<|im_start|>assistant\nyo<|im_end|>\n")
+
+
+def test_only_safetensors(embedded):
+    assert {p.suffix for p in embedded.iterdir()} <= {".json", ".jinja", ".safetensors"}

@@ -1,0 +1,73 @@
+"""What SFT and DPO evaluate on and record, with stand-ins for trainer and model."""
+
+from __future__ import annotations
+
+import json
+from types import SimpleNamespace
+
+import pytest
+
+from tunebook.recipe.files import ROOT
+from tunebook.training import audits
+
+
+def test_the_audit_measures_the_plain_loss_whatever_is_trained_on():
+    import contextlib
+
+    import torch
+
+    def compute_loss(model, inputs):
+        trainer._metrics["eval"]["rewards/margins"] = [0.0]
+        plain = trainer.loss_types == ["sigmoid"] and not trainer.aux_loss_enabled
+        return torch.tensor(
+            (0.5 if plain else 0.8) * trainer.loss_weights[0] * (0.1 if trainer.use_weighting else 1.0)
+        )
+
+    trained = {
+        "loss_types": ["hinge"],
+        "loss_weights": [2.0],
+        "use_weighting": True,
+        "aux_loss_enabled": True,
+    }
+    trainer = SimpleNamespace(
+        model=torch.nn.Linear(1, 1),
+        data_collator=list,
+        _prepare_inputs=list,
+        _metrics={"eval": {}},
+        compute_loss=compute_loss,
+        compute_loss_context_manager=contextlib.nullcontext,
+        **trained,
+    )
+    assert audits._measured(trainer, [{}]) == (0.5, {"rewards/margins": 0.0})
+    assert {name: getattr(trainer, name) for name in trained} == trained and trainer.model.training
+
+
+@pytest.mark.parametrize(("name", "most"), [("02_sft", 1), ("04_dpo", 3)])
+@pytest.mark.parametrize("held_out", [0, 2, 5])
+def test_notebooks_show_what_held_out_rows_there_are(name, most, held_out):
+    import datasets
+
+    cells = json.loads((ROOT / "notebooks" / f"{name}.ipynb").read_text())["cells"]
+    (source,) = ("".join(cell["source"]) for cell in cells if "evaluate.answers" in "".join(cell["source"]))
+    rows = datasets.Dataset.from_dict(
+        {"prompt": [[{"content": f"{i}?"}] for i in range(held_out)], "gold": ["7"] * held_out}
+    )
+    shown: list[str] = []
+    given = {
+        "rec": SimpleNamespace(evaluate=SimpleNamespace(split="test")),
+        "load": lambda rec, split: rows,
+        "evaluate": SimpleNamespace(
+            answers=lambda rec, stages, asked: [
+                {stage: f"says {row['prompt']}" for stage in stages} for row in asked
+            ]
+        ),
+        "dpo_stage": lambda rec, round: SimpleNamespace(name="dpo"),
+        "round": 1,
+        "open_all": list,
+        "Markdown": str,
+        "display": lambda *what: shown.extend(what),
+    }
+    exec(source, given)  # noqa: S102 - the notebook's own cell
+    assert sum("says" in text for text in shown if text.startswith("*")) == min(most, held_out) * (
+        2 if name == "02_sft" else 3
+    )

@@ -1,0 +1,208 @@
+"""Sources and checks: broken rows end in the quarantine with the right reason, and the rest trains."""
+
+from __future__ import annotations
+
+import json
+import random
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from story_rows import good
+
+from tunebook.data import checks, formats, records, similarity, sources
+from tunebook.data.rows import Reject, Row
+from tunebook.recipe.loading import load_recipe
+
+
+def test_the_row_number_is_the_line_in_the_file(tmp_path):
+    path = tmp_path / "x.jsonl"
+    path.write_bytes(json.dumps(good(1)).encode() + b"\n\n{broken\n")
+    rows = list(records._jsonl(path))
+    assert [n for n, _ in rows] == [1, 3]
+    assert isinstance(rows[1][1], Reject)
+    assert rows[1][1].source_id == "x.jsonl:3"
+
+
+def make(text: str, source_id: str = "x", completion: str = "a") -> Row:
+    return Row(
+        source_id,
+        "train",
+        [{"role": "user", "content": text}],
+        [{"role": "assistant", "content": completion}],
+    )
+
+
+def test_other_numbers_make_another_problem_in_the_same_words():
+    text = "In triangle ABC, angle A is {}° and angle B is {}°. Find angle C of the triangle and give it in degrees."
+    seen = similarity.Duplicates(0.9)
+    assert seen.check(make(text.format(50, 60), "first")) is None
+    assert seen.check(make(text.format(50, 70))) is None
+    assert seen.check(make(text.format(50, 60).upper())).reason == "duplicate"
+    near = seen.check(make(text.format(50, 60) + " Thanks"))
+    assert (near.reason, near.detail) == ("near-duplicate", "of first")
+    held_out = similarity.Contamination(0.6, [make(text.format(50, 60), "test item")])
+    assert held_out.check(make(text.format(50, 70))) is None
+    assert (
+        held_out.check(make("Solve this, please: " + text.format(50, 60))).reason
+        == "in the test or val split"
+    )
+    assert (
+        held_out.check(make("A textbook", completion="As in: " + text.format(50, 60) + " We get 70.")).reason
+        == "in the test or val split"
+    )
+
+
+def test_short_and_wordless_questions_are_compared_whole():
+    held_out = similarity.Contamination(0.6, [make("What is 2 + 3?")])
+    assert held_out.check(make("What is 2 + 3?")) is not None
+    assert held_out.check(make("What is 2 + 4?")) is None
+    assert [
+        len(grams) for grams in similarity.ngram_hashes(["", "One two!", "1 2 3 4 5 6 7 8 9", "one, two"], 8)
+    ] == [1, 1, 2, 1]
+    hashes = similarity.ngram_hashes(["a b c d", "x a b c", "A B, c D"], 3)
+    assert hashes[0].tolist() == hashes[2].tolist() and hashes[0][0] == hashes[1][1]
+    assert held_out.check(make("")) is None and similarity.Contamination(0.6, []).check(make("")) is None
+
+
+def test_a_short_question_is_found_inside_a_longer_text():
+    questions = [
+        "What is 12 times 13?",
+        "Why do we have leap years?",
+        "Name the four seasons.",
+        "Why?",
+        "What is 7?",
+        "Add 2 and 3 then divide by 5.",
+    ]
+    held_out = similarity.Contamination(0.6, [make(text, text) for text in questions])
+    assert held_out.lengths == {4, 5, 6, 8}
+    cases = [
+        (make("Please tell me: what is 12 times 13?"), questions[0]),
+        (make("A textbook", completion="It asks: What is 12 times 13? We get 156."), questions[0]),
+        (make("Please tell me: what is 12 times 14, not 13?"), None),
+        (make("Please tell me: what is 13 times 12?"), None),
+        (make("What is 12 times"), None),
+        (make("In one sentence, please: why do we have leap years at all?"), questions[1]),
+        (make("Why do we have years and not a leap?"), None),
+        (make("name the four seasons, and say when each begins"), questions[2]),
+        (
+            make("Why? Give three reasons, the best one first, and say what follows."),
+            None,
+        ),  # too common a phrase: only the same text counts
+        (make("why"), questions[3]),
+        (make("What is 7 plus 8?"), None),
+        (make("What is 7?!"), questions[4]),
+        (make("First: add 2 and 3, then divide by 5, please."), questions[5]),
+    ]
+    rows = [row for row, _ in cases]
+    found = held_out.check_all(rows)
+    assert [reject and reject.detail.partition(" n-grams of ")[2] for reject in found] == [
+        question for _, question in cases
+    ]
+    assert [bool(held_out.check(row)) for row in rows] == [bool(question) for _, question in cases]
+
+
+def jaccard(a: str, b: str) -> float:
+    """By the definition, on strings: the reference for the hashes."""
+    sets = [
+        {" ".join(words[i : i + 3]) for i in range(max(1, len(words) - 2))}
+        for words in (similarity.words(a), similarity.words(b))
+    ]
+    return len(sets[0] & sets[1]) / len(sets[0] | sets[1])
+
+
+def test_near_duplicates_are_those_of_the_definition():
+    """Of 300 texts with more and more words changed, those above the threshold, and `alike` misses none of them."""
+    rng = random.Random(0)
+    vocabulary = [f"w{chr(97 + i % 26)}{chr(97 + i // 26)}" for i in range(400)]
+    originals = [rng.choices(vocabulary, k=60) for _ in range(10)]
+    texts = [" ".join(words) for words in originals]
+    for words in originals:
+        for k in range(29):
+            texts.append(
+                " ".join(rng.choice(vocabulary) if rng.random() < k / 200 else word for word in words)
+            )
+    rows = [make(text, str(i)) for i, text in enumerate(texts)]
+    suspects = set(similarity.alike(similarity.signatures(rows, 0.9)))
+    seen, kept = similarity.Duplicates(0.9), []
+    for i, row in enumerate(rows):
+        expected = next((j for j in kept if jaccard(texts[i], texts[j]) >= 0.9), None)
+        reject = seen.check(row)
+        assert (reject is None) == (expected is None), (i, expected)
+        assert expected is None or i in suspects
+        if expected is None:
+            kept.append(i)
+    assert 100 < len(kept) < 290
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Error: API call failed",
+        "GENERATION_ERROR",
+        "I'm sorry, but I can't help with that.",
+        "None",
+        "I cannot answer this.",
+    ],
+)
+def test_error_text_is_never_training_text(text):
+    assert checks.check_content(make("question", completion=text)).reason == "error text or refusal"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "The error is 3.",
+        "None of the angles is right. \\boxed{0}",
+        "Sorry states of matter",
+        "I can see that x = 3.",
+    ],
+)
+def test_answers_that_only_look_like_errors_stay(text):
+    assert checks.check_content(make("question", completion=text)) is None
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.floats() | st.text(max_size=20),
+    lambda x: st.lists(x, max_size=3) | st.dictionaries(st.text(max_size=8), x, max_size=3),
+)
+fields = st.sampled_from(
+    [
+        "prompt",
+        "completion",
+        "messages",
+        "answer",
+        "slice",
+        "system",
+        "instruction",
+        "input",
+        "output",
+        "conversations",
+        "from",
+        "value",
+        "role",
+        "content",
+        "question",
+    ]
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    st.lists(
+        st.dictionaries(
+            fields, json_values | st.lists(st.dictionaries(fields, json_values, max_size=3)), max_size=5
+        )
+        | json_values,
+        max_size=5,
+    ),
+    st.sampled_from(sorted(formats.FORMATS)),
+)
+def test_any_json_is_a_row_or_a_reject(tmp_path_factory, values, form):
+    path = tmp_path_factory.mktemp("fuzz") / "rows.jsonl"
+    path.write_text("".join(json.dumps(v) + "\n" for v in values))
+    recipe = load_recipe(overrides={"data.sources": [{"format": form, "path": str(path), "split": "train"}]})
+    out = list(sources.read(recipe, recipe.run_dir / "images"))
+    assert len(out) == len(values)
+    for item in checks.accepted(out, [checks.check_content]):
+        assert isinstance(item, Reject) or (item.completion[0]["content"].strip() and item.question.strip())

@@ -1,0 +1,28 @@
+"""DPO starts from its own reference, warns, and leaves no `ref` behind."""
+
+from __future__ import annotations
+
+from dpo_run import log
+
+from tunebook.training.callbacks import WINDOW, unhealthy
+
+
+def test_what_goes_wrong_is_named_with_its_mend():
+    healthy = [log(i) for i in range(4 * WINDOW)]
+    assert unhealthy(healthy, 0.1) == []
+    assert (
+        unhealthy([log(i, rewards__chosen=-9.0) for i in range(WINDOW - 1)], 0.1) == []
+    )  # too early to tell
+    (falls,) = unhealthy([*healthy, *(log(i, rewards__chosen=-0.3) for i in range(WINDOW))], 0.1)
+    assert (
+        falls.startswith("logps/chosen falls")
+        and "dpo.learning_rate" in falls
+        and "dpo.loss_weights" in falls
+    )
+    assert (
+        unhealthy([*healthy, *(log(i, rewards__chosen=-0.3) for i in range(WINDOW))], 1.0) == []
+    )  # a third of a nat
+    (rises,) = unhealthy([*healthy, *(log(i, loss=0.9) for i in range(WINDOW))], 0.1)
+    assert rises.startswith("the loss rises")
+    (idle,) = unhealthy([log(i, rewards__accuracies=0.4) for i in range(4 * WINDOW)], 0.1)
+    assert idle.startswith("rewards/accuracies stay")

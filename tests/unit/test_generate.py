@@ -1,0 +1,145 @@
+"""Answers from a real server on loopback, killed in between; the answer file; sampling."""
+
+from __future__ import annotations
+
+import json
+from contextlib import nullcontext
+
+import pytest
+
+from tunebook.generation import answers, generate, local
+from tunebook.generation.server import REFUSED
+from tunebook.recipe.errors import UserError
+from tunebook.recipe.files import ROOT
+from tunebook.recipe.secrets import secret
+from tunebook.recipe.sections import ServerConfig
+
+
+def test_a_refusal_names_the_variable_and_never_the_key(monkeypatch):
+    """A stub at the edge: no server here asks for a key."""
+    import http.server
+    import threading
+
+    class Refuses(http.server.BaseHTTPRequestHandler):
+        def do_POST(self):
+            body = json.dumps({"error": {"message": f"bad key {self.headers['Authorization']}"}}).encode()
+            self.send_response(401)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *args):
+            pass
+
+    monkeypatch.setenv("MY_KEY", "sk-very-secret")
+    with http.server.HTTPServer(("127.0.0.1", 0), Refuses) as stub:
+        threading.Thread(target=stub.serve_forever, daemon=True).start()
+        config = ServerConfig(
+            url=f"http://127.0.0.1:{stub.server_port}/v1", model="m", api_key_env="MY_KEY", retries=0
+        )
+        with pytest.raises(UserError, match=r"HTTP 401.*set MY_KEY in the environment or in \.env") as raised:
+            list(generate.generate(config, [[{"role": "user", "content": "?"}]], answers.Sampling(4)))
+        stub.shutdown()
+    assert "sk-very-secret" not in str(raised.value)
+
+
+def test_a_prompt_that_a_server_refuses_has_no_answer_and_stops_no_other(capsys):
+    """A stub at the edge: the server here refuses no prompt. One that refuses all of them is a mistake in the settings."""
+    import http.server
+    import threading
+
+    class Picky(http.server.BaseHTTPRequestHandler):
+        def do_POST(self):
+            said = json.loads(self.rfile.read(int(self.headers["Content-Length"])))["messages"][0]["content"]
+            message = {
+                "message": {"role": "assistant", "content": said.upper()},
+                "finish_reason": "stop",
+                "index": 0,
+            }
+            body = {"id": "1", "object": "chat.completion", "created": 0, "model": "m", "choices": [message]}
+            refused = "long" in said
+            content = json.dumps({"error": {"message": "too many tokens"}} if refused else body).encode()
+            self.send_response(400 if refused else 200)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content)
+
+        def log_message(self, *args):
+            pass
+
+    def texts_of(*texts):
+        return {
+            i: a.text
+            for part in generate.generate(
+                config, [[{"role": "user", "content": t}] for t in texts], answers.Sampling(4)
+            )
+            for i, a in part.items()
+        }
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Picky) as stub:
+        threading.Thread(target=stub.serve_forever, daemon=True).start()
+        config = ServerConfig(
+            url=f"http://127.0.0.1:{stub.server_port}/v1", model="m", retries=0, concurrency=1
+        )
+        assert texts_of("long", "a", "long", "b") == {0: "", 1: "A", 2: "", 3: "B"}
+        assert "refused 2 of 4 prompts, which have no answer (HTTP 400:" in capsys.readouterr().out
+        with pytest.raises(UserError, match=r"refused a request \(HTTP 400\)"):
+            texts_of("long", "longer")
+        with pytest.raises(UserError, match=r"refused a request \(HTTP 400\)"):
+            texts_of(*["long"] * REFUSED, "a", "b")
+        stub.shutdown()
+
+
+def test_a_key_comes_from_the_environment_then_from_dotenv(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MY_KEY", raising=False)
+    assert secret("MY_KEY") is None
+    (tmp_path / ".env").write_text("MY_KEY=from-file\n")
+    assert secret("MY_KEY") == "from-file"
+    monkeypatch.setenv("MY_KEY", "from-environment")
+    assert secret("MY_KEY") == "from-environment"
+    assert ".env" in (ROOT / ".gitignore").read_text().split()
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_an_answer_file_asks_only_what_is_missing(tmp_path, monkeypatch, kept):
+    asked = []
+
+    def answering(source, prompts, sampling, images, *, skip, label):
+        for i in range(len(prompts)):
+            if i not in skip:
+                asked.append(i)
+                yield {i: answers.Answer(f"answer {i}", 2, False)}
+
+    monkeypatch.setattr(generate, "generate", answering)
+    path = tmp_path / "answers.jsonl"
+    whole = json.dumps({"index": 2, "text": "kept"}) + "\n" if kept else ""
+    path.write_text(whole + '{"index": 0, "te')  # the last line, or the only one, was cut short by a kill
+    prompts = [[{"role": "user", "content": str(i)}] for i in range(4)]
+
+    def fill(source):
+        return generate.answer_file(
+            path, source, prompts, answers.Sampling(4), lambda i, a: {"text": a.text}, "asking"
+        )
+
+    assert [r["text"] for r in fill(nullcontext("model"))] == [
+        "answer 0",
+        "answer 1",
+        "kept" if kept else "answer 2",
+        "answer 3",
+    ]
+    assert asked == [0, 1, 3] if kept else [0, 1, 2, 3]
+
+    class Unopened:
+        def __enter__(self):
+            raise AssertionError("all is there: nothing needs to be loaded")
+
+        def __exit__(self, *args): ...
+
+    assert len(fill(Unopened())) == 4
+
+
+def test_batches_are_of_similar_length_and_the_same_every_time():
+    lengths = [5, 9, 9, 1, 7]
+    assert local.batches(lengths, 2) == [[1, 2], [4, 0], [3]]

@@ -1,0 +1,145 @@
+"""The recipe: overrides, their order, and one clear line for every mistake."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from pathlib import Path
+
+import papermill
+import pytest
+import yaml
+
+from tunebook.generation.streaming import Drawing
+from tunebook.recipe.errors import UserError
+from tunebook.recipe.files import ROOT
+from tunebook.recipe.loading import SHORT, load_recipe
+from tunebook.recipe.overrides import parse_set
+
+MISTAKES = [
+    ("sft.lerning_rate=1", "unknown key sft.lerning_rate, did you mean learning_rate?"),
+    ("lora.lora_alfa=3", "unknown key lora.lora_alfa, did you mean lora_alpha?"),
+    ("dpo.bta=0.1", "unknown key dpo.bta, did you mean beta?"),
+    ("data.sources.0.trian=3", "unknown key data.sources.0.trian, did you mean train?"),
+    ("model.max_seq_len=9", "unknown key model.max_seq_len, did you mean max_seq_length?"),
+    ("sft.learning_rate=fast", "sft.learning_rate: should be a valid number"),
+    ("dpo.beta=high", "dpo.beta: should be a valid number"),
+    ("model.dtype=int8", "model.dtype: should be 'bfloat16', 'float32' or 'float16'"),
+    ("data.sources.4.train=3", "there is no item '4'; this list has 2"),
+    ("model.base.x=3", "base is a value, not a section"),
+    ("run=../x", "run: should be a folder name"),
+    ("sft.output_dir=x", "unknown key sft.output_dir"),
+]
+
+
+@pytest.mark.parametrize(("item", "message"), MISTAKES)
+def test_a_mistake_names_the_nearest_key(item, message):
+    with pytest.raises(UserError) as error:
+        load_recipe(overrides=parse_set([item]))
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_file_that_is_no_recipe(tmp_path):
+    for text, message in (
+        ("a: [1", "not readable YAML"),
+        ("- 1", "does not hold a recipe"),
+        ("name: x", "model is missing"),
+    ):
+        path = tmp_path / "r.yaml"
+        path.write_text(text)
+        with pytest.raises(UserError, match=message):
+            load_recipe(path)
+
+
+def test_numbers_as_people_write_them(tmp_path):
+    for text in ("2e-4", "2.0e-4", "0.0002", "2E-4", '"2e-4"'):
+        assert load_recipe(overrides=parse_set([f"sft.learning_rate={text}"])).sft["learning_rate"] == 2e-4
+    assert load_recipe(stage="sft", lr="2e-4").sft["learning_rate"] == 2e-4  # papermill -y gives text
+    assert load_recipe(overrides={"sft.packing": "false"}).sft["packing"] is False  # papermill -p gives text
+    assert (
+        load_recipe(overrides=parse_set(["sft.eval_strategy=no", "sft.packing=false"])).sft["eval_strategy"]
+        == "no"
+    )
+    assert load_recipe(overrides={"dpo.loss_type": "ipo"}).dpo["loss_type"] == "ipo"
+    assert load_recipe(overrides={"dpo.loss_type": ["sigmoid", "sft"]}).dpo["loss_type"] == ["sigmoid", "sft"]
+
+
+def test_order_of_overrides(monkeypatch):
+    assert load_recipe().sft["learning_rate"] == 1.5e-3
+    monkeypatch.setenv("TUNEBOOK__SFT__LEARNING_RATE", "1e-4")
+    assert load_recipe().sft["learning_rate"] == 1e-4
+    assert load_recipe(overrides={"sft.learning_rate": 1e-5}).sft["learning_rate"] == 1e-5
+    recipe = load_recipe(overrides={"sft.learning_rate": 1e-5}, stage="sft", lr=1e-6, epochs=None)
+    assert recipe.sft["learning_rate"] == 1e-6
+    assert recipe.overrides["sft.learning_rate"][1] == 1e-6
+    assert "sft.learning_rate" in recipe.describe()
+    assert "num_train_epochs" not in recipe.describe()
+
+
+def test_run_folder(monkeypatch, tmp_path):
+    assert load_recipe().run_dir.name == "smollm2-math"
+    assert load_recipe(run="trial-2").run_dir == tmp_path / "runs" / "trial-2"
+    monkeypatch.setenv("TUNEBOOK_RUN", "trial-3")
+    assert load_recipe().run_dir.name == "trial-3"
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda p: p.stem)
+def test_every_recipe_loads_and_opens_with_its_command(path):
+    recipe = load_recipe(path)
+    assert recipe.name == path.stem
+    assert (
+        f"uv run tunebook sft{'' if recipe.name == 'smollm2-math' else ' --recipe ' + recipe.name}"
+        in path.read_text()
+    )
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "notebooks").glob("*.ipynb")), ids=lambda p: p.stem)
+def test_notebook_parameters_fit_the_recipe(path):
+    names = set(papermill.inspect_notebook(str(path)))
+    stage_functions = {"force", "resume", "round"}
+    assert {"recipe", "run", "overrides"} <= names
+    asking = (
+        {"model", "question", "image", "compare_items", *Drawing.__dataclass_fields__}
+        if path.stem == "inference"
+        else set()
+    )
+    assert names - {"recipe", "run", "overrides", "seed", *SHORT, *stage_functions, *asking} == set()
+    assert set(SHORT) & names <= set(SHORT)
+    notebook = json.loads(path.read_text())
+    assert notebook["metadata"]["kernelspec"]["name"] == "python3"
+    assert all(not cell.get("outputs") and cell.get("execution_count") is None for cell in notebook["cells"])
+    source = "".join(
+        "".join(cell["source"])
+        for cell in notebook["cells"]
+        if "parameters" not in cell["metadata"].get("tags", [])
+    )
+    for name in names:
+        assert name in source, f"{name} is a parameter but never used"
+
+
+def test_documented_fields():
+    """Every field of a section of ours explains itself, in the class and so in the README's table."""
+    from tunebook.recipe import loading, sections
+
+    for section in (
+        sections.ModelConfig,
+        sections.DataConfig,
+        sections.EvaluateConfig,
+        sections.ExportConfig,
+        sections.GeometrySource,
+        sections.ChatSource,
+    ):
+        for name, field in section.model_fields.items():
+            assert field.description or name in ("format", "max_new_tokens", "load_in_4bit", "val", "test"), (
+                section,
+                name,
+            )
+    assert inspect.getdoc(loading.load_recipe)
+
+
+def test_default_recipe_is_plain_yaml():
+    assert (
+        yaml.safe_load(Path(ROOT / "configs" / "smollm2-math.yaml").read_text())["model"]["base"]
+        == "smollm2-135m-instruct"
+    )

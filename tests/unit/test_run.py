@@ -1,0 +1,199 @@
+"""The run folder: whole results or none, one writer at a time, a manifest that says what was done."""
+
+from __future__ import annotations
+
+import json
+import pkgutil
+from pathlib import Path
+
+import pytest
+
+from tunebook.evaluation.compare import compare_manifests
+from tunebook.pipeline import steps
+from tunebook.recipe.errors import UserError
+from tunebook.recipe.files import ROOT
+from tunebook.recipe.loading import load_recipe
+from tunebook.recipe.sections import Recipe
+from tunebook.runs.files import intact, read_json
+from tunebook.runs.manifest import manifest
+from tunebook.runs.stage import Stage, command
+from tunebook.runs.stages import STAGES, parse_name, training_behind
+
+
+def stage(**settings) -> Stage:
+    return Stage(load_recipe(overrides={"sft.learning_rate": 0.5}), "sft", settings, {"data": "abc"})
+
+
+def test_a_result_appears_whole_and_is_recorded():
+    first = stage(x=1)
+    with first.open() as folder:
+        (folder / "file").write_text("1")
+        first.record = {"metrics": {"loss": 0.5}}
+        assert not first.dir.exists()
+    assert first.done and stage(x=1).done and not stage(x=2).done
+    written = json.loads((first.recipe.run_dir / "manifest.json").read_text())["stages"]["sft"]
+    assert written["metrics"] == {"loss": 0.5}
+    assert written["recipe"]["sft"]["learning_rate"] == 0.5
+    assert written["overrides"]["sft.learning_rate"] == {
+        "recipe": load_recipe().sft["learning_rate"],
+        "used": 0.5,
+    }
+    assert (
+        written["versions"]["trl"]
+        and written["versions"]["unsloth"]
+        and written["lock"]
+        and written["hardware"]["cores"]
+    )
+    assert set(written["git"]) == {"commit", "dirty"}
+    assert written["started"] <= written["ended"]
+    assert written["peak_memory_gb"]["process"] > 0
+    assert sorted(p.name for p in first.dir.iterdir()) == ["file", "stage.json"]
+
+
+def test_a_failure_leaves_the_old_result_and_the_partial_one_can_be_resumed():
+    with stage(x=1).open() as folder:
+        (folder / "file").write_text("old")
+    with pytest.raises(RuntimeError), stage(x=2).open() as folder:
+        (folder / "checkpoint").write_text("half")
+        raise RuntimeError
+    assert (stage(x=1).dir / "file").read_text() == "old"
+    assert stage(x=1).done and not stage(x=2).done
+    with stage(x=2).open(resume=True) as folder:
+        assert (folder / "checkpoint").exists()
+    with pytest.raises(RuntimeError), stage(x=3).open() as folder:
+        (folder / "checkpoint").write_text("half")
+        raise RuntimeError
+    with stage(x=4).open(resume=True) as folder:  # other settings: nothing to go on from
+        assert not (folder / "checkpoint").exists()
+    assert list(manifest(stage(x=4).recipe.run_dir)["stages"]) == ["sft"]
+
+
+def test_a_result_that_came_out_otherwise_makes_what_was_built_on_it_stale():
+    """Settings and inputs, and so the keys, are the same: a server's answers, or a GPU's sums, are not."""
+    recipe = load_recipe()
+
+    def made(name: str, content: str, **inputs: str) -> Stage:
+        made = Stage(recipe, name, {}, inputs)
+        with made.open(resume=False) as folder:
+            (folder / "train.parquet").write_text(content)
+            (folder / "seconds.json").write_text(
+                str(len(list(recipe.run_dir.rglob("*"))))
+            )  # another one each time
+        return made
+
+    pairs = made("pairs", "first")
+    dpo = made("dpo", "weights", pairs=pairs.key)
+    scores = made("eval/dpo", "scores", adapter=dpo.key)
+    made("pairs", "first")
+    assert dpo.done and scores.done
+    made("pairs", "second")
+    assert not dpo.done and scores.done  # which is of the DPO model that is still there
+    made("dpo", "other weights", pairs=pairs.key)
+    assert dpo.done and not scores.done
+
+
+def test_a_run_and_its_repetition_side_by_side():
+    """What is the same is said, what differs is shown: a changed prompt file, a setting, one step's loss, an answer."""
+
+    def make(name: str, prompt: str, rate: float, loss: float, answer: str) -> Path:
+        recipe = load_recipe(run=name)
+        for stage, record, file, content in (
+            ("data", {"fingerprints": {"train": "f"}, "rows": {"train": 1}}, "train.parquet", ""),
+            (
+                "sft",
+                {"metrics": {"steps": 2}},
+                "metrics.jsonl",
+                f'{{"step": 1, "loss": 2.0}}\n{{"step": 2, "loss": {loss}}}\n',
+            ),
+            (
+                "eval/base",
+                {"summary": {"correct": 1}},
+                "predictions.jsonl",
+                json.dumps({"index": 0, "answer": answer}) + "\n",
+            ),
+        ):
+            written = Stage(
+                recipe,
+                stage,
+                {"rate": rate},
+                {"prompt/system.txt": prompt} if stage == "data" else {"data": prompt},
+            )
+            with written.open() as folder:
+                (folder / file).write_text(content)
+                written.record = record
+        return recipe.run_dir / "manifest.json"
+
+    def table(*manifests: Path) -> dict[str, list[str]]:
+        rows = [line.strip("| ").split(" | ") for line in compare_manifests(*manifests).splitlines()]
+        return {row[0]: row[1:] for row in rows[2:]}
+
+    first = make("first", "a", 0.1, 1.5, "7")
+    assert {said[0] for said in table(first, make("again", "a", 0.1, 1.5, "7")).values()} == {
+        "identical",
+        "not compared",
+    }
+    changed = table(first, make("changed", "b", 0.2, 1.25, "8"))
+    assert changed["input files"] == ["**1 of 1 differ**", "prompt/system.txt: a", "prompt/system.txt: b"]
+    assert changed["settings"] == ["**3 of 3 differ**", "data.rate: 0.1", "data.rate: 0.2"]
+    assert changed["sft: loss by step"] == ["**1 of 2 differ**", "2: 1.5", "2: 1.25"]
+    assert changed["eval/base: answers"] == ["**1 of 1 differ**", "0: 7", "0: 8"]
+    assert changed["data"][0] == changed["versions"][0] == changed["hardware"][0] == "identical"
+    with pytest.raises(UserError, match=r"is no manifest of a run"):
+        compare_manifests(first, first.with_name("none.json"))
+
+
+def test_a_changed_file_of_a_finished_stage_is_named():
+    with stage(x=1).open() as folder:
+        (folder / "adapter").mkdir()
+        for name in ("adapter/a", "b"):
+            (folder / name).write_text("1")
+    done = stage(x=1).dir
+    assert intact(done / "adapter") == done / "adapter" and read_json(done / "stage.json")[
+        "files"
+    ].keys() == {"adapter/a", "b"}
+    (done / "b").write_text("2")
+    assert intact(done / "adapter")  # not its neighbour's matter
+    with pytest.raises(
+        UserError,
+        match=r"b is damaged: .*; `uv run tunebook sft --set sft.learning_rate=0.5 --force` makes it again",
+    ):
+        intact(done / "b")
+    (done / "adapter" / "a").unlink()
+    with pytest.raises(UserError, match=r"adapter/a is missing: "):
+        intact(done / "adapter")
+
+
+def test_damaged_json_reads_as_nothing(tmp_path):
+    (tmp_path / "x.json").write_text('{"a": ')
+    assert read_json(tmp_path / "x.json") == {} == read_json(tmp_path / "missing.json")
+
+
+@pytest.mark.parametrize("spec", STAGES.values(), ids=lambda spec: spec.name)
+def test_each_row_of_the_table_of_stages_names_what_there_is(spec):
+    assert callable(pkgutil.resolve_name(spec.function))
+    assert set(spec.needs) <= STAGES.keys() and set(spec.decides) <= Recipe.model_fields.keys()
+    assert bool(spec.notebook) == bool(spec.folder)
+    if spec.notebook:
+        assert (ROOT / "notebooks" / f"{spec.notebook}.ipynb").exists()
+        assert callable(pkgutil.resolve_name(spec.folder))
+
+
+def test_a_folder_says_its_stage_its_round_and_its_command():
+    recipe = load_recipe()
+    for name, spec, number, inside, words in (
+        ("data", "data", 1, (), "prepare"),
+        ("dpo-12", "dpo", 12, (), "dpo --round 12"),
+        ("eval/dpo-2", "eval", 1, ("dpo-2",), "evaluate dpo-2"),
+        ("bench/sft/gsm8k", "bench", 1, ("sft", "gsm8k"), "bench"),
+    ):
+        parsed = parse_name(name)
+        assert (parsed.spec.name, parsed.round, parsed.inside) == (spec, number, inside)
+        assert command(recipe, name) == f"uv run tunebook {words}"
+    for name in ("base", "eval", "data/train.jsonl", "prompt/system.txt", "dpo-two"):
+        assert parse_name(name) is None
+    assert training_behind("dpo-2") == ["sft", "dpo"] and training_behind("base") == []
+
+
+def test_rounds_repeat_pairs_and_dpo_between_sft_and_the_evaluation():
+    names = list(steps(load_recipe(overrides={"pairs.rounds": 2})))
+    assert names == ["prepare", "sft", "pairs", "dpo", "pairs-2", "dpo-2", "evaluate"]

@@ -1,0 +1,220 @@
+"""Rows in the forms in which data sets are published: what becomes of them, of odd ones too; parts of sources; benchmark items."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from tunebook.data import checks, sources
+from tunebook.data.rows import Reject
+from tunebook.recipe.errors import UserError
+from tunebook.recipe.loading import load_recipe
+
+
+def lines(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return str(path)
+
+
+def read(path, format, **source):
+    """What a source of the default recipe (which has a system prompt) gives, checks of content included."""
+    given = {"format": format, "path": str(path), "split": "train"} | source
+    recipe = load_recipe(overrides={"data.sources": [given]})
+    return list(checks.accepted(sources.read(recipe, recipe.run_dir / "images"), [checks.check_content]))
+
+
+def asked(row) -> list[tuple[str, str]]:
+    return [(m["role"], m["content"]) for m in row.prompt if m["role"] != "system"]
+
+
+def reasons(rows) -> list[tuple[str, str]]:
+    return [(r.reason, r.detail) for r in rows if isinstance(r, Reject)]
+
+
+def test_alpaca_rows(tmp_path):
+    base = {"instruction": "Sort the numbers.", "input": "3, 1", "output": "1, 3"}
+    stanford = base | {
+        "text": "Below is an instruction that describes a task. ..."
+    }  # tatsu-lab/alpaca has this column too
+    empty = [base | {"input": given} for given in ("", "<noinput>", "No Input", "<no input>.", "N/A", None)]
+    marks = base | {"instruction": "What do these say?", "input": "?!"}
+    broken = [
+        base | changed
+        for changed in ({"output": ""}, {"output": None}, {"input": 3}, {"instruction": " ", "input": ""})
+    ]
+    broken.insert(2, {"instruction": "x", "input": ""})
+    found = read(lines(tmp_path / "a.jsonl", [base, stanford, *empty, *broken, marks]), "alpaca")
+    assert [asked(r) for r in found[:2]] == [[("user", "Sort the numbers.\n\n3, 1")]] * 2
+    assert [asked(r) for r in found[2:8]] == [[("user", "Sort the numbers.")]] * 6
+    assert all(
+        r.completion == [{"role": "assistant", "content": "1, 3"}] and r.gold is None for r in found[:8]
+    )
+    assert found[0].prompt[0]["role"] == "system"
+    assert reasons(found) == [
+        ("empty completion", ""),
+        ("schema", "output: missing"),
+        ("schema", "output: missing"),
+        ("schema", "input: not text"),
+        ("empty prompt", ""),
+    ]
+    assert found[-2].source_id == "a.jsonl:13"
+    assert asked(found[-1]) == [("user", "What do these say?\n\n?!")]
+
+
+def turns(*said: tuple[str, str | None]) -> dict:
+    return {"conversations": [{"from": who, "value": text} for who, text in said]}
+
+
+def test_sharegpt_rows(tmp_path):
+    long = turns(
+        ("system", "Be brief."), ("human", "Hi"), ("gpt", "Hello!"), ("human", "2 + 2?"), ("gpt", "4")
+    )
+    other = {
+        "conversations": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello!"}],
+        "system": "Be kind.",
+    }
+    broken = [
+        turns(("gpt", "Hello!"), ("human", "Hi"), ("gpt", "Well?")),
+        turns(("human", "Hi"), ("human", "Hello?"), ("gpt", "Yes")),
+        turns(("human", "Hi"), ("gpt", "  "), ("human", "Well?"), ("gpt", "Yes")),
+        turns(("human", "Hi"), ("gpt", "")),
+        turns(("human", "Hi"), ("gpt", "Hello!"), ("human", "bye")),
+        turns(("human", "Hi"), ("observation", "42"), ("gpt", "42")),
+        turns(("human", "Hi"), ("gpt", None)),
+        turns(("human", "Write it"), ("gpt", "I'm sorry, but I can't help with that.")),
+        {"conversations": "Hi"},
+        turns(),
+    ]
+    found = read(lines(tmp_path / "s.jsonl", [long, other, *broken]), "sharegpt")
+    assert found[0].prompt[0] == {"role": "system", "content": "Be brief."}  # the row's own, not the recipe's
+    assert asked(found[0]) == [("user", "Hi"), ("assistant", "Hello!"), ("user", "2 + 2?")]
+    assert found[0].completion == [{"role": "assistant", "content": "4"}]
+    assert found[1].prompt == [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "Hi"}]
+    assert reasons(found) == [
+        ("broken turns", "turn 1 is the assistant's, the user's is expected"),
+        ("broken turns", "turn 2 is the user's, the assistant's is expected"),
+        ("broken turns", "turn 2 is empty"),
+        ("empty completion", ""),
+        ("schema", "completion: the last message must be the assistant's, and alone"),
+        (
+            "schema",
+            "conversations[1].from: 'observation' is none of human, user, gpt, chatgpt, assistant, system",
+        ),
+        ("schema", "conversations[1].value: not text"),
+        ("error text or refusal", "I'm sorry, but I can't help with that."),
+        ("schema", "conversations: not a list of turns"),
+        ("schema", "messages: not a list of messages"),
+    ]
+
+
+def test_gsm8k_rows(tmp_path):
+    rows = [
+        {
+            "question": "How many clips?",
+            "answer": "She sold 48/2 = <<48/2=24>>24 in May.\nIn all 48+24 = <<48+24=72>>72.\n#### 72",
+        },
+        {"question": "How much?", "answer": "It is 2*1,050 = $<<2*1050=2100>>2,100.\n#### 2,100"},
+        {"question": "How cold?", "answer": "#### -5"},
+        {"question": "How many?", "answer": "There are 7."},
+        {"question": "How many?", "answer": "There are 7.\n####"},
+        {"question": "How many?", "answer": 7},
+    ]
+    found = read(lines(tmp_path / "g.jsonl", rows), "gsm8k")
+    assert [r.gold for r in found[:3]] == ["72", "2100", "-5"]
+    assert found[0].completion[0]["content"] == "She sold 48/2 = 24 in May.\nIn all 48+24 = 72.\n\\boxed{72}"
+    assert found[2].completion[0]["content"] == "\\boxed{-5}"
+    assert reasons(found) == [("schema", "answer: no #### before the result")] * 2 + [
+        ("schema", "answer: not text")
+    ]
+
+
+def test_other_names_of_columns(tmp_path):
+    path = lines(
+        tmp_path / "c.jsonl",
+        [{"instruct": "2 + 2?", "reply": "It is 4.", "label": 4}, {"instruct": "2 + 3?", "label": 5}],
+    )
+    found = read(path, "chat", columns={"prompt": "instruct", "completion": "reply", "answer": "label"})
+    assert (asked(found[0]), found[0].completion[0]["content"], found[0].gold) == (
+        [("user", "2 + 2?")],
+        "It is 4.",
+        "4",
+    )
+    assert reasons(found) == [("schema", "completion: missing")]
+    found = read(path, "alpaca", columns={"instruction": "instruct", "output": "reply"})
+    assert asked(found[0]) == [("user", "2 + 2?")]
+
+
+def test_kinds_of_files(tmp_path):
+    rows = [{"instruction": f"Say {i}, please.", "input": "", "output": f'"{i}"\nand é'} for i in range(3)]
+    (tmp_path / "a.json").write_text(json.dumps([*rows, "no row"], indent=1))
+    lines(tmp_path / "l.json", rows)
+    cells = "\n".join(f'"Say {i}, please.",,"""{i}""\nand é"' for i in range(3))
+    (tmp_path / "x.csv").write_text(f"instruction,input,output\n{cells}\n", encoding="utf-8-sig")
+    for name in ("a.json", "l.json", "x.csv"):
+        found = [r for r in read(tmp_path / name, "alpaca") if not isinstance(r, Reject)]
+        assert [(asked(r)[0][1], r.completion[0]["content"]) for r in found] == [
+            (r["instruction"], r["output"]) for r in rows
+        ], name
+        assert [r.source_id for r in found] == [f"{name}:{i}" for i in (1, 2, 3)]
+    assert reasons(read(tmp_path / "a.json", "alpaca")) == [("schema", "not an object")]
+    (tmp_path / "cut.json").write_text('[{"instruction": "x"')
+    (tmp_path / "latin.csv").write_bytes(b"instruction,output\ncaf\xe9,x\n")
+    for name in ("cut.json", "latin.csv"):
+        with pytest.raises(UserError, match=rf"data\.sources: cannot read .*{name}"):
+            read(tmp_path / name, "alpaca")
+    with pytest.raises(
+        UserError, match=r"cannot read rows\.xlsx; give a \.jsonl, \.json, \.parquet, \.csv file or a hub id"
+    ):
+        read("rows.xlsx", "alpaca")
+
+
+def test_a_part_of_a_source_is_drawn_by_seed_and_apart_from_the_others(tmp_path):
+    rows = [{"prompt": f"Question {i}?", "completion": f"Answer {i}."} for i in range(400)]
+    one, other = lines(tmp_path / "one.jsonl", rows), lines(tmp_path / "other.jsonl", rows[:50])
+
+    def drawn(given, seed=0):
+        recipe = load_recipe(
+            overrides={"data.sources": [{"format": "chat", "split": "train"} | s for s in given]}, seed=seed
+        )
+        return [
+            r.question
+            for r in sources.read(recipe, recipe.run_dir / "images")
+            if r.source_id.startswith("one")
+        ]
+
+    everything = drawn([{"path": one}])
+    count, share = drawn([{"path": one, "rows": 40}]), drawn([{"path": one, "rows": 0.1}])
+    assert len(everything) == 400 and len(count) == 40 and 20 < len(share) < 60
+    assert count == sorted(count, key=everything.index) and set(count) & set(
+        share
+    )  # in the file's order; the same luck
+    assert drawn([{"path": one, "rows": 40}]) == count != drawn([{"path": one, "rows": 40}], seed=1)
+    assert drawn([{"path": other, "rows": 5}, {"path": one, "rows": 40}]) == count
+    assert drawn([{"path": one, "rows": 1000}]) == drawn([{"path": one, "rows": 1.0}]) == everything
+    lines(tmp_path / "one.jsonl", [{"prompt": "New?", "completion": "Yes."}, *rows[::-1]])
+    assert set(share) == set(drawn([{"path": one, "rows": 0.1}])) - {"New?"}
+
+
+def said(prompt: str, answer: str) -> list[dict]:
+    return [{"content": prompt, "role": "user"}, {"content": answer, "role": "assistant"}]
+
+
+def test_the_recipes_load():
+    qwen = load_recipe("qwen3-4b-instruct")
+    assert qwen.sft["per_device_train_batch_size"] * qwen.sft["gradient_accumulation_steps"] == 128
+    assert (
+        qwen.lora["r"],
+        qwen.sft["learning_rate"],
+        qwen.sft["num_train_epochs"],
+        qwen.model.load_in_4bit,
+    ) == (64, 2e-4, 3, True)
+    assert (
+        qwen.pairs.dataset == "HuggingFaceH4/ultrafeedback_binarized"
+        and qwen.pairs.dataset_split == "train_prefs"
+    )
+    assert len(qwen.evaluate.benchmarks.tasks) == 5
+    small = load_recipe("smollm2-alpaca")
+    for section in ("lora", "sft", "dpo"):
+        own, theirs = getattr(small, section), getattr(qwen, section)
+        assert set(own) == set(theirs), section  # the same shape

@@ -1,0 +1,96 @@
+"""What SFT and DPO evaluate on and record, with stand-ins for trainer and model."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+
+from tunebook.recipe.errors import UserError
+from tunebook.runs.files import checksums, write_json
+from tunebook.training.arguments import eval_rows
+from tunebook.training.callbacks import CHECKSUMS
+from tunebook.training.trainer import _train
+
+
+def arguments(**given) -> SimpleNamespace:
+    plain = {
+        "eval_strategy": "steps",
+        "do_eval": True,
+        "eval_on_start": False,
+        "save_strategy": "steps",
+        "lr_scheduler_type": "linear",
+    }
+    return SimpleNamespace(**plain | {"load_best_model_at_end": False} | given)
+
+
+def test_without_val_rows_nothing_is_evaluated(capsys):
+    args = arguments(eval_on_start=True)
+    assert eval_rows(args, ["a row"], "sft", "x") == ["a row"] and args.eval_strategy == "steps"
+    assert eval_rows(args, [], "dpo", "pairs.val") is None
+    assert (args.eval_strategy, args.do_eval, args.eval_on_start) == ("no", False, False)
+    assert (
+        capsys.readouterr().out
+        == "No val rows, so nothing is evaluated during training (dpo.eval_strategy: no); pairs.val sets some apart.\n"
+    )
+    assert eval_rows(args, [], "dpo", "pairs.val") is eval_rows(args, ["a row"], "dpo", "pairs.val") is None
+    assert not capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("load_best_model_at_end", True),
+        ("lr_scheduler_type", "reduce_lr_on_plateau"),
+        ("save_strategy", "best"),
+    ],
+)
+def test_what_rests_on_evaluations_is_refused_without_val_rows(key, value):
+    with pytest.raises(
+        UserError,
+        match=rf"^no val rows to evaluate on, and sft\.{key} cannot do without: raise `val` of a data source, add rows",
+    ):
+        eval_rows(arguments(**{key: value}), [], "sft", "`val` of a data source")
+    assert eval_rows(arguments(**{key: value}), [1], "sft", "") == [1]
+
+
+def recorded(folder, losses: list[float], resumed: int, group: dict[str, float]) -> dict:
+    """What is recorded of a run that has gone on from a checkpoint, with the loss that transformers then gives: of the later steps
+    alone, over all steps. Logged every fifth step."""
+    history = [
+        {"step": i, "loss": sum(losses[i - 5 : i]) / 5, "num_tokens": 10.0 * i}
+        for i in range(5, resumed + 1, 5)
+    ]
+    if resumed:
+        checkpoint = folder / "checkpoints" / f"checkpoint-{resumed}"
+        checkpoint.mkdir(parents=True)
+        write_json(
+            checkpoint / "trainer_state.json",
+            {"log_history": [*history, {"step": resumed, "eval_loss": 9.0}], "global_step": resumed},
+        )
+        write_json(checkpoint / CHECKSUMS, checksums(checkpoint))
+    output = SimpleNamespace(
+        training_loss=sum(losses[resumed:]) / len(losses), metrics={"train_runtime": 1.0}
+    )
+    trainer = SimpleNamespace(
+        model=SimpleNamespace(named_parameters=lambda: []),
+        args=SimpleNamespace(
+            train_batch_size=1, gradient_accumulation_steps=1, world_size=1, learning_rate=2e-4
+        ),
+        optimizer=SimpleNamespace(param_groups=[group]),
+        state=SimpleNamespace(global_step=len(losses), log_history=history, best_model_checkpoint=None),
+        train=lambda resume_from_checkpoint: output,
+    )
+    return _train(trainer, folder)
+
+
+@pytest.mark.parametrize("resumed", [0, 10, 20], ids=["straight", "resumed", "nothing left"])
+def test_the_mean_loss_is_that_of_all_steps(tmp_path, resumed):
+    metrics = recorded(tmp_path, [float(i) for i in range(1, 21)], resumed, {"initial_lr": 2e-4, "lr": 0.0})
+    assert metrics["train_loss"] == 10.5
+    assert metrics["resumed_at_step"] == (resumed or None)
+
+
+def test_a_schedule_that_keeps_no_first_rate_is_recorded_with_the_one_it_was_given(tmp_path):
+    assert recorded(tmp_path, [1.0], 0, {"lr": 5e-5})["optimizer_learning_rate"] == 2e-4
+    assert recorded(tmp_path, [1.0], 0, {"initial_lr": 1e-4, "lr": 5e-5})["optimizer_learning_rate"] == 1e-4
