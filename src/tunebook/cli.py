@@ -1,8 +1,12 @@
-"""`tunebook`: the stages on the command line. No logic here: each command calls the function that the notebooks call."""
+"""`tunebook`: the stages on the command line. Each command calls the function that the notebooks call.
+
+uv run tunebook --help
+"""
 
 from __future__ import annotations
 
 import contextlib
+import importlib.metadata
 import io
 import os
 import shlex
@@ -18,67 +22,73 @@ from tunebook.recipe.loading import load_recipe
 from tunebook.recipe.overrides import parse_set
 from tunebook.recipe.sections import DEFAULT, Recipe
 from tunebook.runs.files import disk_full_as_user_error
-from tunebook.runs.stages import round_name
+from tunebook.runs.stages import STAGES, StageSpec, round_name
 from tunebook.training import launch
 
 INTERRUPTED = 130
 """What Typer makes of a KeyboardInterrupt."""
-
 
 app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode="markdown",
     pretty_exceptions_show_locals=False,  # locals may hold secrets
-    help="""Fine-tune an open model with Unsloth and TRL: data, SFT, preference pairs, DPO, evaluation, export.
-
-Each command reads a recipe (`configs/*.yaml`) and the stage before it, and writes one folder of `runs/<run>/`.
-A stage whose inputs and settings are unchanged is not run again (`--force` does).
-
-    uv run tunebook doctor                                what this machine lacks, and for which recipe
-    uv run tunebook run                                   the whole chain of the default recipe, on any machine
-    uv run tunebook sft --recipe my.yaml --run trial-2    another recipe, another run folder
-    uv run tunebook sft --set sft.learning_rate=2e-4      one value changed
-    uv run tunebook chat                                  ask what is trained
-""",
 )
-
 
 RecipeOption = Annotated[
     str | None,
-    typer.Option(
-        "--recipe", "-r", help=f"A name in `configs/` or a path to a YAML file. Default: `{DEFAULT}`."
-    ),
+    typer.Option("--recipe", "-r", help=f"A name in `configs/` or a YAML file. Default: `{DEFAULT}`."),
 ]
-
-
 RunOption = Annotated[
     str | None, typer.Option("--run", help="The folder under `runs/`. Default: the recipe's name.")
 ]
-
-
 SetOption = Annotated[
     list[str] | None,
     typer.Option("--set", "-s", metavar="KEY=VALUE", help="Override a recipe key; may be repeated."),
 ]
-
-
 ForceOption = Annotated[
     bool, typer.Option("--force", help="Run again though nothing has changed, from the start.")
 ]
-
-
 ResumeOption = Annotated[
     bool, typer.Option("--resume/--no-resume", help="Go on from the last checkpoint of an interrupted run.")
 ]
-
-
 RoundOption = Annotated[
     int,
     typer.Option(
         "--round", min=1, help="Iterated DPO: round 2 starts from round 1's model, with the next prompts."
     ),
 ]
+ModelsArgument = Annotated[
+    list[str] | None,
+    typer.Argument(help="`base`, `sft`, `dpo`, `dpo-2`, ... Default: base and all that are trained."),
+]
+STEPS = ", ".join(f"`{spec.command}`" for spec in STAGES.values() if spec.notebook)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(importlib.metadata.version("tunebook"))
+        raise typer.Exit
+
+
+@app.callback()
+def program(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit."),
+    ] = False,
+) -> None:
+    """Fine-tune an open model with Unsloth and TRL: data, SFT, preference pairs, DPO, evaluation, export.
+
+    Each command reads a recipe (`configs/*.yaml`) and the stage before it, and writes one folder of
+    `runs/<run>/`. A stage whose inputs and settings are unchanged is not run again (`--force` does).
+
+        uv run tunebook doctor                                what this machine lacks, and for which recipe
+        uv run tunebook run                                   the whole chain of the default recipe
+        uv run tunebook sft --recipe my.yaml --run trial-2    another recipe, another run folder
+        uv run tunebook sft --set sft.learning_rate=2e-4      one value changed
+        uv run tunebook chat                                  ask what is trained
+    """
 
 
 @app.command()
@@ -88,7 +98,7 @@ def run(
     set_: SetOption = None,
     first: Annotated[
         str | None,
-        typer.Option("--from", metavar="STEP", help="`prepare`, `sft`, `pairs`, `dpo` or `evaluate`."),
+        typer.Option("--from", metavar="STEP", help=f"The first step to run: {STEPS}."),
     ] = None,
     until: Annotated[
         str | None, typer.Option("--until", metavar="STEP", help="The last step to run.")
@@ -154,10 +164,10 @@ def clean(
         bool, typer.Option("--dry-run", help="Rows, tokens and cost, and nothing is asked.")
     ] = False,
 ) -> None:
-    """Rewrite raw solutions into numbered steps by an OpenAI-compatible API, each checked against its own answer.
+    """Rewrite raw solutions into numbered steps by an OpenAI-compatible API, each checked by its answer.
 
-    `API_KEY`, `BASE_URL` and `MODEL` come from the environment or `.env`. Rows that fail the checks twice end in
-    `runs/<run>/clean/quarantine.jsonl`.
+    `API_KEY`, `BASE_URL` and `MODEL` come from the environment or `.env`. Rows that fail the checks twice end
+    in `runs/<run>/clean/quarantine.jsonl`.
 
         uv run tunebook clean --recipe my.yaml --dry-run
     """
@@ -168,36 +178,11 @@ def clean(
         print(", ".join(f"{name}: {value:,}" for name, value in clean.estimate(parsed).items()))
         return
     record = clean.clean(parsed, force)
-    print(
-        ", ".join(f"{n} {name}" for name, n in record["rows"].items()),
-        f"; {record['requests']} requests, cost {record['cost']:.2f}",
-        sep="",
-    )
+    rows = ", ".join(f"{count} {outcome}" for outcome, count in record["rows"].items())
+    print(f"{rows}; {record['requests']} requests, cost {record['cost']:.2f}")
     for question, before, after in clean.examples(parsed):
         print(f"\n--- {question}\n\n{before}\n\n->\n\n{after}")
     _done(parsed, "clean", "prepare")
-
-
-@app.command()
-def sft(
-    recipe: RecipeOption = None,
-    run: RunOption = None,
-    set_: SetOption = None,
-    force: ForceOption = False,
-    resume: ResumeOption = True,
-) -> None:
-    """Supervised fine-tuning; prepares the data first where it is missing. On several GPUs: `NPROC_PER_NODE=4 tunebook sft`.
-
-    uv run tunebook sft --set sft.learning_rate=2e-4 --set lora.r=32
-    """
-    from tunebook.training.sft import sft as stage
-
-    parsed = _recipe(recipe, run, set_)
-    if launch.launched(parsed):
-        return
-    metrics = stage(parsed, force, resume)["metrics"]
-    print("  ".join(f"{k}: {v}" for k, v in metrics.items() if v is not None))
-    _done(parsed, "sft/adapter", "evaluate")
 
 
 @app.command()
@@ -210,7 +195,7 @@ def pairs(
 ) -> None:
     """Preference pairs: chosen verified right, rejected verified wrong.
 
-    By default from the SFT model's own answers; `pairs.methods` also takes `injected_error` and `dataset`, and
+    By default from the SFT model's own answers. `pairs.methods` also takes `injected_error` and `dataset`;
     `pairs.server` lets an OpenAI-compatible server answer.
 
         uv run tunebook pairs --set pairs.samples=8 --set 'pairs.methods=[on_policy, injected_error]'
@@ -223,71 +208,83 @@ def pairs(
     _done(parsed, round_name("pairs", number), "dpo" + (f" --round {number}" if number > 1 else ""))
 
 
-@app.command()
-def dpo(
-    recipe: RecipeOption = None,
-    run: RunOption = None,
-    set_: SetOption = None,
-    force: ForceOption = False,
-    resume: ResumeOption = True,
-    number: RoundOption = 1,
-) -> None:
-    """Direct preference optimisation, from the SFT adapter and with it as the reference. On several GPUs: `NPROC_PER_NODE=4 tunebook dpo`.
+def _add_trainer(spec: StageSpec) -> None:
+    """Add the command of a stage that trains."""
 
-    uv run tunebook dpo --set dpo.learning_rate=2e-4
-    """
-    from tunebook.pairs.pairs import existing_pairs
-    from tunebook.training.dpo import dpo as stage
+    def train(
+        recipe: RecipeOption = None,
+        run: RunOption = None,
+        set_: SetOption = None,
+        force: ForceOption = False,
+        resume: ResumeOption = True,
+        number: RoundOption = 1,
+    ) -> None:
+        parsed = _recipe(recipe, run, set_)
+        if launch.launched(parsed):
+            return
+        options: dict[str, Any] = {"force": force, "resume": resume}
+        if spec.has_rounds:
+            options["number"] = number
+        record = spec.run(parsed, **options)
+        metrics = {name: value for name, value in record["metrics"].items() if value is not None}
+        print("  ".join(f"{name}: {value}" for name, value in metrics.items()))
+        _done(parsed, f"{round_name(spec.name, number)}/adapter", "evaluate")
 
-    parsed = _recipe(recipe, run, set_)
-    existing_pairs(parsed, number)
-    if launch.launched(parsed):
-        return
-    metrics = stage(parsed, number, force, resume)["metrics"]
-    print("  ".join(f"{k}: {v}" for k, v in metrics.items() if v is not None))
-    _done(parsed, f"{round_name('dpo', number)}/adapter", "evaluate")
+    def train_once(
+        recipe: RecipeOption = None,
+        run: RunOption = None,
+        set_: SetOption = None,
+        force: ForceOption = False,
+        resume: ResumeOption = True,
+    ) -> None:
+        train(recipe, run, set_, force, resume)
+
+    help_text = (
+        f"{spec.help} On several GPUs: `NPROC_PER_NODE=4 tunebook {spec.command}`.\n\n"
+        f"    uv run tunebook {spec.command} --set {spec.command}.learning_rate=2e-4"
+    )
+    app.command(spec.command, help=help_text)(train if spec.has_rounds else train_once)
+
+
+for _spec in STAGES.values():
+    if _spec.trains:
+        _add_trainer(_spec)
 
 
 @app.command()
 def evaluate(
-    stages: Annotated[
-        list[str] | None,
-        typer.Argument(help="`base`, `sft`, `dpo`, `dpo-2`, ... Default: base and all that are trained."),
-    ] = None,
+    stages: ModelsArgument = None,
     recipe: RecipeOption = None,
     run: RunOption = None,
     set_: SetOption = None,
     force: ForceOption = False,
-    gate: Annotated[
+    gate_: Annotated[
         bool, typer.Option("--gate", help="Fail when the recipe's `evaluate.gate` does not hold.")
     ] = False,
 ) -> None:
-    """Let each stage's model answer the same held-out items; accuracy with n and a 95% interval, paired comparisons.
+    """Let each stage's model answer the same held-out items, and compare them pair by pair.
 
     uv run tunebook evaluate base sft --set evaluate.split=val --set evaluate.limit=100
     """
-    from tunebook.evaluation import evaluate, tables
-    from tunebook.evaluation.gate import gate as failures
+    from tunebook.evaluation import evaluate, gate, tables
 
     parsed = _recipe(recipe, run, set_)
     tables.show(parsed, evaluate.evaluate(parsed, stages, force))
     _done(parsed, "eval", "report")
-    if gate and (failed := failures(parsed)):
-        raise UserError(f"gate: {'; '.join(failed)}")
+    failures = gate.gate(parsed) if gate_ else []
+    if failures:
+        raise UserError(f"gate: {'; '.join(failures)}")
 
 
 @app.command()
 def bench(
-    stages: Annotated[
-        list[str] | None,
-        typer.Argument(help="`base`, `sft`, `dpo`, ... Default: base and all that are trained."),
-    ] = None,
+    stages: ModelsArgument = None,
     recipe: RecipeOption = None,
     run: RunOption = None,
     set_: SetOption = None,
     force: ForceOption = False,
 ) -> None:
-    """Benchmarks of lm-evaluation-harness for each stage's model, with paired comparisons. Needs `uv sync --extra eval`.
+    """Benchmarks of lm-evaluation-harness for each stage's model. Needs `uv sync --extra eval`.
 
     uv run tunebook bench --set 'evaluate.benchmarks.tasks=[gsm8k]' --set evaluate.benchmarks.limit=200
     """
@@ -309,7 +306,7 @@ def report(
     recipe: RecipeOption = None,
     run: RunOption = None,
 ) -> None:
-    """The report card of a run: `report.md` and `report.html` in its folder. Of several runs: a comparison, printed.
+    """The report card of a run: `report.md` and `report.html` in its folder. Of several runs: a comparison.
 
     uv run tunebook report runs/smollm2-math runs/trial-2
     """
@@ -391,22 +388,25 @@ def export(
 ) -> None:
     """Write the model as people run it, and prove that it is the same model.
 
-    Each export is loaded from disk in a fresh process and compared with the adapter: probabilities, answers, chat template, stop.
-    The table lies in `runs/<run>/export/parity.json`; the command fails when an export is not equal.
+    Each export is loaded from disk in a fresh process and compared with the adapter: probabilities, answers,
+    chat template, stop. The table lies in `runs/<run>/export/parity.json`. The command fails when an export
+    is not equal.
 
         uv run tunebook export --to adapter,merged,gguf,ollama --quantization f16,q8_0 --install-tools
     """
     from tunebook.evaluation import tables
     from tunebook.export import export
 
-    given = {
-        "export.to": to and to.split(","),
-        "export.quantizations": quantization and quantization.split(","),
-        "export.stage": stage,
-    }
-    parsed = load_recipe(
-        recipe, run, parse_set(set_ or []) | {k: v for k, v in (given | {"export.hub_id": push}).items() if v}
-    )
+    overrides = parse_set(set_ or [])
+    if to:
+        overrides["export.to"] = to.split(",")
+    if quantization:
+        overrides["export.quantizations"] = quantization.split(",")
+    if stage:
+        overrides["export.stage"] = stage
+    if push:
+        overrides["export.hub_id"] = push
+    parsed = load_recipe(recipe, run, overrides)
     rows = export.export(parsed, force, install_tools, check)
     tables.parity_table(rows).print("each export against the adapter it was made from")
     _done(parsed, "export", "chat --model merged")
@@ -438,26 +438,26 @@ def serve(
 def doctor(recipe: RecipeOption = None, run: RunOption = None, set_: SetOption = None) -> None:
     """What is on this machine, what each recipe needs, and the command that mends what is missing.
 
-    Python and packages against `uv.lock`, GPU or CPU and why, bfloat16, memory, disk, optional tools, keys (set or not, never their
-    values); for each recipe whether it needs a GPU, the hub, a server. Exit code 1 when the recipe (the default one, unless `--recipe`
-    says otherwise) cannot run here. Nothing is changed or fetched.
+    Python and packages against `uv.lock`, GPU or CPU and why, bfloat16, memory, disk, optional tools, keys
+    (set or not, never their values); for each recipe whether it needs a GPU, the hub, a server. Exit code 1
+    when the recipe (the default one, unless `--recipe` says otherwise) cannot run here. Nothing is changed or
+    fetched.
 
         uv run tunebook doctor --recipe my.yaml
     """
-    from tunebook.doctor import doctor as look
+    from tunebook import doctor
 
-    if not look(_recipe(recipe, run, set_)):
+    if not doctor.doctor(_recipe(recipe, run, set_)):
         raise typer.Exit(1)
 
 
 def main() -> None:
-    """Entry point: a user's mistake or a full disk is one line on stderr and exit code 2, Ctrl-C one and 130, never a traceback."""
+    """Entry point. A user's mistake or a full disk is one line on stderr and exit code 2; Ctrl-C is 130."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            with contextlib.suppress(OSError):  # what was printed before cannot be sought in
-                stream.reconfigure(
-                    errors="replace"
-                )  # a terminal without Unicode shows a `?`, and nothing stops for that
+            # A terminal without Unicode shows a `?`, and nothing stops for that.
+            with contextlib.suppress(OSError):
+                stream.reconfigure(errors="replace")
     if launch.is_worker():
         launch.work(app)
         return
@@ -465,14 +465,16 @@ def main() -> None:
         with disk_full_as_user_error(Path(os.environ.get("TUNEBOOK_RUNS") or ROOT)):
             app()
     except UserError as error:
-        bar = "\n" if "tqdm" in sys.modules else ""  # which may have been cut off in the middle of its line
-        print(f"{bar}tunebook: {error}", file=sys.stderr)
+        if "tqdm" in sys.modules:  # whose bar may have been cut off in the middle of its line
+            print(file=sys.stderr)
+        print(f"tunebook: {error}", file=sys.stderr)
         sys.exit(2)
     except SystemExit as end:
         if end.code != INTERRUPTED:
             raise
+        again = shlex.join(["uv", "run", "tunebook", *sys.argv[1:]])
         print(
-            f"\ntunebook: interrupted; what was saved is kept. Go on with: {shlex.join(['uv', 'run', 'tunebook', *sys.argv[1:]])}",
+            f"\ntunebook: interrupted; what was saved is kept. Go on with: {again}",
             file=sys.stderr,
             flush=True,
         )

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import os
 import re
 import subprocess
+import sys
 
 import pytest
 
@@ -21,6 +23,13 @@ def test_every_command_exists_and_its_help_teaches(run_cli, command):
     done = run_cli(command, "--help", env=os.environ | {"COLUMNS": "200", "TERM": "dumb"})
     assert done.returncode == 0, done.stderr
     assert f"tunebook {command}" in done.stdout
+
+
+def test_the_version_is_that_of_the_package():
+    for module in ("tunebook", "tunebook.cli"):
+        command = [sys.executable, "-m", module, "--version"]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        assert done.stdout == f"{importlib.metadata.version('tunebook')}\n"
 
 
 def test_shell_scripts_parse_and_pass_options_on(tmp_path):

@@ -45,7 +45,7 @@ def pairs(recipe: Recipe, number: int = 1, force: bool = False) -> dict[str, Any
     Raises UserError when the model to sample from is missing, a server does not answer, or nothing gives a pair.
     """
     stage = pairs_stage(recipe, number)
-    if stage.skip(force):
+    if stage.await_rank_0() or stage.skip(force):
         return stage.result
     if _uses_model(recipe):
         backend.backend()  # Unsloth comes before whatever imports transformers

@@ -40,10 +40,10 @@ class StageSpec:
     trains: bool = False
     """Whether it leaves an adapter."""
 
-    def run(self, *args: Any) -> dict[str, Any]:
+    def run(self, recipe: Recipe, **options: Any) -> dict[str, Any]:
         """Call its function; returns the stage's record."""
         function: Callable[..., dict[str, Any]] = pkgutil.resolve_name(self.function)
-        return function(*args)
+        return function(recipe, **options)
 
 
 _SPECS = (

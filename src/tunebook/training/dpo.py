@@ -14,7 +14,7 @@ from tunebook.data.prepare import data_stage
 from tunebook.data.storage import read_rows
 from tunebook.models import adapters, backend, loading
 from tunebook.models.cpu.shared_prefixes import shared
-from tunebook.pairs.pairs import pairs_stage
+from tunebook.pairs.pairs import existing_pairs, pairs_stage
 from tunebook.recipe.errors import UserError
 from tunebook.recipe.sections import Recipe
 from tunebook.runs.files import read_json
@@ -37,6 +37,7 @@ def dpo(recipe: Recipe, number: int = 1, force: bool = False, resume: bool = Tru
     Raises UserError when pairs or the SFT adapter are missing, or when policy and reference differ before the first step.
     """
     print(recipe.describe())
+    existing_pairs(recipe, number)
     stage = dpo_stage(recipe, number)
     if stage.skip(force):
         return stage.result
