@@ -28,18 +28,32 @@ from tunebook.recipe.sections import Recipe
 from tunebook.runs.stage import adapter_key
 from tunebook.runs.stages import model_names, trained_models
 
+HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+
+FORMULA = re.compile(r"(\$\$.+?\$\$|\$[^$\n]+?\$)", re.DOTALL)
+
+BOXED = re.compile(r"\\boxed\s*\{(?:[^{}]|\{(?:[^{}]|\{[^{}]*\})*\})*\}")
+"""`\boxed{}` with braces in it, up to two levels deep."""
+
 
 class Models:
-    """The models that can be asked, loaded when they first are: the base once, the run's adapters on it, other folders beside."""
+    """The models that can be asked, loaded when they first are.
+
+    The recipe's base is loaded once, with the run's adapters on it; other folders beside it.
+    """
 
     def __init__(self, recipe: Recipe) -> None:
         self.recipe = recipe
+        self._merged = recipe.run_dir / "export" / "merged"
         self._loaded: dict[str, Local] = {}
 
     @property
     def names(self) -> list[str]:
         """`base`, the stages that are trained, and `merged` where it has been exported."""
-        return trained_models(self.recipe) + ["merged"] * (self.recipe.run_dir / "export" / "merged").exists()
+        names = trained_models(self.recipe)
+        if self._merged.exists():
+            names.append("merged")
+        return names
 
     @property
     def newest(self) -> str:
@@ -51,80 +65,85 @@ class Models:
         """One of `names`, a folder or a hub id, ready to be asked. Raises UserError for anything else."""
         if not name:
             raise UserError(f"no model named: choose from {', '.join(self.names)}")
-        if name not in model_names(self.recipe):
-            where = str(self.recipe.run_dir / "export" / "merged") if name == "merged" else name
-            with local(*self._load(where), None) as source:
-                yield source
-            return
-        adapter_key(self.recipe, name)  # refuses what is not trained
-        with local(*self._load(""), None if name == "base" else name) as source:
+        adapter = None
+        where = name
+        if name == "merged":
+            where = str(self._merged)
+        elif name in model_names(self.recipe):
+            adapter_key(self.recipe, name)  # refuses what is not trained
+            where = ""
+            if name != "base":
+                adapter = name
+        with local(*self._load(where), adapter) as source:
             yield source
 
     def _load(self, where: str) -> tuple[Any, Any]:
         """Model and tokenizer of a folder or hub id; of `""` the recipe's base with the run's adapters."""
-        if (
-            where
-            and not (Path(where) / "config.json").exists()
-            and not re.fullmatch(r"[\w.-]+/[\w.-]+", where)
-        ):
+        is_folder = (Path(where) / "config.json").exists()
+        if where and not is_folder and not HUB_ID.fullmatch(where):
             raise UserError(
-                f"no model {where!r}: choose from {', '.join(self.names)}, or give a folder or a hub id such as user/name"
+                f"no model {where!r}: choose from {', '.join(self.names)}, "
+                "or give a folder or a hub id such as user/name"
             )
         if where not in self._loaded:
-            another = {
-                "base": where,
-                "revision": None,
-                "chat_template": None,
-                "eos_token": None,
-            }  # these belong to the recipe's base
-            config = self.recipe.model.model_copy(update=another if where else {})
-            recipe = self.recipe.model_copy(update={"model": config})
             try:
-                model, tokenizer = (
-                    loading.load(recipe) if where else load_stages(recipe, trained_models(recipe))
-                )
+                if where:
+                    model, tokenizer = self._load_other(where)
+                else:
+                    model, tokenizer = load_stages(self.recipe, trained_models(self.recipe))
             except (OSError, ValueError, RuntimeError) as error:
-                raise UserError(
-                    f"{where or self.recipe.model.base} cannot be loaded: {first_line(error)}"
-                ) from None
+                name = where or self.recipe.model.base
+                raise UserError(f"{name} cannot be loaded: {first_line(error)}") from None
             self._loaded[where] = Local(model, tokenizer)
         return self._loaded[where].model, self._loaded[where].tokenizer
+
+    def _load_other(self, where: str) -> tuple[Any, Any]:
+        # Revision, template and end of turn are those of the recipe's base, not of another model.
+        changes = {"base": where, "revision": None, "chat_template": None, "eos_token": None}
+        config = self.recipe.model.model_copy(update=changes)
+        return loading.load(self.recipe.model_copy(update={"model": config}))
 
 
 @dataclass
 class Chat:
-    """A conversation, prompted as in training (the recipe's system prompt); each answer may come from another model."""
+    """A conversation, prompted as in training (the recipe's system prompt).
+
+    Each answer may come from another model.
+    """
 
     models: Models
     model: str
     drawing: Drawing = field(default_factory=Drawing)
     messages: Messages = field(default_factory=list)
-    shown: dict[int, Any] = field(default_factory=dict)
+    images: dict[int, Any] = field(default_factory=dict)
     """Images (PIL) by the number of the message that they go with; later answers see them too."""
 
     def ask(self, question: str, image: Any = None) -> Generator[str]:
         """The answer in pieces. Question and answer (as far as it came) go into the history."""
         prompts = Prompts(self.models.recipe)
-        asked = [*self.messages, prompts.ask(question)[-1]]
-        whole = prompts.with_system(asked)
-        shown = self.shown | ({} if image is None else {len(self.messages): image})
+        messages = [*self.messages, prompts.ask(question)[-1]]
+        images = dict(self.images)
+        if image is not None:
+            images[len(self.messages)] = image
+        # The system message, which is not part of the history, moves the messages on by one.
+        prompt = prompts.with_system(messages)
+        moved = len(prompt) - len(messages)
+        images_of_prompt = {number + moved: picture for number, picture in images.items()}
         pieces: list[str] = []
         with self.models.use(self.model) as source:
             try:
-                for piece in stream(
-                    source,
-                    whole,
-                    self.drawing,
-                    {i + len(whole) - len(asked): picture for i, picture in shown.items()},
-                ):
+                for piece in stream(source, prompt, self.drawing, images_of_prompt):
                     pieces.append(piece)
                     yield piece
             finally:
                 if pieces:
-                    self.messages, self.shown = (
-                        [*asked, {"role": "assistant", "content": "".join(pieces)}],
-                        shown,
-                    )
+                    self.messages = [*messages, {"role": "assistant", "content": "".join(pieces)}]
+                    self.images = images
+
+    def reset(self) -> None:
+        """Begin a new conversation."""
+        self.messages = []
+        self.images = {}
 
 
 def open_image(path: str | Path | Any) -> Any:
@@ -136,7 +155,10 @@ def open_image(path: str | Path | Any) -> Any:
 
 
 def compare(models: Models, rows: list[dict[str, Any]], names: list[str], max_new_tokens: int) -> str:
-    """Rows of a split answered greedily by each model, as HTML; marked right or wrong where a row has an answer."""
+    """Rows of a split answered greedily by each model, as HTML.
+
+    Answers are marked right or wrong where the row has an answer to check against.
+    """
     table = Table()
     answers = answers_by_model(models.use, names, rows, max_new_tokens)
     for row, by_model in zip(rows, answers, strict=True):
@@ -155,13 +177,16 @@ def compare(models: Models, rows: list[dict[str, Any]], names: list[str], max_ne
 
 
 def rendered(answer: str) -> str:
-    r"""An answer as Markdown that JupyterLab shows with its LaTeX: `\( \)` and `\[ \]` as dollars, a bare `\boxed{}` as math, lines kept."""
+    r"""An answer as Markdown that JupyterLab shows with its LaTeX.
+
+    `\( \)` and `\[ \]` become dollars, a bare `\boxed{}` becomes math, and lines are kept.
+    """
     text = re.sub(r"\\\((.+?)\\\)", r"$\1$", answer, flags=re.DOTALL)
     text = re.sub(r"\\\[(.+?)\\\]", r"$$\1$$", text, flags=re.DOTALL)
-    parts = re.split(r"(\$\$.+?\$\$|\$[^$\n]+?\$)", text, flags=re.DOTALL)
-    braces = r"\{(?:[^{}]|\{(?:[^{}]|\{[^{}]*\})*\})*\}"
-    parts[::2] = [
-        re.sub(rf"\\boxed\s*{braces}", lambda m: f"${m[0]}$", part).replace("\n", "  \n")
-        for part in parts[::2]
-    ]
-    return "".join(parts)
+    pieces = []
+    for number, piece in enumerate(FORMULA.split(text)):
+        # Every second piece is a formula, which stays as it is; the others lie between formulas.
+        if number % 2 == 0:
+            piece = BOXED.sub(r"$\g<0>$", piece).replace("\n", "  \n")
+        pieces.append(piece)
+    return "".join(pieces)

@@ -19,8 +19,8 @@ def terminal(
     recipe: Recipe, model: str | None, drawing: Drawing, question: str | None = None, image: str | None = None
 ) -> None:
     """Ask in the terminal: one question, or a conversation with `/model`, `/reset` and `/quit`."""
-    there = Models(recipe)
-    chat = Chat(there, model or there.newest, drawing)
+    models = Models(recipe)
+    chat = Chat(models, model or models.newest, drawing)
     picture = open_image(image) if image else None
     if question is not None:
         _say(chat, question, picture)
@@ -28,19 +28,19 @@ def terminal(
     console = Console()
     if model is None and chat.model == "base":
         console.print(f"[yellow]Nothing is trained in {recipe.run_dir}: this is the base model.[/]")
-    console.print(
-        f"{chat.model} answers. /model NAME ({', '.join(there.names)}), /reset, /quit; Ctrl-C stops an answer."
-    )
-    with there.use(chat.model) as source:
+    names = ", ".join(models.names)
+    console.print(f"{chat.model} answers. /model NAME ({names}), /reset, /quit; Ctrl-C stops an answer.")
+    # Loaded before the first question, and refused before the user has typed one.
+    with models.use(chat.model) as source:
         if picture is not None and not sees_images(source):
             raise UserError("this model sees no images: leave --image out, or choose a model that does")
     while (line := _line()) is not None and line != "/quit":
         command, _, rest = line.partition(" ")
         try:
             if command == "/reset":
-                chat.messages, chat.shown = [], {}
+                chat.reset()
             elif command == "/model":
-                with there.use(rest.strip()):
+                with models.use(rest.strip()):
                     chat.model = rest.strip()
                 console.print(f"{chat.model} answers.")
             elif command.startswith("/"):
@@ -53,6 +53,7 @@ def terminal(
 
 
 def _say(chat: Chat, question: str, image: Any) -> None:
+    """Print the answer as it comes. Closing the generator, as Ctrl-C does here, stops the model."""
     with contextlib.closing(chat.ask(question, image)) as pieces, contextlib.suppress(KeyboardInterrupt):
         for piece in pieces:
             print(piece, end="", flush=True)
@@ -60,6 +61,7 @@ def _say(chat: Chat, question: str, image: Any) -> None:
 
 
 def _line() -> str | None:
+    """What the user types; None at the end of the input."""
     try:
         return input("> " if sys.stdin.isatty() else "").strip()
     except EOFError:

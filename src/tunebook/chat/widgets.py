@@ -1,4 +1,4 @@
-"""The question box of the inference notebook: ipywidgets over `chat.Chat`."""
+"""The widgets of the notebooks: a question box over `Chat`, and evaluated items to page through."""
 
 from __future__ import annotations
 
@@ -6,165 +6,196 @@ import html
 import io
 import threading
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import ipywidgets
 from markupsafe import Markup
 
 from tunebook.chat.conversation import Chat, Models, open_image, rendered
+from tunebook.evaluation.items import Prediction
 from tunebook.evaluation.tables import Table
 from tunebook.generation.local import sees_images
 from tunebook.generation.streaming import Drawing
 from tunebook.recipe.errors import UserError
 
 REFRESH_S = 0.25
+"""An answer is shown anew so often while it comes: each time all of it is sent to the browser."""
 
-
-_WHOLE = {"description_width": "initial"}
+WHOLE = {"description_width": "initial"}
 """Descriptions are not cut."""
 
 
 def question_box(models: Models, model: str, drawing: Drawing) -> Any:
-    """A widget to ask in: model, sampling, image where the model sees images, and the conversation with its LaTeX rendered.
+    """A widget to ask in: model, sampling, image where the model sees images, and the conversation."""
+    return QuestionBox(models, model, drawing).widget
+
+
+class QuestionBox:
+    """The state and the widgets of a question box.
 
     Answers come in a thread, so that Stop and the rest of the notebook stay alive.
     """
-    names = list(dict.fromkeys([*models.names, model]))
-    wide = ipywidgets.Layout(width="98%")
-    chosen = ipywidgets.Combobox(
-        value=model,
-        options=names,
-        ensure_option=False,
-        description="Model",
-        style=_WHOLE,
-        tooltip="or a folder, or a hub id",
-        continuous_update=False,
-    )
-    temperature = ipywidgets.FloatSlider(
-        value=drawing.temperature, min=0, max=2, step=0.1, description="Temperature", style=_WHOLE
-    )
-    top_p = ipywidgets.FloatSlider(
-        value=drawing.top_p, min=0.05, max=1, step=0.05, description="Top p", style=_WHOLE
-    )
-    tokens = ipywidgets.BoundedIntText(
-        value=drawing.max_new_tokens, min=1, max=100_000, description="New tokens", style=_WHOLE
-    )
-    question = ipywidgets.Textarea(placeholder="Ask something", rows=3, layout=wide)
-    upload = ipywidgets.FileUpload(accept="image/*", description="Image")
-    ask = ipywidgets.Button(description="Ask", button_style="primary", icon="paper-plane")
-    stop = ipywidgets.Button(description="Stop", icon="stop", disabled=True)
-    reset = ipywidgets.Button(
-        description="New conversation", icon="trash", layout=ipywidgets.Layout(width="auto")
-    )
-    status, talk = ipywidgets.HTML(), ipywidgets.VBox(layout=wide)
-    chat, stopped = Chat(models, model, drawing), threading.Event()
 
-    def show_upload() -> None:
-        with models.use(chosen.value) as source:
-            upload.layout.display = None if sees_images(source) else "none"
+    def __init__(self, models: Models, model: str, drawing: Drawing) -> None:
+        self.models = models
+        self.chat = Chat(models, model, drawing)
+        self.stopped = threading.Event()
+        wide = ipywidgets.Layout(width="98%")
 
-    def answering(under_way: bool) -> None:
-        """One model carries every adapter, and the answer goes into the conversation: neither may change until it has come."""
-        ask.disabled = chosen.disabled = reset.disabled = under_way
-        stop.disabled = not under_way
-
-    def answer(text: str, image: Any) -> None:
-        out = ipywidgets.Output(layout=wide)
-        picture = (
-            ()
-            if image is None
-            else (ipywidgets.Image(value=image._repr_png_(), width=min(image.width, 320)),)
+        # How to answer
+        self.model = ipywidgets.Combobox(
+            value=model,
+            options=list(dict.fromkeys([*models.names, model])),
+            ensure_option=False,
+            description="Model",
+            style=WHOLE,
+            tooltip="or a folder, or a hub id",
+            continuous_update=False,
         )
-        talk.children = (*talk.children, *picture, _markdown(f"**You:** {text}"), out)
-        started, shown, said = time.monotonic(), 0.0, ""
+        self.temperature = ipywidgets.FloatSlider(
+            value=drawing.temperature, min=0, max=2, step=0.1, description="Temperature", style=WHOLE
+        )
+        self.top_p = ipywidgets.FloatSlider(
+            value=drawing.top_p, min=0.05, max=1, step=0.05, description="Top p", style=WHOLE
+        )
+        self.tokens = ipywidgets.BoundedIntText(
+            value=drawing.max_new_tokens, min=1, max=100_000, description="New tokens", style=WHOLE
+        )
+        settings = [self.model, self.temperature, self.top_p, self.tokens]
+
+        # The conversation, and what to ask
+        self.talk = ipywidgets.VBox(layout=wide)
+        self.question = ipywidgets.Textarea(placeholder="Ask something", rows=3, layout=wide)
+
+        # What to do
+        self.ask = ipywidgets.Button(description="Ask", button_style="primary", icon="paper-plane")
+        self.stop = ipywidgets.Button(description="Stop", icon="stop", disabled=True)
+        self.reset = ipywidgets.Button(
+            description="New conversation", icon="trash", layout=ipywidgets.Layout(width="auto")
+        )
+        self.upload = ipywidgets.FileUpload(accept="image/*", description="Image")
+        self.status = ipywidgets.HTML()
+        buttons = [self.ask, self.stop, self.reset, self.upload, self.status]
+
+        above = ipywidgets.HBox(settings, layout=ipywidgets.Layout(flex_flow="row wrap"))
+        self.widget = ipywidgets.VBox([above, self.talk, self.question, ipywidgets.HBox(buttons)])
+        self.ask.on_click(self.on_ask)
+        self.stop.on_click(lambda _: self.stopped.set())
+        self.reset.on_click(self.on_reset)
+        self.model.observe(self.on_model, "value")
+        self.show_upload()
+
+    def on_ask(self, _: Any) -> None:
+        """Read the widgets, and answer in a thread."""
+        text = self.question.value.strip()
+        if not text:
+            self.status.value = "Write a question first."
+            return
         try:
-            pieces = chat.ask(text, image)
+            image = self.uploaded_image()
+        except UserError as error:
+            self.show_error(error)
+            return
+        self.stopped.clear()
+        self.chat.model = self.model.value
+        self.chat.drawing = Drawing(self.tokens.value, self.temperature.value, self.top_p.value)
+        self.set_busy(True)
+        self.question.value = ""
+        self.upload.value = ()
+        self.status.value = f"{self.model.value} answers ..."
+        threading.Thread(target=self.answer, args=(text, image), daemon=True).start()
+
+    def on_reset(self, _: Any) -> None:
+        self.chat.reset()
+        self.talk.children = ()
+        self.status.value = ""
+
+    def on_model(self, _: Any) -> None:
+        """Load the model that was chosen."""
+        self.status.value = f"loading {self.model.value} ..."
+        try:
+            self.show_upload()
+            self.status.value = f"{self.model.value} is ready"
+        except UserError as error:
+            self.show_error(error)
+
+    def answer(self, text: str, image: Any) -> None:
+        """Show the question, and the answer as it comes."""
+        out = ipywidgets.Output(layout=self.talk.layout)
+        if image is not None:
+            picture = ipywidgets.Image(value=image._repr_png_(), width=min(image.width, 320))
+            self.talk.children = (*self.talk.children, picture)
+        asked = ipywidgets.Output(outputs=_display(f"**You:** {text}"))
+        self.talk.children = (*self.talk.children, asked, out)
+        started = time.monotonic()
+        last_shown = 0.0
+        answer = ""
+        try:
+            pieces = self.chat.ask(text, image)
             for piece in pieces:
-                said += piece
-                if time.monotonic() - shown > REFRESH_S:
-                    shown = time.monotonic()
-                    out.outputs = _display(said)
-                if stopped.is_set():
+                answer += piece
+                if time.monotonic() - last_shown > REFRESH_S:
+                    last_shown = time.monotonic()
+                    out.outputs = _display(answer)
+                if self.stopped.is_set():
                     pieces.close()
                     break
-            status.value = f"{chat.model}, {time.monotonic() - started:.1f} s"
+            self.status.value = f"{self.chat.model}, {time.monotonic() - started:.1f} s"
         except UserError as error:
-            status.value = f'<span style="color:#b42318">{html.escape(str(error))}</span>'
+            self.show_error(error)
         finally:
-            out.outputs = _display(said)
-            answering(False)
+            out.outputs = _display(answer)
+            self.set_busy(False)
 
-    def on_ask(_: Any) -> None:
-        text = question.value.strip()
-        if not text:
-            status.value = "Write a question first."
-            return
-        stopped.clear()
-        chat.model, chat.drawing = chosen.value, Drawing(tokens.value, temperature.value, top_p.value)
-        answering(True)
-        question.value, status.value = "", f"{chosen.value} answers ..."
-        try:
-            image = open_image(io.BytesIO(upload.value[0]["content"])) if upload.value else None
-        except UserError as error:
-            status.value = f'<span style="color:#b42318">{html.escape(str(error))}</span>'
-            answering(False)
-            return
-        upload.value = ()
-        threading.Thread(target=answer, args=(text, image), daemon=True).start()
+    def set_busy(self, busy: bool) -> None:
+        """Lock what an answer that is under way would suffer from, and unlock it again."""
+        # One model carries every adapter, and the answer goes into the conversation: neither may change
+        # until it has come.
+        for widget in (self.ask, self.model, self.reset):
+            widget.disabled = busy
+        self.stop.disabled = not busy
 
-    def on_reset(_: Any) -> None:
-        chat.messages, chat.shown, talk.children, status.value = [], {}, (), ""
+    def show_upload(self) -> None:
+        """Show the button for images where the model sees them. Raises UserError for a model that is none."""
+        with self.models.use(self.model.value) as source:
+            self.upload.layout.display = None if sees_images(source) else "none"
 
-    def on_model(_: Any) -> None:
-        status.value = f"loading {chosen.value} ..."
-        try:
-            show_upload()
-            status.value = f"{chosen.value} is ready"
-        except UserError as error:
-            status.value = f'<span style="color:#b42318">{html.escape(str(error))}</span>'
+    def uploaded_image(self) -> Any:
+        """The image to go with the question, or None. Raises UserError for a file that is none."""
+        if not self.upload.value:
+            return None
+        return open_image(io.BytesIO(self.upload.value[0]["content"]))
 
-    ask.on_click(on_ask)
-    stop.on_click(lambda _: stopped.set())
-    reset.on_click(on_reset)
-    chosen.observe(on_model, "value")
-    show_upload()
-    settings = ipywidgets.HBox(
-        [chosen, temperature, top_p, tokens], layout=ipywidgets.Layout(flex_flow="row wrap")
-    )
-    return ipywidgets.VBox([settings, talk, question, ipywidgets.HBox([ask, stop, reset, upload, status])])
+    def show_error(self, error: UserError) -> None:
+        self.status.value = f'<span style="color:#b42318">{html.escape(str(error))}</span>'
 
 
-def browse(found: dict[str, list[dict[str, Any]]]) -> Any:
-    """Page through items by how the last two models did on them. `found`: {stage: its predictions}, the same items for each."""
-    names = list(found)
-    kinds: dict[str, list[int]] = {"all": list(range(len(found[names[-1]])))}
-    if len(names) > 1:
-        marks = list(zip(*([p["correct"] for p in found[name]] for name in names[-2:]), strict=True))
-        for kind, wanted in (
-            ("won", (False, True)),
-            ("lost", (True, False)),
-            ("both wrong", (False, False)),
-            ("both right", (True, True)),
-        ):
-            kinds[kind] = [i for i, mark in enumerate(marks) if mark == wanted]
-    kind = ipywidgets.Dropdown(
-        options=[(f"{k} ({len(v)})", k) for k, v in kinds.items()],
-        description=" → ".join(names[-2:]),
-        style=_WHOLE,
-    )
-    page = ipywidgets.BoundedIntText(
-        value=1, min=1, max=max(1, len(kinds["all"])), description="Item", style=_WHOLE
-    )
-    back, forth = (
-        ipywidgets.Button(icon=f"arrow-{way}", layout=ipywidgets.Layout(width="40px"))
-        for way in ("left", "right")
-    )
+def browse(predictions: Mapping[str, list[Prediction]]) -> Any:
+    """Page through items by how the last two models did on them.
+
+    Args:
+        predictions: By model, the same items for each.
+    """
+    names = list(predictions)
+    kinds = _by_outcome([predictions[name] for name in names[-2:]])
+    options = [(f"{kind} ({len(items)})", kind) for kind, items in kinds.items()]
+    kind = ipywidgets.Dropdown(options=options, description=" → ".join(names[-2:]), style=WHOLE)
+    last = max(1, len(kinds["all"]))
+    page = ipywidgets.BoundedIntText(value=1, min=1, max=last, description="Item", style=WHOLE)
+    narrow = ipywidgets.Layout(width="40px")
+    back = ipywidgets.Button(icon="arrow-left", layout=narrow)
+    forth = ipywidgets.Button(icon="arrow-right", layout=narrow)
     shown = ipywidgets.HTML()
 
     def show(_: Any = None) -> None:
-        of = kinds[kind.value]
-        page.max = max(1, len(of))
-        shown.value = item_table({name: found[name][of[page.value - 1]] for name in names}) if of else "none"
+        items = kinds[kind.value]
+        page.max = max(1, len(items))
+        if items:
+            item = items[page.value - 1]
+            shown.value = item_table({name: predictions[name][item] for name in names})
+        else:
+            shown.value = "none"
 
     def turn(by: int) -> None:
         page.value = min(max(1, page.value + by), page.max)
@@ -181,23 +212,40 @@ def browse(found: dict[str, list[dict[str, Any]]]) -> Any:
     return ipywidgets.VBox([ipywidgets.HBox([kind, back, page, forth]), shown])
 
 
-def item_table(item: dict[str, dict[str, Any]]) -> str:
-    """One item's answers by stage, each with the checker's verdict, as HTML."""
+def item_table(item: dict[str, Prediction]) -> str:
+    """One item's answers by model, each with the checker's verdict, as HTML."""
     first = next(iter(item.values()))
     question = Markup("{} <b>answer: {}</b> ({})").format(
         first["prompt"], first["gold"], first["slice"] or first["group"]
     )
+    cells = {}
+    for name, prediction in item.items():
+        sign = "✓" if prediction["correct"] else "✗"
+        cells[f"{sign} {name}"] = prediction["answer"]
     table = Table()
-    table.add(**{f"{'✓' if p['correct'] else '✗'} {name}": p["answer"] for name, p in item.items()})
+    table.add(**cells)
     return table.html(question)
 
 
+def _by_outcome(predictions: list[list[Prediction]]) -> dict[str, list[int]]:
+    """The numbers of items by what became of them from the first model to the second, if there are two."""
+    kinds: dict[str, list[int]] = {"all": list(range(len(predictions[-1])))}
+    if len(predictions) == 1:
+        return kinds
+    # The kind of an item by whether the first model was right, and the second.
+    names = {
+        (False, True): "won",
+        (True, False): "lost",
+        (False, False): "both wrong",
+        (True, True): "both right",
+    }
+    kinds |= {name: [] for name in names.values()}
+    for number, (before, after) in enumerate(zip(*predictions, strict=True)):
+        kinds[names[before["correct"], after["correct"]]].append(number)
+    return kinds
+
+
 def _display(text: str) -> tuple[dict[str, Any], ...]:
-    shown = rendered(text)
-    return (
-        {"output_type": "display_data", "data": {"text/markdown": shown, "text/plain": text}, "metadata": {}},
-    )
-
-
-def _markdown(text: str) -> Any:
-    return ipywidgets.Output(outputs=_display(text))
+    """What an Output widget shows: Markdown with LaTeX."""
+    data = {"text/markdown": rendered(text), "text/plain": text}
+    return ({"output_type": "display_data", "data": data, "metadata": {}},)
