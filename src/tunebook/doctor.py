@@ -1,10 +1,11 @@
-"""`tunebook doctor`: what is on this machine, what each recipe needs, and the command that mends what is missing.
+"""`tunebook doctor`: what is on this machine, what each recipe needs, and the command for what is missing.
 
 uv run tunebook doctor
 """
 
 from __future__ import annotations
 
+import importlib.metadata
 import importlib.util
 import os
 import platform
@@ -13,9 +14,8 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -29,31 +29,29 @@ from tunebook.recipe.files import ROOT
 from tunebook.recipe.loading import load_recipe
 from tunebook.recipe.overrides import PREFIX
 from tunebook.recipe.secrets import secret
-from tunebook.recipe.sections import DEFAULT, ChatSource, MMMathSource, Recipe
+from tunebook.recipe.sections import DEFAULT, Recipe
 from tunebook.runs.machine import free_ram
 
 MODULES = {"jupyter": "jupyterlab", "pillow": "PIL", "python-dotenv": "dotenv", "pyyaml": "yaml"}
 """Packages that are imported under another name than theirs, but for dashes."""
 
+CORE = ("torch", "transformers", "trl", "peft", "unsloth")
+"""Packages whose versions are shown."""
 
-EXTRAS = {
-    "lm-eval": ("lm_eval", "`tunebook bench`", "uv sync --extra eval"),
-    "deepspeed": ("deepspeed", "ZeRO", "uv sync --extra deepspeed"),
-}
-"""What is not installed unless asked: its module, what it is for, the command."""
-
-
-NEEDED_RAM, NEEDED_DISK = 6 * 2**30, 2 * 2**30
+NEEDED_RAM = 6 * 2**30
 """Of the default recipe: its recorded run took 5.8 GB at most (DPO), pages of the model's file included."""
+
+NEEDED_DISK = 2 * 2**30
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One line: what was looked at, what was found, and what mends it. Only what is `broken` stops the default recipe."""
+    """One line of the table. Only what is `broken` stops the default recipe."""
 
     what: str
-    found: str
-    mend: str = ""
+    state: str
+    fix: str = ""
+    """The command, or what else to do."""
     broken: bool = False
 
 
@@ -62,86 +60,95 @@ def doctor(recipe: Recipe) -> bool:
 
     Imports neither Unsloth nor, without an NVIDIA GPU, torch.
     """
-    here = [*interpreter(), *packages(), *hardware(), *disk(recipe), *tools(), *keys()]
-    _print(
-        "this machine",
-        "found",
-        [(f.what, f.found + (f"\n-> {f.mend}" if f.mend else ""), "red" if f.broken else "") for f in here],
-    )
+    # 1) this machine
+    findings = [*interpreter(), *packages(), *hardware(), *disk(recipe), *tools(), *keys()]
+    table = Table("", "found", title="this machine")
+    for finding in findings:
+        text = finding.state
+        if finding.fix:
+            text += f"\n-> {finding.fix}"
+        table.add_row(Text(finding.what), Text(text), style="red" if finding.broken else "")
+    Console().print(table)
+
+    # 2) what the recipes need beyond it
     gpu = backend()[0] == "cuda"
-    needed = {
-        name: _needs(name, gpu) for name in sorted(p.stem for p in (ROOT / "configs").glob("*.yaml"))
-    } | {recipe.name: [*needs(recipe, gpu)]}
-    _print(
-        "the recipes",
-        "need",
-        [(name, "\n".join(phrases) or "nothing more", "") for name, phrases in needed.items()],
-    )
-    broken = [f for f in here if f.broken]
-    if broken:
-        Console(stderr=True).print(
-            f"{recipe.name} cannot run here: {broken[0].what}: {broken[0].found}. {broken[0].mend}",
-            style="red",
-            markup=False,
-        )
-    return not broken
+    needs_by_recipe = {}
+    for path in sorted((ROOT / "configs").glob("*.yaml")):
+        needs_by_recipe[path.stem] = _needs_of_config(path.stem, gpu)
+    needs_by_recipe[recipe.name] = list(needs(recipe, gpu))
+    table = Table("", "need", title="the recipes")
+    for name, phrases in needs_by_recipe.items():
+        table.add_row(Text(name), Text("\n".join(phrases) or "nothing more"), style="")
+    Console().print(table)
+
+    # 3) the first thing that stops this one
+    for finding in findings:
+        if finding.broken:
+            Console(stderr=True).print(
+                f"{recipe.name} cannot run here: {finding.what}: {finding.state}. {finding.fix}",
+                style="red",
+                markup=False,
+            )
+            return False
+    return True
 
 
 def interpreter() -> Iterator[Finding]:
     """Python, and variables that change what every command does."""
-    right = (3, 11) <= sys.version_info[:2] < (3, 13)
-    yield Finding(
-        "Python",
-        platform.python_version(),
-        "" if right else "uv python install 3.12 && uv sync --python 3.12",
-        not right,
-    )
-    if given := sorted(
-        k for k in os.environ if k.startswith(PREFIX) or k in ("TUNEBOOK_RECIPE", "TUNEBOOK_RUN")
-    ):
-        yield Finding(
-            "overrides from the environment",
-            ", ".join(given),
-            f"unset {' '.join(given)}, if you did not mean them",
-        )
+    fix = ""
+    if not (3, 11) <= sys.version_info[:2] < (3, 13):
+        fix = "uv python install 3.12 && uv sync --python 3.12"
+    yield Finding("Python", platform.python_version(), fix, broken=bool(fix))
+    names = []
+    for name in sorted(os.environ):
+        if name.startswith(PREFIX) or name in ("TUNEBOOK_RECIPE", "TUNEBOOK_RUN"):
+            names.append(name)
+    if names:
+        fix = f"unset {' '.join(names)}, if you did not mean them"
+        yield Finding("overrides from the environment", ", ".join(names), fix)
 
 
 def packages() -> Iterator[Finding]:
-    """The project's own requirements against `uv.lock`: one that is missing is broken, one of another version is only said."""
-    wanted = locked()
+    """The project's own requirements against `uv.lock`.
+
+    One that is missing is broken, one of another version is only named.
+    """
     other = []
-    for name, version in wanted.items():
+    for name, version in locked().items():
+        installed = _version(name)
         if importlib.util.find_spec(MODULES.get(name, name.replace("-", "_"))) is None:
-            yield Finding(name, "not installed", "uv sync", True)
-        elif version not in (None, found := _version(name)):
-            other.append(f"{name} {found} (lock: {version})")
-    here = ", ".join(
-        f"{name} {_version(name)}" for name in ("torch", "transformers", "trl", "peft", "unsloth")
-    )
-    yield Finding(
-        "packages",
-        f"{here}; " + (f"not as locked: {', '.join(other)}" if other else "all as locked"),
-        "uv sync" if other else "",
-    )
+            yield Finding(name, "not installed", "uv sync", broken=True)
+        elif version is not None and version != installed:
+            other.append(f"{name} {installed} (lock: {version})")
+    versions = ", ".join(f"{name} {_version(name)}" for name in CORE)
+    if other:
+        yield Finding("packages", f"{versions}; not as locked: {', '.join(other)}", "uv sync")
+    else:
+        yield Finding("packages", f"{versions}; all as locked")
 
 
 def locked() -> dict[str, str | None]:
-    """The project's requirements by name with their locked versions (None where the lock has several, or there is no lock)."""
+    """The project's requirements by name with their locked versions.
+
+    None where the lock has several (for several platforms), or there is no lock.
+    """
     path = ROOT / "uv.lock"
     if not path.exists():
-        return dict.fromkeys(("torch", "transformers", "trl", "peft", "unsloth"))
-    found: dict[str, list[str]] = {}
-    entries: list[dict[str, Any]] = tomllib.loads(path.read_text(encoding="utf-8"))["package"]
-    for entry in entries:
-        found.setdefault(entry["name"], []).append(entry.get("version", ""))
-    own = next(entry for entry in entries if entry["name"] == "tunebook")
-    return {
-        d["name"]: found[d["name"]][0] if len(found[d["name"]]) == 1 else None for d in own["dependencies"]
-    }
+        return dict.fromkeys(CORE)
+    versions: dict[str, list[str]] = {}
+    requirements: list[str] = []
+    for package in tomllib.loads(path.read_text(encoding="utf-8"))["package"]:
+        versions.setdefault(package["name"], []).append(package.get("version", ""))
+        if package["name"] == "tunebook":
+            requirements = [requirement["name"] for requirement in package["dependencies"]]
+    return {name: versions[name][0] if len(versions[name]) == 1 else None for name in requirements}
 
 
 def backend() -> tuple[str, str]:
-    """`cuda` or `cpu`, as Unsloth will choose, and why: its variable, then what `nvidia-smi` lists, then whether torch can use it."""
+    """`cuda` or `cpu`, as Unsloth will choose, and why.
+
+    Decided by its variable, then by what `nvidia-smi` lists, then by whether torch can use it.
+    """
     if os.environ.get("UNSLOTH_FORCE_CPU") == "1":
         return "cpu", "UNSLOTH_FORCE_CPU=1"
     try:
@@ -156,127 +163,127 @@ def backend() -> tuple[str, str]:
 
     if torch.cuda.is_available():
         return "cuda", ", ".join(line.split(" (UUID")[0] for line in listed.splitlines())
-    return (
-        "cpu",
-        f"there is a GPU, but torch {torch.__version__} cannot use it: compare its CUDA {torch.version.cuda} with the one `nvidia-smi` shows",
+    return "cpu", (
+        f"there is a GPU, but torch {torch.__version__} cannot use it: "
+        f"compare its CUDA {torch.version.cuda} with the one `nvidia-smi` shows"
     )
 
 
 def hardware() -> Iterator[Finding]:
     """Backend, bfloat16, cores and memory."""
     kind, why = backend()
-    lost = why.startswith("there is a GPU")
-    yield Finding("backend", f"{kind} ({why})", "uv sync, or a newer driver" if lost else "")
-    yield Finding(
-        "bfloat16",
-        "in hardware"
-        if bfloat16(kind)
-        else "not in hardware: model.dtype null trains in float32 on a CPU, float16 on a GPU",
-    )
-    ram, cores = free_ram(), len(os.sched_getaffinity(0))
-    short = ram < NEEDED_RAM
-    yield Finding(
-        "cores, free memory",
-        f"{cores}, {ram / 2**30:.1f} GB",
-        f"end other programs: {DEFAULT} wants {NEEDED_RAM // 2**30} GB" if short else "",
-        short,
-    )
+    fix = "uv sync, or a newer driver" if why.startswith("there is a GPU") else ""
+    yield Finding("backend", f"{kind} ({why})", fix)
+    if bfloat16(kind):
+        yield Finding("bfloat16", "in hardware")
+    else:
+        dtypes = "model.dtype null trains in float32 on a CPU, float16 on a GPU"
+        yield Finding("bfloat16", f"not in hardware: {dtypes}")
+    ram = free_ram()
+    state = f"{len(os.sched_getaffinity(0))}, {ram / 2**30:.1f} GB"
+    fix = ""
+    if ram < NEEDED_RAM:
+        fix = f"end other programs: {DEFAULT} wants {NEEDED_RAM // 2**30} GB"
+    yield Finding("cores, free memory", state, fix, broken=bool(fix))
 
 
 def bfloat16(kind: str) -> bool:
-    """Whether it is computed in hardware: on a CPU as Unsloth asks (AMX or AVX512-BF16), on a GPU from compute capability 8 on."""
+    """Whether it is computed in hardware.
+
+    On a CPU as Unsloth asks (AMX or AVX512-BF16), on a GPU from compute capability 8 on.
+    """
     if kind == "cuda":
         import torch
 
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     try:
-        return any(flag in Path("/proc/cpuinfo").read_text().split() for flag in ("amx_bf16", "avx512_bf16"))
+        flags = Path("/proc/cpuinfo").read_text().split()
     except OSError:
         return False
+    return "amx_bf16" in flags or "avx512_bf16" in flags
 
 
 def disk(recipe: Recipe) -> Iterator[Finding]:
     """Free space where runs, converted models and the hub's files go."""
     hub = Path(os.environ.get("HF_HOME") or Path.home() / ".cache" / "huggingface")
-    for what, place, variable in (
-        ("runs", recipe.run_dir.parent, "TUNEBOOK_RUNS"),
-        ("cache", cache_dir(), "TUNEBOOK_CACHE"),
-        ("hub", hub, "HF_HOME"),
-    ):
-        there = next(p for p in (place, *place.parents) if p.exists())
-        free, writable = shutil.disk_usage(there).free, os.access(there, os.W_OK)
-        short = free < NEEDED_DISK or not writable
-        found = f"{free / 2**30:.1f} GB free in {place}" + (
-            "" if writable else ", which is not yours to write"
-        )
-        yield Finding(
-            f"disk: {what}",
-            found,
-            f"export {variable}=/a/larger/folder/of/yours" if short else "",
-            short and what != "hub",
-        )
+    yield _disk("runs", recipe.run_dir.parent, "TUNEBOOK_RUNS")
+    yield _disk("cache", cache_dir(), "TUNEBOOK_CACHE")
+    # The default recipe fetches nothing from the hub.
+    yield replace(_disk("hub", hub, "HF_HOME"), broken=False)
 
 
 def tools() -> Iterator[Finding]:
     """The embedded model and what is optional."""
-    made = (cache_dir() / f"{builtin.EMBEDDED}-v{builtin.FORMAT}" / "config.json").exists()
-    yield Finding(
-        builtin.EMBEDDED, "converted" if made else "is converted on first use (some seconds, 270 MB)"
-    )
-    for name, (module, purpose, mend) in EXTRAS.items():
-        there = importlib.util.find_spec(module) is not None
-        yield Finding(
-            f"{name} (optional)",
-            _version(name) or "here" if there else f"not installed: for {purpose}",
-            "" if there else mend,
-        )
+    model = cache_dir() / f"{builtin.EMBEDDED}-v{builtin.FORMAT}" / "config.json"
+    state = "converted" if model.exists() else "is converted on first use (some seconds, 270 MB)"
+    yield Finding(builtin.EMBEDDED, state)
+    yield _extra("lm-eval", "lm_eval", "`tunebook bench`", "uv sync --extra eval")
+    yield _extra("deepspeed", "deepspeed", "ZeRO", "uv sync --extra deepspeed")
+    what = "GGUF converter (optional)"
     try:
-        yield Finding("GGUF converter (optional)", str(llama_cpp.converter()))
+        yield Finding(what, str(llama_cpp.converter()))
     except UserError:
-        yield Finding(
-            "GGUF converter (optional)",
-            "not here: for `--to gguf` and `ollama`",
-            "uv run tunebook export --install-tools (0.4 MB)",
-        )
+        fix = "uv run tunebook export --install-tools (0.4 MB)"
+        yield Finding(what, "not here: for `--to gguf` and `ollama`", fix)
 
 
 def keys() -> Iterator[Finding]:
     """Which keys are set, in the environment or in `.env`; never their values."""
     names = ("API_KEY", "BASE_URL", "MODEL", "OPENAI_API_KEY", "HF_TOKEN")
-    yield Finding("keys", ", ".join(f"{name} {'is set' if secret(name) else 'is not set'}" for name in names))
+    yield Finding("keys", ", ".join(_is_set(name) for name in names))
 
 
 def needs(recipe: Recipe, gpu: bool) -> Iterator[str]:
     """What a recipe needs that this machine may lack, a phrase each."""
+    optimizers = f"{recipe.sft.get('optim')} {recipe.dpo.get('optim')}"
+    if "8bit" in optimizers:
+        yield "a CUDA GPU" if gpu else "a CUDA GPU (not here)"
     base = recipe.model.base
-    if any("8bit" in str(section.get("optim")) for section in (recipe.sft, recipe.dpo)):
-        yield "a CUDA GPU" + ("" if gpu else " (not here)")
     if base not in (builtin.EMBEDDED, builtin.TINY_VISION) and not Path(base).exists():
         yield f"the model {base} from the hub{_in_cache(base)}"
     for source in recipe.data.sources:
-        if (
-            isinstance(source, ChatSource | MMMathSource)
-            and source.path != "sample"
-            and _from_hub(source.path)
-        ):
-            yield f"the data {source.path} from the hub"
+        # The project's own problems have no path, its own figures the path `sample`.
+        path = getattr(source, "path", "sample")
+        if path != "sample" and _from_hub(path):
+            yield f"the data {path} from the hub"
     if recipe.pairs.dataset and _from_hub(recipe.pairs.dataset):
         yield f"the pairs {recipe.pairs.dataset} from the hub"
     if recipe.pairs.server:
-        name = recipe.pairs.server.api_key_env
-        yield f"a server at {recipe.pairs.server.url} ({name} {'is set' if secret(name) else 'is not set'})"
+        yield f"a server at {recipe.pairs.server.url} ({_is_set(recipe.pairs.server.api_key_env)})"
     if recipe.clean:
-        unset = [
-            n
-            for n, given in (("BASE_URL", recipe.clean.url), ("MODEL", recipe.clean.model), ("API_KEY", None))
-            if not given and not secret(n)
-        ]
-        yield "for `clean` " + (
-            f"the variables {', '.join(unset)}" if unset else "a server (its variables are set)"
-        )
+        settings = {"BASE_URL": recipe.clean.url, "MODEL": recipe.clean.model, "API_KEY": None}
+        unset = [name for name, value in settings.items() if not value and not secret(name)]
+        if unset:
+            yield f"for `clean` the variables {', '.join(unset)}"
+        else:
+            yield "for `clean` a server (its variables are set)"
 
 
-def _needs(name: str, gpu: bool) -> list[str]:
+def _extra(name: str, module: str, purpose: str, command: str) -> Finding:
+    """A package that is not installed unless the user asks for it."""
+    if importlib.util.find_spec(module) is None:
+        return Finding(f"{name} (optional)", f"not installed: for {purpose}", command)
+    return Finding(f"{name} (optional)", _version(name) or "here")
+
+
+def _disk(what: str, place: Path, variable: str) -> Finding:
+    """Free space in a folder that may not be there yet, and whether it can be written."""
+    existing = next(folder for folder in (place, *place.parents) if folder.exists())
+    free = shutil.disk_usage(existing).free
+    state = f"{free / 2**30:.1f} GB free in {place}"
+    writable = os.access(existing, os.W_OK)
+    if not writable:
+        state += ", which is not yours to write"
+    if writable and free >= NEEDED_DISK:
+        return Finding(f"disk: {what}", state)
+    return Finding(f"disk: {what}", state, f"export {variable}=/a/larger/folder/of/yours", broken=True)
+
+
+def _is_set(name: str) -> str:
+    return f"{name} is set" if secret(name) else f"{name} is not set"
+
+
+def _needs_of_config(name: str, gpu: bool) -> list[str]:
     try:
         return list(needs(load_recipe(name), gpu))
     except UserError as error:  # overrides from the environment that are not for this one
@@ -291,9 +298,10 @@ def _in_cache(base: str) -> str:
     from huggingface_hub import try_to_load_from_cache
 
     try:
-        return " (in the cache)" if isinstance(try_to_load_from_cache(base, "config.json"), str) else ""
+        file = try_to_load_from_cache(base, "config.json")
     except ValueError as error:
         return f" ({first_line(error)})"
+    return " (in the cache)" if isinstance(file, str) else ""
 
 
 def _version(name: str) -> str | None:
@@ -301,10 +309,3 @@ def _version(name: str) -> str | None:
         return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
         return None
-
-
-def _print(title: str, head: str, lines: list[tuple[str, str, str]]) -> None:
-    table = Table("", head, title=title)
-    for what, found, style in lines:
-        table.add_row(Text(what), Text(found), style=style)
-    Console().print(table)

@@ -154,7 +154,7 @@ def test_an_interrupted_export_leaves_nothing_and_force_replaces(recipe, monkeyp
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(export.models, "save_merged", interrupted)
+        patch.setattr(export.adapters, "save_merged", interrupted)
         with pytest.raises(KeyboardInterrupt):
             export.export(only(recipe, "merged"), force=True)
     assert sorted(p.name for p in merged.parent.iterdir() if p.is_dir()) == [

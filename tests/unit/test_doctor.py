@@ -27,12 +27,12 @@ def test_a_missing_package_is_named_with_its_mend(monkeypatch, capsys):
         importlib.util, "find_spec", lambda name, *rest: None if name in hidden else real(name, *rest)
     )
     found = {f.what: f for f in [*doctor.packages(), *doctor.tools()]}
-    assert (found["trl"].found, found["trl"].mend, found["trl"].broken) == ("not installed", "uv sync", True)
-    assert (found["lm-eval (optional)"].mend, found["lm-eval (optional)"].broken) == (
+    assert (found["trl"].state, found["trl"].fix, found["trl"].broken) == ("not installed", "uv sync", True)
+    assert (found["lm-eval (optional)"].fix, found["lm-eval (optional)"].broken) == (
         "uv sync --extra eval",
         False,
     )
-    assert found["deepspeed (optional)"].mend == "uv sync --extra deepspeed"
+    assert found["deepspeed (optional)"].fix == "uv sync --extra deepspeed"
     monkeypatch.setattr(doctor, "needs", lambda recipe, gpu: [])
     monkeypatch.setattr(doctor, "load_recipe", lambda name: recipe)
     assert not doctor.doctor(recipe)
@@ -56,8 +56,8 @@ def test_another_version_than_locked_is_said_and_no_more(monkeypatch):
     monkeypatch.setattr(doctor, "locked", lambda: {"trl": "0.1"})
     (found,) = doctor.packages()
     assert (
-        f"not as locked: trl {doctor._version('trl')} (lock: 0.1)" in found.found
-        and found.mend == "uv sync"
+        f"not as locked: trl {doctor._version('trl')} (lock: 0.1)" in found.state
+        and found.fix == "uv sync"
         and not found.broken
     )
 
@@ -85,16 +85,16 @@ def test_how_the_backend_is_decided(monkeypatch):
 def test_what_stops_the_default_recipe(monkeypatch, tmp_path):
     monkeypatch.setattr(doctor, "free_ram", lambda: 2**30)
     broken = [f for f in doctor.hardware() if f.broken]
-    assert [(f.what, f.mend) for f in broken] == [
+    assert [(f.what, f.fix) for f in broken] == [
         ("cores, free memory", "end other programs: smollm2-math wants 6 GB")
     ]
     monkeypatch.setattr(doctor.shutil, "disk_usage", lambda path: SimpleNamespace(free=2**20))
     found = {f.what: f for f in doctor.disk(load_recipe())}
     assert (
         found["disk: runs"].broken
-        and found["disk: runs"].mend == "export TUNEBOOK_RUNS=/a/larger/folder/of/yours"
+        and found["disk: runs"].fix == "export TUNEBOOK_RUNS=/a/larger/folder/of/yours"
     )
-    assert not found["disk: hub"].broken and found["disk: hub"].mend.startswith("export HF_HOME=")
+    assert not found["disk: hub"].broken and found["disk: hub"].fix.startswith("export HF_HOME=")
     monkeypatch.setattr(sys, "version_info", (3, 13, 0))
     assert next(doctor.interpreter()).broken
 
