@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tunebook.pairs.on_policy import build
+from tunebook.pairs.on_policy import pairs_of_row
 from tunebook.pairs.pair import check_sample
 from tunebook.recipe.sections import PairsConfig
 
@@ -21,7 +21,11 @@ def sample(text: str, truncated: bool = False, tokens: int = 20, gold: str = "5"
 
 
 def made(config: PairsConfig, rows: list[dict], samples: list[dict]) -> list[dict]:
-    return build(config, rows, samples, lambda text: 20)
+    pairs = []
+    for i, row in enumerate(rows):
+        own = samples[i * config.samples : (i + 1) * config.samples]
+        pairs += pairs_of_row(config, row, own, lambda text: 20)
+    return pairs
 
 
 ROW = {

@@ -17,7 +17,7 @@ from tunebook.data.prepare import prepare
 from tunebook.data.rows import Row
 from tunebook.data.storage import load
 from tunebook.models import builtin, image_input
-from tunebook.pairs import injected_error
+from tunebook.pairs import work
 from tunebook.recipe.errors import UserError
 from tunebook.recipe.files import ROOT
 from tunebook.recipe.loading import load_recipe
@@ -239,7 +239,7 @@ def test_planted_errors_are_asked_for_with_the_picture_by_a_server_that_is_made_
         ]
         return [{"index": i} | record(i, Answer(text, len(text) // 3, False)) for i, text in enumerate(texts)]
 
-    monkeypatch.setattr(injected_error, "answer_file", answer_file)
+    monkeypatch.setattr(work, "answer_file", answer_file)
     assert pairs.pairs(recipe)["strategies"] == {"calculation_error": 12}
     assert len(asked) == 12 and all(
         part["image_url"]["url"].startswith("data:image/png;base64,") for part in asked

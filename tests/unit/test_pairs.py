@@ -11,7 +11,7 @@ from tunebook.generation.answers import Answer
 from tunebook.pairs.injected_error import injected_error
 from tunebook.pairs.on_policy import on_policy
 from tunebook.pairs.pairs import _rows, _split, _why_none, pairs
-from tunebook.pairs.shortcuts import format_only, told_apart
+from tunebook.pairs.shortcuts import format_only, shortcut_accuracy
 from tunebook.pairs.summary import summary
 from tunebook.pairs.work import Work
 from tunebook.recipe.errors import UserError
@@ -104,8 +104,8 @@ def test_every_pair_verifies_again_from_its_own_columns():
 
 
 def test_shortcuts_are_seen():
-    assert told_apart([(10, 20), (11, 22), (5, 5), (9, 8)]) == 0.625
-    assert told_apart([(1, 1)] * 4) == 0.5
+    assert shortcut_accuracy([(10, 20), (11, 22), (5, 5), (9, 8)]) == 0.625
+    assert shortcut_accuracy([(1, 1)] * 4) == 0.5
     plain = made(PairsConfig(samples=2), [ROW], [sample(RIGHT), sample(WRONG)])
     assert set(format_only(plain).values()) == {0.5}
     shouting = made(PairsConfig(samples=2), [ROW], [sample(RIGHT), sample(WRONG.replace("1. ", "1. **"))])
@@ -141,8 +141,7 @@ def work_of(answers: list[str], rows: int, monkeypatch, **given) -> Work:
             {"index": i} | record(i, Answer(text, len(text) // 2, False)) for i, text in enumerate(answers)
         ]
 
-    for module in ("on_policy", "injected_error"):
-        monkeypatch.setattr(f"tunebook.pairs.{module}.answer_file", answer_file)
+    monkeypatch.setattr("tunebook.pairs.work.answer_file", answer_file)
     return work
 
 

@@ -27,7 +27,7 @@ def count_and_check(
         config: of the model whose tokenizer and chat template count.
         folder: where the images of rows lie.
     """
-    checker = _RowChecker(config, folder)
+    checker = RowChecker(config, folder)
     for item in items:
         if isinstance(item, Reject):
             yield item
@@ -35,7 +35,7 @@ def count_and_check(
             yield checker.check(item) or item
 
 
-class _RowChecker:
+class RowChecker:
     """All checks of a single row; fills in its `tokens`, and its `gold` where the answer shows it."""
 
     def __init__(self, config: ModelConfig, folder: Path) -> None:

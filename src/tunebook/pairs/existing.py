@@ -9,202 +9,205 @@ from pathlib import Path
 from typing import Any
 
 from tunebook.checkers.maths import verify
-from tunebook.data import checks, images, rows, similarity
+from tunebook.data import checks, images, similarity
 from tunebook.data.formats import Prompts, conversation, gold_of
 from tunebook.data.records import drawn, is_file, records, renamed, source_name
-from tunebook.data.rows import Reject, Row, images_of
-from tunebook.data.similarity import words
+from tunebook.data.rows import Reject, Row, images_of, rejected
 from tunebook.data.storage import load
-from tunebook.data.tokens import count_and_check
+from tunebook.data.tokens import RowChecker
 from tunebook.models import image_input
 from tunebook.models.chat_template import Messages
-from tunebook.models.tokenizer import image_counter
-from tunebook.pairs.pair import Pair
+from tunebook.pairs.pair import Pair, question_key
 from tunebook.pairs.work import Work
 from tunebook.recipe.files import find_file
 from tunebook.recipe.sections import Recipe
 
 
-def read(
-    recipe: Recipe, count_tokens: Callable[[str], int], folder: Path, *further: Callable[[Row], Reject | None]
-) -> Iterator[Pair | Reject]:
+def dataset(work: Work) -> list[Pair]:
+    """The pairs of `pairs.dataset`; what cannot be used goes to `quarantine.jsonl` with the reason."""
+    folder = work.folder / "images"
+    checker = RowChecker(work.recipe.model, folder)
+    first_ids: dict[int, str] = {}
+    pairs = []
+    for item in read(work.recipe, work.count_tokens, folder):
+        if isinstance(item, Reject):
+            work.rejects.append(item)
+            continue
+        chosen, other = _rows(item)
+        reject = checker.check(chosen) or checker.check(other) or _repeated(item, chosen, first_ids)
+        if reject:
+            work.rejects.append(reject)
+        else:
+            pairs.append(item)
+    work.record["quarantined"] = dict(Counter(reject.reason for reject in work.rejects))
+    margins = sorted(pair["margin"] for pair in pairs if pair["margin"] is not None)
+    if margins:
+        median = margins[len(margins) // 2]
+        work.record["margin"] = {"min": margins[0], "median": median, "max": margins[-1]}
+    return pairs
+
+
+def read(recipe: Recipe, count_tokens: Callable[[str], int], folder: Path) -> Iterator[Pair | Reject]:
     """The rows of `pairs.dataset`, each as a pair or, with the reason, as a reject.
 
-    UltraFeedback's form (`chosen` and `rejected` as whole conversations, `score_chosen`, `score_rejected`), plain text, or a
-    message list each; `pairs.columns` for other names. Their images (`image` or `images`, files beside it) are checked and written to
-    `folder`. A pair without an `answer` cannot be verified: its `chosen_correct` and `rejected_correct` are None. Prompts of the val
-    and test splits, items of benchmarks, and what `further` checks reject are refused, and a pair that repeats: a prompt may have
-    several pairs.
+    UltraFeedback's form (`chosen` and `rejected` as whole conversations, `score_chosen`, `score_rejected`),
+    plain text, or a message list each; `pairs.columns` for other names. Refused are pairs that are not sound,
+    and prompts of the val and test splits and of benchmarks.
+
+    Args:
+        folder: Where their images (`image` or `images`, files beside the set) are written.
     """
     config = recipe.pairs
-    prompts = Prompts(recipe)
-    held_out = [
-        _row(r["source_id"], r["prompt"], r["completion"], images_of(r))
-        for split in ("val", "test")
-        for r in load(recipe, split)
-    ]
-    contamination = similarity.Contamination(recipe.data.contamination, held_out)
-    benchmarks, seen = similarity.benchmarks(recipe), dict[int, str]()
     path = str(config.dataset)
-    find, counters = (
-        images.finder((find_file(path) if is_file(path) else Path(path)).parent),
-        list[image_input.TokenCounter](),
-    )
-
-    def keep(raw: dict[str, Any]) -> list[str]:
-        given = images.of_row(raw, find)
-        if given and not counters:
-            folder.mkdir(parents=True, exist_ok=True)
-            counters.append(image_counter(recipe.model))
-        return [images.store(image_input.read(image, recipe.data.max_image_size), folder) for image in given]
-
+    prompts = Prompts(recipe)
+    find_image = images.finder((find_file(path) if is_file(path) else Path(path)).parent)
+    row_checks = _checks(recipe)
     for number, raw in drawn(records(path, config.dataset_split, "pairs.dataset"), config.rows, recipe.seed):
+        if isinstance(raw, Reject):
+            yield raw
+            continue
         source_id = f"{source_name(path, config.dataset_split)}:{number}"
-        found = (
-            raw
-            if isinstance(raw, Reject)
-            else _existing(
-                source_id, renamed(raw, config.columns), prompts, count_tokens, config.min_margin, keep
-            )
-        )
-        if isinstance(found, dict):
-            shown = found["images"]
-            asked = count_tokens("\n".join(m["content"] for m in found["prompt"])) + sum(
-                c.added(folder / name for name in shown) for c in counters
-            )
-            sides = [
-                _row(source_id, found["prompt"], found[side], shown, asked + found[f"{side}_tokens"])
-                for side in ("chosen", "rejected")
-            ]
-            each = (checks.check_content, contamination.check, benchmarks.check, *further)
-            found = (
-                next((r for row in sides for check in each if (r := check(row))), None)
-                or checks.check_length(max(sides, key=lambda row: row.tokens), recipe.model.max_seq_length)
-                or _repeated(sides[0], found, seen)
-                or found
-            )
-        yield found
-
-
-def asked(pair: Pair) -> str:
-    """What a pair's prompt asks, but for layout, case and punctuation: the same for all pairs of a prompt."""
-    text = "\n".join(m["content"] for m in pair["prompt"] if m["role"] != "system")
-    return " ".join([*words(text), *pair["images"]])
-
-
-def _repeated(row: Row, pair: Pair, seen: dict[int, str]) -> Reject | None:
-    """Reject a pair that asks the same and has both sides the same, else remember it."""
-    texts = [
-        m["content"].split()
-        for m in [*pair["prompt"], *pair["chosen"], *pair["rejected"]]
-        if m["role"] != "user"
-    ]
-    first = seen.setdefault(hash((asked(pair), *map(" ".join, texts))), row.source_id)
-    return None if first == row.source_id else rows.rejected(row, "duplicate", f"of {first}")
-
-
-def _existing(
-    source_id: str,
-    raw: dict[str, Any],
-    prompts: Prompts,
-    count_tokens: Callable[[str], int],
-    min_margin: float | None,
-    keep: Callable[[dict[str, Any]], list[str]],
-) -> Pair | Reject:
-    sides: list[tuple[Messages, Messages]] = []
-    for side in ("chosen", "rejected"):
-        whole = isinstance(raw.get(side), list) and len(raw[side]) > 1
-        one = {"messages": raw[side]} if whole else {"prompt": raw.get("prompt"), "completion": raw.get(side)}
+        raw = renamed(raw, config.columns)
         try:
-            sides.append(conversation(one | {"system": raw.get("system")}, prompts))
+            pair = _to_pair(raw, prompts, config.min_margin)
+            pair["images"] = _store_images(raw, find_image, folder, recipe.data.max_image_size)
+        except (Unusable, image_input.BadImage) as error:
+            yield Reject(source_id, error.reason, str(error), raw)
+            continue
         except ValueError as error:
-            return Reject(source_id, "schema", f"{side}: {error}", raw)
-    (prompt, chosen), (other, rejected) = sides
-    if prompt != other:
-        return Reject(source_id, "schema", "chosen and rejected answer different prompts", raw)
+            yield Reject(source_id, "schema", str(error), raw)
+            continue
+        pair["source_id"] = source_id
+        pair["chosen_tokens"] = count_tokens(pair["chosen"][0]["content"])
+        pair["rejected_tokens"] = count_tokens(pair["rejected"][0]["content"])
+        yield _first_reject(_rows(pair), row_checks) or pair
+
+
+class Unusable(ValueError):
+    """Why a pair is not trained on: `reason` is one of a few words, the text says more."""
+
+    def __init__(self, reason: str, detail: str = "") -> None:
+        super().__init__(detail)
+        self.reason = reason
+
+
+def _to_pair(raw: dict[str, Any], prompts: Prompts, min_margin: float | None) -> Pair:
+    """A raw row as a pair. Raises Unusable, and ValueError that names a field which cannot be read."""
+    prompt, chosen = _side(raw, "chosen", prompts)
+    other_prompt, rejected = _side(raw, "rejected", prompts)
+    if prompt != other_prompt:
+        raise ValueError("chosen and rejected answer different prompts")
     if chosen[0]["content"].split() == rejected[0]["content"].split():
-        return Reject(source_id, "chosen is rejected", "", raw)
-    try:
-        margin, gold = _margin(raw, min_margin is not None), gold_of(raw)
-    except ValueError as error:
-        return Reject(source_id, "schema", str(error), raw)
-    if margin is not None and (margin <= 0 or margin < (min_margin or 0)):
-        reason = "scored no better" if margin <= 0 else "margin too small"
-        return Reject(
-            source_id, reason, f"chosen {raw['score_chosen']}, rejected {raw['score_rejected']}", raw
-        )
-    right = [
-        None if gold is None else verify(side[0]["content"], gold).correct for side in (chosen, rejected)
-    ]
-    if right[0] is False or right[1] is True:
-        return Reject(
-            source_id,
-            "chosen is wrong" if right[0] is False else "rejected is right",
-            f"the answer is {gold!r}",
-            raw,
-        )
-    try:
-        shown = keep(raw)
-    except image_input.BadImage as error:
-        return Reject(source_id, error.reason, str(error), raw)
+        raise Unusable("chosen is rejected")
+    margin = _margin(raw, needed=min_margin is not None)
+    gold = gold_of(raw)
+    scores = f"chosen {raw.get('score_chosen')}, rejected {raw.get('score_rejected')}"
+    if margin is not None and margin <= 0:
+        raise Unusable("scored no better", scores)
+    if margin is not None and min_margin is not None and margin < min_margin:
+        raise Unusable("margin too small", scores)
+    # Without an answer to check against neither side can be verified.
+    chosen_correct = None if gold is None else verify(chosen[0]["content"], gold).correct
+    rejected_correct = None if gold is None else verify(rejected[0]["content"], gold).correct
+    if chosen_correct is False:
+        raise Unusable("chosen is wrong", f"the answer is {gold!r}")
+    if rejected_correct is True:
+        raise Unusable("rejected is right", f"the answer is {gold!r}")
     return {
         "prompt": prompt,
         "chosen": chosen,
         "rejected": rejected,
-        "source_id": source_id,
         "strategy": "dataset",
-        "gold": gold,
-        "chosen_correct": right[0],
-        "rejected_correct": right[1],
-        "chosen_tokens": count_tokens(chosen[0]["content"]),
-        "rejected_tokens": count_tokens(rejected[0]["content"]),
         "sampling": "",
-        "images": shown,
+        "gold": gold,
+        "chosen_correct": chosen_correct,
+        "rejected_correct": rejected_correct,
         "margin": margin,
     }
 
 
+def _side(raw: dict[str, Any], side: str, prompts: Prompts) -> tuple[Messages, Messages]:
+    """Prompt and completion of one side. Raises ValueError that names the field."""
+    content = raw.get(side)
+    row = {"prompt": raw.get("prompt"), "completion": content, "system": raw.get("system")}
+    if isinstance(content, list) and len(content) > 1:  # a whole conversation
+        row["messages"] = content
+    try:
+        return conversation(row, prompts)
+    except ValueError as error:
+        raise ValueError(f"{side}: {error}") from None
+
+
 def _margin(raw: dict[str, Any], needed: bool) -> float | None:
-    """By how much chosen is scored better; None where a pair has no scores. Raises ValueError that names the field."""
+    """By how much chosen is scored better; None where a pair has no scores.
+
+    Raises ValueError that names the field.
+    """
     scores = []
     for name in ("score_chosen", "score_rejected"):
-        if raw.get(name) is None:
+        score = raw.get(name)
+        if score is None:
             if needed:
                 raise ValueError(f"{name}: missing, and pairs.min_margin is set")
             return None
         try:
-            scores.append(float(raw[name]))
+            scores.append(float(score))
         except (ValueError, TypeError, OverflowError):
-            raise ValueError(f"{name}: {str(raw[name])[:80]!r} is not a number") from None
-    if not math.isfinite(margin := scores[0] - scores[1]):
+            raise ValueError(f"{name}: {str(score)[:80]!r} is not a number") from None
+    margin = scores[0] - scores[1]
+    if not math.isfinite(margin):
         raise ValueError("score_chosen, score_rejected: not finite")
     return margin
 
 
-def _row(source_id: str, prompt: Messages, completion: Messages, shown: list[str], tokens: int = 0) -> Row:
-    return Row(
-        source_id, "train", prompt, completion, images=[Path(path).name for path in shown], tokens=tokens
-    )
+def _store_images(
+    raw: dict[str, Any], find: Callable[[str], Path | bytes], folder: Path, max_size: int
+) -> list[str]:
+    """Check the images of a raw row and write them to `folder`; returns their names. Raises BadImage."""
+    names = []
+    for image in images.of_row(raw, find):
+        folder.mkdir(parents=True, exist_ok=True)
+        names.append(images.store(image_input.read(image, max_size), folder))
+    return names
 
 
-def dataset(work: Work) -> list[Pair]:
-    """An existing preference set; what cannot be used goes to `quarantine.jsonl` with the reason."""
-    items = list(read(work.recipe, work.count_tokens, work.folder / "images", work.control))
-    sound = [p for p in items if not isinstance(p, Reject)]
-    # As the trainer sees them: `read` counts text without the chat template.
-    sides = (
-        Row(p["source_id"], "train", p["prompt"], p[side], images=p["images"])
-        for p in sound
-        for side in ("chosen", "rejected")
-    )
-    looked = iter(count_and_check(sides, work.recipe.model, work.folder / "images"))
-    verdicts = [
-        next((side for side in both if isinstance(side, Reject)), None)
-        for both in zip(looked, looked, strict=True)
-    ]
-    work.rejects += [r for r in [*items, *verdicts] if isinstance(r, Reject)]
-    work.record["quarantined"] = dict(Counter(r.reason for r in work.rejects))
-    found = [p for p, reject in zip(sound, verdicts, strict=True) if reject is None]
-    if margins := sorted(p["margin"] for p in found if p["margin"] is not None):
-        work.record["margin"] = {"min": margins[0], "median": margins[len(margins) // 2], "max": margins[-1]}
-    return found
+def _checks(recipe: Recipe) -> list[Callable[[Row], Reject | None]]:
+    """What a side must pass before its tokens are counted."""
+    held_out = []
+    for split in ("val", "test"):
+        for row in load(recipe, split):
+            names = [Path(path).name for path in images_of(row)]
+            held_out.append(Row(row["source_id"], "train", row["prompt"], row["completion"], images=names))
+    contamination = similarity.Contamination(recipe.data.contamination, held_out)
+    return [checks.check_content, contamination.check, similarity.benchmarks(recipe).check]
+
+
+def _rows(pair: Pair) -> tuple[Row, Row]:
+    """The two sides of a pair as rows, which is what all checks take."""
+    of_both = {"source_id": pair["source_id"], "split": "train", "prompt": pair["prompt"]}
+    chosen = Row(**of_both, completion=pair["chosen"], images=list(pair["images"]))
+    return chosen, Row(**of_both, completion=pair["rejected"], images=list(pair["images"]))
+
+
+def _first_reject(sides: tuple[Row, Row], row_checks: list[Callable[[Row], Reject | None]]) -> Reject | None:
+    for row in sides:
+        for check in row_checks:
+            if reject := check(row):
+                return reject
+    return None
+
+
+def _repeated(pair: Pair, chosen: Row, first_ids: dict[int, str]) -> Reject | None:
+    """Reject a pair that asks the same and has both sides the same, but for layout; else remember it.
+
+    A prompt may have several pairs.
+    """
+    texts = [question_key(pair)]
+    for message in [*pair["prompt"], *pair["chosen"], *pair["rejected"]]:
+        if message["role"] != "user":
+            texts.append(" ".join(message["content"].split()))
+    # A hash: the texts of a large set would not fit in memory twice.
+    first_id = first_ids.setdefault(hash(tuple(texts)), pair["source_id"])
+    if first_id == pair["source_id"]:
+        return None
+    return rejected(chosen, "duplicate", f"of {first_id}")

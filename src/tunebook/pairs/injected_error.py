@@ -6,64 +6,56 @@ import random
 import re
 from collections import Counter
 
-from tunebook.data.rows import images_of
 from tunebook.data.similarity import words
-from tunebook.generation.answers import Answer
-from tunebook.generation.generate import answer_file
 from tunebook.pairs.pair import Pair, Sample, length_ratio, make_pair, reference
-from tunebook.pairs.work import Work, checked_sample, count_verdicts, sampling_of, seed_of
+from tunebook.pairs.work import Request, Work, count_verdicts
 from tunebook.recipe.files import find_file, read_text
+from tunebook.recipe.sections import PairsConfig
 
 
 def injected_error(work: Work) -> list[Pair]:
-    """The model (or a server) is asked for a solution with one kind of flaw; chosen is the reference solution.
+    """The model (or a server) is asked for a solution with one kind of flaw; chosen is the reference.
 
     Kept are those that really end wrong; a `process_error` is kept with either answer.
     """
     config = work.recipe.pairs
-    drawn = []
+    templates = {strategy: read_text(find_file(f"prompt/{strategy}.txt")) for strategy in config.strategies}
+    requests = []
     for row in work.rows:
         rng = random.Random(f"{work.recipe.seed}/{work.number}/{row['source_id']}")  # noqa: S311 - seeded, no secret
-        drawn.append(rng.choice(config.strategies))
-    texts = {s: read_text(find_file(f"prompt/{s}.txt")) for s in config.strategies}
-    prompts, seeds = [], [seed_of(work, row["source_id"], "error") for row in work.rows]
-    for row, strategy in zip(work.rows, drawn, strict=True):
-        parts = {"{question}": row["prompt"][-1]["content"], "{solution}": row["completion"][0]["content"]}
-        prompts.append([{"role": "user", "content": _fill(texts[strategy], parts)}])
-
-    def record(i: int, answer: Answer) -> Sample:
-        work.notice(answer)
-        return {"strategy": drawn[i]} | checked_sample(work, work.rows[i], answer, seeds[i])
-
-    shown = [images_of(row) for row in work.rows]
-    samples = answer_file(
-        work.folder / "errors.jsonl",
-        work.source(),
-        prompts,
-        sampling_of(config, seeds),
-        record,
-        "writing errors",
-        shown,
-    )
-    work.record["errors"] = count_verdicts(samples)
-    out, fates = [], Counter[str]()
-    for row, sample, strategy in zip(work.rows, samples, drawn, strict=True):
+        strategy = rng.choice(config.strategies)
+        question = row["prompt"][-1]["content"]
+        parts = {"{question}": question, "{solution}": row["completion"][0]["content"]}
+        prompt = [{"role": "user", "content": _fill(templates[strategy], parts)}]
+        requests.append(Request(row, prompt, work.seed(row, "error"), {"strategy": strategy}))
+    samples = work.answer("errors.jsonl", requests, "writing errors")
+    pairs = []
+    outcomes = Counter[str]()
+    for row, sample in zip(work.rows, samples, strict=True):
         chosen = reference(row, work.count_tokens)
-        if sample["verdict"] != "wrong" and not (
-            sample["verdict"] == "right" and strategy == "process_error"
-        ):
-            fates[sample["verdict"]] += 1
-        elif words(sample["text"]) == words(chosen["text"]):
-            fates["the same text"] += 1
-        elif length_ratio(chosen, sample) > config.max_length_ratio:
-            fates["lengths too far apart"] += 1
-        else:
-            fates["paired"] += 1
-            out.append(make_pair(config, row, chosen, sample, strategy))
-    work.record["error_prompts"] = dict(fates.most_common())
-    return out
+        outcome = _outcome(config, chosen, sample)
+        outcomes[outcome] += 1
+        if outcome == "paired":
+            pairs.append(make_pair(config, row, chosen, sample, sample["strategy"]))
+    work.record["errors"] = count_verdicts(samples)
+    work.record["error_prompts"] = dict(outcomes.most_common())
+    return pairs
+
+
+def _outcome(config: PairsConfig, chosen: Sample, rejected: Sample) -> str:
+    """`paired`, or why a sample is no pair with the reference solution."""
+    verdict = str(rejected["verdict"])
+    wrong_on_the_way = verdict == "right" and rejected["strategy"] == "process_error"
+    if verdict != "wrong" and not wrong_on_the_way:
+        return verdict
+    if words(rejected["text"]) == words(chosen["text"]):
+        return "the same text"
+    if length_ratio(chosen, rejected) > config.max_length_ratio:
+        return "lengths too far apart"
+    return "paired"
 
 
 def _fill(template: str, parts: dict[str, str]) -> str:
-    """All at once, so that a question which holds `{solution}` stays as it is."""
-    return re.sub("|".join(map(re.escape, parts)), lambda m: parts[m[0]], template).strip()
+    """All parts at once, so that a question which holds `{solution}` stays as it is."""
+    names = "|".join(map(re.escape, parts))
+    return re.sub(names, lambda match: parts[match[0]], template).strip()

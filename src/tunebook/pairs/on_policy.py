@@ -2,96 +2,91 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
-from tunebook.data.rows import images_of
 from tunebook.data.similarity import words
-from tunebook.generation.answers import Answer
-from tunebook.generation.generate import answer_file
-from tunebook.models.cpu.shared_prefixes import shared
 from tunebook.pairs.pair import Pair, Sample, length_ratio, make_pair, reference
-from tunebook.pairs.work import Work, checked_sample, count_verdicts, sampling_of, seed_of
+from tunebook.pairs.work import Request, Work, count_verdicts
 from tunebook.recipe.sections import PairsConfig
 
 
-def build(
-    config: PairsConfig, rows: list[dict[str, Any]], samples: list[Sample], count_tokens: Callable[[str], int]
-) -> list[Pair]:
-    """Pairs out of checked samples (`config.samples` in turn for each row).
-
-    A wrong sample is paired with the right one that it shares the longest beginning with: they differ where the error is, not
-    in how they are told.
-    """
-    out = []
-    for i, row in enumerate(rows):
-        own = samples[i * config.samples : (i + 1) * config.samples]
-        right, wrong = (
-            _distinct([s for s in own if s["verdict"] == verdict]) for verdict in ("right", "wrong")
-        )
-        strategy = "on_policy"
-        if not right and wrong and config.reference_chosen:
-            right, strategy = [reference(row, count_tokens)], "reference"
-        candidates = [(c, r) for c in right for r in wrong if length_ratio(c, r) <= config.max_length_ratio]
-        candidates.sort(key=lambda pair: -shared(pair[0]["text"], pair[1]["text"]))
-        used: set[str] = set()
-        for chosen, rejected in candidates:
-            if len(used) < config.per_prompt and rejected["text"] not in used:
-                used.add(rejected["text"])
-                out.append(make_pair(config, row, chosen, rejected, strategy))
-    return out
-
-
-def _distinct(samples: list[Sample]) -> list[Sample]:
-    """Without those that repeat an earlier one but for layout, case or punctuation."""
-    return list({" ".join(words(s["text"])): s for s in reversed(samples)}.values())[::-1]
-
-
 def on_policy(work: Work) -> list[Pair]:
-    """Right and wrong samples of the same prompt. A prompt always right or always wrong gives no pair (see `reference_chosen`)."""
+    """Several samples of each prompt: chosen is one that is right, rejected one that is wrong.
+
+    A prompt whose samples are all right, or all wrong, gives no pair (but see `pairs.reference_chosen`).
+    """
     config = work.recipe.pairs
-    flat = [(row, k) for row in work.rows for k in range(config.samples)]
-    seeds = [seed_of(work, row["source_id"], str(k)) for row, k in flat]
-
-    def record(i: int, answer: Answer) -> Sample:
-        work.notice(answer)
-        return checked_sample(work, flat[i][0], answer, seeds[i])
-
-    prompts = [row["prompt"] for row, _ in flat]
-    shown = [images_of(row) for row, _ in flat]
-    samples = answer_file(
-        work.folder / "samples.jsonl",
-        work.source(),
-        prompts,
-        sampling_of(config, seeds),
-        record,
-        "sampling",
-        shown,
-    )
-    passes = Counter(
-        sum(s["verdict"] == "right" for s in samples[i : i + config.samples])
-        for i in range(0, len(samples), config.samples)
-    )
-    work.record |= {
-        "pass_counts": {str(k): passes[k] for k in range(config.samples + 1)},
-        "samples": count_verdicts(samples),
-    }
-    found = build(config, work.rows, samples, work.count_tokens)
-    paired = {p["source_id"] for p in found}
-    own = [
-        {s["verdict"] for s in samples[i : i + config.samples]}
-        for i in range(0, len(samples), config.samples)
-    ]
-    fates = (
-        "paired" if row["source_id"] in paired else unpaired(verdicts)
-        for row, verdicts in zip(work.rows, own, strict=True)
-    )
-    work.record["prompts"] = dict(Counter(fates).most_common())
-    return found
+    requests = []
+    for row in work.rows:
+        for k in range(config.samples):
+            requests.append(Request(row, row["prompt"], work.seed(row, str(k))))
+    samples = work.answer("samples.jsonl", requests, "sampling")
+    pairs = []
+    right_counts = Counter[int]()
+    outcomes = Counter[str]()
+    for i, row in enumerate(work.rows):
+        of_row = samples[i * config.samples : (i + 1) * config.samples]
+        row_pairs = pairs_of_row(config, row, of_row, work.count_tokens)
+        pairs += row_pairs
+        verdicts = [sample["verdict"] for sample in of_row]
+        right_counts[verdicts.count("right")] += 1
+        outcomes["paired" if row_pairs else why_unpaired(verdicts)] += 1
+    work.record["pass_counts"] = {str(k): right_counts[k] for k in range(config.samples + 1)}
+    work.record["samples"] = count_verdicts(samples)
+    work.record["prompts"] = dict(outcomes.most_common())
+    return pairs
 
 
-def unpaired(verdicts: set[str]) -> str:
+def pairs_of_row(
+    config: PairsConfig, row: dict[str, Any], samples: list[Sample], count_tokens: Callable[[str], int]
+) -> list[Pair]:
+    """At most `config.per_prompt` pairs out of a row's checked samples.
+
+    A wrong sample is paired with the right one that it shares the longest beginning with: they differ where
+    the error is, not in how they are told.
+    """
+    right = _distinct(samples, "right")
+    wrong = _distinct(samples, "wrong")
+    strategy = "on_policy"
+    if wrong and not right and config.reference_chosen:
+        right = [reference(row, count_tokens)]
+        strategy = "reference"
+    candidates = []
+    for chosen in right:
+        for rejected in wrong:
+            if length_ratio(chosen, rejected) <= config.max_length_ratio:
+                candidates.append((chosen, rejected))
+    candidates.sort(key=_common_beginning, reverse=True)
+    pairs: list[Pair] = []
+    used = set()
+    for chosen, rejected in candidates:
+        if len(pairs) < config.per_prompt and rejected["text"] not in used:
+            used.add(rejected["text"])
+            pairs.append(make_pair(config, row, chosen, rejected, strategy))
+    return pairs
+
+
+def why_unpaired(verdicts: list[str]) -> str:
     """Why samples of these verdicts gave no pair."""
-    never = next((f"never {verdict}" for verdict in ("right", "wrong") if verdict not in verdicts), "")
-    return "too long" if never and "too long" in verdicts else never or "lengths too far apart"
+    for side in ("right", "wrong"):
+        if side not in verdicts:
+            return "too long" if "too long" in verdicts else f"never {side}"
+    return "lengths too far apart"
+
+
+def _distinct(samples: list[Sample], verdict: str) -> list[Sample]:
+    """The samples of a verdict that differ in more than layout, case and punctuation."""
+    by_words = {}
+    # From the end, so that of equal samples the first is kept; it takes the place of the last.
+    for sample in reversed(samples):
+        if sample["verdict"] == verdict:
+            by_words[words(sample["text"])] = sample
+    return list(reversed(by_words.values()))
+
+
+def _common_beginning(candidate: tuple[Sample, Sample]) -> int:
+    chosen, rejected = candidate
+    return len(os.path.commonprefix([chosen["text"], rejected["text"]]))  # noqa: RUF071 - of text, not of paths

@@ -1,8 +1,4 @@
-"""Preference pairs: out of checked samples or an existing set, and what gives their sides away.
-
-A pair is a row with `prompt`, `chosen`, `rejected` (lists of messages) and columns that say where it comes from and what was
-checked. A sample is a dict with `text`, `tokens`, `seed` and its `verdict`.
-"""
+"""What a pair and a sample are, whether a sample can be a side of a pair, and how two become one."""
 
 from __future__ import annotations
 
@@ -15,34 +11,51 @@ from typing import Any, Literal
 from tunebook.checkers.maths import verify
 from tunebook.data.checks import NOT_AN_ANSWER
 from tunebook.data.rows import images_of
+from tunebook.data.similarity import words
 from tunebook.recipe.sections import PairsConfig
 
 Sample = dict[str, Any]
+"""An answer to a training prompt: its `text`, its `tokens`, the `seed` it was drawn with, its `verdict`.
 
+The verdict is that of `check_sample`, or `too long`.
+"""
 
 Pair = dict[str, Any]
+"""A row of `COLUMNS`, with the names of its `images`."""
 
-
-COLUMNS = dict.fromkeys(("prompt", "chosen", "rejected"), "messages") | dict.fromkeys(
-    ("source_id", "strategy", "gold", "sampling"), "string"
-)
-
-
-COLUMNS |= {
+COLUMNS = {
+    "prompt": "messages",
+    "chosen": "messages",
+    "rejected": "messages",
+    # The row or record that the pair comes from, and the method or kind of error.
+    "source_id": "string",
+    "strategy": "string",
+    # The answer that both sides were checked against; None where there is none to check against.
+    "gold": "string",
+    # How the sides were sampled, as JSON.
+    "sampling": "string",
+    # What the check said; None without an answer.
     "chosen_correct": "bool",
     "rejected_correct": "bool",
+    # Of the answer alone, with the end of its turn.
     "chosen_tokens": "int32",
     "rejected_tokens": "int32",
+    # By how much chosen was scored better, in an existing set with scores.
     "margin": "float32",
 }
+"""The columns of `pairs/*.parquet` with their types."""
 
 
-def check_sample(text: str, gold: str, truncated: bool, like: str) -> Literal["right", "wrong", "broken"]:
-    """Whether an answer can be chosen (`right`) or rejected (`wrong`); one that is cut off, empty, an error text, unboxed, or
-    not in the format of the solution `like` (its last heading) can be neither."""
+def check_sample(text: str, gold: str, truncated: bool, solution: str) -> Literal["right", "wrong", "broken"]:
+    """Whether an answer can be chosen (`right`), rejected (`wrong`) or neither (`broken`).
+
+    Broken is what is cut off, empty, an error text, unboxed, or ends under another heading than the row's own
+    solution: such a pair would teach the format.
+    """
     verdict = verify(text, gold, boxed_only=True)
     boxed = verdict.how == "boxed" and bool((verdict.parsed or "").strip())
-    if truncated or not boxed or NOT_AN_ANSWER.search(text) or _last_heading(text) != _last_heading(like):
+    same_format = _last_heading(text) == _last_heading(solution)
+    if truncated or not boxed or not same_format or NOT_AN_ANSWER.search(text):
         return "broken"
     return "right" if verdict.correct else "wrong"
 
@@ -56,29 +69,43 @@ def reference(row: dict[str, Any], count_tokens: Callable[[str], int]) -> Sample
 def make_pair(
     config: PairsConfig, row: dict[str, Any], chosen: Sample, rejected: Sample, strategy: str
 ) -> Pair:
-    pair = {
+    """The pair of two samples of a row, both verified once more."""
+    sampling = {
+        "temperature": config.temperature,
+        "max_new_tokens": config.max_new_tokens,
+        "model": config.server.model if config.server else "policy",
+        "chosen_seed": chosen["seed"],
+        "rejected_seed": rejected["seed"],
+    }
+    return {
         "prompt": row["prompt"],
+        "chosen": [{"role": "assistant", "content": chosen["text"]}],
+        "rejected": [{"role": "assistant", "content": rejected["text"]}],
         "source_id": row["source_id"],
         "strategy": strategy,
         "gold": row["gold"],
+        "sampling": json.dumps(sampling),
+        "chosen_correct": verify(chosen["text"], row["gold"], boxed_only=True).correct,
+        "rejected_correct": verify(rejected["text"], row["gold"], boxed_only=True).correct,
+        "chosen_tokens": chosen["tokens"],
+        "rejected_tokens": rejected["tokens"],
         "margin": None,
-    }
-    pair["images"] = [Path(path).name for path in images_of(row)]
-    for side, sample in (("chosen", chosen), ("rejected", rejected)):
-        pair[side] = [{"role": "assistant", "content": sample["text"]}]
-        pair[f"{side}_correct"] = verify(sample["text"], row["gold"], boxed_only=True).correct
-        pair[f"{side}_tokens"] = sample["tokens"]
-    how = config.model_dump(include={"temperature", "max_new_tokens"}) | {
-        "model": config.server.model if config.server else "policy"
-    }
-    return pair | {
-        "sampling": json.dumps(how | {"chosen_seed": chosen["seed"], "rejected_seed": rejected["seed"]})
+        "images": [Path(path).name for path in images_of(row)],
     }
 
 
 def length_ratio(a: Sample, b: Sample) -> float:
-    return float(max(a["tokens"], b["tokens"]) / max(1, min(a["tokens"], b["tokens"])))
+    """How many times as many tokens the longer of two samples has."""
+    shorter, longer = sorted((a["tokens"], b["tokens"]))
+    return float(longer / max(1, shorter))
+
+
+def question_key(pair: Pair) -> str:
+    """What a pair's prompt asks, but for layout, case and punctuation: the same for all pairs of a prompt."""
+    text = "\n".join(message["content"] for message in pair["prompt"] if message["role"] != "system")
+    return " ".join([*words(text), *pair["images"]])
 
 
 def _last_heading(text: str) -> str | None:
-    return next(reversed(re.findall(r"^#+ .*\S", text, re.M)), None)
+    headings = re.findall(r"^#+ .*\S", text, re.M)
+    return headings[-1] if headings else None

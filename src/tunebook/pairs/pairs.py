@@ -2,9 +2,9 @@
 
     uv run tunebook pairs --recipe smollm2-math --set pairs.samples=8
 
-`on_policy`: several answers are sampled for each training prompt; chosen is one that is verified right, rejected one
-that is verified wrong. `injected_error`: the model is asked for a flawed solution, chosen is the reference.
-`dataset`: an existing preference set. Whatever the method, one output format.
+`on_policy`: several answers are sampled for each training prompt; chosen is one that is verified right,
+rejected one that is verified wrong. `injected_error`: the model is asked for a flawed solution, chosen is the
+reference. `dataset`: an existing preference set. Whatever the method, one output format.
 """
 
 from __future__ import annotations
@@ -13,21 +13,18 @@ from collections import Counter
 from typing import Any
 
 from tunebook.checkers.maths import verifier
-from tunebook.data.checks import without
 from tunebook.data.file_tokenizer import open_tokenizer
 from tunebook.data.prepare import data_stage, prepare
 from tunebook.data.records import is_file
 from tunebook.data.rows import share
 from tunebook.data.storage import training_rows, write_parquet, write_quarantine
 from tunebook.models import backend
-from tunebook.models.tokenizer import control_tokens
-from tunebook.pairs import existing
 from tunebook.pairs.existing import dataset
 from tunebook.pairs.injected_error import injected_error
 from tunebook.pairs.on_policy import on_policy
-from tunebook.pairs.pair import COLUMNS, Pair
-from tunebook.pairs.shortcuts import format_only, told_apart
-from tunebook.pairs.work import Work, _opener
+from tunebook.pairs.pair import COLUMNS, Pair, question_key
+from tunebook.pairs.shortcuts import format_only, shortcut_accuracy
+from tunebook.pairs.work import Work, source_opener
 from tunebook.recipe.errors import UserError
 from tunebook.recipe.files import find_file
 from tunebook.recipe.sections import Recipe
@@ -35,14 +32,21 @@ from tunebook.runs.files import file_hash
 from tunebook.runs.stage import Stage, finished_key
 from tunebook.runs.stages import policy_name, round_name
 
+METHODS = {"on_policy": on_policy, "injected_error": injected_error, "dataset": dataset}
+"""The methods of `pairs.methods`. Each gets its `Work` and returns its pairs."""
+
 
 def pairs(recipe: Recipe, number: int = 1, force: bool = False) -> dict[str, Any]:
-    """Make, check and write `pairs/{train,val}.parquet` (`pairs-2/`, ... in a later round); returns the stage's record.
+    """Make, check and write `pairs/{train,val}.parquet` (`pairs-2/`, ... in a later round).
 
-    Answers are kept as they come and each has its own seed: an interrupted run asks nothing twice and ends with the same
-    pairs. Prompts come from the training split alone.
+    Answers are kept as they come and each has its own seed: an interrupted run asks nothing twice and ends
+    with the same pairs. Prompts come from the training split alone.
 
-    Raises UserError when the model to sample from is missing, a server does not answer, or nothing gives a pair.
+    Returns:
+        The stage's record.
+
+    Raises UserError when the model to sample from is missing, when a server does not answer, and when nothing
+    gives a pair.
     """
     stage = pairs_stage(recipe, number)
     if stage.await_rank_0() or stage.skip(force):
@@ -56,62 +60,75 @@ def pairs(recipe: Recipe, number: int = 1, force: bool = False) -> dict[str, Any
         return len(tokenizer(text)["input_ids"]) + 1  # the end of the turn
 
     with stage.open(resume=not force) as folder:
-        asked = [] if recipe.pairs.methods == ["dataset"] else _rows(recipe, number)
-        work = Work(recipe, asked, folder, _opener(recipe, number), count_tokens, number)
-        work.control = without(control_tokens(tokenizer))
-        found = [pair for method in recipe.pairs.methods for pair in METHODS[method](work)]
+        rows = [] if _only_existing(recipe) else _rows(recipe, number)
+        work = Work(recipe, rows, folder, source_opener(recipe, number), count_tokens, number)
+        all_pairs = []
+        for method in recipe.pairs.methods:
+            all_pairs += METHODS[method](work)
         write_quarantine(work.rejects, folder / "quarantine.jsonl")
-        if not found:
+        if not all_pairs:
             raise UserError(f"nothing gave a pair{_why_none(work.record)}")
-        split = _split(found, recipe.pairs.val)
-        columns = COLUMNS | ({"images": "files"} if any(p["images"] for p in found) else {})
+        split = _split(all_pairs, recipe.pairs.val)
+        columns = dict(COLUMNS)
+        if any(pair["images"] for pair in all_pairs):
+            columns["images"] = "files"
         for name, part in split.items():
             write_parquet(part, folder / f"{name}.parquet", **columns)
-        stage.record = {
-            "rows": {name: len(part) for name, part in split.items()},
-            "strategies": dict(Counter(p["strategy"] for p in found)),
-            "tokens": {
-                side: sum(p[f"{side}_tokens"] for p in found) / len(found) for side in ("chosen", "rejected")
-            },
-            "length_only_accuracy": told_apart([(p["chosen_tokens"], p["rejected_tokens"]) for p in found]),
-            "format_only_accuracy": format_only(found),
-            "verifier": verifier(),
-            **work.record,
-        }
+        stage.record = {**_facts(all_pairs, split), "verifier": verifier(), **work.record}
     return stage.result
 
 
-def _split(found: list[Pair], val: float) -> dict[str, list[Pair]]:
-    """By prompt: a hash of the first pair's id decides where all pairs of a prompt go."""
-    first: dict[str, str] = {}
-    ids = [first.setdefault(existing.asked(p), p["source_id"]) for p in found]
-    drawn = {i for i in ids if share(f"pairs/{i}") < val}
-    drawn = drawn if len(drawn) < len(set(ids)) else set()  # of a handful, all to train
-    numbered = list(zip(ids, found, strict=True))
+def _facts(all_pairs: list[Pair], split: dict[str, list[Pair]]) -> dict[str, Any]:
+    """What the stage records of its pairs: counts, lengths, and whether a shortcut tells the sides apart."""
+    chosen = [pair["chosen_tokens"] for pair in all_pairs]
+    rejected = [pair["rejected_tokens"] for pair in all_pairs]
     return {
-        "train": [p for i, p in numbered if i not in drawn],
-        "val": [p for i, p in numbered if i in drawn],
+        "rows": {name: len(part) for name, part in split.items()},
+        "strategies": dict(Counter(pair["strategy"] for pair in all_pairs)),
+        "tokens": {"chosen": sum(chosen) / len(chosen), "rejected": sum(rejected) / len(rejected)},
+        "length_only_accuracy": shortcut_accuracy(list(zip(chosen, rejected, strict=True))),
+        "format_only_accuracy": format_only(all_pairs),
     }
+
+
+def _split(all_pairs: list[Pair], val: float) -> dict[str, list[Pair]]:
+    """By prompt: a hash of the first pair's id decides where all pairs of a prompt go."""
+    prompts: dict[str, list[Pair]] = {}
+    for pair in all_pairs:
+        prompts.setdefault(question_key(pair), []).append(pair)
+    val_prompts = set()
+    for key, of_prompt in prompts.items():
+        if share(f"pairs/{of_prompt[0]['source_id']}") < val:
+            val_prompts.add(key)
+    if len(val_prompts) == len(prompts):  # of a handful, all to train
+        val_prompts = set()
+    split: dict[str, list[Pair]] = {"train": [], "val": []}
+    for pair in all_pairs:
+        split["val" if question_key(pair) in val_prompts else "train"].append(pair)
+    return split
 
 
 def _why_none(record: dict[str, Any]) -> str:
     """What became of the samples, and what helps; of an existing set its rejects are in the quarantine."""
-    counts = record.get("samples") or {}
+    counts: dict[str, int] = record.get("samples") or {}
     if not counts:
         return "; look at quarantine.jsonl"
-    helps = {
+    remedies = {
         "broken": "train SFT longer or raise pairs.max_new_tokens: they are cut off or without a box",
         "too long": "raise model.max_seq_length",
-    }.get(
-        max(counts, key=lambda kind: int(counts[kind])),
-        "raise pairs.temperature, pairs.samples or pairs.prompts",
-    )
-    return f": of {sum(counts.values())} samples {', '.join(f'{n} are {kind}' for kind, n in counts.items())}; {helps}"
+    }
+    most = max(counts, key=lambda verdict: counts[verdict])
+    remedy = remedies.get(most, "raise pairs.temperature, pairs.samples or pairs.prompts")
+    verdicts = ", ".join(f"{n} are {verdict}" for verdict, n in counts.items())
+    return f": of {sum(counts.values())} samples {verdicts}; {remedy}"
 
 
 def existing_pairs(recipe: Recipe, number: int = 1) -> None:
-    """Before DPO: make the pairs of an existing set where they are missing, as SFT prepares its data. Sampling takes long and is asked for."""
-    if set(recipe.pairs.methods) == {"dataset"} and not pairs_stage(recipe, number).done:
+    """Before DPO: make the pairs of an existing set where they are missing, as SFT prepares its data.
+
+    Sampling takes long and is not started unasked.
+    """
+    if _only_existing(recipe) and not pairs_stage(recipe, number).done:
         backend.backend()  # what comes after it in this process wants it first
         pairs(recipe, number)
 
@@ -119,39 +136,34 @@ def existing_pairs(recipe: Recipe, number: int = 1) -> None:
 def pairs_stage(recipe: Recipe, number: int = 1) -> Stage:
     """The stage that `pairs` fills in a round. Raises UserError when the model to sample from is missing."""
     config = recipe.pairs
+    # How a server is reached, and what DPO does with the pairs, makes no other pairs.
+    of_server = {"concurrency", "timeout", "retries", "api_key_env"}
+    unused: Any = {"rounds": True, "compare": True, "server": of_server}
     settings = {
-        "pairs": config.model_dump(
-            mode="json",
-            exclude={
-                "rounds": True,
-                "compare": True,
-                "server": {"concurrency", "timeout", "retries", "api_key_env"},
-            },
-        )
+        "pairs": config.model_dump(mode="json", exclude=unused),
+        "seed": recipe.seed,
+        "round": number,
+        "verifier": verifier(),
     }
     inputs = {"data": data_stage(recipe).key}
     if _uses_model(recipe):
         inputs[policy_name(number)] = finished_key(recipe, policy_name(number))
-    files = (
-        [f"prompt/{strategy}.txt" for strategy in config.strategies]
-        if "injected_error" in config.methods
-        else []
-    )
-    files += [config.dataset] if config.dataset and is_file(config.dataset) else []
-    inputs |= {name: file_hash(find_file(name)) for name in files}
-    return Stage(
-        recipe,
-        round_name("pairs", number),
-        {**settings, "seed": recipe.seed, "round": number, "verifier": verifier()},
-        inputs,
-    )
-
-
-METHODS = {"on_policy": on_policy, "injected_error": injected_error, "dataset": dataset}
+    files = []
+    if "injected_error" in config.methods:
+        files += [f"prompt/{strategy}.txt" for strategy in config.strategies]
+    if config.dataset and is_file(config.dataset):
+        files.append(config.dataset)
+    for name in files:
+        inputs[name] = file_hash(find_file(name))
+    return Stage(recipe, round_name("pairs", number), settings, inputs)
 
 
 def _uses_model(recipe: Recipe) -> bool:
-    return recipe.pairs.server is None and set(recipe.pairs.methods) != {"dataset"}
+    return recipe.pairs.server is None and not _only_existing(recipe)
+
+
+def _only_existing(recipe: Recipe) -> bool:
+    return set(recipe.pairs.methods) == {"dataset"}
 
 
 def _rows(recipe: Recipe, number: int) -> list[dict[str, Any]]:
@@ -159,7 +171,8 @@ def _rows(recipe: Recipe, number: int) -> list[dict[str, Any]]:
     rows = [row for row in training_rows(recipe, "pairs") if row["gold"] is not None]
     if not rows:
         raise UserError(
-            "no training row has an answer to check against: give rows an `answer`, or use pairs.methods=[dataset]"
+            "no training row has an answer to check against: "
+            "give rows an `answer`, or use pairs.methods=[dataset]"
         )
-    wanted = min(recipe.pairs.prompts or len(rows), len(rows))
-    return [rows[i % len(rows)] for i in range((number - 1) * wanted, number * wanted)]
+    count = min(recipe.pairs.prompts or len(rows), len(rows))
+    return [rows[i % len(rows)] for i in range((number - 1) * count, number * count)]

@@ -14,30 +14,49 @@ FORMAT: dict[str, Callable[[str], float]] = {
     "numbered steps": lambda text: len(re.findall(r"^\s*\d+[.)] ", text, re.M)),
     "boxes": lambda text: text.count("\\boxed"),
     "LaTeX commands": lambda text: len(re.findall(r"\\[a-zA-Z]+", text)),
-    "digits": lambda text: sum(c.isdigit() for c in text),
-    "punctuation": lambda text: sum(not c.isalnum() and not c.isspace() for c in text),
+    "digits": lambda text: sum(map(str.isdigit, text)),
+    "punctuation": lambda text: len(re.findall(r"[^\w\s]|_", text)),
 }
 """What a text looks like, whatever it says."""
 
 
-def told_apart(values: list[tuple[float, float]]) -> float:
-    """How often "the smaller (or the larger) one is chosen" is right of (chosen, rejected) values, whichever is better; ties
-    count half. 0.5 is healthy; near 1 the pairs teach this value and little else."""
-    smaller = sum((c < r) + 0.5 * (c == r) for c, r in values) / len(values)
-    return max(smaller, 1 - smaller)
+def shortcut_accuracy(values: list[tuple[float, float]]) -> float:
+    """How often the side with the smaller (or else the larger) value is the chosen one; ties count half.
+
+    0.5 is healthy; near 1 the pairs teach this value and little else.
+
+    Args:
+        values: Of chosen and rejected, of each pair.
+    """
+    smaller = 0.0
+    for chosen, rejected in values:
+        smaller += (chosen < rejected) + 0.5 * (chosen == rejected)
+    share = smaller / len(values)
+    return max(share, 1 - share)
 
 
-def format_only(found: list[Pair]) -> dict[str, float]:
-    """`told_apart` for each trait of `FORMAT`, the most telling first."""
-    texts = [(p["chosen"][0]["content"], p["rejected"][0]["content"]) for p in found]
-    told = {name: told_apart([(f(c), f(r)) for c, r in texts]) for name, f in FORMAT.items()}
-    return dict(sorted(told.items(), key=lambda item: -item[1]))
+def format_only(pairs: list[Pair]) -> dict[str, float]:
+    """`shortcut_accuracy` of each trait of `FORMAT`, the most telling first."""
+    accuracies = {}
+    for name, measure in FORMAT.items():
+        values = []
+        for pair in pairs:
+            values.append((measure(pair["chosen"][0]["content"]), measure(pair["rejected"][0]["content"])))
+        accuracies[name] = shortcut_accuracy(values)
+    return dict(sorted(accuracies.items(), key=lambda item: -item[1]))
 
 
 def marked(pair: Pair) -> list[tuple[str, bool]]:
     """The rejected text in parts, each with whether chosen lacks it: whole words, numbers and signs."""
-    chosen, rejected = (re.findall(r"\w+|\s+|.", pair[side][0]["content"]) for side in ("chosen", "rejected"))
-    codes = difflib.SequenceMatcher(None, chosen, rejected, autojunk=False).get_opcodes()
-    return [
-        ("".join(rejected[start:end]), kind != "equal") for kind, _, _, start, end in codes if end > start
-    ]
+    chosen = _tokens(pair["chosen"][0]["content"])
+    rejected = _tokens(pair["rejected"][0]["content"])
+    matcher = difflib.SequenceMatcher(None, chosen, rejected, autojunk=False)
+    parts = []
+    for kind, _, _, start, end in matcher.get_opcodes():
+        if end > start:
+            parts.append(("".join(rejected[start:end]), kind != "equal"))
+    return parts
+
+
+def _tokens(text: str) -> list[str]:
+    return re.findall(r"\w+|\s+|.", text)

@@ -12,42 +12,37 @@ from tunebook.data.storage import read_parquet
 from tunebook.pairs.shortcuts import marked
 from tunebook.runs.stage import Stage
 
+COUNTS = {
+    "prompts": "prompts",
+    "samples": "samples",
+    "error_prompts": "prompts asked for errors",
+    "errors": "answers asked to be wrong",
+    "quarantined": "quarantined",
+}
+"""What a record counts by kind, as the table calls it."""
+
 
 def summary(record: dict[str, Any]) -> Table:
-    """Pairs by strategy, the pass-rate histogram, what was put aside and the two shortcut checks of a record, as a table."""
+    """The record of a `pairs` stage: pairs by strategy, outcomes of samples, the two shortcut checks."""
     table = Table("what", "value", title="pairs")
     table.add_row("pairs (train / val)", f"{record['rows']['train']} / {record['rows']['val']}")
     for strategy, n in record["strategies"].items():
         table.add_row(f"strategy {strategy}", str(n))
     for right, prompts in record.get("pass_counts", {}).items():
         table.add_row(f"prompts with {right} right samples", str(prompts))
-    for what, key in (
-        ("prompts", "prompts"),
-        ("samples", "samples"),
-        ("prompts asked for errors", "error_prompts"),
-        ("answers asked to be wrong", "errors"),
-        ("quarantined", "quarantined"),
-    ):
-        if record.get(key):
-            table.add_row(what, ", ".join(f"{n} {name}" for name, n in record[key].items()))
+    for key, name in COUNTS.items():
+        if counts := record.get(key):
+            table.add_row(name, ", ".join(f"{n} {kind}" for kind, n in counts.items()))
     if margin := record.get("margin"):
-        table.add_row(
-            "score margin: min / median / max",
-            f"{margin['min']:.2f} / {margin['median']:.2f} / {margin['max']:.2f}",
-        )
-    table.add_row(
-        "mean tokens (chosen / rejected)",
-        f"{record['tokens']['chosen']:.0f} / {record['tokens']['rejected']:.0f}",
-    )
-    trait, told = next(iter(record["format_only_accuracy"].items()))
-    for by, rate, mend in (
-        ("length", record["length_only_accuracy"], "lower pairs.max_length_ratio"),
-        (f"format ({trait})", told, "look at the pairs: one side is written differently"),
-    ):
-        table.add_row(
-            f"told apart by {by} alone",
-            f"{rate:.0%} ({f'above 70%: {mend}' if rate > 0.7 else 'near 50% is healthy'})",
-        )
+        values = f"{margin['min']:.2f} / {margin['median']:.2f} / {margin['max']:.2f}"
+        table.add_row("score margin: min / median / max", values)
+    tokens = record["tokens"]
+    table.add_row("mean tokens (chosen / rejected)", f"{tokens['chosen']:.0f} / {tokens['rejected']:.0f}")
+    length = _rated(record["length_only_accuracy"], "lower pairs.max_length_ratio")
+    table.add_row("told apart by length alone", length)
+    trait, accuracy = next(iter(record["format_only_accuracy"].items()))
+    layout = _rated(accuracy, "look at the pairs: one side is written differently")
+    table.add_row(f"told apart by format ({trait}) alone", layout)
     return table
 
 
@@ -55,13 +50,20 @@ def show(stage: Stage) -> None:
     """Print the summary of a finished stage and three of its pairs, with what rejected changes marked."""
     console = Console()
     console.print(summary(stage.result))
-    for pair in read_parquet(stage.dir / "train.parquet").select(
-        range(min(3, stage.result["rows"]["train"]))
-    ):
-        gold = "" if pair["gold"] is None else f" (answer: {pair['gold']})"
-        table = Table("chosen", "rejected", title=pair["prompt"][-1]["content"] + gold, title_justify="left")
-        table.add_row(
-            Text(pair["chosen"][0]["content"]),
-            Text.assemble(*((part, "bold red" if new else "") for part, new in marked(pair))),
-        )
+    pairs = read_parquet(stage.dir / "train.parquet")
+    for pair in pairs.select(range(min(3, len(pairs)))):
+        question = pair["prompt"][-1]["content"]
+        if pair["gold"] is not None:
+            question += f" (answer: {pair['gold']})"
+        rejected = Text()
+        for part, is_new in marked(pair):
+            rejected.append(part, "bold red" if is_new else "")
+        table = Table("chosen", "rejected", title=question, title_justify="left")
+        table.add_row(Text(pair["chosen"][0]["content"]), rejected)
         console.print(table)
+
+
+def _rated(accuracy: float, mend: str) -> str:
+    """A shortcut's accuracy, and whether it is too high."""
+    comment = f"above 70%: {mend}" if accuracy > 0.7 else "near 50% is healthy"
+    return f"{accuracy:.0%} ({comment})"

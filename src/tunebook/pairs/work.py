@@ -1,8 +1,9 @@
-"""What a pair method has to work with."""
+"""What a pair method has to work with: training rows, and a model or a server that answers."""
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -11,17 +12,34 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tunebook.data.rows import Reject, Row
+from tunebook.data.rows import Reject, images_of
 from tunebook.generation.answers import Answer, Sampling, repeats
+from tunebook.generation.generate import answer_file
 from tunebook.generation.local import Local, local
 from tunebook.models import adapters, loading
+from tunebook.models.chat_template import Messages
 from tunebook.pairs.pair import Sample, check_sample
 from tunebook.recipe.errors import UserError
-from tunebook.recipe.sections import PairsConfig, Recipe, ServerConfig
+from tunebook.recipe.sections import Recipe, ServerConfig
 from tunebook.runs.stages import policy_name
+
+Source = AbstractContextManager[Local | ServerConfig]
+"""What answers, once it is entered."""
 
 NOTICED = 32
 """Answers before a model is said to have collapsed."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """One answer to ask for."""
+
+    row: dict[str, Any]
+    """The training row that the answer is checked against."""
+    prompt: Messages
+    seed: int
+    notes: dict[str, str] = field(default_factory=dict)
+    """What else the sample says of itself."""
 
 
 @dataclass
@@ -30,81 +48,95 @@ class Work:
 
     recipe: Recipe
     rows: list[dict[str, Any]]
+    """The training rows of this round that have an answer to check against."""
     folder: Path
-    source: Callable[[], AbstractContextManager[Local | ServerConfig]]
+    open_source: Callable[[], Source]
     count_tokens: Callable[[str], int]
+    """Of an answer, with the end of its turn."""
     number: int
+    """The round."""
     record: dict[str, Any] = field(default_factory=dict)
+    """What the method adds to the stage's record."""
     rejects: list[Reject] = field(default_factory=list)
-    control: Callable[[Row], Reject | None] = lambda _: None
-    """The check for control tokens in the text."""
     answered: int = 0
     repeating: int = 0
 
-    def fits(self, row: dict[str, Any], text: str) -> bool:
-        """Whether the trainer takes a row's prompt with this answer whole: `prepare` has counted it with the row's own solution, as the
-        chat template renders it and with its images."""
-        tokens = (
-            int(row["tokens"]) - self.count_tokens(row["completion"][0]["content"]) + self.count_tokens(text)
-        )
-        return tokens <= self.recipe.model.max_seq_length
+    def answer(self, file: str, requests: list[Request], label: str) -> list[Sample]:
+        """An answer to each request, checked against its row; kept in `file` as the answers come."""
+        prompts = []
+        seeds = []
+        images = []
+        for request in requests:
+            prompts.append(request.prompt)
+            seeds.append(request.seed)
+            images.append(images_of(request.row))
 
-    def notice(self, answer: Answer) -> None:
-        """Count an answer. Raises UserError when nearly all so far repeat one piece of text to their end: such a model gives no pairs."""
+        def record(i: int, answer: Answer) -> Sample:
+            self._refuse_collapsed(answer)
+            return {**requests[i].notes, **self._checked(requests[i].row, answer, seeds[i])}
+
+        config = self.recipe.pairs
+        sampling = Sampling(config.max_new_tokens, config.batch_size, config.temperature, seeds)
+        path = self.folder / file
+        return answer_file(path, self.open_source(), prompts, sampling, record, label, images)
+
+    def seed(self, row: dict[str, Any], use: str) -> int:
+        """The seed of a row's answer, which depends on nothing else: a resumed run draws the same answers."""
+        text = f"{self.recipe.seed}/{self.number}/{row['source_id']}/{use}"
+        return int(hashlib.sha256(text.encode()).hexdigest()[:8], 16)
+
+    def _checked(self, row: dict[str, Any], answer: Answer, seed: int) -> Sample:
+        solution = row["completion"][0]["content"]
+        verdict: str = check_sample(answer.text, row["gold"], answer.truncated, solution)
+        # `prepare` has counted the prompt with the row's own solution, as the chat template renders it and
+        # with its images. What the trainer would cut is in no pair.
+        tokens = row["tokens"] - self.count_tokens(solution) + self.count_tokens(answer.text)
+        if verdict != "broken" and tokens > self.recipe.model.max_seq_length:
+            verdict = "too long"
+        return {
+            "text": answer.text,
+            "tokens": answer.tokens,
+            "truncated": answer.truncated,
+            "verdict": verdict,
+            "seed": seed,
+        }
+
+    def _refuse_collapsed(self, answer: Answer) -> None:
+        """Raises UserError when nearly all answers so far repeat one piece of text to their end.
+
+        Such a model gives no pairs.
+        """
         self.answered += 1
         self.repeating += repeats(answer.text)
         if self.answered >= NOTICED and self.repeating > 0.9 * self.answered:
             raise UserError(
-                f"{self.repeating} of {self.answered} answers repeat one piece of text to their end, the model that answers has collapsed: "
-                "train it again with a lower learning_rate, or lower pairs.temperature"
+                f"{self.repeating} of {self.answered} answers repeat one piece of text to their end, "
+                "the model that answers has collapsed: train it again with a lower learning_rate, "
+                "or lower pairs.temperature"
             )
 
 
-def _opener(recipe: Recipe, number: int) -> Callable[[], AbstractContextManager[Local | ServerConfig]]:
-    """Opens what answers: the server, or the round's model, which is loaded once and only when something is left to ask."""
-    loaded: list[Any] = []
+def source_opener(recipe: Recipe, number: int) -> Callable[[], Source]:
+    """Opens what answers: the server, or the model that a round starts from."""
+    server = recipe.pairs.server
+    if server is not None:
+        return lambda: contextlib.nullcontext(server)
 
+    @functools.cache
+    def load() -> tuple[Any, Any]:
+        model, tokenizer = loading.load(recipe)
+        adapter = recipe.run_dir / policy_name(number) / "adapter"
+        return adapters.load_adapters(model, {"policy": adapter}), tokenizer
+
+    # The model is loaded once for all methods, and only when something is left to ask.
     @contextlib.contextmanager
     def open_model() -> Iterator[Local]:
-        if not loaded:
-            model, tok = loading.load(recipe)
-            loaded.extend(
-                (
-                    adapters.load_adapters(
-                        model, {"policy": recipe.run_dir / policy_name(number) / "adapter"}
-                    ),
-                    tok,
-                )
-            )
-        with local(loaded[0], loaded[1], "policy") as source:
+        with local(*load(), "policy") as source:
             yield source
 
-    server = recipe.pairs.server
-    return open_model if server is None else lambda: contextlib.nullcontext(server)
-
-
-def sampling_of(config: PairsConfig, seeds: list[int]) -> Sampling:
-    return Sampling(config.max_new_tokens, config.batch_size, config.temperature, seeds)
-
-
-def checked_sample(work: Work, row: dict[str, Any], answer: Answer, seed: int) -> Sample:
-    verdict: str = check_sample(answer.text, row["gold"], answer.truncated, row["completion"][0]["content"])
-    if verdict != "broken" and not work.fits(row, answer.text):
-        verdict = "too long"
-    return {
-        "text": answer.text,
-        "tokens": answer.tokens,
-        "truncated": answer.truncated,
-        "verdict": verdict,
-        "seed": seed,
-    }
+    return open_model
 
 
 def count_verdicts(samples: list[Sample]) -> dict[str, int]:
-    return dict(Counter(s["verdict"] for s in samples).most_common())
-
-
-def seed_of(work: Work, source_id: str, what: str) -> int:
-    return int(
-        hashlib.sha256(f"{work.recipe.seed}/{work.number}/{source_id}/{what}".encode()).hexdigest()[:8], 16
-    )
+    """How many samples have each verdict, the most frequent first."""
+    return dict(Counter(sample["verdict"] for sample in samples).most_common())
