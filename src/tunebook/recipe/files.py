@@ -26,6 +26,7 @@ def find_file(path: str | Path) -> Path:
     name = str(path)
     neighbours = []
     try:
+        # An absolute path comes out of both unchanged.
         for candidate in (Path(path), ROOT / path):
             if candidate.is_file():
                 return candidate.resolve()

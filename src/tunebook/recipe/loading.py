@@ -45,14 +45,17 @@ def load_recipe(
 
     Raises UserError in one line that names the nearest valid key or choice.
     """
+    # 1) the file
     source = str(recipe or os.environ.get("TUNEBOOK_RECIPE") or DEFAULT)
     path = _recipe_path(source)
     content = read_yaml(path)
+    # 2) what is said beside it
     changes = {}
     for key, value in _all_overrides(overrides or {}, run, stage, seed, short).items():
         section, name = section_of(content, key), key.rpartition(".")[2]
         changes[key] = (section.get(name), value)
         section[name] = value
+    # 3) the checks; secrets first, since the others repeat a wrong value
     check_values(content)
     try:
         parsed = Recipe.model_validate(content)
@@ -79,7 +82,7 @@ def _all_overrides(
     merged = from_environment()
     merged.update(overrides)
     for name, value in short.items():
-        if value is not None:
+        if value is not None:  # a notebook's parameter that nobody has set
             merged[f"{stage}.{SHORT[name]}"] = value
     run = run or os.environ.get("TUNEBOOK_RUN")
     if run is not None:
@@ -103,7 +106,7 @@ def _recipe_path(source: str) -> Path:
 
 def _explain(error: ValidationError) -> str:
     """The first validation error in one line, with the nearest known key for an unknown one."""
-    first = error.errors()[0]
+    first = error.errors()[0]  # the others often follow from it
     parts = [str(part) for part in first["loc"] if part not in _FORMATS]
     if error.title in DATACLASSES:
         parts.insert(0, error.title)

@@ -43,6 +43,7 @@ def section_of(content: dict[str, Any], key: str) -> dict[str, Any]:
     List items go by number: `data.sources.0.train`. Raises UserError for a way that leads nowhere.
     """
     *parents, _ = key.split(".")
+    # Down the key's parts, from section to section or to a list's item.
     node: Any = content
     for part in parents:
         try:

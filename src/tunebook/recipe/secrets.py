@@ -11,11 +11,22 @@ from typing import Any
 from tunebook.recipe.errors import UserError, shorten
 from tunebook.recipe.files import ROOT
 
-SECRET = re.compile(
-    r"\b(?:sk-(?=[\w-]*\d)[\w-]{16}|hf_[A-Za-z0-9]{20}|gh[pousr]_[A-Za-z0-9]{20}|github_pat_\w{20}"
-    r"|glpat-[\w-]{16}|xox[abp]-[\w-]{10}|AKIA[0-9A-Z]{16}|AIza[\w-]{30})[\w-]*"
-    r"|(?<=://)[^/\s:@]+:[^/\s@]+(?=@)|Bearer\s+[\w.~+/-]{12,}=*|-----BEGIN [A-Z ]*PRIVATE KEY-----"
+_KEYS = (
+    r"sk-(?=[\w-]*\d)[\w-]{16}",  # OpenAI and many after it; with a digit, unlike `sk-learn-and-other-kits`
+    r"hf_[A-Za-z0-9]{20}",  # Hugging Face
+    r"gh[pousr]_[A-Za-z0-9]{20}",  # GitHub
+    r"github_pat_\w{20}",
+    r"glpat-[\w-]{16}",  # GitLab
+    r"xox[abp]-[\w-]{10}",  # Slack
+    r"AKIA[0-9A-Z]{16}",  # Amazon
+    r"AIza[\w-]{30}",  # Google
 )
+_OTHERS = (
+    r"(?<=://)[^/\s:@]+:[^/\s@]+(?=@)",  # user and password in an address
+    r"Bearer\s+[\w.~+/-]{12,}=*",  # an HTTP header
+    r"-----BEGIN [A-Z ]*PRIVATE KEY-----",
+)
+SECRET = re.compile(rf"\b(?:{'|'.join(_KEYS)})[\w-]*|{'|'.join(_OTHERS)}")
 """What a key, a token or a password in an address looks like."""
 
 SECRET_NAME = re.compile(r"(?:KEY|TOKEN|SECRET|PASSWORD)$")
@@ -31,10 +42,11 @@ def secret(name: str) -> str | None:
 
 
 def set_variables() -> dict[str, str]:
-    """The environment's variables with those of the `.env` files; the environment wins."""
+    """The environment's variables with those of the `.env` files."""
     from dotenv import dotenv_values
 
     variables = {}
+    # The working folder's file wins over the project's, the environment over both.
     for place in (dotenv_values(ROOT / ".env"), dotenv_values(Path.cwd() / ".env"), os.environ):
         for name, value in place.items():
             if value:

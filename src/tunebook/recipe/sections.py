@@ -102,7 +102,21 @@ Rows = Annotated[int | float | None, PlainValidator(_count_or_share)]
 """How many rows: a count, a share of them, or None for all."""
 
 
-class ChatSource(Source):
+class SplitSource(Source):
+    """A source whose rows are put into splits."""
+
+    split: Literal["train", "val", "test"] | None = None
+    """Put every row there. None: by a hash of the prompt, with the shares `val` and `test`. Rows that share
+    an image stay together."""
+    val: float = Field(0.05, ge=0, lt=1)
+    """The share of rows that goes to val."""
+    test: float = Field(0.05, ge=0, lt=1)
+    """The share of rows that goes to test."""
+    hub_split: str = "train"
+    """The split to read of a hub id."""
+
+
+class ChatSource(SplitSource):
     """Rows of a file or a hub id in one of the common formats.
 
     A row may have an `answer`, against which its completion is checked.
@@ -117,42 +131,24 @@ class ChatSource(Source):
     has made."""
     hub_config: str | None = None
     """The configuration (subset) of a hub id, where it has several."""
-    hub_split: str = "train"
-    """The split to read of a hub id."""
     columns: dict[str, str] = {}
     """Other names of the format's columns: `{prompt: instruct, completion: reply, answer: label}`."""
     rows: Rows = None
     """A number of rows (5000) or a share of them (0.1). They are drawn by a hash of the row and the recipe's
     seed, before any check, and do not depend on the other sources. None: all."""
-    split: Literal["train", "val", "test"] | None = None
-    """Put every row there. None: by a hash of the prompt, with the shares `val` and `test`."""
-    val: float = Field(0.05, ge=0, lt=1)
-    """The share of rows that goes to val."""
-    test: float = Field(0.05, ge=0, lt=1)
-    """The share of rows that goes to test."""
     images: str | None = None
     """The folder of the files that rows name as `image` or `images`. None: the folder of `path`."""
 
 
-class MMMathSource(Source):
-    """Questions with a figure in MM_Math's form: `*.jsonl` with `question`, `file_name`, `solution`, and
-    images."""
+class MMMathSource(SplitSource):
+    """Questions with a figure in MM_Math's form: `*.jsonl` with `question`, `file_name`, `solution`."""
 
     format: Literal["mm_math"]
     path: str
     """A folder (its images in a folder of it or still in `Image.zip`), a .parquet file with an `image`
     column, or a hub id such as `THU-KEG/MM_Math`. `sample`: the project's own figures, drawn on first use."""
-    hub_split: str = "train"
-    """The split to read of a hub id."""
     rows: int = Field(600, ge=1)
     """The number of rows of `sample`."""
-    split: Literal["train", "val", "test"] | None = None
-    """Put every row there. None: by a hash, with the shares `val` and `test`. Rows that share an image or a
-    question stay together."""
-    val: float = Field(0.05, ge=0, lt=1)
-    """The share of rows that goes to val."""
-    test: float = Field(0.05, ge=0, lt=1)
-    """The share of rows that goes to test."""
 
 
 AnySource = Annotated[GeometrySource | ChatSource | MMMathSource, Field(discriminator="format")]

@@ -62,6 +62,7 @@ def _dataclass_fields(package: str, file: str, name: str) -> dict[str, Any]:
     if spec is None or not spec.submodule_search_locations:
         raise UserError(f"{package} is not installed: run `uv sync`")
     source = Path(spec.submodule_search_locations[0]) / file
+    # Fields are annotated assignments in the class's body: `learning_rate: float = field(...)`.
     tree = ast.parse(source.read_text(encoding="utf-8"))
     body = next(node.body for node in tree.body if isinstance(node, ast.ClassDef) and node.name == name)
     fields = {}
@@ -72,6 +73,8 @@ def _dataclass_fields(package: str, file: str, name: str) -> dict[str, Any]:
 
 
 def _type(annotation: str) -> Any:
+    """The type that an annotation names."""
+    # Built-in types and those of `typing`; the sources import no others for a plain value.
     names = dict(vars(typing))
     for kind in (int, float, bool, str, list, dict):
         names[kind.__name__] = kind

@@ -18,6 +18,7 @@ _FLOAT = "tag:yaml.org,2002:float"
 
 
 def _resolvers_without_bool() -> dict[str, list[Any]]:
+    # By the first letter of a value: the tag and the pattern that it must match.
     resolvers = {}
     for letter, pairs in yaml.SafeLoader.yaml_implicit_resolvers.items():
         resolvers[letter] = [pair for pair in pairs if pair[0] != _BOOL]

@@ -29,7 +29,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """The object in a JSON file; empty when the file is missing or damaged."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError):  # a caller treats a damaged record as one that is missing
         return {}
     return content if isinstance(content, dict) else {}
 
@@ -89,6 +89,7 @@ def made_once(folder: Path, make: Callable[[Path], None]) -> Path:
 
 def checksums(folder: Path, without: Iterable[str] = ()) -> dict[str, str]:
     """The hash of each file by its path in `folder`; `without` names what is left out at its top."""
+    # Sorted, so that two folders with the same files have the same record.
     hashes = {}
     for entry in sorted(folder.iterdir()):
         if entry.name in without:
@@ -105,6 +106,7 @@ def intact(path: Path) -> Path:
 
     Raises UserError that names a file which is damaged or missing, and the command that makes it again.
     """
+    # The stage's folder is the nearest one above with a record; without one, nothing is known of the file.
     folder = path
     for parent in (path, *path.parents):
         if (parent / "stage.json").exists():
@@ -144,6 +146,7 @@ def disk_full_as_user_error(where: Path) -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:
+        # Libraries wrap what the system said in errors of their own.
         cause: BaseException | None = error
         while cause is not None and not _says_full(cause):
             cause = cause.__cause__ or cause.__context__

@@ -48,21 +48,20 @@ def halvings() -> int:
 def environment() -> dict[str, Any]:
     """Code, versions and hardware that a result depends on."""
     lock = ROOT / "uv.lock"
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    torch = sys.modules.get("torch")  # never imported just to ask
-    gpus = (
-        [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-        if torch and torch.cuda.is_available()
-        else []
-    )
+    versions = {"python": platform.python_version()} | {name: _version(name) for name in PACKAGES}
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    gpus = []
+    torch = _torch_with_a_gpu()
+    if torch is not None:
+        gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return {
         "git": _git(),
         "lock": hashlib.sha256(lock.read_bytes()).hexdigest() if lock.exists() else None,
-        "versions": {"python": platform.python_version(), **{p: _version(p) for p in PACKAGES}},
+        "versions": versions,
         "hardware": {
             "cpu": _cpu(),
             "cores": len(os.sched_getaffinity(0)),
-            "memory_gb": round(memory, 1),
+            "memory_gb": round(memory / 2**30, 1),
             "gpus": gpus,
         },
     }
@@ -72,29 +71,36 @@ def free_ram() -> int:
     """Free bytes of the machine, within the limit of its control group."""
     import psutil
 
-    free = [psutil.virtual_memory().available]
-    root = Path("/sys/fs/cgroup")
-    for limit, used in (
-        ("memory.max", "memory.current"),
-        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
+    free = int(psutil.virtual_memory().available)
+    groups = Path("/sys/fs/cgroup")
+    for limit, used in (  # of the second version of control groups and of the first
+        (groups / "memory.max", groups / "memory.current"),
+        (groups / "memory/memory.limit_in_bytes", groups / "memory/memory.usage_in_bytes"),
     ):
-        try:
-            free.append(int((root / limit).read_text()) - int((root / used).read_text()))
-        except (OSError, ValueError):  # another version of control groups, or `max`
-            continue
-    return int(min(free))
+        with contextlib.suppress(OSError, ValueError):  # the other version, or `max` for no limit
+            free = min(free, int(limit.read_text()) - int(used.read_text()))
+    return free
 
 
 def peak_memory_gb() -> dict[str, float]:
     """The process's highest resident memory so far and, on a GPU, the highest allocation there."""
+    # Linux counts it in kilobytes.
     peak = {"process": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2)}
-    torch = sys.modules.get("torch")
-    if torch and torch.cuda.is_available():
+    torch = _torch_with_a_gpu()
+    if torch is not None:
         peak["gpu"] = round(torch.cuda.max_memory_allocated() / 2**30, 2)
     return peak
 
 
+def _torch_with_a_gpu() -> Any:
+    """PyTorch if it is imported and has a GPU: it is never imported just to ask."""
+    torch = sys.modules.get("torch")
+    return torch if torch and torch.cuda.is_available() else None
+
+
 def _git() -> dict[str, Any]:
+    """The commit of the project, and whether files differ from it; None where git does not know."""
+
     def git(*args: str) -> str | None:
         done = subprocess.run(["git", "-C", str(ROOT), *args], capture_output=True, text=True, check=False)
         return done.stdout.strip() if done.returncode == 0 else None
@@ -114,5 +120,5 @@ def _cpu() -> str:
     with contextlib.suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
+                return line.partition(":")[2].strip()
     return platform.processor() or platform.machine()

@@ -12,6 +12,7 @@ from tunebook.runs.stages import STAGES, parse_name
 
 def manifest(run_dir: Path) -> dict[str, Any]:
     """The records of all finished stages of a run folder, as `manifest.json` holds them."""
+    # Only where stages lie: a search through all folders would take long where there are many images.
     stages = {}
     for spec in STAGES.values():
         below = "".join("/*" for _ in spec.inside)

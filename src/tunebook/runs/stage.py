@@ -135,14 +135,17 @@ class Stage:
         # Started again with smaller batches, it goes on even from what `--force` has begun.
         resume = resume or halvings() > 0
         with disk_full_as_user_error(self.recipe.run_dir), _lock(self.recipe.run_dir):
+            # 1) what an earlier run of the same settings has begun is kept, anything else removed
             _recover(self.dir)
             begun = read_json(self.partial / "started.json").get("key") == self.key
             if not (resume and begun):
                 shutil.rmtree(self.partial, ignore_errors=True)
             self.partial.mkdir(parents=True, exist_ok=True)
             write_json(self.partial / "started.json", {"key": self.key})
+            # 2) the stage does its work
             started = _now()
             yield self.partial
+            # 3) from here on the result is whole: after a kill, `skip` does the rest
             write_json(self.partial / "stage.json", self._entry(started))
             self._publish()
 
@@ -152,8 +155,7 @@ class Stage:
         return recorded.get(self.name, {}).get("key") == self.key and not _old(self.dir).exists()
 
     def _publish(self) -> None:
-        """Put a whole result in its place and into the manifest. May be done again after a kill at any
-        point."""
+        """Put a whole result in its place and into the manifest. Works again after a kill at any point."""
         if (self.partial / "stage.json").exists():
             (self.partial / "started.json").unlink(missing_ok=True)
             _replace(self.partial, self.dir)
@@ -175,7 +177,7 @@ class Stage:
             "ended": _now(),
             "peak_memory_gb": peak_memory_gb(),
             **environment(),
-            **self.record,
+            **self.record,  # what the stage itself has to say: rows, metrics, audits
             "files": checksums(self.partial, UNCHECKED),
         }
 
@@ -239,7 +241,8 @@ def _lock(run_dir: Path) -> Iterator[None]:
     owner = run_dir / ".owner.json"
     try:
         with FileLock(run_dir / ".lock", timeout=0):
-            write_json(owner, {"pid": os.getpid(), "command": " ".join(Path(a).name for a in sys.argv[:2])})
+            words = [Path(argument).name for argument in sys.argv[:2]]
+            write_json(owner, {"pid": os.getpid(), "command": " ".join(words)})
             yield
     except Timeout:
         other = read_json(owner)
@@ -252,6 +255,7 @@ def _lock(run_dir: Path) -> Iterator[None]:
 def _replace(new: Path, target: Path) -> None:
     """Put the folder `new` in the place of `target`, which may exist."""
     old = _old(target)
+    # No rename replaces a folder that is not empty: the old one steps aside and is removed afterwards.
     if target.exists():
         shutil.rmtree(old, ignore_errors=True)
         target.rename(old)

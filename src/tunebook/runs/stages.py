@@ -6,7 +6,6 @@ A new trainer is one file in `training/`, one section of the recipe, one noteboo
 from __future__ import annotations
 
 import pkgutil
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -21,10 +20,8 @@ class StageSpec:
     """Its folder in a run folder."""
     command: str
     """`uv run tunebook <command>` runs it."""
-    function: str
-    """The function that runs it, as `module:name`: imported only when it is called."""
-    folder: str = ""
-    """The function that returns its `Stage`, as `module:name`. Only of a stage with a notebook."""
+    module: str
+    """Where it lies: its function has the name of its command, that of its folder is `<name>_stage`."""
     notebook: str = ""
     """The notebook by which `tunebook run` runs it, without `.ipynb`."""
     help: str = ""
@@ -41,30 +38,31 @@ class StageSpec:
     """Whether it leaves an adapter."""
 
     def run(self, recipe: Recipe, **options: Any) -> dict[str, Any]:
-        """Call its function; returns the stage's record."""
-        function: Callable[..., dict[str, Any]] = pkgutil.resolve_name(self.function)
-        return function(recipe, **options)
+        """Call the function that runs it; returns the stage's record."""
+        function = pkgutil.resolve_name(f"{self.module}:{self.command}")
+        record: dict[str, Any] = function(recipe, **options)
+        return record
+
+    def folder(self, recipe: Recipe, *which: Any) -> Any:
+        """Its `Stage` in the run of a recipe; `which` is a round, a model, a task where it has one."""
+        # Imported only now: the table itself must load nothing heavy and look into no higher room.
+        return pkgutil.resolve_name(f"{self.module}:{self.name}_stage")(recipe, *which)
 
 
+# In the order in which they run.
 _SPECS = (
-    StageSpec(
-        name="clean",
-        command="clean",
-        function="tunebook.data.clean:clean",
-    ),
+    StageSpec(name="clean", command="clean", module="tunebook.data.clean"),
     StageSpec(
         name="data",
         command="prepare",
-        function="tunebook.data.prepare:prepare",
-        folder="tunebook.data.prepare:data_stage",
+        module="tunebook.data.prepare",
         notebook="01_data_prep",
         decides=("data", "seed", "clean"),
     ),
     StageSpec(
         name="sft",
         command="sft",
-        function="tunebook.training.sft:sft",
-        folder="tunebook.training.sft:sft_stage",
+        module="tunebook.training.sft",
         notebook="02_sft",
         help="Supervised fine-tuning; prepares the data first where it is missing.",
         needs=("data",),
@@ -74,8 +72,7 @@ _SPECS = (
     StageSpec(
         name="pairs",
         command="pairs",
-        function="tunebook.pairs.pairs:pairs",
-        folder="tunebook.pairs.pairs:pairs_stage",
+        module="tunebook.pairs.pairs",
         notebook="03_dpo_pairs",
         needs=("data", "sft"),
         decides=("pairs",),
@@ -84,8 +81,7 @@ _SPECS = (
     StageSpec(
         name="dpo",
         command="dpo",
-        function="tunebook.training.dpo:dpo",
-        folder="tunebook.training.dpo:dpo_stage",
+        module="tunebook.training.dpo",
         notebook="04_dpo",
         help="Direct preference optimisation, from the SFT adapter and with it as the reference.",
         needs=("pairs", "sft"),
@@ -96,8 +92,7 @@ _SPECS = (
     StageSpec(
         name="eval",
         command="evaluate",
-        function="tunebook.evaluation.evaluate:evaluate",
-        folder="tunebook.evaluation.evaluate:eval_stage",
+        module="tunebook.evaluation.evaluate",
         notebook="05_evaluate",
         needs=("data",),
         decides=("evaluate",),
@@ -106,20 +101,15 @@ _SPECS = (
     StageSpec(
         name="export",
         command="export",
-        function="tunebook.export.export:export",
+        module="tunebook.export.export",
         decides=("export",),
         inside=("target",),
     ),
     StageSpec(
-        name="bench",
-        command="bench",
-        function="tunebook.evaluation.benchmarks:bench",
-        inside=("model", "task"),
+        name="bench", command="bench", module="tunebook.evaluation.benchmarks", inside=("model", "task")
     ),
 )
-
 STAGES = {spec.name: spec for spec in _SPECS}
-"""The stages by name, in the order in which they run."""
 
 
 class FolderName(NamedTuple):
@@ -133,6 +123,7 @@ class FolderName(NamedTuple):
 
 def parse_name(name: str) -> FolderName | None:
     """The stage of a folder such as `sft`, `dpo-2` or `eval/base`; None for what is no stage's folder."""
+    # `bench/dpo-2/gsm8k`: the round of a folder inside is the model's, not the stage's.
     folder, *inside = name.split("/")
     stem, _, number = folder.partition("-")
     spec = STAGES.get(stem)
@@ -157,6 +148,7 @@ def model_names(recipe: Recipe) -> list[str]:
     for spec in STAGES.values():
         if not spec.trains:
             continue
+        # A run may have had more rounds than the recipe asks for now.
         rounds = 1
         if spec.has_rounds:
             trained_rounds = len(list(recipe.run_dir.glob(f"{spec.name}*/adapter")))
@@ -168,11 +160,8 @@ def model_names(recipe: Recipe) -> list[str]:
 
 def trained_models(recipe: Recipe) -> list[str]:
     """What can be asked now: `base` and what has an adapter."""
-    names = []
-    for name in model_names(recipe):
-        if name == "base" or (recipe.run_dir / name / "adapter").exists():
-            names.append(name)
-    return names
+    has_adapter = [name for name in model_names(recipe) if (recipe.run_dir / name / "adapter").exists()]
+    return ["base", *has_adapter]
 
 
 def training_behind(model: str) -> list[str]:
@@ -180,6 +169,7 @@ def training_behind(model: str) -> list[str]:
     parsed = parse_name(model)
     if parsed is None or not parsed.spec.trains:
         return []
+    # From the model back through what it was trained on; stages that do not train are passed over.
     names = []
     for name in parsed.spec.needs:
         names += training_behind(name)
