@@ -4,7 +4,6 @@ uv run python scripts/record.py runs/smollm2-math
 """
 
 import json
-import re
 import shutil
 import sys
 from datetime import datetime
@@ -18,32 +17,42 @@ MARKS = ("<!-- results -->\n", "<!-- /results -->")
 
 
 def section(folder: Path) -> str:
-    """What the README says of a recorded run: where it ran, how long it took, the table."""
+    """What the README says of a recorded run: where it ran, how long it took, the tables."""
     stages = json.loads((folder / "manifest.json").read_text())["stages"]
     summary = json.loads((folder / "summary.json").read_text())
-    sft, hardware = stages["sft"], stages["sft"]["hardware"]
-    trained = f"{sft['rows']['train']} problems, SFT in {sft['metrics']['runtime_s'] / 60:.0f} minutes"
-    chain = [s for name, s in stages.items() if "export" not in name]
-    peak = max(s["peak_memory_gb"]["process"] for s in chain if "peak_memory_gb" in s)
+    # Exports may have been made at any later time.
+    chain = {name: stage for name, stage in stages.items() if "export" not in name}
+
+    sft = stages["sft"]
+    trained = f"{sft['rows']['train']} problems, SFT in {_minutes(sft['metrics']['runtime_s'])} minutes"
     if "dpo" in stages:
-        seconds = sum(
-            (datetime.fromisoformat(s["ended"]) - datetime.fromisoformat(s["started"])).total_seconds()
-            for s in chain
-        )
-        trained += f", DPO on {stages['pairs']['rows']['train']} pairs in {stages['dpo']['metrics']['runtime_s'] / 60:.0f}"
-        trained += f", all stages in {seconds / 60:.0f}"
-    where = f"{hardware['cores']} cores of an {hardware['cpu']}, peak memory {peak} GB"
-    links = f"[report card](resources/{folder.name}/report.md), " if (folder / "report.md").exists() else ""
-    links += f"[manifest](resources/{folder.name}/manifest.json)"
-    intro = f"One recorded run ({trained} on {where}; `{summary['split']}` split, greedy; {links}):"
-    accuracy = tables.accuracy_table(summary["stages"]).markdown()
-    paired = tables.comparison_table(summary["comparisons"]).markdown()
-    text = f"{intro}\n\n{accuracy}\n\nThe same items, pair by pair (differences in points):\n\n{paired}\n"
+        pairs = stages["pairs"]["rows"]["train"]
+        dpo_minutes = _minutes(stages["dpo"]["metrics"]["runtime_s"])
+        all_minutes = _minutes(sum(_seconds(stage) for stage in chain.values()))
+        trained += f", DPO on {pairs} pairs in {dpo_minutes}, all stages in {all_minutes}"
+
+    hardware = sft["hardware"]
+    peaks = [stage["peak_memory_gb"]["process"] for stage in chain.values() if "peak_memory_gb" in stage]
+    where = f"{hardware['cores']} cores of an {hardware['cpu']}, peak memory {max(peaks)} GB"
+
+    links = f"[manifest](resources/{folder.name}/manifest.json)"
+    if (folder / "report.md").exists():
+        links = f"[report card](resources/{folder.name}/report.md), {links}"
+
+    paragraphs = [
+        f"One recorded run ({trained} on {where}; `{summary['split']}` split, greedy; {links}):",
+        tables.accuracy_table(summary["stages"]).markdown(),
+        "The same items, pair by pair (differences in points):",
+        tables.comparison_table(summary["comparisons"]).markdown(),
+    ]
     if (folder / "parity.json").exists():
         rows = json.loads((folder / "parity.json").read_text())
-        words = "What was exported, each loaded afresh and compared with the adapter on held-out questions"
-        text += f"\n{words} (Δ log p: of the tokens of the adapter's own answers):\n\n{tables.parity_table(rows).markdown()}\n"
-    return text
+        paragraphs += [
+            "What was exported, each loaded afresh and compared with the adapter on held-out questions "
+            "(Δ log p: of the tokens of the adapter's own answers):",
+            tables.parity_table(rows).markdown(),
+        ]
+    return "\n\n".join(paragraphs) + "\n"
 
 
 def write_compact(manifest: dict[str, Any], path: Path) -> None:
@@ -63,15 +72,20 @@ def main(run: Path) -> None:
     if (run / "export" / "parity.json").exists():
         shutil.copy(run / "export" / "parity.json", folder)
     readme = ROOT / "README.md"
-    start, end = map(re.escape, MARKS)
-    readme.write_text(
-        re.sub(
-            f"({start}).*?({end})",
-            lambda m: m[1] + section(folder) + m[2],
-            readme.read_text(),
-            flags=re.DOTALL,
-        )
-    )
+    start, end = MARKS
+    before, _, rest = readme.read_text().partition(start)
+    _, _, after = rest.partition(end)
+    readme.write_text(before + start + section(folder) + end + after)
+
+
+def _seconds(stage: dict[str, Any]) -> float:
+    """How long a stage took."""
+    took = datetime.fromisoformat(stage["ended"]) - datetime.fromisoformat(stage["started"])
+    return took.total_seconds()
+
+
+def _minutes(seconds: float) -> str:
+    return f"{seconds / 60:.0f}"
 
 
 if __name__ == "__main__":
