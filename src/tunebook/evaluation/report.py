@@ -23,6 +23,7 @@ from tunebook.generation.generate import read_records
 from tunebook.recipe.errors import UserError
 from tunebook.recipe.files import ROOT
 from tunebook.runs.files import log_history, read_json, write_text
+from tunebook.runs.stages import STAGES
 
 Part = str | tuple[str, Figure]
 """Markdown, or a figure with its name."""
@@ -188,18 +189,22 @@ def _pairs(pairs: dict[str, Any] | None) -> list[Part]:
 
 
 def _training(run: Path, stages: dict[str, Any]) -> list[Part]:
-    """Curves of SFT and DPO, and whether DPO learnt from the images."""
+    """The curves of each stage that trains, and whether a preference was learnt from the images."""
     report: list[Part] = []
-    if sft := log_history(run / "sft"):
-        report.append(("sft-loss", plots.losses(sft)))
-    if margins := stages.get("dpo", {}).get("image_margins"):
-        report.append(
-            f"rewards/margins after DPO: {margins['true']:.3f} with the true image, "
-            f"{margins['blank']:.3f} with a blank one, {margins['swapped']:.3f} with another row's "
-            "(equal: the preference was learnt without looking)."
-        )
-    if dpo := log_history(run / "dpo"):
-        report.append(("dpo-metrics", plots.preferences(dpo)))
+    for spec in STAGES.values():
+        if not spec.trains:
+            continue
+        if margins := stages.get(spec.name, {}).get("image_margins"):
+            report.append(
+                f"rewards/margins after {spec.name.upper()}: {margins['true']:.3f} with the true image, "
+                f"{margins['blank']:.3f} with a blank one, {margins['swapped']:.3f} with another row's "
+                "(equal: the preference was learnt without looking)."
+            )
+        history = log_history(run / spec.name)
+        if any("rewards/margins" in entry for entry in history):
+            report.append((f"{spec.name}-metrics", plots.preferences(history)))
+        elif history:
+            report.append((f"{spec.name}-loss", plots.losses(history)))
     return report
 
 
