@@ -16,8 +16,15 @@ from tunebook.recipe.loading import load_recipe
 from tunebook.recipe.sections import Recipe
 from tunebook.runs.files import intact, read_json
 from tunebook.runs.manifest import manifest
-from tunebook.runs.stage import Stage, command
-from tunebook.runs.stages import STAGES, parse_name, training_behind
+from tunebook.runs.stage import Stage, adapter_key, command
+from tunebook.runs.stages import (
+    STAGES,
+    StageSpec,
+    model_names,
+    parse_name,
+    trained_models,
+    training_behind,
+)
 
 
 def stage(**settings) -> Stage:
@@ -195,3 +202,17 @@ def test_a_folder_says_its_stage_its_round_and_its_command():
 def test_rounds_repeat_pairs_and_dpo_between_sft_and_the_evaluation():
     names = list(steps(load_recipe(overrides={"pairs.rounds": 2})))
     assert names == ["prepare", "sft", "pairs", "dpo", "pairs-2", "dpo-2", "evaluate"]
+
+
+def test_a_new_trainer_is_one_row(monkeypatch):
+    """The run folder, its manifest, the pipeline and what can be asked know of it by the table alone."""
+    row = StageSpec("kto", "kto", "tunebook.training.kto", notebook="06_kto", needs=("sft",), trains=True)
+    monkeypatch.setitem(STAGES, "kto", row)
+    recipe = load_recipe()
+    assert list(steps(recipe)) == ["prepare", "sft", "pairs", "dpo", "evaluate", "kto"]
+    assert command(recipe, "kto") == "uv run tunebook kto" and training_behind("kto") == ["sft", "kto"]
+    trained = Stage(recipe, "kto", {}, {})
+    with trained.open() as folder:
+        (folder / "adapter").mkdir()
+    assert model_names(recipe) == ["base", "sft", "dpo", "kto"] and trained_models(recipe) == ["base", "kto"]
+    assert list(manifest(recipe.run_dir)["stages"]) == ["kto"] and adapter_key(recipe, "kto") == trained.key
