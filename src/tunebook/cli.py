@@ -65,8 +65,8 @@ ModelsArgument = Annotated[
 STEPS = ", ".join(f"`{spec.command}`" for spec in STAGES.values() if spec.notebook)
 
 
-def _print_version(wanted: bool) -> None:
-    if wanted:
+def _print_version(is_asked: bool) -> None:
+    if is_asked:
         print(importlib.metadata.version("tunebook"))
         raise Exit
 
@@ -126,7 +126,7 @@ def run(
         return
     parsed = _recipe(recipe, run, set_)
     print(parsed.describe())
-    if not pipeline.run(parsed, parsed.source, first, until, force, dry_run):
+    if not pipeline.run(parsed, first, until, force, dry_run):
         print("Nothing to do.")
 
 
@@ -199,7 +199,8 @@ def pairs(
     parsed = _recipe(recipe, run, set_)
     pairs.pairs(parsed, number, force)
     summary.show(pairs.pairs_stage(parsed, number))
-    _done(parsed, round_name("pairs", number), "dpo" + (f" --round {number}" if number > 1 else ""))
+    following = "dpo" if number == 1 else f"dpo --round {number}"
+    _done(parsed, round_name("pairs", number), following)
 
 
 def _add_trainer(spec: StageSpec) -> None:

@@ -63,7 +63,6 @@ def steps(recipe: Recipe) -> dict[str, Step]:
 
 def run(
     recipe: Recipe,
-    recipe_name: str,
     first: str | None = None,
     last: str | None = None,
     force: bool = False,
@@ -100,7 +99,7 @@ def run(
         print(f"{name:9} {'would run' if dry_run else 'runs'}: {reason}", flush=True)
         started = time.monotonic()
         if not dry_run:
-            _execute(todo[name], recipe, recipe_name, force)
+            _execute(todo[name], recipe, force)
         seconds[name] = time.monotonic() - started
 
     if seconds and not dry_run:
@@ -140,7 +139,7 @@ def repeat(manifest: Path, name: str | None = None) -> str:
     names = {path.partition("/")[0] for path in stages}
     for step in steps(recipe).values():
         if round_name(step.spec.name, step.round) in names:
-            run(recipe, str(folder / "recipe.yaml"), step.name, step.name)
+            run(recipe, step.name, step.name)
     return compare_manifests(manifest, folder / "manifest.json")
 
 
@@ -158,7 +157,7 @@ def _why(step: Step, recipe: Recipe) -> str | None:
     return None
 
 
-def _execute(step: Step, recipe: Recipe, recipe_name: str, force: bool) -> None:
+def _execute(step: Step, recipe: Recipe, force: bool) -> None:
     import papermill
     from papermill.exceptions import PapermillExecutionError
 
@@ -167,7 +166,7 @@ def _execute(step: Step, recipe: Recipe, recipe_name: str, force: bool) -> None:
     # As the notebooks' cells of parameters name them; `run` has its own.
     overrides = {key: used for key, (_, used) in recipe.overrides.items() if key != "run"}
     parameters: dict[str, Any] = {
-        "recipe": recipe_name,
+        "recipe": recipe.source,
         "run": recipe.run_dir.name,
         "overrides": overrides,
         "force": force,

@@ -24,10 +24,10 @@ def test_the_pipeline_skips_what_is_done_and_stops_at_the_first_failure(paired, 
     from tunebook.runs.files import read_json
 
     recipe = paired("chain")
-    plan = pipeline.run(recipe, str(tiny_recipe), dry_run=True)
+    plan = pipeline.run(recipe, dry_run=True)
     assert plan == ["dpo", "evaluate"]
     assert not (recipe.run_dir / "notebooks").exists()
-    assert pipeline.run(recipe, str(tiny_recipe)) == plan
+    assert pipeline.run(recipe) == plan
     assert sorted(p.stem for p in (recipe.run_dir / "notebooks").iterdir()) == ["04_dpo", "05_evaluate"]
     assert list(read_json(recipe.run_dir / "eval" / "summary.json")["stages"]) == ["base", "sft", "dpo"]
     assert re.search(
@@ -35,7 +35,7 @@ def test_the_pipeline_skips_what_is_done_and_stops_at_the_first_failure(paired, 
         capsys.readouterr().out,
         re.MULTILINE,
     )
-    assert pipeline.run(recipe, str(tiny_recipe)) == []
+    assert pipeline.run(recipe) == []
     assert capsys.readouterr().out.count("up to date") == 5
     changed = load_recipe(
         tiny_recipe,
@@ -43,7 +43,7 @@ def test_the_pipeline_skips_what_is_done_and_stops_at_the_first_failure(paired, 
         overrides={k: v for k, (_, v) in recipe.overrides.items()} | {"dpo.loss_type": ["nonsense", "sft"]},
     )
     with pytest.raises(UserError, match=r"04_dpo\.ipynb, cell \d+: .*nonsense"):
-        pipeline.run(changed, str(tiny_recipe))
+        pipeline.run(changed)
     assert (recipe.run_dir / "dpo" / "adapter").exists()
     with pytest.raises(UserError, match="no step 'dop'"):
-        pipeline.run(recipe, str(tiny_recipe), first="dop")
+        pipeline.run(recipe, first="dop")
