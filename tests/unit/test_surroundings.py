@@ -28,7 +28,7 @@ def test_run_hands_on_the_recipe_that_the_environment_names(tmp_path, monkeypatc
     mine, given = tmp_path / "mine.yaml", []
     mine.write_text((ROOT / "configs" / "smollm2-math.yaml").read_text())
     monkeypatch.setenv("TUNEBOOK_RECIPE", str(mine))
-    monkeypatch.setattr(pipeline, "run", lambda *args: given.append(args[1]))
+    monkeypatch.setattr(pipeline, "run", lambda *args: given.append(args[0].source))
     monkeypatch.setattr("sys.argv", ["tunebook", "run", "--dry-run"])
     with pytest.raises(SystemExit):
         cli.main()
