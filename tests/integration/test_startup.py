@@ -63,7 +63,8 @@ def test_stages_that_train_nothing_load_neither_torch_nor_unsloth(embedded, tmp_
         from tunebook.recipe.loading import load_recipe
         from tunebook.recipe.sections import CleanConfig
         from tunebook.data.prepare import prepare, show
-        from tunebook.evaluation.evaluate import eval_stage, evaluate, summarise
+        from tunebook.evaluation.evaluate import eval_stage, evaluate
+        from tunebook.evaluation.items import summarise
         from tunebook.evaluation.tables import show as show_results
         from tunebook.checkers.maths import verifier
         recipe = load_recipe("smollm2-alpaca", overrides={"evaluate.benchmarks.data": None})
