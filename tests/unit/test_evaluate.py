@@ -171,7 +171,7 @@ def test_pass_at_k_and_majority(monkeypatch, tmp_path):
     monkeypatch.setattr(items, "answer_file", lambda *given: records)
     recipe = load_recipe(overrides={"evaluate.samples": 3})
     asked = [{"prompt": []}] * 3
-    found = items.answer_repeatedly(recipe, "sft", lambda: None, asked, tmp_path)
+    found = items.Exam(recipe, "sft", lambda: None, asked, tmp_path).sample()
     assert found == {
         "k": 3,
         "temperature": 1.0,
@@ -180,7 +180,7 @@ def test_pass_at_k_and_majority(monkeypatch, tmp_path):
         "majority": pytest.approx(1 / 3),
     }
     records[1] |= {"parsed": "6", "correct": False}
-    again = items.answer_repeatedly(recipe, "sft", lambda: None, asked, tmp_path)
+    again = items.Exam(recipe, "sft", lambda: None, asked, tmp_path).sample()
     assert again["majority"] == 0.0
     (row,) = tables.sampled_table({"sft": {"n": 3, "sampled": found}, "base": {"n": 3}}).rows
     assert tuple(row.values()) == ("sft", "3", "3", "1.0", "33.3%", "66.7%", "33.3%")

@@ -39,8 +39,7 @@ FILTER = "flexible-extract"
 def bench(recipe: Recipe, only: Iterable[str] | None = None, force: bool = False) -> dict[str, Any]:
     """Run the recipe's benchmark tasks with each stage's model, adapters not merged.
 
-    Each task and stage has a folder of its own, with a record for each item, and is not run again when it is
-    up to date.
+    Each task and stage has a folder with a record for each item, and is not run again when it is up to date.
 
     Args:
         only: The stages; by default `base` and those that are trained.
@@ -50,6 +49,7 @@ def bench(recipe: Recipe, only: Iterable[str] | None = None, force: bool = False
 
     Raises UserError when lm-eval is not installed, for an unknown task, and for data that cannot be had.
     """
+    # Found without importing it: it takes seconds.
     if importlib.util.find_spec("lm_eval") is None:
         raise UserError("lm-evaluation-harness is not installed: run `uv sync --extra eval`")
     names = list(only or trained_models(recipe))
@@ -118,17 +118,24 @@ def _run(recipe: Recipe, missing: dict[tuple[str, str], Stage]) -> None:
                 batch_size=config.batch_size,
                 softmax_dtype=torch.float32,
             )
-            with _data_errors(task), contextlib.chdir(config.include or "."):
-                result = simple_evaluate(
-                    model=lm,
-                    tasks=[_task(config, task)],
-                    task_manager=manager,
-                    num_fewshot=shots,
-                    limit=config.limit,
-                    bootstrap_iters=0,
-                    apply_chat_template=config.chat_template,
-                    gen_kwargs={"max_gen_toks": config.max_new_tokens},
-                )
+            try:
+                # A task of the user's may name its items by their path from its own folder.
+                with contextlib.chdir(config.include or "."):
+                    result = simple_evaluate(
+                        model=lm,
+                        tasks=[_task(config, task)],
+                        task_manager=manager,
+                        num_fewshot=shots,
+                        limit=config.limit,
+                        bootstrap_iters=0,  # the intervals are ours
+                        apply_chat_template=config.chat_template,
+                        gen_kwargs={"max_gen_toks": config.max_new_tokens},
+                    )
+            except (OSError, ValueError, LookupError, TypeError, jinja2.TemplateError) as error:
+                raise UserError(
+                    f"{task} cannot be run: {first_line(error)} "
+                    "(without a network, give its items with evaluate.benchmarks.data)"
+                ) from None
             score = _write(result["samples"][task], folder / "items.jsonl")
             score["shots"] = result["n-shot"].get(task) if shots is None else shots
             stage.record = {"score": score}
@@ -158,18 +165,6 @@ def _tasks_in(manager: Any, group: Any) -> list[str]:
     for part in parts if isinstance(parts, list) else [parts]:
         names += _tasks_in(manager, part)
     return names
-
-
-@contextlib.contextmanager
-def _data_errors(task: str) -> Any:
-    """Turns what the harness raises at data that it cannot get or read into a UserError."""
-    try:
-        yield
-    except (OSError, ValueError, LookupError, TypeError, jinja2.TemplateError) as error:
-        raise UserError(
-            f"{task} cannot be run: {first_line(error)} "
-            "(without a network, give its items with evaluate.benchmarks.data)"
-        ) from None
 
 
 def _task(config: BenchmarksConfig, task: str) -> Any:

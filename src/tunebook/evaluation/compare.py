@@ -89,6 +89,7 @@ def _paired(first: Path, other: Path, stages: Iterable[str]) -> list[dict[str, A
 
 
 def _scores(run: Path, stage: str) -> dict[str, float]:
+    """1 for an item that was answered right, else 0. Two runs may have numbered their items otherwise."""
     return {item: prediction["correct"] for item, prediction in predictions(run, stage).items()}
 
 

@@ -13,7 +13,7 @@ from typing import Any
 from tunebook.checkers.maths import verifier
 from tunebook.data.prepare import data_stage, prepare
 from tunebook.data.rows import images_of
-from tunebook.evaluation import items
+from tunebook.evaluation.items import Exam, answers_by_model, held_out_items, summarise
 from tunebook.evaluation.statistics import compared_steps
 from tunebook.generation.generate import read_records
 from tunebook.generation.local import Local, local
@@ -79,16 +79,12 @@ def comparisons(stages: dict[str, Stage]) -> list[dict[str, Any]]:
 
 
 def answers(recipe: Recipe, names: list[str], rows: list[dict[str, Any]]) -> list[dict[str, str]]:
-    """The same few rows, with a `prompt` and perhaps `images`, answered by each stage's model.
-
-    Returns:
-        {stage: text} for each row.
-    """
+    """The same few rows answered by each stage's model: {stage: text} for each row."""
     for name in names:
         eval_stage(recipe, name)  # refuses what is not trained
     backend.backend()
     open_model = functools.partial(_open, *load_stages(recipe, names))
-    by_model = items.answers_by_model(open_model, names, rows, recipe.evaluate.max_new_tokens)
+    by_model = answers_by_model(open_model, names, rows, recipe.evaluate.max_new_tokens)
     return [{name: answer.text for name, answer in row.items()} for row in by_model]
 
 
@@ -98,17 +94,18 @@ def _answer(recipe: Recipe, missing: dict[str, Stage], force: bool) -> None:
     train = prepare(recipe)["fingerprints"]["train"]
     for name in missing:
         _refuse_learnt(recipe, name, train)
-    held_out = items.held_out_items(recipe, recipe.evaluate.limit)
+    items = held_out_items(recipe, recipe.evaluate.limit)
     model, tokenizer = load_stages(recipe, missing)
     for name, stage in missing.items():
         source = functools.partial(_open, model, tokenizer, name)
         with stage.open(resume=not force) as folder:
-            predictions = items.answer_greedily(recipe, name, source, held_out, folder)
-            summary = items.summarise(predictions)
+            exam = Exam(recipe, name, source, items, folder)
+            predictions = exam.answer()
+            summary = summarise(predictions)
             if recipe.evaluate.samples:
-                summary["sampled"] = items.answer_repeatedly(recipe, name, source, held_out, folder)
-            if recipe.evaluate.ablation and any(images_of(item) for item in held_out):
-                summary["images"] = items.answer_other_images(recipe, name, source, held_out, folder)
+                summary["sampled"] = exam.sample()
+            if recipe.evaluate.ablation and any(images_of(item) for item in items):
+                summary["images"] = exam.answer_other_images(predictions)
             if name != "base" and summary["repeating"] > 0.5:
                 print(
                     f"Warning: {summary['repeating']:.0%} of {name}'s answers repeat one piece of text "

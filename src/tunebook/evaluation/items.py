@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from tunebook.checkers.maths import equal, verify
@@ -15,7 +16,7 @@ from tunebook.data.rows import evenly, images_of
 from tunebook.data.storage import load
 from tunebook.evaluation.statistics import column, compare, wilson
 from tunebook.generation.answers import Answer, Images, Sampling, repeats
-from tunebook.generation.generate import answer_file, generate, read_records
+from tunebook.generation.generate import answer_file, generate
 from tunebook.generation.local import Local
 from tunebook.recipe.errors import UserError
 from tunebook.recipe.sections import Recipe
@@ -55,85 +56,78 @@ def held_out_items(recipe: Recipe, limit: int | None, checkable: bool = True) ->
     )
 
 
-def answer_items(
-    path: Path,
-    source: Source,
-    items: list[Item],
-    sampling: Sampling,
-    label: str,
-    images: Images | None = None,
-) -> list[Prediction]:
-    """Each item answered and checked, kept in `path` as the answers come.
+@dataclass(frozen=True)
+class Exam:
+    """A model and the items that it answers. Its answers are kept in `folder` as they come."""
 
-    Args:
-        images: Other image files than the items' own, a list for each item.
-    """
-    if images is None:
-        images = [images_of(item) for item in items]
+    recipe: Recipe
+    stage: str
+    source: Source
+    items: list[Item]
+    folder: Path
 
-    def record(i: int, answer: Answer) -> Prediction:
-        return checked(items[i], answer)
+    def answer(self) -> list[Prediction]:
+        """One answer to each item, at temperature 0."""
+        return self._answer("predictions.jsonl", self.items, self._greedy, "answers")
 
-    return answer_file(path, source(), column(items, "prompt"), sampling, record, label, images)
+    def sample(self) -> dict[str, Any]:
+        """`evaluate.samples` answers to each item; pass@1, pass@k and majority vote (Wang et al. 2022)."""
+        config = self.recipe.evaluate
+        repeated = []
+        for item in self.items:
+            repeated += [item] * config.samples
+        # Each answer has a seed of its own, so that an evaluation that goes on draws the same ones.
+        seeds = list(range(self.recipe.seed, self.recipe.seed + len(repeated)))
+        sampling = Sampling(config.max_new_tokens, config.batch_size, config.temperature, seeds)
+        answers = self._answer("samples.jsonl", repeated, sampling, "samples")
+        solved = 0
+        agreed = 0
+        for start in range(0, len(answers), config.samples):
+            of_item = answers[start : start + config.samples]
+            solved += any(column(of_item, "correct"))
+            agreed += majority_is_right(of_item)
+        return {
+            "k": config.samples,
+            "temperature": config.temperature,
+            "pass@1": fmean(column(answers, "correct")),
+            "pass@k": solved / len(self.items),
+            "majority": agreed / len(self.items),
+        }
 
+    def answer_other_images(self, predictions: list[Prediction]) -> dict[str, Any]:
+        """Some items answered again with a blank image and with another item's.
 
-def answer_greedily(
-    recipe: Recipe, stage: str, source: Source, items: list[Item], folder: Path
-) -> list[Prediction]:
-    """One answer to each item, at temperature 0."""
-    return answer_items(folder / "predictions.jsonl", source, items, _greedy(recipe), f"{stage} answers")
+        Args:
+            predictions: The answers to all items with their true images, for comparison.
+        """
+        with_images = [i for i, item in enumerate(self.items) if images_of(item)]
+        places = evenly(with_images, self.recipe.evaluate.ablation)
+        items = [self.items[i] for i in places]
+        correct = {"true": [predictions[i]["correct"] for i in places]}
+        for kind in ("blank", "swapped"):
+            images = instead(kind, column(items, "images"))
+            answers = self._answer(f"predictions-{kind}.jsonl", items, self._greedy, f"{kind} image", images)
+            correct[kind] = column(answers, "correct")
+        accuracies = {kind: fmean(marks) for kind, marks in correct.items()}
+        return {**accuracies, "gain": compare(correct["blank"], correct["true"])}
 
+    @property
+    def _greedy(self) -> Sampling:
+        return Sampling(self.recipe.evaluate.max_new_tokens, self.recipe.evaluate.batch_size)
 
-def answer_repeatedly(
-    recipe: Recipe, stage: str, source: Source, items: list[Item], folder: Path
-) -> dict[str, Any]:
-    """`evaluate.samples` answers to each item; pass@1, pass@k and majority vote (Wang et al. 2022)."""
-    config = recipe.evaluate
-    repeated = []
-    for item in items:
-        repeated += [item] * config.samples
-    # Each answer has a seed of its own, so that an evaluation that goes on draws the same ones.
-    seeds = list(range(recipe.seed, recipe.seed + len(repeated)))
-    sampling = Sampling(config.max_new_tokens, config.batch_size, config.temperature, seeds)
-    answers = answer_items(folder / "samples.jsonl", source, repeated, sampling, f"{stage} samples")
-    solved = 0
-    agreed = 0
-    for start in range(0, len(answers), config.samples):
-        of_item = answers[start : start + config.samples]
-        solved += any(column(of_item, "correct"))
-        agreed += majority_is_right(of_item)
-    return {
-        "k": config.samples,
-        "temperature": config.temperature,
-        "pass@1": _mean(column(answers, "correct")),
-        "pass@k": solved / len(items),
-        "majority": agreed / len(items),
-    }
+    def _answer(
+        self, file: str, items: list[Item], sampling: Sampling, label: str, images: Images | None = None
+    ) -> list[Prediction]:
+        """Items answered and checked, with their own images unless others are given."""
+        if images is None:
+            images = [images_of(item) for item in items]
 
+        def record(i: int, answer: Answer) -> Prediction:
+            return checked(items[i], answer)
 
-def answer_other_images(
-    recipe: Recipe, stage: str, source: Source, items: list[Item], folder: Path
-) -> dict[str, Any]:
-    """Items answered again with a blank image and with another item's.
-
-    They are compared with the answers to the true image that `answer_greedily` has left in `folder`.
-    """
-    with_images = [i for i, item in enumerate(items) if images_of(item)]
-    places = evenly(with_images, recipe.evaluate.ablation)
-    chosen = [items[i] for i in places]
-    marks = column(read_records(folder / "predictions.jsonl"), "correct")
-    correct = {"true": [marks[i] for i in places]}
-    for kind in ("blank", "swapped"):
-        path = folder / f"predictions-{kind}.jsonl"
-        images = instead(kind, column(chosen, "images"))
-        answers = answer_items(path, source, chosen, _greedy(recipe), f"{stage}, {kind} image", images)
-        correct[kind] = column(answers, "correct")
-    return {
-        "true": _mean(correct["true"]),
-        "blank": _mean(correct["blank"]),
-        "swapped": _mean(correct["swapped"]),
-        "gain": compare(correct["blank"], correct["true"]),
-    }
+        path = self.folder / file
+        prompts = column(items, "prompt")
+        return answer_file(path, self.source(), prompts, sampling, record, f"{self.stage} {label}", images)
 
 
 def answers_by_model(
@@ -142,11 +136,7 @@ def answers_by_model(
     rows: list[dict[str, Any]],
     max_new_tokens: int,
 ) -> list[dict[str, Answer]]:
-    """The same few rows answered by several models, greedily and in one batch.
-
-    Returns:
-        {model: answer} for each row.
-    """
+    """A few rows answered by several models, greedily and in one batch: {model: answer} for each row."""
     images = [images_of(row) for row in rows]
     answers: list[dict[str, Answer]] = [{} for _ in rows]
     for name in names:
@@ -199,10 +189,6 @@ def summarise(predictions: list[Prediction]) -> dict[str, Any]:
     return {**_shares(predictions), "slices": {name: _shares(slices[name]) for name in sorted(slices)}}
 
 
-def _greedy(recipe: Recipe) -> Sampling:
-    return Sampling(recipe.evaluate.max_new_tokens, recipe.evaluate.batch_size)
-
-
 def _shares(predictions: list[Prediction]) -> dict[str, Any]:
     n = len(predictions)
     correct = sum(column(predictions, "correct"))
@@ -213,12 +199,8 @@ def _shares(predictions: list[Prediction]) -> dict[str, Any]:
         "accuracy": correct / n,
         "interval": wilson(correct, n),
         "boxed": kinds["boxed"] / n,
-        "truncated": _mean(column(predictions, "truncated")),
+        "truncated": fmean(column(predictions, "truncated")),
         "no_answer": kinds["none"] / n,
-        "mean_tokens": _mean(column(predictions, "tokens")),
+        "mean_tokens": fmean(column(predictions, "tokens")),
         "repeating": sum(repeats(prediction.get("answer", "")) for prediction in predictions) / n,
     }
-
-
-def _mean(values: list[Any]) -> float:
-    return float(sum(values) / len(values))

@@ -63,7 +63,8 @@ def parts(run: Path) -> list[Part]:
     report += ["## Data", _data(stages.get("data", {})), *_pairs(stages.get("pairs"))]
     report += ["## Training", *_training(run, stages)]
     report += ["## Cost", _costs(stages)]
-    report += _exports(run)
+    if exports := read_json(run / "export" / "parity.json"):
+        report += ["## Exports, each against the adapter", tables.parity_table(exports).markdown()]
     report += ["## How to repeat it", _repeat(run, stages)]
     return [part for part in report if part]
 
@@ -80,6 +81,7 @@ def _headline(stages: dict[str, Any], summary: dict[str, Any]) -> str:
     lines = [f"{recipe['model']['base']}, recipe `{recipe['name']}`, seed {recipe['seed']}."]
     for compared in summary.get("comparisons", []):
         low, high = compared["interval"]
+        # Both must show it: of few items the bootstrap interval alone is too narrow.
         if compared["p"] >= ALPHA or low <= 0 <= high:
             verdict = "not shown to be different"
         else:
@@ -103,6 +105,7 @@ def _results(summary: dict[str, Any]) -> list[Part]:
         if compared["p"] < ALPHA:
             row["p"] += " *"
     image_table = tables.image_table(stages)
+    # Tables without rows are empty text, which `parts` leaves out.
     return [
         f"## Results on the `{summary['split']}` split",
         ("accuracy", plots.accuracies(stages)),
@@ -154,33 +157,31 @@ def _examples(run: Path, summary: dict[str, Any]) -> list[Part]:
             f"{stages[0]}:\n\n```text\n{first['answer']}\n```\n\n"
             f"{stages[1]}:\n\n```text\n{second['answer']}\n```"
         )
-    won, lost = examples["won"][:2], examples["lost"][:2]
-    if not won and not lost:
+    shown = examples["won"][:2] + examples["lost"][:2]
+    if not shown:
         return []
-    return [f"## Won and lost, {stages[0]} → {stages[1]}", *won, *lost]
+    return [f"## Won and lost, {stages[0]} → {stages[1]}", *shown]
 
 
 def _data(data: dict[str, Any]) -> str:
-    counts = {f"rows for {split}": n for split, n in data.get("rows", {}).items()}
-    for reason, n in data.get("quarantined", {}).items():
-        counts[f"quarantined: {reason}"] = n
     table = Table()
-    for name, n in counts.items():
-        table.add(data=name, rows=n)
+    for split, n in data.get("rows", {}).items():
+        table.add(data=f"rows for {split}", rows=n)
+    for reason, n in data.get("quarantined", {}).items():
+        table.add(data=f"quarantined: {reason}", rows=n)
     return table.markdown()
 
 
 def _pairs(pairs: dict[str, Any] | None) -> list[Part]:
     if not pairs:
         return []
-    counts = {f"pairs for {split}": n for split, n in pairs["rows"].items()}
-    for strategy, n in pairs["strategies"].items():
-        counts[f"strategy {strategy}"] = n
-    for reason, n in (pairs.get("quarantined") or {}).items():
-        counts[f"quarantined: {reason}"] = n
     table = Table(pairs="preference pairs")
-    for name, n in counts.items():
-        table.add(pairs=name, n=n)
+    for split, n in pairs["rows"].items():
+        table.add(pairs=f"pairs for {split}", n=n)
+    for strategy, n in pairs["strategies"].items():
+        table.add(pairs=f"strategy {strategy}", n=n)
+    for reason, n in (pairs.get("quarantined") or {}).items():
+        table.add(pairs=f"quarantined: {reason}", n=n)
     table.add(pairs="told apart by length alone", n=f"{pairs['length_only_accuracy']:.0%}")
     report: list[Part] = [table.markdown()]
     if pairs.get("pass_counts"):
@@ -227,16 +228,9 @@ def _costs(stages: dict[str, Any]) -> str:
     return table.markdown()
 
 
-def _exports(run: Path) -> list[Part]:
-    rows = read_json(run / "export" / "parity.json")
-    if not rows:
-        return []
-    return ["## Exports, each against the adapter", tables.parity_table(rows).markdown()]
-
-
 def _repeat(run: Path, stages: dict[str, Any]) -> str:
     """The commands that make this run again, where it ran, and its recipe in full."""
-    commits = set()
+    commits = set()  # stages may have been made by different ones
     dirty = ""
     for stage in stages.values():
         if git := stage.get("git"):
@@ -247,6 +241,7 @@ def _repeat(run: Path, stages: dict[str, Any]) -> str:
     hardware = last["hardware"]
     machine = [f"{hardware['cores']} cores of {hardware['cpu']}", f"{hardware['memory_gb']} GB"]
     machine += hardware["gpus"]
+    # Of a run in the project, the path as one types it there.
     folder = run.relative_to(ROOT) if run.is_relative_to(ROOT) else run
     manifest = shlex.quote(f"{folder}/manifest.json")
     return (
@@ -258,28 +253,25 @@ def _repeat(run: Path, stages: dict[str, Any]) -> str:
 
 
 def _html(title: str, report: list[Part]) -> str:
-    """One file with its figures inside, by nbconvert from a notebook of Markdown and figures."""
+    """One file with its figures inside, by nbconvert from a notebook of Markdown."""
     from nbconvert import HTMLExporter
     from nbformat import v4
 
     notebook = v4.new_notebook(metadata={"title": html.escape(title)})
     for part in report:
-        if isinstance(part, str):
-            notebook.cells.append(v4.new_markdown_cell(part))
-            continue
-        _, figure = part
-        png = io.BytesIO()
-        figure.savefig(png, format="png", dpi=120)
-        output = v4.new_output(
-            "display_data",
-            {"image/png": base64.b64encode(png.getvalue()).decode()},
-            metadata={"image/png": {"width": int(100 * figure.get_figwidth())}},
-        )
-        notebook.cells.append(v4.new_code_cell(outputs=[output]))
-    exporter = HTMLExporter(
-        template_name="lab", exclude_input=True, exclude_input_prompt=True, exclude_output_prompt=True
-    )
+        text = part if isinstance(part, str) else _embedded(*part)
+        notebook.cells.append(v4.new_markdown_cell(text))
+    exporter = HTMLExporter(template_name="lab", exclude_input_prompt=True)
     # No script from elsewhere: the file is whole without a network.
     exporter.mathjax_url = exporter.require_js_url = exporter.jquery_url = ""
     page, _ = exporter.from_notebook_node(notebook)
     return str(page).replace('<script src=""></script>', "")
+
+
+def _embedded(name: str, figure: Figure) -> str:
+    """A figure as HTML that holds its pixels, at 100 pixels an inch."""
+    png = io.BytesIO()
+    figure.savefig(png, format="png", dpi=120)
+    data = base64.b64encode(png.getvalue()).decode()
+    width = int(100 * figure.get_figwidth())
+    return f'<img alt="{name}" width="{width}" src="data:image/png;base64,{data}">'
