@@ -1,8 +1,9 @@
-"""Rewriting rows through an API: rows per second at concurrency 64 against a loop that asks one by one, and memory by rows.
+"""Rewriting rows through an API, at concurrency 64 against a loop that asks one by one.
 
     uv run python benchmarks/clean.py --out benchmarks/records/clean.json
 
-The server is one on loopback that answers after 200 ms (for the memory: at once), in a process of its own.
+Rows per second, and peak memory by rows. The server is one on loopback that answers after 200 ms (for the
+memory: at once), in a process of its own.
 """
 
 from __future__ import annotations
@@ -17,32 +18,45 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from importlib.metadata import version
 from pathlib import Path
 
+import common
 import openai
 
 from tunebook.recipe.files import ROOT
-from tunebook.recipe.loading import load_recipe
-from tunebook.runs.machine import environment
 
 QUESTION = "In row {n}: what is {n} plus 2?"
+CONCURRENCY = 64
+LATENCY_S = 0.2
+TURNS = 3
+
+CODE = """
+import json, sys, time
+import openai, aiolimiter  # before the clock starts
+from tunebook.data import clean
+from tunebook.recipe.loading import load_recipe
+from tunebook.recipe.sections import CleanConfig
+from tunebook.runs.machine import peak_memory_gb
+recipe = load_recipe(run="clean")
+source, url, concurrency = sys.argv[1:]
+recipe.clean = CleanConfig(source=source, url=url, model="m", concurrency=int(concurrency))
+started = time.perf_counter()
+record = clean.clean(recipe)
+seconds = time.perf_counter() - started
+rows_per_s = record["rows"]["clean"] / seconds
+print(json.dumps({"rows_per_s": rows_per_s, "peak_gb": peak_memory_gb()["process"]}))
+"""
 
 
 @contextlib.contextmanager
 def server(folder: Path, latency: float) -> Iterator[str]:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
-    command = [
-        sys.executable,
-        str(ROOT / "tests" / "helpers" / "api.py"),
-        str(port),
-        str(folder / "log"),
-        "--calm",
-        "--latency",
-        str(latency),
-    ]
+    """The tests' server, without its moods; yields its address."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    script = ROOT / "tests" / "helpers" / "api.py"
+    command = [sys.executable, str(script), str(port), str(folder / "log")]
+    command += ["--calm", "--latency", str(latency)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     process.stdout.readline()  # READY
     try:
@@ -70,21 +84,11 @@ def ours(url: str, rows: int, folder: Path) -> dict[str, float]:
     raw = folder / "raw.jsonl"
     with raw.open("w") as out:
         for n in range(rows):
-            out.write(
-                json.dumps({"question": QUESTION.format(n=n), "solution": f"{n} + 2 = \\boxed{{{n + 2}}}"})
-                + "\n"
-            )
-    code = (
-        "import json, sys, time\nfrom pathlib import Path\nfrom tunebook.data import clean\nfrom tunebook.recipe import CleanConfig, load_recipe\n"
-        "from tunebook.run import peak_memory_gb\n"
-        "recipe = load_recipe(run='clean')\nrecipe.clean = CleanConfig(source=sys.argv[1], url=sys.argv[2], model='m', concurrency=64)\n"
-        "import openai, aiolimiter\nstarted = time.perf_counter()\nrecord = clean.clean(recipe)\n"
-        "print(json.dumps({'rows_per_s': record['rows']['clean'] / (time.perf_counter() - started), 'peak_gb': peak_memory_gb()['process']}))"
-    )
+            row = {"question": QUESTION.format(n=n), "solution": f"{n} + 2 = \\boxed{{{n + 2}}}"}
+            out.write(json.dumps(row) + "\n")
+    command = [sys.executable, "-c", CODE, str(raw), url, str(CONCURRENCY)]
     env = os.environ | {"TUNEBOOK_RUNS": str(folder / f"runs-{rows}")}
-    done = subprocess.run(
-        [sys.executable, "-c", code, str(raw), url], env=env, stdout=subprocess.PIPE, text=True, check=True
-    )
+    done = subprocess.run(command, env=env, stdout=subprocess.PIPE, text=True, check=True)
     return json.loads(done.stdout)
 
 
@@ -94,35 +98,34 @@ def main() -> None:
         "--rows", type=int, nargs="+", default=[1_000, 10_000, 100_000], help="for the memory"
     )
     parser.add_argument("--out", type=Path)
-    given = parser.parse_args()
-    load_recipe()
-    found = {
-        "concurrency": 64,
-        "latency_s": 0.2,
-        "versions": {p: version(p) for p in ("openai", "aiohttp")},
-        "hardware": environment()["hardware"],
-    }
+    options = parser.parse_args()
+    loops = []
+    batches = []
+    memory = {}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        with server(folder, 0.2) as url:  # the two sides in turn
-            loops, batches = [], []
-            for i in range(3):
+        with server(folder, LATENCY_S) as url:
+            for turn in range(TURNS):  # the two sides in turn
                 loops.append(one_by_one(url, 25))
-                (folder / str(i)).mkdir()
-                batches.append(ours(url, 2_000, folder / str(i))["rows_per_s"])
-        ratios = sorted(b / a for a, b in zip(loops, batches, strict=True))
-        found |= {
-            "one_by_one": loops,
-            "tunebook": batches,
-            "ratio": {"median": ratios[1], "lowest": ratios[0], "highest": ratios[2]},
-        }
+                (folder / str(turn)).mkdir()
+                batches.append(ours(url, 2_000, folder / str(turn))["rows_per_s"])
         with server(folder, 0.0) as url:
-            found["memory_gb"] = {str(rows): ours(url, rows, folder)["peak_gb"] for rows in given.rows}
+            for rows in options.rows:
+                memory[str(rows)] = ours(url, rows, folder)["peak_gb"]
+    times = common.ratio(batches, loops)
     print(
-        f"{ratios[1]:.0f} times the rows per second ({ratios[0]:.0f} to {ratios[2]:.0f}); peak memory by rows {found['memory_gb']} GB"
+        f"{times['median']:.0f} times the rows per second ({times['lowest']:.0f} to {times['highest']:.0f}); "
+        f"peak memory by rows {memory} GB"
     )
-    if given.out:
-        given.out.write_text(json.dumps(found, indent=1) + "\n")
+    record = {
+        "concurrency": CONCURRENCY,
+        "latency_s": LATENCY_S,
+        "one_by_one": loops,
+        "tunebook": batches,
+        "ratio": times,
+        "memory_gb": memory,
+    }
+    common.write(options.out, record, ("openai", "aiohttp"))
 
 
 if __name__ == "__main__":

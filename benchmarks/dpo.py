@@ -1,4 +1,6 @@
-"""Tokens a second and peak memory of DPO: tunebook's settings for a CPU against stock TRL + PEFT, and against themselves with one switched.
+"""Tokens a second and peak memory of DPO on a CPU: tunebook's settings against stock TRL + PEFT.
+
+And against themselves with one of them switched.
 
 uv run python benchmarks/dpo.py --out benchmarks/records/dpo.json
 """

@@ -1,23 +1,26 @@
-"""SFT and DPO on one GPU: this project's stages (Unsloth) against stock TRL with PEFT, tokens per second and peak GPU memory.
+"""SFT and DPO on one GPU: this project's stages (Unsloth) against stock TRL with PEFT.
 
     uv run python benchmarks/gpu.py --out benchmarks/records/gpu.json
     uv run python benchmarks/gpu.py --base /models/Qwen3-4B-Base --steps 40
-    uv run python benchmarks/gpu.py --dry-run          # on any machine: builds both sides' configs, trains nothing
+    uv run python benchmarks/gpu.py --dry-run       # on any machine: builds both sides' configs
 
-Not run on a GPU yet. The recipe's model, LoRA and trainer settings on both sides, the same rows (`rows.py`) in the same batches,
-each turn in a process of its own: Unsloth changes TRL wherever it is imported. The first steps, in which kernels are compiled, do
-not count. Stock TRL trains DPO from a fresh adapter, whose reference is the model without it: as much work a step.
+Tokens per second and peak GPU memory. Not run on a GPU yet. The recipe's model, LoRA and trainer settings on
+both sides, the same rows (`rows.py`) in the same batches, each turn in a process of its own: Unsloth changes
+TRL wherever it is imported. The first steps, in which kernels are compiled, do not count. Stock TRL trains
+DPO from a fresh adapter, whose reference is the model without it: as much work a step.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import common
 import rows as chat
@@ -28,45 +31,56 @@ from tunebook.recipe.files import ROOT, find_file
 from tunebook.recipe.loading import load_recipe
 from tunebook.recipe.sections import Recipe
 
-Side = Literal["tunebook", "trl"]
-Section = Literal["sft", "dpo"]
-STEPS, WARM = 24, 4
-"""Steps of a turn, and how many of them do not count."""
+STEPS = 24
+"""Of a turn."""
+
+WARM = 4
+"""Steps of a turn that do not count."""
+
+SIDES = ("tunebook", "trl")
+SECTIONS = ("sft", "dpo")
+ROWS = 6_000
+MEASURED = ("tokens_per_s", "step_s", "peak_gb", "reserved_gb")
+PACKAGES = ("torch", "transformers", "trl", "peft", "unsloth", "bitsandbytes")
 OURS_ALONE = {"early_stopping_patience", "early_stopping_threshold"}
 
 
-def recipe_of(name: str, base: str | None, folder: Path, steps: int, rows: int) -> Recipe:
-    """The recipe on generated rows, so many steps long, without evaluation and checkpoints."""
-    data, pairs = folder / "rows.jsonl", folder / "pairs.jsonl"
-    if not data.exists():
-        chat.write(data, rows)
-        with pairs.open("w", encoding="utf-8") as out:
-            for row in (
-                row for row in chat.rows(rows, seed=1) if row["completion"].startswith("###")
-            ):  # not the broken ones
-                wrong = row["completion"].replace("boxed{", "boxed{1")
-                out.write(
-                    json.dumps({"prompt": row["prompt"], "chosen": row["completion"], "rejected": wrong})
-                    + "\n"
-                )
-    source = {"format": "chat", "path": str(data), "split": "train"}
-    given: dict[str, Any] = {
-        "data.sources": [source],
+def write_rows(folder: Path) -> None:
+    """Rows for SFT and pairs for DPO."""
+    chat.write(folder / "rows.jsonl", ROWS)
+    with (folder / "pairs.jsonl").open("w", encoding="utf-8") as out:
+        for row in chat.rows(ROWS, seed=1):
+            chosen = row["completion"]
+            if not chosen.startswith("###"):
+                continue  # one of the broken ones
+            pair = {
+                "prompt": row["prompt"],
+                "chosen": chosen,
+                "rejected": chosen.replace("boxed{", "boxed{1"),
+            }
+            out.write(json.dumps(pair) + "\n")
+
+
+def recipe_of(name: str, base: str | None, folder: Path, steps: int) -> Recipe:
+    """The recipe on the written rows, so many steps long, without evaluation and checkpoints."""
+    overrides: dict[str, Any] = {
+        "data.sources": [{"format": "chat", "path": str(folder / "rows.jsonl"), "split": "train"}],
         "data.for_pairs": 0.0,
         "pairs.methods": ["dataset"],
-        "pairs.dataset": str(pairs),
+        "pairs.dataset": str(folder / "pairs.jsonl"),
+        "pairs.min_margin": None,
+        "pairs.rows": None,
+        "pairs.columns": {},
+        "pairs.val": 0.0,
     }
-    given |= {"pairs.min_margin": None, "pairs.rows": None, "pairs.columns": {}, "pairs.val": 0.0} | (
-        {"model.base": base} if base else {}
-    )
-    short = {
-        "max_steps": steps,
-        "eval_strategy": "no",
-        "save_strategy": "no",
-        "load_best_model_at_end": False,
-    }
-    given |= {f"{section}.{key}": value for section in ("sft", "dpo") for key, value in short.items()}
-    return load_recipe(name, run="gpu", overrides=given)
+    if base:
+        overrides["model.base"] = base
+    for section in SECTIONS:
+        overrides[f"{section}.max_steps"] = steps
+        overrides[f"{section}.eval_strategy"] = "no"
+        overrides[f"{section}.save_strategy"] = "no"
+        overrides[f"{section}.load_best_model_at_end"] = False
+    return load_recipe(name, run="gpu", overrides=overrides)
 
 
 def clock() -> Any:
@@ -75,7 +89,8 @@ def clock() -> Any:
     from transformers import TrainerCallback
 
     class Clock(TrainerCallback):  # type: ignore[misc]
-        times: list[float] = []  # noqa: RUF012
+        def __init__(self) -> None:
+            self.times: list[float] = []
 
         def on_step_end(self, *args: Any, **kwargs: Any) -> None:
             if torch.cuda.is_available():
@@ -85,7 +100,7 @@ def clock() -> Any:
     return Clock()
 
 
-def ours(recipe: Recipe, section: Section, dry: bool) -> list[float]:
+def ours(recipe: Recipe, section: str, dry: bool) -> list[float]:
     """Train the stage as `tunebook sft` or `tunebook dpo` does; the times of its steps."""
     from tunebook.models import backend
     from tunebook.training import arguments
@@ -94,28 +109,33 @@ def ours(recipe: Recipe, section: Section, dry: bool) -> list[float]:
     import trl
 
     if dry:
+        config = getattr(trl, f"{section.upper()}Config")
         with tempfile.TemporaryDirectory() as folder:
-            arguments.arguments(getattr(trl, f"{section.upper()}Config"), recipe, section, Path(folder))
+            arguments.arguments(config, recipe, section, Path(folder))
         return []
     from tunebook.pairs.pairs import pairs
     from tunebook.training.dpo import dpo
     from tunebook.training.sft import sft
 
-    ticks, arguments = clock(), arguments.arguments
-
-    def with_clock(*args: Any) -> tuple[Any, list[Any]]:
-        config, callbacks = arguments(*args)
-        return config, [*callbacks, ticks]
-
     if section == "dpo":
         sft(recipe)
         pairs(recipe)
+    ticks = clock()
+    original = arguments.arguments
+
+    def with_clock(*args: Any) -> tuple[Any, list[Any]]:
+        config, callbacks = original(*args)
+        return config, [*callbacks, ticks]
+
     arguments.arguments = with_clock
-    (sft if section == "sft" else dpo)(recipe)
+    if section == "sft":
+        sft(recipe)
+    else:
+        dpo(recipe)
     return list(ticks.times)
 
 
-def stock(recipe: Recipe, section: Section, dry: bool) -> list[float]:
+def stock(recipe: Recipe, section: str, dry: bool) -> list[float]:
     """The same with TRL's trainer and PEFT as their documentation has it; the times of its steps."""
     import peft
     import torch
@@ -126,19 +146,20 @@ def stock(recipe: Recipe, section: Section, dry: bool) -> list[float]:
     from tunebook.data.storage import load
     from tunebook.models import builtin, chat_template
 
-    given = {k: v for k, v in getattr(recipe, section).items() if k not in OURS_ALONE}
-    given |= {
+    settings = {key: value for key, value in getattr(recipe, section).items() if key not in OURS_ALONE}
+    settings |= {
         "max_length": recipe.model.max_seq_length,
         "seed": recipe.seed,
         "data_seed": recipe.seed,
         "report_to": "none",
         "bf16": True,
     }
-    lora = {k: v for k, v in recipe.lora.items() if k in peft.LoraConfig.__dataclass_fields__}
+    if dry:
+        settings["use_cpu"] = True
+    fields = peft.LoraConfig.__dataclass_fields__
+    lora = {key: value for key, value in recipe.lora.items() if key in fields}
     with tempfile.TemporaryDirectory() as folder:
-        args = getattr(trl, f"{section.upper()}Config")(
-            output_dir=folder, **given, **({"use_cpu": True} if dry else {})
-        )
+        args = getattr(trl, f"{section.upper()}Config")(output_dir=folder, **settings)
         adapter = peft.LoraConfig(task_type="CAUSAL_LM", **lora)
         nf4 = BitsAndBytesConfig(
             load_in_4bit=True,
@@ -159,15 +180,16 @@ def stock(recipe: Recipe, section: Section, dry: bool) -> list[float]:
             base,
             dtype=torch.bfloat16,
             device_map={"": 0},
-            **({"quantization_config": nf4} if recipe.model.load_in_4bit else {}),
+            quantization_config=nf4 if recipe.model.load_in_4bit else None,
         )
+        ticks = clock()
         trainer = getattr(trl, f"{section.upper()}Trainer")(
             model=model,
             args=args,
             train_dataset=rows,
             processing_class=tokenizer,
             peft_config=adapter,
-            callbacks=[ticks := clock()],
+            callbacks=[ticks],
         )
         trainer.train()
         return list(ticks.times)
@@ -177,51 +199,69 @@ def _pairs(recipe: Recipe, rows: Any) -> Any:
     """The pairs of the file as messages, as our stage has them."""
     import datasets
 
-    found = [
-        json.loads(line)
-        for line in find_file(str(recipe.pairs.dataset)).read_text(encoding="utf-8").splitlines()
-    ]
-    system = [m for m in rows[0]["prompt"] if m["role"] == "system"]
-    sides = [
-        {side: [{"role": "assistant", "content": row[side]}] for side in ("chosen", "rejected")}
-        for row in found
-    ]
-    asked = [{"prompt": [*system, {"role": "user", "content": row["prompt"]}]} for row in found]
-    return datasets.Dataset.from_list([a | b for a, b in zip(asked, sides, strict=True)])
+    system = [message for message in rows[0]["prompt"] if message["role"] == "system"]
+    pairs = []
+    for line in find_file(str(recipe.pairs.dataset)).read_text(encoding="utf-8").splitlines():
+        row = json.loads(line)
+        pairs.append(
+            {
+                "prompt": [*system, {"role": "user", "content": row["prompt"]}],
+                "chosen": [{"role": "assistant", "content": row["chosen"]}],
+                "rejected": [{"role": "assistant", "content": row["rejected"]}],
+            }
+        )
+    return datasets.Dataset.from_list(pairs)
 
 
-def mean_tokens(recipe: Recipe, section: Section) -> float:
+def mean_tokens(recipe: Recipe, section: str) -> float:
     """Of a row (SFT) or of the two answers of a pair with their prompts (DPO)."""
     from tunebook.data.storage import load
     from tunebook.models.tokenizer import load_tokenizer
 
-    tok = load_tokenizer(recipe.model)
     rows = load(recipe, "train").select(range(200))
     if section == "sft":
         return statistics.mean(rows["tokens"])
-    pairs = _pairs(recipe, rows).select(range(200))
-    sides = [p["prompt"] + p[side] for p in pairs for side in ("chosen", "rejected")]
-    return 2 * statistics.mean(
-        len(tok.apply_chat_template(m, tokenize=True, return_dict=True)["input_ids"]) for m in sides
-    )
+    tokenizer = load_tokenizer(recipe.model)
+    lengths = []
+    for pair in _pairs(recipe, rows).select(range(200)):
+        for side in ("chosen", "rejected"):
+            messages = pair["prompt"] + pair[side]
+            encoded = tokenizer.apply_chat_template(messages, tokenize=True, return_dict=True)
+            lengths.append(len(encoded["input_ids"]))
+    return 2 * statistics.mean(lengths)
 
 
-def turn(recipe: Recipe, side: Side, section: Section, dry: bool) -> dict[str, float]:
+def turn(recipe: Recipe, side: str, section: str, dry: bool) -> dict[str, float]:
     """One side trains once, in this process: tokens per second (the median step's), peak GPU memory in GB."""
-    times = (ours if side == "tunebook" else stock)(recipe, section, dry)
+    train = ours if side == "tunebook" else stock
+    times = train(recipe, section, dry)
     if dry:
         return {}
     import torch
 
-    step = statistics.median(b - a for a, b in zip(times[WARM:], times[WARM + 1 :], strict=False))
-    given = getattr(recipe, section)
-    rows = given["per_device_train_batch_size"] * given["gradient_accumulation_steps"]
-    found = {
+    step = statistics.median(after - before for before, after in itertools.pairwise(times[WARM:]))
+    settings = getattr(recipe, section)
+    rows = settings["per_device_train_batch_size"] * settings["gradient_accumulation_steps"]
+    return {
         "tokens_per_s": rows * mean_tokens(recipe, section) / step,
         "step_s": step,
         "reserved_gb": torch.cuda.max_memory_reserved() / 2**30,
+        "peak_gb": torch.cuda.max_memory_allocated() / 2**30,
     }
-    return found | {"peak_gb": torch.cuda.max_memory_allocated() / 2**30}
+
+
+def in_process(command: list[str], side: str, dry: bool) -> Callable[[], dict[str, Any]]:
+    """A side for `common.by_turns`: this file with `--side`, in a process and a run folder of its own."""
+    env = {"PYTHONPATH": str(ROOT / "src")}
+    if dry:
+        env["UNSLOTH_FORCE_CPU"] = "1"
+
+    def one_turn() -> dict[str, Any]:
+        with tempfile.TemporaryDirectory() as runs:
+            done = common.measured([*command, "--side", side], TUNEBOOK_RUNS=runs, **env)
+        return dict(json.loads(done["out"].splitlines()[-1]))
+
+    return one_turn
 
 
 def main(
@@ -242,71 +282,45 @@ def main(
     if steps < WARM + 4:
         raise typer.BadParameter(f"--steps: at least {WARM + 4}, the first {WARM} do not count")
     if side and folder:
-        parsed = recipe_of(recipe, base, folder, steps, 0)
-        print(
-            json.dumps(
-                turn(
-                    parsed,
-                    "tunebook" if side == "tunebook" else "trl",
-                    "dpo" if section == "dpo" else "sft",
-                    dry_run,
-                )
-            )
-        )
+        print(json.dumps(turn(recipe_of(recipe, base, folder, steps), side, section, dry_run)))
         return
-    found: dict[str, Any] = {}
+
+    results: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as name:
-        parsed = recipe_of(recipe, base, Path(name), steps, 6_000)
-        for stage in ("sft", "dpo"):
-            command = [
-                sys.executable,
-                __file__,
-                "--recipe",
-                recipe,
-                "--steps",
-                str(steps),
-                "--section",
-                stage,
-                "--folder",
-                name,
-            ]
-            command += (["--base", base] if base else []) + (["--dry-run"] if dry_run else [])
-            env = {"PYTHONPATH": f"{ROOT / 'src'}"} | ({"UNSLOTH_FORCE_CPU": "1"} if dry_run else {})
-
-            def one(who: str, command: list[str] = command, env: dict[str, str] = env) -> dict[str, Any]:
-                with tempfile.TemporaryDirectory() as runs:
-                    done = common.measured([*command, "--side", who], TUNEBOOK_RUNS=runs, **env)
-                return json.loads(done["out"].splitlines()[-1])
-
-            done = common.by_turns(
-                {who: (lambda who=who: one(who)) for who in ("tunebook", "trl")}, 1 if dry_run else turns
-            )
+        write_rows(Path(name))
+        parsed = recipe_of(recipe, base, Path(name), steps)
+        for stage in SECTIONS:
+            command = [sys.executable, __file__, "--recipe", recipe, "--steps", str(steps)]
+            command += ["--section", stage, "--folder", name]
+            if base:
+                command += ["--base", base]
+            if dry_run:
+                command.append("--dry-run")
+            sides = {side_name: in_process(command, side_name, dry_run) for side_name in SIDES}
+            done = common.by_turns(sides, 1 if dry_run else turns)
             if dry_run:
                 print(f"{stage}: both configs are accepted")
                 continue
-            keys = ("tokens_per_s", "step_s", "peak_gb", "reserved_gb")
-            found[stage] = {
-                who: {key: common.spread([t[key] for t in taken]) for key in keys}
-                for who, taken in done.items()
-            }
-            found[stage]["ratio"] = common.ratio(
-                *([t["tokens_per_s"] for t in done[who]] for who in ("tunebook", "trl"))
-            )
-            print(f"{stage}: {found[stage]['ratio']['median']:.2f} times the tokens per second", flush=True)
-    if not dry_run:
-        settings = {
-            "recipe": recipe,
-            "base": parsed.model.base,
-            "steps": steps,
-            "warm": WARM,
-            "turns": turns,
-            "model": parsed.model.model_dump(),
-        }
-        common.write(
-            out,
-            {"stages": found, "settings": settings},
-            ("torch", "transformers", "trl", "peft", "unsloth", "bitsandbytes"),
-        )
+            results[stage] = {}
+            for side_name in SIDES:
+                results[stage][side_name] = {
+                    key: common.spread([one[key] for one in done[side_name]]) for key in MEASURED
+                }
+            rates = [[one["tokens_per_s"] for one in done[side_name]] for side_name in SIDES]
+            times = common.ratio(*rates)
+            results[stage]["ratio"] = times
+            print(f"{stage}: {times['median']:.2f} times the tokens per second", flush=True)
+    if dry_run:
+        return
+    settings = {
+        "recipe": recipe,
+        "base": parsed.model.base,
+        "steps": steps,
+        "warm": WARM,
+        "turns": turns,
+        "model": parsed.model.model_dump(),
+    }
+    common.write(out, {"stages": results, "settings": settings}, PACKAGES)
 
 
 if __name__ == "__main__":

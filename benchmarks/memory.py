@@ -2,12 +2,14 @@
 
     uv run python benchmarks/memory.py --out benchmarks/records/memory.json
 
-The embedded model, and a smaller and a larger llama with random weights, are trained on geometry problems for some steps of
-four rows (DPO: two pairs), each in a process of its own. Measured is the growth of the resident memory from before the model
-is loaded to its peak. (`memory.GAPS` was found with `--rows 8`, so it has not seen these batches.)
+The embedded model, and a smaller and a larger llama with random weights, are trained on geometry problems for
+some steps of four rows (DPO: two pairs), each in a process of its own. Measured is the growth of the resident
+memory from before the model is loaded to its peak. (`memory.GAPS` was found with `--rows 8`, so it has not
+seen these batches.)
 """
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -60,13 +62,15 @@ def build(name: str, folder: Path) -> str:
 
 
 def write_recipe(name: str, folder: Path, rows: int) -> Path:
+    """The default recipe on a model of this shape, with batches of so many rows."""
     content = yaml.safe_load((ROOT / "configs" / "smollm2-math.yaml").read_text())
     content["name"] = f"memory-{name}"
+    # The estimate counts whole prompts and plain attention.
     content["model"] |= {
         "base": build(name, folder / name),
         "share_prompts": False,
         "attn_implementation": "eager",
-    }  # as it is counted
+    }
     content["data"]["for_pairs"] = 0
     content["data"]["sources"] = [{"format": "geometry", "train": 24, "val": 0, "test": 0}]
     content["sft"] |= {"per_device_train_batch_size": rows, "eval_strategy": "no", "save_strategy": "no"}
@@ -84,40 +88,44 @@ def train(recipe: Recipe, section: str) -> dict[str, Any]:
     from tunebook.training.dpo import dpo
     from tunebook.training.sft import sft
 
-    estimate, seen = memory.preflight, {}
+    estimate = memory.preflight
+    preflight = {}
 
-    def preflight(*args: Any) -> dict[str, Any]:
-        seen.update(estimate(*args))
+    def measured_preflight(*args: Any) -> dict[str, Any]:
+        preflight.update(estimate(*args))
         Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
-        seen["before"] = status("VmRSS")
-        return seen
+        preflight["before"] = status("VmRSS")
+        return preflight
 
-    memory.preflight = preflight
+    # The estimate is made just before the model is loaded: the place to begin to measure.
+    memory.preflight = measured_preflight
     if section == "sft":
         sft(recipe)
     else:
         with Path(str(recipe.pairs.dataset)).open("w") as out:
             for row in load(recipe, "train"):
-                right = row["completion"][0]["content"]
-                wrong = re.sub(r"boxed\{.*\}", "boxed{12345}", right)
-                out.write(
-                    json.dumps(
-                        {"prompt": row["prompt"], "chosen": right, "rejected": wrong, "answer": row["gold"]}
-                    )
-                    + "\n"
-                )
+                chosen = row["completion"][0]["content"]
+                pair = {
+                    "prompt": row["prompt"],
+                    "chosen": chosen,
+                    "rejected": re.sub(r"boxed\{.*\}", "boxed{12345}", chosen),
+                    "answer": row["gold"],
+                }
+                out.write(json.dumps(pair) + "\n")
         pairs(recipe)
         dpo(recipe)
     return {
-        "estimate": seen["total"],
-        "measured": status("VmHWM") - seen["before"],
-        "parts": seen["parts"],
-        "longest": seen["longest"],
+        "estimate": preflight["total"],
+        "measured": status("VmHWM") - preflight["before"],
+        "parts": preflight["parts"],
+        "longest": preflight["longest"],
     }
 
 
 def status(key: str) -> int:
-    return int(re.search(rf"{key}:\s+(\d+) kB", Path("/proc/self/status").read_text())[1]) * 1024
+    """What the kernel says of this process, in bytes: `VmRSS` now, `VmHWM` at its peak."""
+    text = Path("/proc/self/status").read_text()
+    return int(re.search(rf"{key}:\s+(\d+) kB", text)[1]) * 1024
 
 
 def main(
@@ -131,40 +139,36 @@ def main(
     if recipe:
         print(json.dumps(train(load_recipe(recipe), section)))
         return
-    results = {}
+    results: dict[str, dict[str, Any]] = {}
     with tempfile.TemporaryDirectory() as folder:
+        env = os.environ | {"TUNEBOOK_RUNS": folder, "UNSLOTH_FORCE_CPU": "1"}
         for name in SHAPES:
             path = write_recipe(name, Path(folder), rows)
             for stage in ("sft", "dpo"):
                 command = [sys.executable, __file__, "--recipe", str(path), "--section", stage]
-                done = subprocess.run(
-                    command, stdout=subprocess.PIPE, text=True, check=True, env=_environment(folder)
-                )
-                found = json.loads(done.stdout.splitlines()[-1])
-                results[f"{stage} {name}"] = found | {
-                    "error": round(found["estimate"] / found["measured"] - 1, 3)
-                }
-                print(
-                    f"{stage} {name:5} estimate {found['estimate'] / 2**30:.2f} GB, measured {found['measured'] / 2**30:.2f} GB",
-                    flush=True,
-                )
-    record = {
-        "results": results,
-        "settings": {"rows": rows},
-        "hardware": environment()["hardware"],
-        "versions": environment()["versions"],
-    }
+                done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=env)
+                result = json.loads(done.stdout.splitlines()[-1])
+                result["error"] = round(result["estimate"] / result["measured"] - 1, 3)
+                results[f"{stage} {name}"] = result
+                estimate, measured = _gb(result["estimate"]), _gb(result["measured"])
+                print(f"{stage} {name:5} estimate {estimate} GB, measured {measured} GB", flush=True)
     if out:
+        here = environment()
+        record = {
+            "results": results,
+            "settings": {"rows": rows},
+            "hardware": here["hardware"],
+            "versions": here["versions"],
+        }
         out.write_text(json.dumps(record, indent=1) + "\n")
     print("| stage | estimate GB | measured GB | difference |\n| --- | --- | --- | --- |")
-    for name, r in results.items():
-        print(f"| {name} | {r['estimate'] / 2**30:.2f} | {r['measured'] / 2**30:.2f} | {r['error']:+.0%} |")
+    for name, result in results.items():
+        estimate, measured = _gb(result["estimate"]), _gb(result["measured"])
+        print(f"| {name} | {estimate} | {measured} | {result['error']:+.0%} |")
 
 
-def _environment(folder: str) -> dict[str, str]:
-    import os
-
-    return os.environ | {"TUNEBOOK_RUNS": folder, "UNSLOTH_FORCE_CPU": "1"}
+def _gb(size: int) -> str:
+    return f"{size / 2**30:.2f}"
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
-"""Chat rows for the benchmarks: word problems of about 120 tokens, as many as asked for, written as they are drawn.
+"""Chat rows for the benchmarks: word problems of about 120 tokens, written as they are drawn.
 
-Nothing is held in memory. Of a hundred rows one is an exact copy of an earlier one, one a copy with a word more, and one is broken.
+Nothing is held in memory. Of a hundred rows one is an exact copy of an earlier one, one a copy with a word
+more, and one is broken.
 """
 
 from __future__ import annotations
@@ -11,9 +12,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 WORDS = {
-    "name": "Ada Ben Chen Dana Elif Femi Greta Hugo Ines Jonas Kofi Lena Mira Noah Olga Priya Quentin Rosa Sami Tara Umar Vera",
-    "place": "bakery library harbour orchard workshop station museum garden school market farm theatre clinic hotel studio bridge",
-    "things": "apples books crates tiles lamps bottles ropes chairs bricks tickets stamps plates shirts candles bicycles baskets",
+    "name": "Ada Ben Chen Dana Elif Femi Greta Hugo Ines Jonas Kofi Lena Mira Noah Olga Priya Quentin Rosa "
+    "Sami Tara Umar Vera",
+    "place": "bakery library harbour orchard workshop station museum garden school market farm theatre "
+    "clinic hotel studio bridge",
+    "things": "apples books crates tiles lamps bottles ropes chairs bricks tickets stamps plates shirts "
+    "candles bicycles baskets",
 }
 TIMES = (
     "before noon",
@@ -31,8 +35,14 @@ STARTS = (
     "The {place} that {name} runs has {a} {things} in stock {time}.",
 )
 MIDDLES = (
-    "Then {b} more {things} arrive from the {other}, and {c} of all of them are given away to the neighbours.",
-    "A lorry from the {other} brings {b} further {things}, but {c} {things} turn out to be broken and are thrown out.",
+    (
+        "Then {b} more {things} arrive from the {other}, "
+        "and {c} of all of them are given away to the neighbours."
+    ),
+    (
+        "A lorry from the {other} brings {b} further {things}, "
+        "but {c} {things} turn out to be broken and are thrown out."
+    ),
     "{friend}, who comes over from the {other}, adds {b} {things}; later {c} {things} are sold to a visitor.",
 )
 ENDS = (
@@ -50,22 +60,27 @@ SOLUTION = """### Solution
 
 def draw(rng: random.Random) -> dict[str, str]:
     """One problem with its worked solution; words and numbers are drawn alike from many."""
-    a, b = rng.randint(100, 9_999), rng.randint(10, 9_999)
+    a = rng.randint(100, 9_999)
+    b = rng.randint(10, 9_999)
     c = rng.randint(2, a + b - 1)
-    parts = {name: rng.choice(words.split()) for name, words in WORDS.items()}
-    parts |= {
-        "friend": rng.choice(WORDS["name"].split()),
-        "other": rng.choice(WORDS["place"].split()),
-        "time": rng.choice(TIMES),
+    left = a + b - c
+    values: dict[str, str | int] = {name: rng.choice(words.split()) for name, words in WORDS.items()}
+    values["friend"] = rng.choice(WORDS["name"].split())
+    values["other"] = rng.choice(WORDS["place"].split())
+    values["time"] = rng.choice(TIMES)
+    values |= {"a": a, "b": b, "c": c, "both": a + b, "left": left}
+    question = " ".join(rng.choice(part) for part in (STARTS, MIDDLES, ENDS))
+    return {
+        "prompt": question.format(**values),
+        "completion": SOLUTION.format(**values),
+        "answer": str(left),
     }
-    values = parts | {"a": a, "b": b, "c": c, "both": a + b, "left": a + b - c}
-    question = " ".join(rng.choice(part) for part in (STARTS, MIDDLES, ENDS)).format(**values)
-    return {"prompt": question, "completion": SOLUTION.format(**values), "answer": str(a + b - c)}
 
 
 def rows(n: int, seed: int = 0) -> Iterator[dict[str, str]]:
     """`n` rows, the same for the same seed."""
     rng = random.Random(seed)  # noqa: S311 - no secret
+    # Copies are of one of the first thousand: the only rows that are kept.
     earlier = [draw(rng) for _ in range(min(n, 1_000))]
     yield from earlier
     for i in range(len(earlier), n):

@@ -1,4 +1,6 @@
-"""Tokens a second and peak memory of SFT: tunebook's settings for a CPU against stock TRL + PEFT, and against themselves with one switched.
+"""Tokens a second and peak memory of SFT on a CPU: tunebook's settings against stock TRL + PEFT.
+
+And against themselves with one of them switched.
 
 uv run python benchmarks/sft.py --out benchmarks/records/sft.json
 """
@@ -7,11 +9,12 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from training import STOCK, main
+from training import main
 
 SIDES = {
     "tunebook": {},
-    **{name: {} for name in STOCK},
+    "stock TRL + PEFT": {},
+    "stock, adapter in bfloat16": {},
     "without model.share_prompts": {"model.share_prompts": False},
     "with model.attn_implementation eager": {"model.attn_implementation": "eager"},
 }

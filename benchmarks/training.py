@@ -1,9 +1,12 @@
 """What `sft.py` and `dpo.py` share: trainers in processes of their own that step by turns.
 
-Every side trains on the same rows in the same order with the same LoRA, optimiser and schedule. All load first; then each in turn makes a few
-steps while the others wait, so that what else the machine does strikes all alike. The last step of all is looked at by torch's profiler: how
-much of it are matrix products, which no setting spares?
+Every side trains on the same rows in the same order with the same LoRA, optimiser and schedule. All load
+first; then each in turn makes a few steps while the others wait, so that what else the machine does strikes
+all alike. The last step of all is profiled by torch: how much of it are matrix products, which no setting
+spares?
 """
+
+from __future__ import annotations
 
 import json
 import os
@@ -11,93 +14,84 @@ import resource
 import statistics
 import subprocess
 import sys
+import time
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from common import products, ratio, spread, write
+from common import in_turn, products, ratio, spread, write
 from rich.progress import track
 
 STOCK = {"stock TRL + PEFT": "float32", "stock, adapter in bfloat16": "bfloat16"}
-"""The sides without Unsloth and tunebook, by the precision of the adapter. The base is in bfloat16, with bfloat16 autocast."""
+"""The sides without Unsloth and tunebook, by the precision of the adapter.
+
+The base is in bfloat16, with bfloat16 autocast.
+"""
 
 
 def main(section: str, sides: dict[str, dict[str, Any]], turns: int, steps: int, out: Path | None) -> None:
     """Compare the sides; the first one's tokens/s over each other one's, and its final loss over theirs."""
     with TemporaryDirectory() as folder:
-        workers = {
-            name: Worker(section, name, settings, turns, steps, folder) for name, settings in sides.items()
-        }
+        workers = {}
+        for name, settings in sides.items():
+            workers[name] = Worker(section, name, settings, turns, steps, folder)
         for worker in workers.values():
             worker.answer()
-        for i in track(range(turns + 2), "turns"):
-            for name in list(workers)[:: 1 if i % 2 == 0 else -1]:
+        # One turn more to warm up, and one for the profiler.
+        for number in track(range(turns + 2), "turns"):
+            for name in in_turn(workers, number):
                 workers[name].turn()
         for worker in workers.values():
             worker.process.wait()
+
+    results = {name: worker.result(sides[name], steps) for name, worker in workers.items()}
     first, *others = workers.values()
-    speeds = {
-        name: [t["tokens"] / t["seconds"] for t in worker.turns[1:-1]] for name, worker in workers.items()
-    }  # the first warms up
-    found = {
-        name: {
-            "settings": sides[name],
-            "tokens_per_s": spread(speeds[name]),
-            "s_per_step": spread([t["seconds"] / steps for t in worker.turns[1:-1]]),
-            "peak_gb": round(max(t["peak_gb"] for t in worker.turns[:-1]), 2),
-            "first_loss": worker.turns[0]["losses"][0],
-            "last_losses": round(statistics.mean(worker.turns[-1]["losses"]), 5),
-            "profiled_step": worker.turns[-1]["profiled_step"],
-        }
-        for name, worker in workers.items()
+    ratios = {worker.name: ratio(first.speeds(), worker.speeds()) for worker in others}
+    record = {
+        "section": section,
+        "steps_a_turn": steps,
+        "turns": turns,
+        "sides": results,
+        f"{first.name}, times the tokens/s of": ratios,
     }
-    ratios = {worker.name: ratio(speeds[first.name], speeds[worker.name]) for worker in others}
-    write(
-        out,
-        {
-            "section": section,
-            "steps_a_turn": steps,
-            "turns": turns,
-            "sides": found,
-            f"{first.name}, times the tokens/s of": ratios,
-        },
-        ("unsloth", "trl", "peft", "transformers", "torch"),
-    )
-    for name, side in found.items():
-        print(
-            f"{name}: {side['tokens_per_s']['median']:.0f} tokens/s, {side['peak_gb']} GB, loss {side['last_losses']}"
-        )
-        step = side["profiled_step"]
-        print(
-            f"  matrix products: {step['matrix_products_s']:.1f} of {step['s']:.1f} s, {step['gflop'] / step['matrix_products_s']:.0f} GFLOP/s"
-        )
-        if times := ratios.get(name):
+    write(out, record, ("unsloth", "trl", "peft", "transformers", "torch"))
+
+    for name, result in results.items():
+        speed = result["tokens_per_s"]["median"]
+        print(f"{name}: {speed:.0f} tokens/s, {result['peak_gb']} GB, loss {result['last_losses']}")
+        step = result["profiled_step"]
+        busy = step["matrix_products_s"]
+        print(f"  matrix products: {busy:.1f} of {step['s']:.1f} s, {step['gflop'] / busy:.0f} GFLOP/s")
+        if name in ratios:
+            times = ratios[name]
             print(
-                f"  {first.name} makes {times['median']:.2f} times its tokens/s ({times['lowest']:.2f} to {times['highest']:.2f})"
+                f"  {first.name} makes {times['median']:.2f} times its tokens/s "
+                f"({times['lowest']:.2f} to {times['highest']:.2f})"
             )
 
 
 class Worker:
-    """A side's process: it makes some steps for each line that it is sent, and answers with a line of JSON."""
+    """A side's process: for each line that it is sent it makes some steps and answers with a line of JSON."""
 
     def __init__(
         self, section: str, name: str, settings: dict[str, Any], turns: int, steps: int, folder: str
     ) -> None:
-        self.name, self.turns = name, list[dict[str, Any]]()
-        given = json.dumps(
-            {
-                "section": section,
-                "name": name,
-                "settings": settings,
-                "turns": turns,
-                "steps": steps,
-                "folder": folder,
-            }
-        )
-        environment = os.environ | {"TUNEBOOK_RUNS": folder, "HF_HUB_OFFLINE": "1"}
-        command = [sys.executable, __file__, given]
+        self.name = name
+        self.turns: list[dict[str, Any]] = []
+        arguments = {
+            "section": section,
+            "name": name,
+            "settings": settings,
+            "turns": turns,
+            "steps": steps,
+            "folder": folder,
+        }
         self.process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+            [sys.executable, __file__, json.dumps(arguments)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=os.environ | {"TUNEBOOK_RUNS": folder, "HF_HUB_OFFLINE": "1"},
         )
 
     def turn(self) -> None:
@@ -110,6 +104,27 @@ class Worker:
                 return dict(json.loads(line[1:]))
         raise SystemExit(f"{self.name}: the process ended, see above")
 
+    def measured(self) -> list[dict[str, Any]]:
+        """The turns that count: neither the one that warms up nor the one with the profiler."""
+        return self.turns[1:-1]
+
+    def speeds(self) -> list[float]:
+        """Tokens a second, turn by turn."""
+        return [turn["tokens"] / turn["seconds"] for turn in self.measured()]
+
+    def result(self, settings: dict[str, Any], steps: int) -> dict[str, Any]:
+        """The side's part of the record."""
+        peaks = [turn["peak_gb"] for turn in self.turns[:-1]]
+        return {
+            "settings": settings,
+            "tokens_per_s": spread(self.speeds()),
+            "s_per_step": spread([turn["seconds"] / steps for turn in self.measured()]),
+            "peak_gb": round(max(peaks), 2),
+            "first_loss": self.turns[0]["losses"][0],
+            "last_losses": round(statistics.mean(self.turns[-1]["losses"]), 5),
+            "profiled_step": self.turns[-1]["profiled_step"],
+        }
+
 
 def work(section: str, name: str, settings: dict[str, Any], turns: int, steps: int, folder: str) -> None:
     """In the worker's process: build the trainer, and step when told to."""
@@ -117,41 +132,38 @@ def work(section: str, name: str, settings: dict[str, Any], turns: int, steps: i
     from tunebook.recipe.loading import load_recipe
 
     ours = name not in STOCK
-    given = {
+    changes = {
         f"{section}.max_steps": (turns + 2) * steps,
         f"{section}.logging_steps": 1,
         f"{section}.save_strategy": "no",
         f"{section}.eval_strategy": "no",
-    }
-    given |= {
         f"{section}.disable_tqdm": True,
         "data.sources": [{"format": "geometry", "train": 400, "val": 0, "test": 0}],
     }
-    given |= {} if ours else {f"{section}.use_cpu": True}  # which Unsloth sets
-    recipe = load_recipe("smollm2-math", f"{section}-{os.getpid()}", given | settings)
+    if not ours:
+        changes[f"{section}.use_cpu"] = True  # which Unsloth sets
+    recipe = load_recipe("smollm2-math", f"{section}-{os.getpid()}", changes | settings)
     if ours:
-        backend.backend()
+        backend.backend()  # imports Unsloth, which changes TRL
     else:
         backend.set_environment()
+    import trl
+
     from tunebook.data.prepare import prepare
     from tunebook.training import arguments
 
     prepare(recipe)
-    import trl
-
-    config, trainer_class = (
-        (trl.SFTConfig, trl.SFTTrainer) if section == "sft" else (trl.DPOConfig, trl.DPOTrainer)
-    )
+    config, trainer_class, extra = trl.SFTConfig, trl.SFTTrainer, {}
+    if section == "dpo":
+        config, trainer_class, extra = trl.DPOConfig, trl.DPOTrainer, {"ref_model": None}
     args, _ = arguments.arguments(config, recipe, section, Path(folder) / name)
     model, tokenizer = our_model(recipe) if ours else stock_model(recipe, STOCK[name])
-    callback = by_turns(steps)
-    extra = {} if section == "sft" else {"ref_model": None}
     trainer = trainer_class(
         model=model,
         args=args,
         processing_class=tokenizer,
         train_dataset=rows(recipe, section),
-        callbacks=[callback],
+        callbacks=[stepping(steps)],
         **extra,
     )
     trainer.train()
@@ -192,58 +204,61 @@ def stock_model(recipe: Any, adapter: str) -> Any:
 
     from tunebook.models import builtin
 
-    class Head:
-        @staticmethod
-        def apply(
-            hidden: Any,
-            weight: Any,
-            bias: Any,
-            targets: Any,
-            temperature: float,
-            size: int,
-            cap: Any,
-            scale: float,
-            outputs: Any,
-        ) -> Any:
-            logits = (hidden.to(weight.dtype) @ weight.t()).float()
-            logps = logits.log_softmax(-1)
-            with torch.no_grad():
-                extra = {
-                    "entropy": lambda: -(logps.exp() * logps).sum(-1),
-                    "mean_logits": lambda: logits.mean(-1),
-                    "is_top1": lambda: logits.argmax(-1) == targets,
-                    "log_sum_sq_probs": lambda: (2 * logps).logsumexp(-1),
-                }
-                found = [
-                    extra[k]() if k in outputs else None
-                    for k in ("entropy", "log_sum_sq_probs", "mean_logits", "is_top1")
-                ]
-            return (logps.gather(-1, targets.unsqueeze(-1)).squeeze(-1), *found)
-
     utils._ChunkedLogProbFunction = Head
     path = builtin.resolve(recipe.model.base)
     model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.bfloat16, attn_implementation="eager")
-    lora = {k: v for k, v in recipe.lora.items() if k in LoraConfig.__dataclass_fields__}
+    lora = {key: value for key, value in recipe.lora.items() if key in LoraConfig.__dataclass_fields__}
     torch.manual_seed(recipe.seed)
-    peft = get_peft_model(
-        model, LoraConfig(task_type="CAUSAL_LM", **lora), autocast_adapter_dtype=adapter == "float32"
-    )
-    return peft, AutoTokenizer.from_pretrained(path)
+    config = LoraConfig(task_type="CAUSAL_LM", **lora)
+    model = get_peft_model(model, config, autocast_adapter_dtype=adapter == "float32")
+    return model, AutoTokenizer.from_pretrained(path)
 
 
-def by_turns(steps: int) -> Any:
+class Head:
+    """What TRL's `_ChunkedLogProbFunction` computes, in plain torch."""
+
+    @staticmethod
+    def apply(
+        hidden: Any,
+        weight: Any,
+        bias: Any,
+        targets: Any,
+        temperature: float,
+        size: int,
+        cap: Any,
+        scale: float,
+        outputs: Any,
+    ) -> Any:
+        import torch
+
+        logits = (hidden.to(weight.dtype) @ weight.t()).float()
+        logps = logits.log_softmax(-1)
+        entropy = squares = means = is_top1 = None
+        with torch.no_grad():
+            if "entropy" in outputs:
+                entropy = -(logps.exp() * logps).sum(-1)
+            if "log_sum_sq_probs" in outputs:
+                squares = (2 * logps).logsumexp(-1)
+            if "mean_logits" in outputs:
+                means = logits.mean(-1)
+            if "is_top1" in outputs:
+                is_top1 = logits.argmax(-1) == targets
+        chosen = logps.gather(-1, targets.unsqueeze(-1)).squeeze(-1)
+        return chosen, entropy, squares, means, is_top1
+
+
+def stepping(steps: int) -> Any:
     """A callback that waits for a line before every so many steps, and says afterwards how long they took."""
-    import time
-
     from torch.profiler import ProfilerActivity, profile
     from transformers import TrainerCallback
 
-    class ByTurns(TrainerCallback):  # type: ignore[misc]
-        def say(self, found: dict[str, Any]) -> None:
-            print("@" + json.dumps(found), flush=True)
+    class Stepping(TrainerCallback):  # type: ignore[misc]
+        def say(self, result: dict[str, Any]) -> None:
+            print("@" + json.dumps(result), flush=True)
 
         def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            self.tokens, self.step = 0.0, dict[str, Any]()
+            self.tokens = 0.0
+            self.profiled: dict[str, Any] = {}
             self.say({})
 
         def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -259,23 +274,26 @@ def by_turns(steps: int) -> Any:
             if state.global_step == args.max_steps:
                 seconds = time.perf_counter() - self.step_started
                 self.profiler.stop()
-                self.step = {"profiled_step": products(self.profiler, seconds)}
+                self.profiled = {"profiled_step": products(self.profiler, seconds)}
 
         def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            seen = [entry for entry in state.log_history if "loss" in entry]
-            if len(seen) % steps == 0 and "loss" in state.log_history[-1]:
-                seconds, total = time.perf_counter() - self.started, seen[-1]["num_tokens"]
-                peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-                found = {
+            entries = [entry for entry in state.log_history if "loss" in entry]
+            if "loss" not in state.log_history[-1] or len(entries) % steps:
+                return
+            seconds = time.perf_counter() - self.started
+            tokens = entries[-1]["num_tokens"]
+            self.say(
+                {
                     "seconds": seconds,
-                    "tokens": total - self.tokens,
-                    "losses": [e["loss"] for e in seen[-steps:]],
-                    "peak_gb": peak,
+                    "tokens": tokens - self.tokens,
+                    "losses": [entry["loss"] for entry in entries[-steps:]],
+                    "peak_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
+                    **self.profiled,
                 }
-                self.say(found | self.step)
-                self.tokens = total
+            )
+            self.tokens = tokens
 
-    return ByTurns()
+    return Stepping()
 
 
 if __name__ == "__main__":
