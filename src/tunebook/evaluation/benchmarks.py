@@ -26,14 +26,11 @@ from tunebook.runs.files import fingerprint, read_jsonl, write_json
 from tunebook.runs.stage import Stage, adapter_key
 from tunebook.runs.stages import trained_models
 
+# The score of a task is the first of these that it has. `acc_norm` is normalised by length (ARC, HellaSwag).
 METRICS = ("acc_norm", "acc", "exact_match")
-"""The score of a task is the first of these that it has.
 
-`acc_norm` is accuracy normalised by length, for ARC and HellaSwag.
-"""
-
+# Of tasks with several ways to read an answer (GSM8K): the last number counts.
 FILTER = "flexible-extract"
-"""Of tasks with several ways to read an answer (GSM8K): the last number counts."""
 
 
 def bench(recipe: Recipe, only: Iterable[str] | None = None, force: bool = False) -> dict[str, Any]:
@@ -55,10 +52,13 @@ def bench(recipe: Recipe, only: Iterable[str] | None = None, force: bool = False
     names = list(only or trained_models(recipe))
     tasks = recipe.evaluate.benchmarks.tasks
     stages = {}
+    missing = {}
     for name in names:
         for task in tasks:
-            stages[name, task] = bench_stage(recipe, name, task)
-    missing = {key: stage for key, stage in stages.items() if force or not stage.done}
+            stage = bench_stage(recipe, name, task)
+            stages[name, task] = stage
+            if force or not stage.done:
+                missing[name, task] = stage
     if missing:
         _run(recipe, missing)
     summary: dict[str, Any] = {"tasks": {task: {} for task in tasks}, "comparisons": []}
@@ -66,7 +66,8 @@ def bench(recipe: Recipe, only: Iterable[str] | None = None, force: bool = False
         item_scores = {}
         for name in names:
             summary["tasks"][task][name] = stages[name, task].result["score"]
-            item_scores[name] = _item_scores(stages[name, task])
+            records = read_jsonl(stages[name, task].dir / "items.jsonl")
+            item_scores[name] = {record["doc_id"]: record["score"] for record in records}
         for compared in compared_steps(item_scores):
             summary["comparisons"].append({"task": task, **compared})
     write_json(recipe.run_dir / "bench" / "summary.json", summary)
@@ -159,6 +160,7 @@ def _tasks_in(manager: Any, group: Any) -> list[str]:
         entry = manager.task_index.get(group)
         if entry is None:
             return []
+        # A tag has names of tasks only; a group's parts may be tasks, groups or a whole task written out.
         group = {"task": sorted(entry.tags)} if group in manager.all_tags else entry.cfg
     parts = group.get("task", [])  # a part may be without a name
     names = []
@@ -187,7 +189,7 @@ def _task(config: BenchmarksConfig, task: str) -> Any:
 def _files(config: BenchmarksConfig, task: str) -> list[Path]:
     """What of the user's files a task depends on."""
     paths = []
-    if config.data:
+    if config.data:  # items, and the examples for the prompt
         paths += [Path(config.data) / f"{task}.jsonl", Path(config.data) / f"{task}.train.jsonl"]
     if config.include:
         included = Path(config.include).rglob("*")
@@ -224,8 +226,3 @@ def _write(samples: list[dict[str, Any]], path: Path) -> dict[str, Any]:
         "interval": wilson(total, len(records)),
         "metric": metric,
     }
-
-
-def _item_scores(stage: Stage) -> dict[int, float]:
-    """The scores of a finished task by item."""
-    return {item["doc_id"]: item["score"] for item in read_jsonl(stage.dir / "items.jsonl")}

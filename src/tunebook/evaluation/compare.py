@@ -161,6 +161,7 @@ def _compared(first: Any, second: Any) -> dict[str, str]:
 def _results(run: Path, recorded_stages: dict[str, Any], common: set[str]) -> dict[str, Any]:
     """What there is to compare of the stages that both runs have; None for what is not there."""
     stages = {name: stage for name, stage in recorded_stages.items() if name in common}
+    # Hashes and numbers where there are some: equal ones mean that all behind them is equal.
     results: dict[str, Any] = {
         "data": stages.get("data", {}).get("fingerprints"),
         "input files": _input_files(stages),
@@ -168,15 +169,16 @@ def _results(run: Path, recorded_stages: dict[str, Any], common: set[str]) -> di
     }
     for name, stage in stages.items():
         files = stage.get("files", {})
-        if "metrics" in stage:
+        if "metrics" in stage:  # it was trained
             results[f"{name}: loss by step"] = _losses(run, name)
             results[f"{name}: weights"] = files.get("adapter/adapter_model.safetensors")
-        if "strategies" in stage:
+        if "strategies" in stage:  # it made pairs
             results[f"{name}: pairs"] = {split: files.get(f"{split}.parquet") for split in stage["rows"]}
-        if "summary" in stage:
+        if "summary" in stage:  # it was evaluated
             answers = read_records(run / name / "predictions.jsonl")
             results[f"{name}: answers"] = {p["index"]: p["answer"] for p in answers} or None
             results[f"{name}: right answers"] = stage["summary"]["correct"]
+    # Stages may have been made on different days; the last one speaks for the run.
     last = max(stages.values(), key=lambda stage: str(stage["ended"]))
     results["code"] = last["git"]["commit"]
     results["lock file"] = last["lock"]

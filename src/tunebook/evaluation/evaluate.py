@@ -39,11 +39,14 @@ def evaluate(
 
     Raises UserError for a stage that is not trained, naming the command that trains it.
     """
-    names = list(only or trained_models(recipe))
-    stages = {name: eval_stage(recipe, name) for name in names}
-    if names == ["base"] and not only:
+    stages = {}
+    missing = {}
+    for name in only or trained_models(recipe):
+        stages[name] = eval_stage(recipe, name)
+        if force or not stages[name].done:
+            missing[name] = stages[name]
+    if list(stages) == ["base"] and not only:
         print(f"Nothing is trained in {recipe.run_dir}: the base model alone is evaluated.")
-    missing = {name: stage for name, stage in stages.items() if force or not stage.done}
     if missing:
         _answer(recipe, missing, force)
     results = {name: stage.result["summary"] for name, stage in stages.items()}
@@ -54,7 +57,7 @@ def evaluate(
 
 def eval_stage(recipe: Recipe, name: str) -> Stage:
     """The folder of one model's answers. Raises UserError when that model is not trained."""
-    # What an answer does not depend on makes no evaluation stale.
+    # Changed, these give no other answers, and make no evaluation stale.
     unused = {"gate", "benchmarks"}
     if not recipe.evaluate.samples:
         unused |= {"samples", "temperature"}
@@ -90,11 +93,12 @@ def answers(recipe: Recipe, names: list[str], rows: list[dict[str, Any]]) -> lis
 
 def _answer(recipe: Recipe, missing: dict[str, Stage], force: bool) -> None:
     """Fill the folders of the stages whose answers are missing."""
-    backend.backend()
+    backend.backend()  # Unsloth comes before whatever imports transformers
     train = prepare(recipe)["fingerprints"]["train"]
     for name in missing:
         _refuse_learnt(recipe, name, train)
     items = held_out_items(recipe, recipe.evaluate.limit)
+    # One base model carries the adapters of all stages.
     model, tokenizer = load_stages(recipe, missing)
     for name, stage in missing.items():
         source = functools.partial(_open, model, tokenizer, name)
@@ -104,7 +108,7 @@ def _answer(recipe: Recipe, missing: dict[str, Stage], force: bool) -> None:
             summary = summarise(predictions)
             if recipe.evaluate.samples:
                 summary["sampled"] = exam.sample()
-            if recipe.evaluate.ablation and any(images_of(item) for item in items):
+            if recipe.evaluate.ablation and any(map(images_of, items)):
                 summary["images"] = exam.answer_other_images(predictions)
             if name != "base" and summary["repeating"] > 0.5:
                 print(

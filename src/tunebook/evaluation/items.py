@@ -21,14 +21,9 @@ from tunebook.generation.local import Local
 from tunebook.recipe.errors import UserError
 from tunebook.recipe.sections import Recipe
 
-Item = dict[str, Any]
-"""A held-out row with its `prompt`, its `gold` answer and perhaps `images`."""
-
-Prediction = dict[str, Any]
-"""A line of `predictions.jsonl`: an answer with the checker's verdict on it. Comes from `checked`."""
-
-Source = Callable[[], AbstractContextManager[Local]]
-"""Opens the model that answers."""
+Item = dict[str, Any]  # a held-out row: `prompt`, `gold`, perhaps `images`
+Prediction = dict[str, Any]  # a line of `predictions.jsonl`, from `checked`
+Source = Callable[[], AbstractContextManager[Local]]  # opens the model that answers
 
 
 def held_out_items(recipe: Recipe, limit: int | None, checkable: bool = True) -> list[Item]:
@@ -73,15 +68,15 @@ class Exam:
     def sample(self) -> dict[str, Any]:
         """`evaluate.samples` answers to each item; pass@1, pass@k and majority vote (Wang et al. 2022)."""
         config = self.recipe.evaluate
-        repeated = []
+        repeated = []  # each item `samples` times, one after the other
         for item in self.items:
             repeated += [item] * config.samples
         # Each answer has a seed of its own, so that an evaluation that goes on draws the same ones.
         seeds = list(range(self.recipe.seed, self.recipe.seed + len(repeated)))
         sampling = Sampling(config.max_new_tokens, config.batch_size, config.temperature, seeds)
         answers = self._answer("samples.jsonl", repeated, sampling, "samples")
-        solved = 0
-        agreed = 0
+        solved = 0  # items with a right answer among their samples
+        agreed = 0  # items whose most frequent answer is right
         for start in range(0, len(answers), config.samples):
             of_item = answers[start : start + config.samples]
             solved += any(column(of_item, "correct"))
@@ -100,6 +95,7 @@ class Exam:
         Args:
             predictions: The answers to all items with their true images, for comparison.
         """
+        # Some of the items that have images, from all over.
         with_images = [i for i, item in enumerate(self.items) if images_of(item)]
         places = evenly(with_images, self.recipe.evaluate.ablation)
         items = [self.items[i] for i in places]
@@ -108,6 +104,7 @@ class Exam:
             images = instead(kind, column(items, "images"))
             answers = self._answer(f"predictions-{kind}.jsonl", items, self._greedy, f"{kind} image", images)
             correct[kind] = column(answers, "correct")
+        # A model that looks at its image loses when the image is blank.
         accuracies = {kind: fmean(marks) for kind, marks in correct.items()}
         return {**accuracies, "gain": compare(correct["blank"], correct["true"])}
 
@@ -120,7 +117,7 @@ class Exam:
     ) -> list[Prediction]:
         """Items answered and checked, with their own images unless others are given."""
         if images is None:
-            images = [images_of(item) for item in items]
+            images = list(map(images_of, items))
 
         def record(i: int, answer: Answer) -> Prediction:
             return checked(items[i], answer)
@@ -137,12 +134,13 @@ def answers_by_model(
     max_new_tokens: int,
 ) -> list[dict[str, Answer]]:
     """A few rows answered by several models, greedily and in one batch: {model: answer} for each row."""
-    images = [images_of(row) for row in rows]
+    prompts = column(rows, "prompt")
+    images = list(map(images_of, rows))
+    sampling = Sampling(max_new_tokens, batch_size=len(rows))
     answers: list[dict[str, Answer]] = [{} for _ in rows]
     for name in names:
         with open_model(name) as source:
-            sampling = Sampling(max_new_tokens, batch_size=len(rows))
-            for batch in generate(source, column(rows, "prompt"), sampling, images, label=f"{name} answers"):
+            for batch in generate(source, prompts, sampling, images, label=f"{name} answers"):
                 for i, answer in batch.items():
                     answers[i][name] = answer
     return answers
@@ -192,7 +190,7 @@ def summarise(predictions: list[Prediction]) -> dict[str, Any]:
 def _shares(predictions: list[Prediction]) -> dict[str, Any]:
     n = len(predictions)
     correct = sum(column(predictions, "correct"))
-    kinds = Counter(column(predictions, "how"))
+    kinds = Counter(column(predictions, "how"))  # where the checker found the final answer
     return {
         "n": n,
         "correct": correct,
@@ -202,5 +200,6 @@ def _shares(predictions: list[Prediction]) -> dict[str, Any]:
         "truncated": fmean(column(predictions, "truncated")),
         "no_answer": kinds["none"] / n,
         "mean_tokens": fmean(column(predictions, "tokens")),
+        # Collapsed models say one thing over and over.
         "repeating": sum(repeats(prediction.get("answer", "")) for prediction in predictions) / n,
     }

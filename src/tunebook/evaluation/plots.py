@@ -15,9 +15,7 @@ from tunebook.evaluation.statistics import column
 GREY = "#9a9a9a"
 DARK = "#1f4e79"
 LIGHT = "#7fa8d1"
-
-COLOURS = (GREY, DARK, LIGHT)
-"""Of stages, in turn."""
+COLOURS = (GREY, DARK, LIGHT)  # of stages, in turn
 
 
 def lengths(tokens: dict[str, list[int]], limit: int) -> Figure:
@@ -26,7 +24,7 @@ def lengths(tokens: dict[str, list[int]], limit: int) -> Figure:
     colours = [DARK, GREY, "#d9d9d9"][: len(tokens)]
     axes.hist(list(tokens.values()), bins=30, stacked=True, label=list(tokens), color=colours)
     longest = max(itertools.chain.from_iterable(tokens.values()), default=0)
-    if limit < 2 * longest:
+    if limit < 2 * longest:  # else the line would squeeze the bars
         axes.axvline(limit, color="black", linestyle="--", label=f"max_seq_length {limit}")
     axes.set(xlabel="tokens in a row", ylabel="rows", title="Length of prompt and completion")
     axes.legend(frameon=False)
@@ -120,6 +118,7 @@ def preferences(history: list[dict[str, Any]]) -> Figure:
     grid = figure.subplots(2, 3)
     for axes, (metric, healthy) in zip(grid.flat, HEALTHY.items(), strict=True):
         _plot(axes, history, metric, color=DARK)
+        # What is healthy stands in the second line of the title, smaller.
         axes.set_title(f"{metric}\n", fontsize=10)
         axes.text(0.5, 1.03, healthy, transform=axes.transAxes, ha="center", fontsize=7.5, color="#555555")
         axes.set_xlabel("step", fontsize=8)

@@ -58,7 +58,13 @@ def parts(run: Path) -> list[Part]:
     summary = read_json(run / "eval" / "summary.json")
     report: list[Part] = [f"# {run.name}", _headline(stages, summary)]
     report += _results(summary)
-    report += _benchmarks(run)
+    if bench := read_json(run / "bench" / "summary.json"):
+        report += [
+            "## Benchmarks (lm-evaluation-harness)",
+            ("benchmarks", plots.scores(bench["tasks"])),
+            tables.benchmark_table(bench["tasks"]).markdown(),
+            tables.comparison_table(bench["comparisons"]).markdown(),
+        ]
     report += _examples(run, summary)
     report += ["## Data", _data(stages.get("data", {})), *_pairs(stages.get("pairs"))]
     report += ["## Training", *_training(run, stages)]
@@ -66,7 +72,7 @@ def parts(run: Path) -> list[Part]:
     if exports := read_json(run / "export" / "parity.json"):
         report += ["## Exports, each against the adapter", tables.parity_table(exports).markdown()]
     report += ["## How to repeat it", _repeat(run, stages)]
-    return [part for part in report if part]
+    return list(filter(None, report))
 
 
 def predictions(run: Path, stage: str) -> dict[str, dict[str, Any]]:
@@ -103,8 +109,14 @@ def _results(summary: dict[str, Any]) -> list[Part]:
     compared_table = tables.comparison_table(comparisons)
     for compared, row in zip(comparisons, compared_table.rows, strict=True):
         if compared["p"] < ALPHA:
-            row["p"] += " *"
+            row["p"] += " *"  # explained below the table
     image_table = tables.image_table(stages)
+    image_note = ""
+    if image_table.rows:
+        image_note = (
+            "The same items with a blank image and with another item's: "
+            "a model that does as well then answers from the text alone."
+        )
     # Tables without rows are empty text, which `parts` leaves out.
     return [
         f"## Results on the `{summary['split']}` split",
@@ -114,29 +126,11 @@ def _results(summary: dict[str, Any]) -> list[Part]:
         "`boxed`, `cut off` and `no answer` tell a gain in format from a gain in skill.",
         tables.sampled_table(stages).markdown(),
         image_table.markdown(),
-        IMAGE_NOTE if image_table.rows else "",
+        image_note,
         compared_table.markdown(),
         "Every stage answered the same items: differences in points with a paired bootstrap interval, "
         "exact McNemar test (\\*: p < 0.05). "
         "`detectable`: the difference that so many items would show four times out of five.",
-    ]
-
-
-IMAGE_NOTE = (
-    "The same items with a blank image and with another item's: "
-    "a model that does as well then answers from the text alone."
-)
-
-
-def _benchmarks(run: Path) -> list[Part]:
-    summary = read_json(run / "bench" / "summary.json")
-    if not summary:
-        return []
-    return [
-        "## Benchmarks (lm-evaluation-harness)",
-        ("benchmarks", plots.scores(summary["tasks"])),
-        tables.benchmark_table(summary["tasks"]).markdown(),
-        tables.comparison_table(summary["comparisons"]).markdown(),
     ]
 
 

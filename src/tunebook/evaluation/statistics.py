@@ -7,19 +7,13 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-LEVEL = 0.95
-"""Of every interval."""
-
-ALPHA = 0.05
-"""Below it a difference counts as shown."""
-
+LEVEL = 0.95  # of every interval
+ALPHA = 0.05  # below it a difference counts as shown
 RESAMPLES = 9999
 
+# Scores in memory at a time: all resamples of 100,000 items together would take 16 GB. The interval does not
+# depend on it.
 DRAWN_AT_ONCE = 10**7
-"""Scores in memory, of all resamples: those of 100,000 items together would take 16 GB.
-
-The interval does not depend on it.
-"""
 
 
 def compare(first: Sequence[float], second: Sequence[float], seed: int = 0) -> dict[str, Any]:
@@ -53,9 +47,9 @@ def bootstrap_interval(change: Any, seed: int) -> list[float]:
     from scipy.stats import bootstrap
 
     n = len(change)
-    if n == 1:
+    if n == 1:  # nothing to resample: it may be anything
         return [-1.0, 1.0]
-    if not change.any():
+    if not change.any():  # every resample is the same
         return [0.0, 0.0]
     result = bootstrap(
         (change,),
@@ -95,6 +89,7 @@ def compared_steps(scores: dict[str, dict[Any, float]]) -> list[dict[str, Any]]:
     Args:
         scores: {model: {item: score}}, the same items for each.
     """
+    # base → sft, sft → dpo, and base → dpo.
     names = list(scores)
     steps = list(itertools.pairwise(names))
     if len(names) > 2:

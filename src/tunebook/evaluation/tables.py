@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any
 
+import jinja2
 import rich.table
 from markupsafe import Markup, escape
 from rich import box
@@ -41,15 +41,7 @@ class Table:
 
     def html(self, caption: str = "") -> str:
         """For a notebook. Cells and caption are text, escaped here, unless they are `Markup` already."""
-        left = "text-align:left; vertical-align:top"
-        content = Markup('<caption style="{}">{}</caption>').format(left, caption)
-        content += _html_row("th", left, self._head())
-        for row in self.rows:
-            content += _html_row("td", f"{left}; white-space:pre-wrap; font-family:monospace", row.values())
-        # JupyterLab would typeset the dollars of one answer together with those of the next.
-        return Markup(
-            '<table class="tex2jax_ignore" style="width:100%; table-layout:fixed">{}</table>'
-        ).format(content)
+        return str(HTML.render(caption=caption, head=self._head(), rows=self.rows))
 
     def print(self, title: str) -> None:
         """For the terminal; nothing when there are no rows."""
@@ -64,11 +56,17 @@ class Table:
         return [self.headings.get(name, name) for name in names]
 
 
-def _html_row(tag: str, style: str, cells: Iterable[str]) -> Markup:
-    row = Markup()
-    for cell in cells:
-        row += Markup('<{0} style="{1}">{2}</{0}>').format(tag, style, escape(cell))
-    return Markup("<tr>{}</tr>").format(row)
+# JupyterLab would typeset the dollars of one answer together with those of the next: no TeX.
+HTML = jinja2.Template(
+    """<table class="tex2jax_ignore" style="width:100%; table-layout:fixed">
+<caption style="text-align:left">{{ caption }}</caption>
+<tr>{% for name in head %}<th style="text-align:left">{{ name }}</th>{% endfor %}</tr>
+{% for row in rows %}<tr>{% for cell in row.values() %}
+<td style="text-align:left; vertical-align:top; white-space:pre-wrap; font-family:monospace">{{ cell }}</td>
+{% endfor %}</tr>{% endfor %}
+</table>""",
+    autoescape=True,
+)
 
 
 def mark(correct: bool) -> Markup:
@@ -88,8 +86,8 @@ def accuracy_table(results: dict[str, dict[str, Any]]) -> Table:
     return table
 
 
+# The headings of `accuracy_cells`.
 ACCURACY = {"accuracy": "accuracy (95% interval)", "cut_off": "cut off", "no_answer": "no answer"}
-"""The headings of `accuracy_cells`."""
 
 
 def accuracy_cells(shares: dict[str, Any]) -> dict[str, str]:

@@ -27,12 +27,13 @@ def dataset(work: Work) -> list[Pair]:
     """The pairs of `pairs.dataset`; what cannot be used goes to `quarantine.jsonl` with the reason."""
     folder = work.folder / "images"
     checker = RowChecker(work.recipe.model, folder)
-    first_ids: dict[int, str] = {}
+    first_ids: dict[int, str] = {}  # of what has been seen, by its hash
     pairs = []
     for item in read(work.recipe, work.count_tokens, folder):
         if isinstance(item, Reject):
             work.rejects.append(item)
             continue
+        # Counted as the trainer sees them: rendered by the chat template and with their images.
         chosen, other = _rows(item)
         reject = checker.check(chosen) or checker.check(other) or _repeated(item, chosen, first_ids)
         if reject:
@@ -78,6 +79,7 @@ def read(recipe: Recipe, count_tokens: Callable[[str], int], folder: Path) -> It
             yield Reject(source_id, "schema", str(error), raw)
             continue
         pair["source_id"] = source_id
+        # Of the answers alone: what the length of a side would give away.
         pair["chosen_tokens"] = count_tokens(pair["chosen"][0]["content"])
         pair["rejected_tokens"] = count_tokens(pair["rejected"][0]["content"])
         yield _first_reject(_rows(pair), row_checks) or pair
@@ -151,10 +153,10 @@ def _margin(raw: dict[str, Any], needed: bool) -> float | None:
                 raise ValueError(f"{name}: missing, and pairs.min_margin is set")
             return None
         try:
-            scores.append(float(score))
+            scores.append(float(score))  # a .csv file has text
         except (ValueError, TypeError, OverflowError):
             raise ValueError(f"{name}: {str(score)[:80]!r} is not a number") from None
-    margin = scores[0] - scores[1]
+    margin = scores[0] - scores[1]  # of a score that is NaN or infinite it is no number
     if not math.isfinite(margin):
         raise ValueError("score_chosen, score_rejected: not finite")
     return margin
@@ -173,6 +175,7 @@ def _store_images(
 
 def _checks(recipe: Recipe) -> list[Callable[[Row], Reject | None]]:
     """What a side must pass before its tokens are counted."""
+    # A pair about a held-out question would teach its answer.
     held_out = []
     for split in ("val", "test"):
         for row in load(recipe, split):

@@ -22,7 +22,8 @@ def injected_error(work: Work) -> list[Pair]:
     templates = {strategy: read_text(find_file(f"prompt/{strategy}.txt")) for strategy in config.strategies}
     requests = []
     for row in work.rows:
-        rng = random.Random(f"{work.recipe.seed}/{work.number}/{row['source_id']}")  # noqa: S311 - seeded, no secret
+        # The row and the round decide, so that other rows may come or go.
+        rng = random.Random(f"{work.recipe.seed}/{work.number}/{row['source_id']}")  # noqa: S311 - no secret
         strategy = rng.choice(config.strategies)
         question = row["prompt"][-1]["content"]
         parts = {"{question}": question, "{solution}": row["completion"][0]["content"]}
@@ -45,9 +46,11 @@ def injected_error(work: Work) -> list[Pair]:
 def _outcome(config: PairsConfig, chosen: Sample, rejected: Sample) -> str:
     """`paired`, or why a sample is no pair with the reference solution."""
     verdict = str(rejected["verdict"])
+    # A process error goes wrong on the way and may still end right.
     wrong_on_the_way = verdict == "right" and rejected["strategy"] == "process_error"
     if verdict != "wrong" and not wrong_on_the_way:
         return verdict
+    # Some models give the solution back as it is.
     if words(rejected["text"]) == words(chosen["text"]):
         return "the same text"
     if length_ratio(chosen, rejected) > config.max_length_ratio:

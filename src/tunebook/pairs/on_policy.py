@@ -24,6 +24,7 @@ def on_policy(work: Work) -> list[Pair]:
         for k in range(config.samples):
             requests.append(Request(row, row["prompt"], work.seed(row, str(k))))
     samples = work.answer("samples.jsonl", requests, "sampling")
+    # How many prompts had 0, 1, 2, ... right samples, and how many have a pair, or why not.
     pairs = []
     right_counts = Counter[int]()
     outcomes = Counter[str]()
@@ -54,6 +55,7 @@ def pairs_of_row(
     if wrong and not right and config.reference_chosen:
         right = [reference(row, count_tokens)]
         strategy = "reference"
+    # Of answers of very different length DPO would learn the length.
     candidates = []
     for chosen in right:
         for rejected in wrong:
@@ -61,7 +63,7 @@ def pairs_of_row(
                 candidates.append((chosen, rejected))
     candidates.sort(key=_common_beginning, reverse=True)
     pairs: list[Pair] = []
-    used = set()
+    used = set()  # each pair of a prompt has another rejected text
     for chosen, rejected in candidates:
         if len(pairs) < config.per_prompt and rejected["text"] not in used:
             used.add(rejected["text"])
@@ -89,4 +91,5 @@ def _distinct(samples: list[Sample], verdict: str) -> list[Sample]:
 
 def _common_beginning(candidate: tuple[Sample, Sample]) -> int:
     chosen, rejected = candidate
-    return len(os.path.commonprefix([chosen["text"], rejected["text"]]))  # noqa: RUF071 - of text, not of paths
+    texts = [chosen["text"], rejected["text"]]
+    return len(os.path.commonprefix(texts))  # noqa: RUF071 - it takes any text, not only paths

@@ -93,6 +93,7 @@ def _facts(all_pairs: list[Pair], split: dict[str, list[Pair]]) -> dict[str, Any
 
 def _split(all_pairs: list[Pair], val: float) -> dict[str, list[Pair]]:
     """By prompt: a hash of the first pair's id decides where all pairs of a prompt go."""
+    # A prompt on both sides would be trained on and evaluated.
     prompts: dict[str, list[Pair]] = {}
     for pair in all_pairs:
         prompts.setdefault(question_key(pair), []).append(pair)
@@ -145,6 +146,7 @@ def pairs_stage(recipe: Recipe, number: int = 1) -> Stage:
         "round": number,
         "verifier": verifier(),
     }
+    # What the pairs are made from: the rows, the model, prompt files and an existing set.
     inputs = {"data": data_stage(recipe).key}
     if _uses_model(recipe):
         inputs[policy_name(number)] = finished_key(recipe, policy_name(number))

@@ -119,7 +119,7 @@ class Work:
 def source_opener(recipe: Recipe, number: int) -> Callable[[], Source]:
     """Opens what answers: the server, or the model that a round starts from."""
     server = recipe.pairs.server
-    if server is not None:
+    if server is not None:  # nothing to load
         return lambda: contextlib.nullcontext(server)
 
     @functools.cache
