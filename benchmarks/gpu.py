@@ -111,7 +111,7 @@ def ours(recipe: Recipe, section: str, dry: bool) -> list[float]:
     if dry:
         config = getattr(trl, f"{section.upper()}Config")
         with tempfile.TemporaryDirectory() as folder:
-            arguments.arguments(config, recipe, section, Path(folder))
+            arguments.trainer_arguments(config, recipe, section, Path(folder))
         return []
     from tunebook.pairs.pairs import pairs
     from tunebook.training.dpo import dpo
@@ -121,13 +121,8 @@ def ours(recipe: Recipe, section: str, dry: bool) -> list[float]:
         sft(recipe)
         pairs(recipe)
     ticks = clock()
-    original = arguments.arguments
-
-    def with_clock(*args: Any) -> tuple[Any, list[Any]]:
-        config, callbacks = original(*args)
-        return config, [*callbacks, ticks]
-
-    arguments.arguments = with_clock
+    callbacks = arguments.trainer_callbacks
+    arguments.trainer_callbacks = lambda *args: [*callbacks(*args), ticks]
     if section == "sft":
         sft(recipe)
     else:

@@ -156,7 +156,7 @@ def work(section: str, name: str, settings: dict[str, Any], turns: int, steps: i
     config, trainer_class, extra = trl.SFTConfig, trl.SFTTrainer, {}
     if section == "dpo":
         config, trainer_class, extra = trl.DPOConfig, trl.DPOTrainer, {"ref_model": None}
-    args, _ = arguments.arguments(config, recipe, section, Path(folder) / name)
+    args = arguments.trainer_arguments(config, recipe, section, Path(folder) / name)
     model, tokenizer = our_model(recipe) if ours else stock_model(recipe, STOCK[name])
     trainer = trainer_class(
         model=model,

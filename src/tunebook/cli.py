@@ -215,8 +215,6 @@ def _add_trainer(spec: StageSpec) -> None:
         number: RoundOption = 1,
     ) -> None:
         parsed = _recipe(recipe, run, set_)
-        if launch.launched(parsed):
-            return
         options: dict[str, Any] = {"force": force, "resume": resume}
         if spec.has_rounds:
             options["number"] = number
@@ -236,7 +234,7 @@ def _add_trainer(spec: StageSpec) -> None:
         train(recipe, run, set_, force, resume)
 
     help_text = (
-        f"{spec.help} On several GPUs: `NPROC_PER_NODE=4 tunebook {spec.command}`.\n\n"
+        f"{spec.help} On several GPUs: `NPROC_PER_NODE=4 bash train_{spec.command}.sh`.\n\n"
         f"    uv run tunebook {spec.command} --set {spec.command}.learning_rate=2e-4"
     )
     app.command(spec.command, help=help_text)(train if spec.has_rounds else train_once)

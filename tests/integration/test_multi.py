@@ -17,6 +17,7 @@ from traces import close, four_rows_a_step, trace
 
 from tunebook.recipe.files import ROOT
 from tunebook.recipe.loading import load_recipe
+from tunebook.training import launch
 
 
 @pytest.fixture
@@ -25,20 +26,44 @@ def recipe(tiny_recipe, tmp_path) -> Path:
 
 
 def two(*arguments: str, **environment: str) -> subprocess.Popen[str]:
-    """`tunebook ...` in two processes."""
-    env = (
-        {k: v for k, v in os.environ.items() if k not in ("OMP_NUM_THREADS", "RANK")}
-        | {"NPROC_PER_NODE": "2"}
-        | environment
-    )
+    """`tunebook ...` in two processes, as the shell scripts start it."""
+    kept = {k: v for k, v in os.environ.items() if k not in ("OMP_NUM_THREADS", "RANK")}
+    torchrun = "-m tunebook.training.launch --standalone --nproc-per-node 2 -m tunebook"
     return subprocess.Popen(
-        [sys.executable, "-m", "tunebook.cli", *arguments],
+        [sys.executable, *torchrun.split(), *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env=env,
+        env=kept | environment,
         cwd=ROOT,
     )
+
+
+@pytest.mark.parametrize("command", ["sft", "dpo"])
+def test_the_scripts_start_torchrun_with_the_commands_own_options(tmp_path, monkeypatch, command):
+    """`--run` goes to the command: torchrun's parser would take it for one of its own."""
+    uv = tmp_path / "uv"
+    uv.write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
+    uv.chmod(0o755)
+    done = subprocess.run(
+        ["bash", str(ROOT / f"train_{command}.sh"), "--run", "two", "--set", "a=b c"],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={"PATH": f"{tmp_path}:{os.environ['PATH']}", "NPROC_PER_NODE": "4"},
+    )
+    line = done.stdout.splitlines()
+    start = line.index("tunebook.training.launch") + 1
+    assert line[start - 2] == "-m"
+    import torch.distributed.run
+
+    started = []
+    monkeypatch.setattr(torch.distributed.run, "run", started.append)
+    launch.main(line[start:])
+    (options,) = started
+    assert options.standalone and options.nproc_per_node == "4"
+    assert options.module and options.training_script == "tunebook"
+    assert options.training_script_args == [command, "--run", "two", "--set", "a=b c"]
 
 
 def test_two_processes_train_as_one_and_end_together(recipe):
@@ -85,7 +110,7 @@ def test_two_processes_train_as_one_and_end_together(recipe):
 
 
 def test_dpo_in_two_processes_with_too_little_memory(recipe, tmp_path):
-    """The second process runs out of memory: both start again with half the per-device batch, and the trace is that of one process."""
+    """The second process runs out of memory: one line says which batch to set; with that the trace is that of one process."""
     from tunebook.data.storage import load
     from tunebook.models import backend
     from tunebook.pairs.pairs import pairs
@@ -111,7 +136,7 @@ def test_dpo_in_two_processes_with_too_little_memory(recipe, tmp_path):
     (tmp_path / "site").mkdir()
     (tmp_path / "site" / "sitecustomize.py").write_text("""
 import os
-if os.environ.get("RANK") == "1" and "TUNEBOOK_HALVINGS" not in os.environ:
+if os.environ.get("RANK") == "1":
     import torch
     whole, calls = torch.Tensor.backward, []
     def backward(self, *args, **kwargs):
@@ -121,20 +146,19 @@ if os.environ.get("RANK") == "1" and "TUNEBOOK_HALVINGS" not in os.environ:
         return whole(self, *args, **kwargs)
     torch.Tensor.backward = backward
 """)
-    both = two(
-        "dpo",
-        "--recipe",
-        str(recipe),
-        "--run",
-        "two",
-        PYTHONPATH=f"{tmp_path / 'site'}:{os.environ.get('PYTHONPATH', '')}",
+    command = ("dpo", "--recipe", str(recipe), "--run", "two")
+    scarce = {"PYTHONPATH": f"{tmp_path / 'site'}:{os.environ.get('PYTHONPATH', '')}"}
+    both = two(*command, **scarce)
+    _, err = both.communicate(timeout=300)
+    assert both.returncode == 2 and "Traceback" not in err, err[-2000:]
+    assert err.splitlines()[-1] == (
+        "tunebook: out of memory with 2 rows a device: set per_device_train_batch_size=1 "
+        "and gradient_accumulation_steps=4, then a step has as many rows as before (process 1)"
     )
-    out, err = both.communicate(timeout=300)
-    assert both.returncode == 0, err[-2000:]
-    assert (
-        "out of memory with 2 rows a device (process 1): all processes start again with half of them" in out
-    )
-    assert "Going on from checkpoint-3" in out and "Traceback" not in err
+    batch = ("per_device_train_batch_size=1", "gradient_accumulation_steps=4")
+    again = two(*command, *(word for key in batch for word in ("--set", f"dpo.{key}")))
+    _, err = again.communicate(timeout=300)
+    assert again.returncode == 0 and "Traceback" not in err, err[-2000:]
     run_dir = one.run_dir.with_name("two")
     metrics = json.loads((run_dir / "dpo" / "stage.json").read_text())["metrics"]
     assert (metrics["effective_batch_size"], metrics["per_device_batch_size"], metrics["steps"]) == (4, 1, 8)

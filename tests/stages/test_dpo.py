@@ -92,11 +92,11 @@ def test_a_wrong_reference_is_noticed_before_the_first_step(paired, monkeypatch)
 
     recipe, real = paired("wrong"), audits.audit_step_0
 
-    def with_another_reference(trainer):
+    def with_another_reference(trainer, tokenizer):
         for name, parameter in trainer.model.named_parameters():
             if ".ref." in name and "lora_B" in name:
                 parameter.data += 0.2
-        return real(trainer)
+        return real(trainer, tokenizer)
 
     monkeypatch.setattr(audits, "audit_step_0", with_another_reference)
     with pytest.raises(UserError, match="the reference is not the model that training starts from"):

@@ -248,8 +248,8 @@ def test_a_base_model_learns_to_end_its_turns(tiny_base, tmp_path, monkeypatch):
         seen.extend(tokenizer.decode(row[row != -100]) for row in batch["labels"])
         return original(trainer, tokenizer)
 
-    original = audits.audit_mask
-    monkeypatch.setattr(audits, "audit_mask", looked_at)
+    original = audits.audit_masks
+    monkeypatch.setattr(audits, "audit_masks", looked_at)
     assert sft(recipe)["metrics"]["steps"] == 3
     assert all(
         text.endswith("<|im_end|>\n") and text.count("<|im_end|>") == 1 and "<think>" not in text
@@ -322,7 +322,7 @@ def every_recipe_makes_the_real_configs(folder) -> None:
     for name in sorted(p.stem for p in (ROOT / "configs").glob("*.yaml")):
         recipe = load_recipe(name)
         for section, config in (("sft", SFTConfig), ("dpo", DPOConfig)):
-            args, _ = arguments.arguments(config, recipe, section, folder)
+            args = arguments.trainer_arguments(config, recipe, section, folder)
             given = getattr(recipe, section)
             assert (
                 args.learning_rate == given["learning_rate"]

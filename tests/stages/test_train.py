@@ -13,7 +13,7 @@ import yaml
 from tunebook.recipe.errors import UserError
 from tunebook.recipe.files import ROOT
 from tunebook.recipe.loading import load_recipe
-from tunebook.training import callbacks
+from tunebook.training import arguments
 
 CANARY = "### Solution\n1. The heron counts 317 violet umbrellas.\n### Final Answer\n\\boxed{317}"
 
@@ -98,7 +98,7 @@ def test_every_token_trained_or_none_is_refused(tiny_recipe, tiny):
         train_dataset=datasets.Dataset.from_dict({"input_ids": [[5, 6, 7]]}), data_collator=lambda rows: batch
     )
     with pytest.raises(UserError, match="no token carries loss"):
-        audits.audit_mask(stand_in, AutoTokenizer.from_pretrained(tiny))
+        audits.audit_masks(stand_in, AutoTokenizer.from_pretrained(tiny))
     from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
     unpadded = DataCollatorForLanguageModeling(
@@ -108,7 +108,7 @@ def test_every_token_trained_or_none_is_refused(tiny_recipe, tiny):
         rows = datasets.Dataset.from_dict({"input_ids": [[5, 6, 7]] * 2, "labels": [trained] * 2})
         stand_in = SimpleNamespace(train_dataset=rows, data_collator=unpadded)
         with pytest.raises(UserError, match="every token") if share == 1 else contextlib.nullcontext():
-            assert audits.audit_mask(stand_in, AutoTokenizer.from_pretrained(tiny)) == {
+            assert audits.audit_masks(stand_in, AutoTokenizer.from_pretrained(tiny)) == {
                 "rows": 2,
                 "trained_share": share,
             }
@@ -175,7 +175,7 @@ def test_early_stopping_keeps_its_patience_when_training_goes_on(tiny_recipe, mo
                 raise RuntimeError("cut")
 
     with monkeypatch.context() as patched, pytest.raises(RuntimeError, match="cut"):
-        patched.setattr(callbacks, "remaining_time", Cut)
+        patched.setattr(arguments, "metrics_file", lambda path: Cut())
         sft(cut)
     resumed = sft(cut)["metrics"]
     assert {k: resumed[k] for k in ("steps", "best_checkpoint")} == {

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import signal
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,7 +14,7 @@ from tunebook.recipe.files import ROOT
 from tunebook.recipe.loading import load_recipe
 from tunebook.runs.stage import Stage
 from tunebook.training import arguments, launch, memory
-from tunebook.training.arguments import divide_batch
+from tunebook.training.arguments import divide_batch, halve_batch
 from tunebook.training.memory import Plan
 
 
@@ -33,7 +33,9 @@ from tunebook.training.memory import Plan
     ],
 )
 def test_a_step_keeps_its_rows(rows, steps, processes, halved, expected):
-    found = divide_batch(rows, steps, processes, halved)
+    found = divide_batch(rows, steps, processes)
+    for _ in range(halved):
+        found = halve_batch(*found)
     assert found == expected
     assert found[0] * found[1] * processes == rows * steps
 
@@ -55,21 +57,23 @@ class Config:
 
 
 def test_arguments_for_several_processes(monkeypatch, tmp_path):
-    for callback in ("whole_checkpoints", "metrics_file", "remaining_time", "health"):
+    for callback in ("whole_checkpoints", "metrics_file", "health"):
         monkeypatch.setattr(arguments, callback, lambda *args, name=callback: name)
     recipe = load_recipe()
     recipe.sft = {"deepspeed": "configs/deepspeed_zero2.json"}
-    alone, callbacks = arguments.arguments(Config, recipe, "sft", tmp_path)
+    alone = arguments.trainer_arguments(Config, recipe, "sft", tmp_path)
+    callbacks = arguments.trainer_callbacks(recipe, "sft", alone)
     assert (
         alone.per_device_train_batch_size,
         alone.gradient_accumulation_steps,
         alone.ddp_find_unused_parameters,
     ) == (4, 2, None)
     assert Path(alone.deepspeed) == ROOT / "configs" / "deepspeed_zero2.json"
-    assert callbacks == ["whole_checkpoints", "metrics_file", "remaining_time", "health"]
+    assert callbacks == ["whole_checkpoints", "metrics_file", "health"]
     monkeypatch.setenv("WORLD_SIZE", "4")
     monkeypatch.setenv("RANK", "3")
-    fourth, callbacks = arguments.arguments(Config, recipe, "sft", tmp_path)
+    fourth = arguments.trainer_arguments(Config, recipe, "sft", tmp_path)
+    callbacks = arguments.trainer_callbacks(recipe, "sft", fourth)
     assert (
         fourth.per_device_train_batch_size,
         fourth.gradient_accumulation_steps,
@@ -80,25 +84,7 @@ def test_arguments_for_several_processes(monkeypatch, tmp_path):
     with pytest.raises(
         UserError, match=r"sft\.per_device.* 3 x .* 2 = 6 rows a step is no multiple of 4 processes; set sft"
     ):
-        arguments.arguments(Config, recipe, "sft", tmp_path)
-
-
-def test_torchrun_is_asked_for_what_the_environment_says(tmp_path):
-    assert launch.options(1, tmp_path, {}) == ["--standalone", "--nproc-per-node=1", f"--log-dir={tmp_path}"]
-    assert launch.options(4, tmp_path, {"NNODES": "1"})[-1] == "--redirects=1:3,2:3,3:3"
-    several = {"NNODES": "2", "NODE_RANK": "1", "MASTER_ADDR": "10.0.0.1", "MASTER_PORT": "29501"}
-    assert launch.options(2, tmp_path, several) == [
-        *(
-            "--nnodes=2",
-            "--node-rank=1",
-            "--master-addr=10.0.0.1",
-            "--master-port=29501",
-            "--nproc-per-node=2",
-        ),
-        *(f"--log-dir={tmp_path}", "--redirects=0:3,1:3"),
-    ]
-    with pytest.raises(UserError, match="NNODES=2 needs MASTER_ADDR too"):
-        launch.options(2, tmp_path, {"NNODES": "2", "NODE_RANK": "0"})
+        arguments.trainer_arguments(Config, recipe, "sft", tmp_path)
 
 
 def test_only_the_first_process_writes(monkeypatch):
@@ -125,72 +111,90 @@ def failure(exitcode: int, timestamp: int, message: str | None = None) -> Simple
     )
 
 
+ALL_STOPPED = ". All processes were stopped; the same command goes on from the last checkpoint"
+
+
 def test_the_process_that_failed_first_is_named():
     broken = failure(1, 10, "RuntimeError: Connection closed by peer\nmore")
     assert launch.explain({0: broken, 1: failure(-9, 11)}) == (
-        "signal",
-        "process 1 was ended by SIGKILL (often for want of memory)",
+        "process 1 was ended by SIGKILL (often for want of memory)" + ALL_STOPPED
     )
-    assert launch.explain({0: broken, 3: failure(1, 9, "UserError: mask audit: x")}) == (
-        "UserError",
-        "mask audit: x (process 3)",
+    # Times are whole seconds: a connection that breaks in the same one is what the error led to.
+    assert launch.explain({0: broken, 3: failure(1, 10, "UserError: mask audit: x")}) == (
+        "mask audit: x (process 3)"
     )
-    assert launch.explain({0: failure(-15, 8), 1: failure(1, 9, "OutOfMemory: too much")}) == (
-        "OutOfMemory",
-        "too much (process 1)",
+    assert launch.explain({0: failure(-15, 8), 1: failure(1, 9, "UserError: too much")}) == (
+        "too much (process 1)"
     )
     assert launch.explain({0: broken}) == (
-        "RuntimeError",
-        "process 0 failed: RuntimeError: Connection closed by peer (logs/1/error.json)",
+        "process 0 failed: RuntimeError: Connection closed by peer (logs/1/error.json)" + ALL_STOPPED
     )
-    assert launch.explain({2: failure(3, 1)}) == ("exit", "process 2 ended with exit code 3")
+    assert launch.explain({2: failure(3, 1)}) == "process 2 ended with exit code 3" + ALL_STOPPED
 
 
-PLAN = Plan(linear=3_000, other=1_000, trainable=100, width=2, kept=8_000, layers=4, entering=100, logits=500)
+SHAPE = SimpleNamespace(
+    hidden_size=8,
+    intermediate_size=16,
+    num_attention_heads=2,
+    head_dim=4,
+    num_hidden_layers=4,
+    vocab_size=50,
+)
+PLAN = Plan(config=SHAPE, linear=3_000, other=1_000, trainable=100, rows=8, length=10)
+KEPT = 20 * 8 + 4 * 2 * (16 + 8)  # of a layer for a token
 
 
 def test_the_parts_of_the_estimate():
-    expected = {
+    assert PLAN.parts() == {
         "base model": 8_000,
         "adapter": 400,
         "gradients": 400,
         "optimiser": 800,
-        "activations": 8_000,
-        "logits": 6_000,
+        "activations": 80 * 4 * KEPT,
+        "logits": 3 * 4 * 80 * 50,
+        "gaps in the heap": 0,
     }
-    assert PLAN.parts() == expected | {"gaps in the heap": 0}
-    changed = Plan(
-        **(
-            vars(PLAN)
-            | {
-                "four_bit": True,
-                "checkpointing": True,
-                "copies": 2,
-                "optimizer": 2,
-                "gaps": 0.5,
-                "logits": 2**40,
-            }
-        )
-    ).parts()
-    assert changed["base model"] == int(3_000 * 4.13 / 8 + 2_000)
-    assert (
-        changed["activations"] == 4 * 100 + 2_000
-    )  # what enters each layer, and one layer while it is recomputed
-    assert changed["gaps in the heap"] == 1_200
-    assert (changed["adapter"], changed["optimiser"], changed["logits"]) == (800, 200, 3 * 4 * 16 * 2**20)
+    changed = replace(PLAN, four_bit=True, checkpointing=True, sides=2, optimizer=2, gaps=0.5, rows=2**20)
+    parts = changed.parts()
+    tokens = 2**20 * 2 * 10
+    assert parts["base model"] == int(3_000 * 4.13 / 8 + 2_000)
+    # What enters each layer, and one layer while it is recomputed.
+    assert parts["activations"] == tokens * (4 * 8 * 2 + KEPT)
+    assert parts["gaps in the heap"] == parts["activations"] // 2
+    assert (parts["adapter"], parts["optimiser"], parts["logits"]) == (800, 200, 3 * 4 * 16 * 2**20)
+    assert replace(PLAN, scores=True).layer() == KEPT + 2 * 10 * 6
+    assert replace(PLAN, scores=True, value_bytes=4).layer() == 20 * 8 + 4 * 4 * (16 + 8) + 2 * 10 * 4
 
 
 def test_the_cheapest_mend_is_named():
     args = SimpleNamespace(per_device_train_batch_size=8, gradient_accumulation_steps=2)
     half = "It would with --set sft.per_device_train_batch_size=4 --set sft.gradient_accumulation_steps=4"
     assert memory.mend(PLAN, PLAN.total - 1, args, "sft") == half
-    base = PLAN.total - 14_000
-    assert memory.mend(PLAN, base + 2_000, args, "sft").endswith(
+    one = replace(PLAN, rows=1)
+    assert memory.mend(PLAN, one.total, args, "sft").endswith(
         "batch_size=1 --set sft.gradient_accumulation_steps=16"
     )
-    assert memory.mend(PLAN, base + 1_200, args, "sft").endswith("--set lora.use_gradient_checkpointing=true")
-    assert memory.mend(PLAN, base - 3_000, args, "sft").endswith("--set model.load_in_4bit=true")
+    alone = "It would with --set lora.use_gradient_checkpointing=true"
+    assert memory.mend(one, one.total - 1, args, "sft") == alone
+    both = replace(one, checkpointing=True)
+    assert memory.mend(PLAN, both.total, args, "sft").endswith("--set lora.use_gradient_checkpointing=true")
+    assert memory.mend(PLAN, both.total - 3_000, args, "sft").endswith("--set model.load_in_4bit=true")
     assert memory.mend(PLAN, 10, args, "dpo").startswith("Make model.max_seq_length smaller")
+
+
+def test_weights_are_counted_in_the_headers():
+    tensors = [
+        ("model.embed_tokens.weight", "BF16", [50, 8]),
+        ("model.layers.0.self_attn.q_proj.weight", "BF16", [4, 8]),
+        ("model.layers.0.mlp.up_proj.weight", "U8", [128, 1]),  # in 4 bit: 256 parameters, as of 16 by 16
+        ("model.layers.0.mlp.up_proj.weight.absmax", "F32", [4]),
+        ("model.norm.weight", "BF16", [8]),
+        ("lm_head.weight", "BF16", [50, 8]),
+    ]
+    lora = {"r": 2, "target_modules": ["q_proj", "up_proj"], "modules_to_save": ["lm_head"]}
+    expected = (32 + 256, 400 + 4 + 8 + 400, 2 * (4 + 8) + 2 * (16 + 16) + 400)
+    assert memory.count_parameters(tensors, lora) == expected
+    assert memory.count_parameters(tensors, {"r": 2})[2] == 2 * (4 + 8) + 2 * (16 + 16)
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import pytest
 
 from tunebook.recipe.errors import UserError
 from tunebook.runs.files import checksums, write_json
-from tunebook.training.arguments import eval_rows
+from tunebook.training.arguments import check_val_rows, eval_rows
 from tunebook.training.callbacks import CHECKSUMS
 from tunebook.training.trainer import _train
 
@@ -26,14 +26,17 @@ def arguments(**given) -> SimpleNamespace:
 
 def test_without_val_rows_nothing_is_evaluated(capsys):
     args = arguments(eval_on_start=True)
-    assert eval_rows(args, ["a row"], "sft", "x") == ["a row"] and args.eval_strategy == "steps"
-    assert eval_rows(args, [], "dpo", "pairs.val") is None
+    check_val_rows(args, ["a row"], "sft", "x")
+    assert eval_rows(args, ["a row"]) == ["a row"] and args.eval_strategy == "steps"
+    check_val_rows(args, [], "dpo", "pairs.val")
+    assert eval_rows(args, []) is None
     assert (args.eval_strategy, args.do_eval, args.eval_on_start) == ("no", False, False)
     assert (
         capsys.readouterr().out
         == "No val rows, so nothing is evaluated during training (dpo.eval_strategy: no); pairs.val sets some apart.\n"
     )
-    assert eval_rows(args, [], "dpo", "pairs.val") is eval_rows(args, ["a row"], "dpo", "pairs.val") is None
+    check_val_rows(args, [], "dpo", "pairs.val")
+    assert eval_rows(args, []) is eval_rows(args, ["a row"]) is None
     assert not capsys.readouterr().out
 
 
@@ -50,8 +53,9 @@ def test_what_rests_on_evaluations_is_refused_without_val_rows(key, value):
         UserError,
         match=rf"^no val rows to evaluate on, and sft\.{key} cannot do without: raise `val` of a data source, add rows",
     ):
-        eval_rows(arguments(**{key: value}), [], "sft", "`val` of a data source")
-    assert eval_rows(arguments(**{key: value}), [1], "sft", "") == [1]
+        check_val_rows(arguments(**{key: value}), [], "sft", "`val` of a data source")
+    check_val_rows(arguments(**{key: value}), [1], "sft", "")
+    assert eval_rows(arguments(**{key: value}), [1]) == [1]
 
 
 def recorded(folder, losses: list[float], resumed: int, group: dict[str, float]) -> dict:

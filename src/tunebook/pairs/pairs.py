@@ -129,7 +129,8 @@ def existing_pairs(recipe: Recipe, number: int = 1) -> None:
 
     Sampling takes long and is not started unasked.
     """
-    if _only_existing(recipe) and not pairs_stage(recipe, number).done:
+    stage = pairs_stage(recipe, number)
+    if _only_existing(recipe) and not stage.done and not stage.await_rank_0():
         backend.backend()  # what comes after it in this process wants it first
         pairs(recipe, number)
 

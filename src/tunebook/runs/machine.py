@@ -40,11 +40,6 @@ def world_size() -> int:
     return int(os.environ.get("WORLD_SIZE", 1))
 
 
-def halvings() -> int:
-    """How often this command was started again with half the per-device batch, because memory ran out."""
-    return int(os.environ.get("TUNEBOOK_HALVINGS", 0))
-
-
 def environment() -> dict[str, Any]:
     """Code, versions and hardware that a result depends on."""
     lock = ROOT / "uv.lock"

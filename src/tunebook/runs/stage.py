@@ -24,7 +24,7 @@ from filelock import FileLock, Timeout
 from tunebook.recipe.errors import UserError
 from tunebook.recipe.sections import Recipe
 from tunebook.runs.files import checksums, disk_full_as_user_error, fingerprint, read_json, write_json
-from tunebook.runs.machine import environment, halvings, peak_memory_gb, rank
+from tunebook.runs.machine import environment, peak_memory_gb, rank
 from tunebook.runs.manifest import manifest
 from tunebook.runs.stages import model_names, parse_name
 
@@ -133,7 +133,6 @@ class Stage:
             yield self.partial
             return
         # Started again with smaller batches, it goes on even from what `--force` has begun.
-        resume = resume or halvings() > 0
         with disk_full_as_user_error(self.recipe.run_dir), _lock(self.recipe.run_dir):
             # 1) what an earlier run of the same settings has begun is kept, anything else removed
             _recover(self.dir)

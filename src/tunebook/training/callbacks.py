@@ -1,4 +1,4 @@
-"""What looks on while a trainer trains: the loss trace, the time left, the run's health, its checkpoints."""
+"""Callbacks of a trainer: the loss trace, the run's health, whole checkpoints, what goes wrong in DPO."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import math
 import os
 import shutil
 import statistics
-import time
 from pathlib import Path
 from typing import Any
 
@@ -15,48 +14,62 @@ from tunebook.recipe.errors import UserError
 from tunebook.runs.files import checksums, read_json, write_json
 from tunebook.runs.machine import rank
 
-CHECKSUMS = "checksums.json"
-"""Written into a checkpoint when it is whole."""
+CHECKSUMS = "checksums.json"  # written into a checkpoint when it is whole
+
+# A run is stopped after so many strange logs in a row. A loss is strange when it is so many times the first,
+# a gradient norm so many times the usual one (both at least 1): one odd batch does not explain that.
+ALARMS, WORSE, STEEPER = 3, 5.0, 1000.0
+
+WINDOW = 5  # logs that a judgement of DPO is averaged over: one batch says little
+FALL = 2.0  # nats that chosen may lose: then it is exp(2), seven times, less likely than it was
 
 
 def last_checkpoint(folder: Path) -> Path | None:
-    """The newest checkpoint of a healthy run that is as it was written. One without checksums was cut short: it goes, and so do the others."""
+    """The newest checkpoint of a healthy run that is as it was written.
+
+    Newer ones are deleted: those without checksums were cut short, others are damaged or of a sick run.
+    """
     for checkpoint in sorted(folder.glob("checkpoint-*"), key=_step, reverse=True):
-        known, found = read_json(checkpoint / CHECKSUMS), checksums(checkpoint, [CHECKSUMS])
+        recorded = read_json(checkpoint / CHECKSUMS)
+        current = checksums(checkpoint, [CHECKSUMS])
         history = read_json(checkpoint / "trainer_state.json").get("log_history", [])
-        if known and known == found and not any(no_number(entry, half_precision=True) for entry in history):
+        sick = any(not_a_number(entry, half_precision=True) for entry in history)
+        if recorded and recorded == current and not sick:
             return checkpoint
-        if known and known != found:
-            names = [name for name in known if known[name] != found.get(name)] or ["it has other files"]
-            print(f"{checkpoint.name} is damaged ({names[0]}) and left out.")
+        if recorded and recorded != current:
+            names = [name for name in recorded if recorded[name] != current.get(name)]
+            print(f"{checkpoint.name} is damaged ({(names or ['it has other files'])[0]}) and left out.")
         shutil.rmtree(checkpoint)
     return None
 
 
+def _step(checkpoint: Path) -> int:
+    return int(checkpoint.name.split("-")[1])
+
+
 def whole_checkpoints() -> Any:
-    """A callback that ends the writing of a checkpoint: with checksums, and so that the clock does not decide which one is the oldest."""
+    """A callback that ends the writing of a checkpoint, with checksums of its files."""
     from accelerate import PartialState
     from transformers import TrainerCallback
 
     class WholeCheckpoints(TrainerCallback):  # type: ignore[misc]
         def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            everyone = PartialState()
-            everyone.wait_for_everyone()  # each process writes files of its own
+            processes = PartialState()
+            processes.wait_for_everyone()  # each writes files of its own
             if rank() == 0:
                 folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-                # With DPO's `ref` folder beside it, transformers' resume would leave the trained adapter at its start.
+                # With DPO's `ref` beside it, transformers' resume leaves the trained adapter at its start.
                 shutil.rmtree(folder / "ref", ignore_errors=True)
                 write_json(folder / CHECKSUMS, checksums(folder))
-                os.utime(
-                    folder, (state.global_step, state.global_step)
-                )  # the trainer deletes the oldest by this time
-            everyone.wait_for_everyone()  # one that fails in the next step ends all
+                # The trainer deletes the oldest by this time, and a clock may have been set back.
+                os.utime(folder, (state.global_step, state.global_step))
+            processes.wait_for_everyone()  # one that fails in the next step ends all
 
     return WholeCheckpoints()
 
 
 def metrics_file(path: Path) -> Any:
-    """A callback that keeps `metrics.jsonl` up to date; after a resume it starts from the checkpoint's own history."""
+    """A callback that keeps `metrics.jsonl` up to date, after a resume from the checkpoint's history on."""
     from transformers import TrainerCallback
 
     class MetricsFile(TrainerCallback):  # type: ignore[misc]
@@ -70,29 +83,64 @@ def metrics_file(path: Path) -> Any:
     return MetricsFile()
 
 
-ALARMS = 3
-"""Logs in a row that must say so before a run is stopped for numbers that are only strange; what is not a number stops it at once."""
+def health(section: str) -> Any:
+    """A callback that stops a sick run: at once for NaN and infinity, else after `ALARMS` odd logs in a row.
 
+    No checkpoint is written before its steps have been logged and checked, and none while something is wrong.
 
-WORSE, STEEPER = 5.0, 1000.0
-"""How many times a run's first loss, and its usual gradient norm, are beyond what one odd batch explains (both at least 1)."""
-
-
-def no_number(entry: dict[str, Any], half_precision: bool = False) -> str:
-    """Which number of a log is none; empty when all are.
-
-    With `half_precision` (float16) an infinite gradient is normal: the loss scaler leaves out the step and halves its scale.
+    Raises UserError that says what is wrong, what to do, and which checkpoint is the last good one.
     """
-    names = ["loss", "train_loss", "eval_loss", *([] if half_precision else ["grad_norm"])]
-    values = {name: float(entry[name]) for name in names if entry.get(name) is not None}
-    return ", ".join(f"{name} is {value}" for name, value in values.items() if not math.isfinite(value))
+    from transformers import TrainerCallback
+
+    class Health(TrainerCallback):  # type: ignore[misc]
+        alarms = 0
+
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            if control.should_save:
+                control.should_log = True
+
+        on_epoch_end = on_step_end
+
+        def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            newest = state.log_history[-1]
+            reason = broken = not_a_number(newest, args.fp16)
+            if "loss" in newest and not broken:  # an evaluation says nothing about the steps
+                reason = strange(state.log_history)
+                self.alarms = self.alarms + 1 if reason else 0
+            if broken or self.alarms:
+                control.should_save = False
+            if broken or self.alarms == ALARMS:
+                raise UserError(
+                    f"stopped at step {state.global_step}: {reason}. {_remedy(reason, section)}. "
+                    f"{_last_good(Path(args.output_dir))}"
+                )
+
+    return Health()
+
+
+def not_a_number(entry: dict[str, Any], half_precision: bool = False) -> str:
+    """Which number of a log is infinite or NaN; empty when none is.
+
+    In `half_precision` (float16) an infinite gradient is normal: the loss scaler skips the step.
+    """
+    names = ["loss", "train_loss", "eval_loss"]
+    if not half_precision:
+        names.append("grad_norm")
+    odd = []
+    for name in names:
+        value = entry.get(name)
+        if value is not None and not math.isfinite(float(value)):
+            odd.append(f"{name} is {float(value)}")
+    return ", ".join(odd)
 
 
 def strange(logs: list[dict[str, Any]]) -> str:
-    """What the newest of a run's logs shows that happens now and then, but not again and again; empty when there is nothing."""
-    steps = [(float(e["loss"]), float(e.get("grad_norm", math.nan))) for e in logs if "loss" in e]
-    (first, _), *before, (loss, norm) = steps[0], *steps
-    usual = statistics.median([1.0, *(n for _, n in before[:-1] if math.isfinite(n))])
+    """What in the newest of a run's logs is odd, though it may happen now and then; empty when nothing is."""
+    steps = [entry for entry in logs if "loss" in entry]
+    norms = [float(entry.get("grad_norm", math.nan)) for entry in steps]
+    first, loss, norm = float(steps[0]["loss"]), float(steps[-1]["loss"]), norms[-1]
+    # Without the newest norm and the one before it, which may be part of the same trouble.
+    usual = statistics.median([1.0, *filter(math.isfinite, norms[:-2])])
     if norm == 0:
         return f"the gradient is exactly 0 (at a loss of {loss:.3g})"
     if loss > WORSE * max(1.0, first):
@@ -102,90 +150,25 @@ def strange(logs: list[dict[str, Any]]) -> str:
     return ""
 
 
-def health(section: str) -> Any:
-    """A callback that stops a sick run: at once when a number is none, else after `ALARMS` strange logs in a row.
-
-    No checkpoint is written before the steps that led to it have been logged and looked at, and none while something is wrong.
-
-    Raises UserError that says what was seen, what to do, and which checkpoint is the last good one.
-    """
-    from transformers import TrainerCallback
-
-    class Health(TrainerCallback):  # type: ignore[misc]
-        alarms = 0
-
-        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            control.should_log |= control.should_save
-
-        on_epoch_end = on_step_end
-
-        def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            newest = state.log_history[-1]
-            broken = no_number(newest, args.fp16)
-            odd = strange(state.log_history) if "loss" in newest and not broken else ""
-            self.alarms = self.alarms + 1 if odd else 0 if "loss" in newest else self.alarms
-            control.should_save &= not (broken or self.alarms)
-            if broken or self.alarms == ALARMS:
-                raise UserError(
-                    f"stopped at step {state.global_step}: {broken or odd}. {_remedy(odd, section)}. {_kept(Path(args.output_dir))}"
-                )
-
-    return Health()
+def _remedy(reason: str, section: str) -> str:
+    if "exactly 0" in reason:
+        return (
+            "Nothing is learnt any more: look at the rows (are completions empty or cut off?) "
+            f"or lower {section}.learning_rate"
+        )
+    rate, norm = f"{section}.learning_rate", f"{section}.max_grad_norm"
+    return f"Lower {rate}, set {norm} to 1 or less, or take model.dtype=float32"
 
 
-def _remedy(odd: str, section: str) -> str:
-    if "exactly 0" in odd:
-        return f"Nothing is learnt any more: look at the rows (are completions empty or cut off?) or lower {section}.learning_rate"
-    return f"Lower {section}.learning_rate, set {section}.max_grad_norm to 1 or less, or take model.dtype=float32"
-
-
-def _kept(folder: Path) -> str:
+def _last_good(folder: Path) -> str:
     checkpoint = max(folder.glob("checkpoint-*"), key=_step, default=None)
-    return f"The last good checkpoint is {checkpoint}" if checkpoint else "No checkpoint was written before"
-
-
-def _step(checkpoint: Path) -> int:
-    return int(checkpoint.name.split("-")[1])
-
-
-TIMED = 5
-"""Steps that the estimate of the remaining time rests on, after the first one, which is slower."""
-
-
-def remaining_time() -> Any:
-    """A callback that says once, after the first steps, how long the rest will take (evaluations not counted)."""
-    from transformers import TrainerCallback
-
-    class RemainingTime(TrainerCallback):  # type: ignore[misc]
-        def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            self.first, self.started = state.global_step, time.monotonic()
-
-        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            done = state.global_step - self.first
-            if done == 1:
-                self.started = time.monotonic()
-            if done == 1 + TIMED and state.max_steps > state.global_step:
-                step = (time.monotonic() - self.started) / TIMED
-                left = state.max_steps - state.global_step
-                print(f"{step:.2g} s a step: about {step * left / 60:.1f} minutes for the {left} steps left.")
-
-    return RemainingTime()
-
-
-WINDOW = 5
-"""Logs that a judgement of the run's health is averaged over: one batch says little."""
-
-
-FALL = 2.0
-"""Nats that chosen may lose: then it is exp(2), seven times, less likely than it was."""
+    if checkpoint is None:
+        return "No checkpoint was written before"
+    return f"The last good checkpoint is {checkpoint}"
 
 
 def watch_preferences(beta: float) -> Any:
-    """A callback that says once, while there is time to stop, what goes wrong in a run and how to mend it.
-
-    `rewards/chosen` is beta times the log-probability that chosen has gained over the reference on the very same rows, so it
-    shows falling `logps/chosen` without the noise of which rows were in the batch.
-    """
+    """A callback that prints what is `unhealthy`, each warning once, while there is time to stop."""
     from transformers import TrainerCallback
 
     class Watch(TrainerCallback):  # type: ignore[misc]
@@ -193,10 +176,7 @@ def watch_preferences(beta: float) -> Any:
             self.warnings: list[str] = []
 
         def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            logs = [
-                e for e in state.log_history if e.keys() >= {"loss", "rewards/chosen"}
-            ]  # not evaluations, not the closing entry
-            for warning in unhealthy(logs, beta):
+            for warning in unhealthy(_steps(state.log_history), beta):
                 if warning not in self.warnings:
                     self.warnings.append(warning)
                     print(f"Warning: {warning}")
@@ -204,23 +184,46 @@ def watch_preferences(beta: float) -> Any:
     return Watch()
 
 
+def preference_warnings(history: list[dict[str, Any]], beta: float) -> list[str]:
+    """Whatever was `unhealthy` at some point of a run, each warning once."""
+    logs = _steps(history)
+    warnings: list[str] = []
+    for end in range(WINDOW, len(logs) + 1):
+        for warning in unhealthy(logs[:end], beta):
+            if warning not in warnings:
+                warnings.append(warning)
+    return warnings
+
+
+def _steps(history: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Without evaluations, and the closing entry, which has the rewards of the last steps and no loss."""
+    return [entry for entry in history if entry.keys() >= {"loss", "rewards/chosen"}]
+
+
 def unhealthy(logs: list[dict[str, Any]], beta: float) -> list[str]:
-    """What the last `WINDOW` logs of a run show to be wrong, each with its mend; nothing before there are so many."""
+    """What is wrong in the last `WINDOW` logs of a run, each with a setting that helps.
+
+    `rewards/chosen` is beta times the log-probability that chosen has gained over the reference on the very
+    same rows, so it shows falling `logps/chosen` without the noise of which rows were in the batch.
+    """
     if len(logs) < WINDOW:
         return []
-    first, last = (
-        {k: sum(float(e[k]) for e in part) / WINDOW for k in ("loss", "rewards/chosen", "rewards/accuracies")}
-        for part in (logs[:WINDOW], logs[-WINDOW:])
-    )
-    found = {
-        "logps/chosen falls: chosen answers became less likely than under the reference. "
-        "Lower dpo.learning_rate, raise the weight of the `sft` loss (dpo.loss_weights) or dpo.beta": last[
-            "rewards/chosen"
-        ]
-        < -FALL * beta,
-        "the loss rises: lower dpo.learning_rate": last["loss"] > 1.1 * first["loss"],
-        "rewards/accuracies stay below one half: the pairs are not learnt. Raise dpo.learning_rate or look at the pairs": (
-            len(logs) >= 4 * WINDOW and last["rewards/accuracies"] < 0.5
-        ),
-    }
-    return [warning for warning, is_so in found.items() if is_so]
+
+    def mean(name: str, entries: list[dict[str, Any]]) -> float:
+        return sum(float(entry[name]) for entry in entries) / WINDOW
+
+    first, last = logs[:WINDOW], logs[-WINDOW:]
+    warnings = []
+    if mean("rewards/chosen", last) < -FALL * beta:
+        warnings.append(
+            "logps/chosen falls: chosen answers became less likely than under the reference. "
+            "Lower dpo.learning_rate, raise the weight of the `sft` loss (dpo.loss_weights) or dpo.beta"
+        )
+    if mean("loss", last) > 1.1 * mean("loss", first):
+        warnings.append("the loss rises: lower dpo.learning_rate")
+    if len(logs) >= 4 * WINDOW and mean("rewards/accuracies", last) < 0.5:
+        warnings.append(
+            "rewards/accuracies stay below one half: the pairs are not learnt. "
+            "Raise dpo.learning_rate or look at the pairs"
+        )
+    return warnings

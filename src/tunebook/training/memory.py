@@ -1,18 +1,15 @@
-"""What a training stage will take of memory, disk and time, told before the model is loaded.
+"""What a training stage will take of memory and disk, printed before the model is loaded.
 
-The model is built without storage: its parameters are counted, not guessed, and one forward pass on fake tensors tells which
-tensors autograd would keep for the backward pass (as `torch.autograd.graph.saved_tensors_hooks` sees them).
+Weights and adapter are counted from the headers of the model's safetensors files, what autograd keeps of a
+batch by one formula. No model is built: transformers' classes must stay untouched until Unsloth has patched
+them (a Gemma 3n of both trains on uninitialised scales). How good it is: `benchmarks/memory.py`.
 """
 
 from __future__ import annotations
 
-import contextlib
 import math
-import os
 import shutil
-import sys
-import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,81 +21,78 @@ from tunebook.models import backend, builtin
 from tunebook.models.cpu import attention
 from tunebook.models.tokenizer import image_counter, load_tokenizer
 from tunebook.recipe.errors import first_line
-from tunebook.recipe.sections import Recipe
+from tunebook.recipe.sections import ModelConfig, Recipe
 from tunebook.runs.machine import free_ram, rank, world_size
 
-LORA_MODULES = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-"""What Unsloth adapts where the recipe does not say."""
+LORA_MODULES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")  # as Unsloth
 
+NF4_BITS = 4.13  # with the doubly quantised scales (Dettmers et al. 2023, arXiv 2305.14314)
 
-NF4_BITS = 4.13
-"""A parameter in NF4 with its doubly quantised scales (Dettmers et al. 2023, arXiv 2305.14314)."""
+# The loss computes its logits in chunks, on either backend. Of a chunk there are the logits in float32, their
+# softmax, and the part of the gradient that is made of it.
+CHUNK, LOGIT_COPIES = 16 * 2**20, 3
 
-
-CHUNK = 16 * 2**20
-"""Logits that the loss has before it at a time, on either backend: the whole of them is never there."""
-
-
-LOGIT_COPIES = 3
-"""Logits in float32, their softmax, and the part of the gradient that is made of it."""
-
-
+# Gaps in glibc's heap on a CPU, as a share of the activations, found with eight rows a batch. DPO's second
+# pass, for the reference, leaves more of them.
 GAPS = {"sft": 0.35, "dpo": 0.75}
-"""What glibc's heap holds in gaps on a CPU, as a share of the activations: found with eight rows a batch (benchmarks/memory.py), where
-what is in use is as counted and the resident memory so much more. DPO's second pass, for the reference, leaves more of them."""
 
+FULL = 0.95  # share of the free memory from which on it is likely not to be enough
 
-FULL = 0.95
-"""Share of the free memory from which on it is likely not to be enough."""
+Tensor = tuple[str, str, list[int]]  # name, type (`BF16`, ...), shape
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What the need of memory follows from. Bytes where it says nothing else."""
+    """What the need of memory follows from."""
 
-    linear: int
-    """Parameters of linear layers, which 4-bit loading makes small."""
-    other: int
-    """Parameters of embeddings, norms and the head."""
-    trainable: int
-    """Parameters of the adapter; float32."""
-    width: int
-    """Bytes of a base parameter that is not quantised."""
-    kept: int
-    """What autograd keeps for one batch, without checkpointing."""
-    layers: int
-    entering: int
-    """What enters one layer, for one batch: what checkpointing keeps of it."""
-    logits: int
-    """Tokens of a batch times the vocabulary."""
+    config: Any  # the language model's, of transformers: layers, widths, heads, vocabulary
+    linear: int  # parameters of linear layers, which 4-bit loading makes small
+    other: int  # parameters of embeddings, norms and the head
+    trainable: int  # parameters that are trained; float32
+    rows: int  # of a batch; in DPO, pairs
+    length: int  # tokens of the longest row
+    weight_bytes: int = 2  # of a parameter that is not quantised
+    value_bytes: int = 2  # of a number in the forward pass
+    sides: int = 1  # 2 in DPO: chosen and rejected; and adapters, the trained one and the reference
+    scores: bool = False  # whether attention writes out its scores (`eager`, `grouped`)
     four_bit: bool = False
     checkpointing: bool = False
-    optimizer: int = 8
-    """Bytes of optimiser state for one trainable parameter."""
-    copies: int = 1
-    """Adapters in memory: 2 in DPO, which keeps the one that it starts from as the reference."""
-    gaps: float = 0.0
-    """Share of the activations that the allocator takes on top of them."""
+    optimizer: int = 8  # bytes of its state for a trained parameter
+    gaps: float = 0.0  # share of the activations that the allocator takes on top of them
+
+    def layer(self) -> int:
+        """Bytes that autograd keeps of one layer for one token.
+
+        Read off a llama layer with LoRA on its seven projections: norms and the inputs of projections take
+        20 bytes a hidden value, in 16 as in 32 bit; the MLP keeps four tensors of its inner width, attention
+        four of its heads' width.
+        """
+        config = self.config
+        heads = config.num_attention_heads
+        head = getattr(config, "head_dim", None) or config.hidden_size // heads
+        inner = config.intermediate_size
+        if isinstance(inner, list):  # Gemma 3n has one for each layer
+            inner = max(inner)
+        kept = 20 * config.hidden_size + 4 * self.value_bytes * (inner + heads * head)
+        if self.scores:  # the softmax in float32, and in 16 bit a copy that meets the values
+            kept += heads * self.length * (4 if self.value_bytes == 4 else 6)
+        return int(kept)
 
     def parts(self) -> dict[str, int]:
         """Bytes by what they are for."""
-        base = (
-            self.linear * NF4_BITS / 8 + self.other * self.width
-            if self.four_bit
-            else (self.linear + self.other) * self.width
-        )
-        activations = (
-            self.layers * self.entering + self.kept // max(1, self.layers)
-            if self.checkpointing
-            else self.kept
-        )
+        linear_bytes = NF4_BITS / 8 if self.four_bit else self.weight_bytes
+        layers = self.config.num_hidden_layers
+        tokens = self.rows * self.sides * self.length
+        activations = tokens * layers * self.layer()
+        if self.checkpointing:  # what enters each layer, and the one layer that is computed again
+            activations = tokens * (layers * self.config.hidden_size * self.value_bytes + self.layer())
         return {
-            "base model": int(base),
-            "adapter": 4 * self.trainable * self.copies,
+            "base model": int(self.linear * linear_bytes + self.other * self.weight_bytes),
+            "adapter": 4 * self.trainable * self.sides,
             "gradients": 4 * self.trainable,
             "optimiser": self.optimizer * self.trainable,
             "activations": activations,
-            "logits": LOGIT_COPIES * 4 * min(self.logits, CHUNK),
+            "logits": LOGIT_COPIES * 4 * min(tokens * self.config.vocab_size, CHUNK),
             "gaps in the heap": int(self.gaps * activations),
         }
 
@@ -109,251 +103,181 @@ class Plan:
 
 
 def preflight(recipe: Recipe, args: Any, rows: Any, section: str) -> dict[str, Any]:
-    """Print what a stage will take against what there is, and the cheapest mend if that is too little; returns it for the record.
+    """Print what a stage will take against what there is; returns it for the record.
 
-    `rows` are the stage's training rows, as prepared. Takes a second or two and never fails: what cannot be estimated is said in
-    one line. Of several processes the first one speaks.
+    `rows` are the stage's training rows, as prepared. Never fails: what cannot be estimated is one line. Of
+    several processes the first one prints.
     """
     if rank():
         return {}
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return _preflight(
-                recipe, args, rows["tokens"] if section == "sft" else pair_lengths(recipe, rows), section
-            )
+        lengths = rows["tokens"] if section == "sft" else pair_lengths(recipe, rows)
+        plan = make_plan(recipe, args, min(max(lengths), args.max_length or max(lengths)), section)
+        free, place = available()
+        table = Table("memory", "GB", title=f"what {section} will take")
+        for name, size in plan.parts().items():
+            table.add_row(name, f"{size / 2**30:.2f}")
+        table.add_row(f"all, of {free / 2**30:.1f} GB free ({place})", f"{plan.total / 2**30:.2f}")
+        Console().print(table)
+        _print_size(plan, recipe, args, lengths, section)
+        if plan.total > FULL * free:
+            print(f"Warning: this will likely not fit. {mend(plan, int(FULL * free), args, section)}")
     except Exception as error:
         print(f"No estimate of the memory: {type(error).__name__}: {first_line(error)[:200]}")
         return {}
+    record = {"parts": plan.parts(), "total": plan.total, "free": free}
+    return record | {"where": place, "longest": plan.length}
 
 
-def _preflight(recipe: Recipe, args: Any, lengths: Sequence[int], section: str) -> dict[str, Any]:
-    longest = min(max(lengths), args.max_length or max(lengths))
-    plan = make_plan(recipe, args, longest, section)
-    free, where = available()
-    each = plan.total * (int(os.environ.get("LOCAL_WORLD_SIZE", 1)) if where == "RAM" else 1)
+def _print_size(plan: Plan, recipe: Recipe, args: Any, lengths: Sequence[int], section: str) -> None:
+    """Print how much is trained on, and what the checkpoints take of the disk."""
     rows = args.per_device_train_batch_size * args.gradient_accumulation_steps * world_size()
-    steps = (
-        args.max_steps
-        if args.max_steps > 0
-        else math.ceil(math.ceil(len(lengths) / rows) * args.num_train_epochs)
+    steps = args.max_steps
+    if steps <= 0:
+        steps = math.ceil(math.ceil(len(lengths) / rows) * args.num_train_epochs)
+    tokens = int(sum(lengths) / len(lengths) * plan.sides * rows * steps)
+    disk = checkpoints(args, steps) * plan.trainable * (4 * plan.sides + plan.optimizer)
+    print(
+        f"{steps} steps of {rows} rows, about {tokens:,} tokens, longest row {plan.length}; "
+        f"checkpoints {disk / 2**30:.2f} GB on disk"
     )
-    tokens = int(sum(lengths) * (2 if section == "dpo" else 1) * steps * rows / max(1, len(lengths)))
-    disk, space = (
-        (4 * plan.copies + plan.optimizer) * plan.trainable * checkpoints(args, steps),
-        shutil.disk_usage(_existing(recipe.run_dir)).free,
-    )
-    table = Table("memory", "GB", title=f"what {section} will take")
-    for name, size in plan.parts().items():
-        table.add_row(name, f"{size / 2**30:.2f}")
-    processes = f" x {each // plan.total} processes" if each > plan.total else ""
-    table.add_row(f"all{processes}, of {free / 2**30:.1f} GB free ({where})", f"{each / 2**30:.2f}")
-    table.caption = f"{steps} steps of {rows} rows, about {tokens:,} tokens, longest row {longest}; checkpoints {disk / 2**30:.2f} GB on disk"
-    Console().print(table)
-    if each > FULL * free:
-        print(
-            f"Warning: this will likely not fit. {mend(plan, int(plan.total * FULL * free / each), args, section)}"
-        )
+    folder = next(path for path in (recipe.run_dir, *recipe.run_dir.parents) if path.exists())
+    space = shutil.disk_usage(folder).free
     if disk > space:
         print(f"Warning: the disk has {space / 2**30:.1f} GB left: set {section}.save_total_limit=1")
-    return {"parts": plan.parts(), "total": plan.total, "free": free, "where": where, "longest": longest}
-
-
-def make_plan(recipe: Recipe, args: Any, longest: int, section: str) -> Plan:
-    """Count a recipe's parameters and the tensors that a forward pass of its longest batch would keep; nothing is loaded."""
-    import torch
-    import transformers
-    from peft import LoraConfig, get_peft_model
-    from transformers import AutoConfig
-    from unsloth import is_bfloat16_supported
-
-    gpu, pairs = backend.backend() != "cpu", section == "dpo"
-    dtype = getattr(
-        torch,
-        recipe.model.dtype or ("bfloat16" if is_bfloat16_supported() else "float16" if gpu else "float32"),
-    )
-    config = AutoConfig.from_pretrained(builtin.resolve(recipe.model.base), revision=recipe.model.revision)
-    how = recipe.model.attn_implementation or "sdpa"
-    how = "eager" if how == attention.NAME else how
-    lora = {k: v for k, v in recipe.lora.items() if k in LoraConfig.__dataclass_fields__}
-    with torch.device("meta"):
-        base = getattr(transformers, config.architectures[0])._from_config(
-            config, dtype=dtype, attn_implementation=how
-        )
-        head = base.get_output_embeddings()
-        linear = sum(
-            m.weight.numel() for m in base.modules() if isinstance(m, torch.nn.Linear) and m is not head
-        )
-        every = sum(p.numel() for p in base.parameters())
-        _forget(base)
-        model = get_peft_model(base, LoraConfig(**({"target_modules": LORA_MODULES} | lora)))
-    rows = args.per_device_train_batch_size * (2 if pairs else 1)
-    text = config.get_text_config()
-    return Plan(
-        linear=linear,
-        other=every - linear,
-        trainable=sum(p.numel() for p in model.parameters() if p.requires_grad),
-        width=dtype.itemsize,
-        kept=_kept(
-            model, rows, longest, torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else None
-        ),
-        layers=text.num_hidden_layers,
-        entering=rows * longest * text.hidden_size * dtype.itemsize,
-        logits=rows * longest * text.vocab_size,
-        four_bit=recipe.model.load_in_4bit,
-        checkpointing=bool(args.gradient_checkpointing or recipe.lora.get("use_gradient_checkpointing")),
-        optimizer=2 if "8bit" in str(args.optim) else 8,
-        copies=2 if pairs else 1,
-        gaps=0.0 if gpu else GAPS[section],
-    )
-
-
-def _forget(model: Any) -> None:
-    """Have transformers look this model's classes up anew when they are asked for next.
-
-    Unsloth rewrites classes in transformers' modeling files when it loads the first model of a kind on a GPU; transformers hands out
-    a class as it was when first asked for. Gemma 3n, made of both, trains on uninitialised scales (its loss is NaN).
-    """
-    import transformers
-
-    for kind in {type(part) for part in model.modules() if isinstance(part, transformers.PreTrainedModel)}:
-        if kind.__module__.startswith("transformers."):
-            for place in (transformers, sys.modules[kind.__module__.rpartition(".")[0]]):
-                vars(place).pop(kind.__name__, None)
-
-
-def _kept(model: Any, rows: int, length: int, autocast: Any) -> int:
-    """Bytes that autograd keeps of a forward pass, up to the head. `model` is on the meta device and is given fake tensors here."""
-    import torch
-    from torch._subclasses.fake_tensor import FakeTensorMode
-
-    kept: dict[int, tuple[int, Any]] = {}
-
-    def keep(tensor: Any) -> Any:
-        storage = tensor.untyped_storage()
-        kept[storage._cdata] = (storage.nbytes(), tensor)
-        return tensor
-
-    with FakeTensorMode(), _unread():
-        for module in model.modules():
-            for name, p in module._parameters.items():
-                if p is not None:
-                    module._parameters[name] = torch.nn.Parameter(
-                        torch.empty(p.shape, dtype=p.dtype), requires_grad=p.requires_grad
-                    )
-            for name, buffer in module._buffers.items():
-                if buffer is not None:
-                    module._buffers[name] = torch.empty(buffer.shape, dtype=buffer.dtype)
-        own = {t.untyped_storage()._cdata for t in (*model.parameters(), *model.buffers())}
-        ids = torch.zeros((rows, length), dtype=torch.long)
-        model.train()
-        with (
-            torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t),
-            torch.autocast("cpu", autocast, enabled=autocast is not None),
-        ):
-            model.get_base_model().get_decoder()(
-                input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False
-            )
-    return sum(int(size) for key, (size, _) in kept.items() if key not in own)
-
-
-@contextlib.contextmanager
-def _unread() -> Iterator[None]:
-    """Nothing is compiled, and nothing looks into tensors, as Unsloth's shortcut for masks does on a GPU: fake ones have no values."""
-    import torch
-
-    shortcut = "UNSLOTH_SKIP_CAUSAL_MASK"
-    before = os.environ.get(shortcut, "1")  # Unsloth's own default
-    os.environ[shortcut] = "0"
-    try:
-        with torch.compiler.set_stance("force_eager"):
-            yield
-    finally:
-        os.environ[shortcut] = before
 
 
 def available() -> tuple[int, str]:
     """Free bytes of the GPU, or of the machine within the limit of its control group."""
+    if backend.backend() != "cuda":
+        return free_ram(), "RAM"
     import torch
 
-    return (torch.cuda.mem_get_info()[0], "GPU") if backend.backend() == "cuda" else (free_ram(), "RAM")
+    return torch.cuda.mem_get_info()[0], "GPU"
+
+
+def make_plan(recipe: Recipe, args: Any, longest: int, section: str) -> Plan:
+    """What a recipe's stage will need, from the files of its model and the trainer's arguments."""
+    gpu = backend.backend() != "cpu"
+    from transformers import AutoConfig
+    from unsloth import is_bfloat16_supported
+
+    model = recipe.model
+    config = AutoConfig.from_pretrained(builtin.resolve(model.base), revision=model.revision)
+    linear, other, trainable = count_parameters(headers(model), recipe.lora)
+    half = model.dtype != "float32" if model.dtype else gpu or is_bfloat16_supported()
+    return Plan(
+        config=config.get_text_config(),
+        linear=linear,
+        other=other,
+        trainable=trainable,
+        rows=args.per_device_train_batch_size,
+        length=longest,
+        weight_bytes=2 if half else 4,
+        value_bytes=2 if half or args.bf16 or args.fp16 else 4,
+        sides=2 if section == "dpo" else 1,
+        scores=model.attn_implementation in ("eager", attention.NAME),
+        four_bit=model.load_in_4bit,
+        checkpointing=bool(args.gradient_checkpointing or recipe.lora.get("use_gradient_checkpointing")),
+        optimizer=2 if "8bit" in str(args.optim) else 8,
+        gaps=0.0 if gpu else GAPS[section],
+    )
+
+
+def count_parameters(tensors: Iterable[Tensor], lora: dict[str, Any]) -> tuple[int, int, int]:
+    """Parameters of linear layers, of the rest of the model, and those that are trained."""
+    targets = lora.get("target_modules")
+    if not isinstance(targets, list):  # `all-linear` or a pattern: about the same
+        targets = LORA_MODULES
+    linear = other = trainable = 0
+    for name, dtype, shape in tensors:
+        if dtype == "U8" and len(shape) == 2:
+            # In 4 bit already (`...-bnb-4bit`): two parameters a byte, the shape is lost; taken for a square.
+            shape = [math.isqrt(2 * math.prod(shape))] * 2
+        module = name.removesuffix(".weight").rpartition(".")[2]
+        size = math.prod(shape)
+        if len(shape) == 2 and "embed" not in module and module != "lm_head":
+            linear += size
+        else:
+            other += size
+        if module in targets:
+            trainable += lora.get("r", 16) * sum(shape)
+        if module in (lora.get("modules_to_save") or ()):
+            trainable += size
+    return linear, other, trainable
+
+
+def headers(model: ModelConfig) -> Iterator[Tensor]:
+    """Name, type and shape of each tensor in a base model's safetensors files, on disk or on the hub."""
+    import huggingface_hub
+    from safetensors import safe_open
+
+    base = builtin.resolve(model.base)
+    if not Path(base).is_dir() and huggingface_hub.is_offline_mode():
+        base = huggingface_hub.snapshot_download(base, revision=model.revision, local_files_only=True)
+    if Path(base).is_dir():
+        for path in sorted(Path(base).glob("model*.safetensors")):
+            with safe_open(path, "pt") as file:
+                for name in file.keys():  # noqa: SIM118 - no dict
+                    tensor = file.get_slice(name)
+                    yield name, tensor.get_dtype(), tensor.get_shape()
+    else:
+        metadata = huggingface_hub.get_safetensors_metadata(base, revision=model.revision)
+        for header in metadata.files_metadata.values():
+            for name, info in header.tensors.items():
+                yield name, info.dtype, info.shape
 
 
 def mend(plan: Plan, free: int, args: Any, section: str) -> str:
-    """The setting that makes a plan fit and costs least: fewer rows at a time, then checkpointing, both, 4 bit, shorter rows."""
-    rows, steps = args.per_device_train_batch_size, args.gradient_accumulation_steps
-    smaller = [n for n in range(rows - 1, 0, -1) if rows % n == 0]
-    ways = [
-        (
-            {
-                "kept": plan.kept * n // rows,
-                "entering": plan.entering * n // rows,
-                "logits": plan.logits * n // rows,
-            },
-            n,
-        )
-        for n in smaller
-    ]
-    lora, four = "lora.use_gradient_checkpointing=true", "model.load_in_4bit=true"
-    tries: list[tuple[dict[str, Any], list[str], int]] = [(change, [], n) for change, n in ways] + [
-        ({"checkpointing": True}, [lora], rows)
-    ]
-    last = ways[-1][0] if ways else {}
-    tries += [
-        (last | {"checkpointing": True}, [lora], 1),
-        (last | {"checkpointing": True, "four_bit": True}, [lora, four], 1),
-    ]
-    for change, settings, n in tries:
-        if replace(plan, **change).total <= free:
-            batch = (
-                [
-                    f"{section}.per_device_train_batch_size={n}",
-                    f"{section}.gradient_accumulation_steps={steps * rows // n}",
-                ]
-                if n < rows
-                else []
-            )
-            return "It would with " + " ".join(f"--set {s}" for s in [*batch, *settings])
-    return f"Make model.max_seq_length smaller, set {lora} and {four}, or take a smaller model"
+    """The first setting that makes a plan fit: fewer rows at a time, checkpointing, both, 4 bit too."""
+    lora, four_bit = "lora.use_gradient_checkpointing=true", "model.load_in_4bit=true"
+    changes: list[tuple[dict[str, Any], list[str]]] = []
+    for rows in range(plan.rows - 1, 0, -1):
+        if plan.rows % rows == 0:
+            changes.append(({"rows": rows}, []))
+    changes.append(({"checkpointing": True}, [lora]))
+    changes.append(({"rows": 1, "checkpointing": True}, [lora]))
+    changes.append(({"rows": 1, "checkpointing": True, "four_bit": True}, [lora, four_bit]))
+    for change, settings in changes:
+        smaller = replace(plan, **change)
+        if smaller.total <= free:
+            if smaller.rows < plan.rows:
+                steps = args.gradient_accumulation_steps * plan.rows // smaller.rows
+                batch = f"{section}.per_device_train_batch_size={smaller.rows}"
+                settings = [batch, f"{section}.gradient_accumulation_steps={steps}", *settings]
+            return "It would with " + " ".join(f"--set {setting}" for setting in settings)
+    return f"Make model.max_seq_length smaller, set {lora} and {four_bit}, or take a smaller model"
 
 
 def checkpoints(args: Any, steps: int) -> int:
     """How many checkpoints lie on disk at a time."""
     strategy = str(getattr(args.save_strategy, "value", args.save_strategy))
-    every: float | None = {
-        "steps": args.save_steps,
-        "epoch": math.ceil(steps / max(1, args.num_train_epochs)),
-    }.get(strategy)
-    if not every:
+    if strategy not in ("steps", "epoch"):
         return 0
+    every = args.save_steps if strategy == "steps" else math.ceil(steps / max(1, args.num_train_epochs))
     written = math.ceil(1 / every if every < 1 else steps / every)  # below 1 it is a share of the steps
-    return min(written, args.save_total_limit or written)
+    return int(min(written, args.save_total_limit or written))
 
 
 def pair_lengths(recipe: Recipe, rows: Any, exact: int = 8) -> list[int]:
-    """Tokens of each pair's longer side with its prompt and images: text is counted for the longest ones, by its characters for the rest."""
-    tok = load_tokenizer(recipe.model)
-    sides = [
-        max((row["prompt"] + row[side] for side in ("chosen", "rejected")), key=_characters) for row in rows
-    ]
-    longest = sorted(range(len(sides)), key=lambda i: _characters(sides[i]), reverse=True)[:exact]
-    counted = {
-        i: len(tok.apply_chat_template(sides[i], tokenize=True, return_dict=True)["input_ids"])
-        for i in longest
-    }
-    rate = sum(counted.values()) / max(1, sum(_characters(sides[i]) for i in longest))
-    lengths = [counted.get(i, int(rate * _characters(side))) for i, side in enumerate(sides)]
-    if "images" not in rows.column_names:
-        return lengths
-    counter = image_counter(recipe.model)
-    return [
-        length + counter.added(row) + len(row) for length, row in zip(lengths, rows["images"], strict=True)
-    ]
+    """Tokens of each pair's longer side with its prompt and images.
 
-
-def _characters(messages: list[dict[str, str]]) -> int:
-    return sum(len(m["content"]) for m in messages)
-
-
-def _existing(path: Path) -> Path:
-    return path if path.exists() else _existing(path.parent)
+    Text is tokenised for the longest pairs alone; the others follow from their characters, or a large set
+    would take longer to count than the estimate is worth.
+    """
+    tokenizer = load_tokenizer(recipe.model)
+    texts = []
+    for row in rows:
+        longer = max(row["chosen"], row["rejected"], key=lambda messages: len(messages[-1]["content"]))
+        texts.append(tokenizer.apply_chat_template(row["prompt"] + longer, tokenize=False))
+    lengths = [len(text) for text in texts]
+    longest = sorted(range(len(texts)), key=lengths.__getitem__, reverse=True)[:exact]
+    tokens = {i: len(tokenizer(texts[i], add_special_tokens=False)["input_ids"]) for i in longest}
+    rate = sum(tokens.values()) / sum(lengths[i] for i in longest)
+    for i, characters in enumerate(lengths):
+        lengths[i] = tokens.get(i, int(rate * characters))
+    if "images" in rows.column_names:
+        counter = image_counter(recipe.model)
+        for i, images in enumerate(rows["images"]):
+            lengths[i] += counter.added(images) + len(images)
+    return lengths

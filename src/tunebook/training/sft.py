@@ -1,12 +1,13 @@
-"""`tunebook sft`: supervised fine-tuning of a LoRA adapter on prompt + completion rows.
+"""`tunebook sft`: supervised fine-tuning of a LoRA adapter on rows of prompt and completion.
 
     uv run tunebook sft --recipe smollm2-math --set sft.learning_rate=2e-4
 
-Twin of `dpo.py`: load the recipe, the rows and the model, audit, train, save, record.
+Twin of `dpo.py`: recipe, rows, arguments, model, adapter, trainer, audit, training, record.
 """
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from tunebook.data.prepare import data_stage, prepare
@@ -21,10 +22,10 @@ COLUMNS = ["prompt", "completion", "images"]
 
 
 def sft(recipe: Recipe, force: bool = False, resume: bool = True) -> dict[str, Any]:
-    """Train the adapter in `sft/adapter` of the run folder, unless it lies there already; returns the stage's record.
+    """Train the adapter in `sft/adapter` of the run folder, unless it lies there already; returns the record.
 
-    Prepares the data first where it is missing. Loss is on the completion alone. With `resume`, an interrupted run of
-    the same settings goes on from its last checkpoint.
+    Prepares the data first where it is missing. Loss is on the completion alone. With `resume`, an
+    interrupted run of the same settings goes on from its last checkpoint.
 
     Raises UserError when the mask audit fails (no token, or every token, would be trained on).
     """
@@ -34,39 +35,29 @@ def sft(recipe: Recipe, force: bool = False, resume: bool = True) -> dict[str, A
         return stage.result
     backend.backend()  # Unsloth comes before whatever imports transformers
     prepared = prepare(recipe)
-    rows = training_rows(recipe, "sft")
-    with stage.open(resume and not force) as folder:
-        from trl import SFTConfig, SFTTrainer
-
-        args, callbacks = arguments.arguments(SFTConfig, recipe, "sft", folder)
-        val = arguments.eval_rows(
-            args, arguments.only(COLUMNS, load(recipe, "val")), "sft", "`val` of a data source"
+    rows = {"train": training_rows(recipe, "sft"), "val": load(recipe, "val")}
+    kept = prepared["rows"]["train"] - len(rows["train"])
+    if kept:
+        print(
+            f"{len(rows['train'])} rows; {kept} of the train rows are kept for preference pairs "
+            "(`use` of a source, data.for_pairs)"
         )
-        needed = memory.preflight(recipe, args, rows, "sft")
+    with stage.open(resume and not force) as folder:
+        args = sft_arguments(recipe, rows, folder)
+        needed = memory.preflight(recipe, args, rows["train"], "sft")
         model, tokenizer = loading.load(recipe)
         model = adapters.add_lora(model, recipe)
-        trainer = SFTTrainer(
-            model=model,
-            args=args,
-            processing_class=tokenizer,
-            train_dataset=arguments.only(COLUMNS, rows),
-            eval_dataset=val,
-            callbacks=callbacks,
-        )
-        if kept := prepared["rows"]["train"] - len(rows):
-            print(
-                f"{len(rows)} rows; {kept} of the train rows are kept for preference pairs (`use` of a source, data.for_pairs)"
-            )
-        masks = audits.audit_mask(trainer, tokenizer)
+        trainer = sft_trainer(model, tokenizer, rows, recipe, args)
+        audit = audits.audit_masks(trainer, tokenizer)
         metrics = train(trainer, folder)
+        adapters.save_adapter(model, tokenizer, folder / "adapter")
         stage.record = {
-            "audit": masks,
+            "audit": audit,
             "metrics": metrics,
             "rows": {"train": len(trainer.train_dataset)},
             "preflight": needed,
+            "learnt": [prepared["fingerprints"]["train"]],
         }
-        stage.record["learnt"] = [prepared["fingerprints"]["train"]]
-        adapters.save_adapter(model, tokenizer, folder / "adapter")
     return stage.result
 
 
@@ -79,3 +70,26 @@ def sft_stage(recipe: Recipe) -> Stage:
         "seed": recipe.seed,
     }
     return Stage(recipe, "sft", settings, {"data": data_stage(recipe).key})
+
+
+def sft_arguments(recipe: Recipe, rows: dict[str, Any], folder: Path) -> Any:
+    """TRL's SFTConfig of the recipe's `sft` section; checkpoints go to `folder`."""
+    from trl import SFTConfig
+
+    args = arguments.trainer_arguments(SFTConfig, recipe, "sft", folder)
+    arguments.check_val_rows(args, rows["val"], "sft", "`val` of a data source")
+    return args
+
+
+def sft_trainer(model: Any, tokenizer: Any, rows: dict[str, Any], recipe: Recipe, args: Any) -> Any:
+    """TRL's SFTTrainer of a model with an adapter on it. `rows` are the splits `train` and `val`."""
+    from trl import SFTTrainer
+
+    return SFTTrainer(
+        model=model,
+        args=args,
+        processing_class=tokenizer,
+        train_dataset=arguments.only(COLUMNS, rows["train"]),
+        eval_dataset=arguments.eval_rows(args, arguments.only(COLUMNS, rows["val"])),
+        callbacks=arguments.trainer_callbacks(recipe, "sft", args),
+    )

@@ -1,12 +1,11 @@
-"""What SFT and DPO share: trainer arguments from the recipe, going on from a checkpoint, Ctrl-C, running out of memory.
+"""What SFT and DPO share: going on from a checkpoint, Ctrl-C, running out of memory, the metrics of a run.
 
-A step takes as many rows as the recipe says on any number of GPUs, and after the per-device batch had to be halved.
+A step takes as many rows as the recipe says, on any number of GPUs, also after the batch was halved.
 """
 
 from __future__ import annotations
 
 import contextlib
-import itertools
 import os
 import signal
 import threading
@@ -19,92 +18,116 @@ from rich.table import Table
 from tunebook.recipe.errors import UserError
 from tunebook.runs.files import read_json
 from tunebook.runs.machine import rank, world_size
-from tunebook.training import callbacks
-from tunebook.training.arguments import divide_batch
+from tunebook.training.arguments import ROWS, STEPS, halve_batch
+from tunebook.training.callbacks import last_checkpoint
 
-
-class OutOfMemory(UserError):
-    """One of several processes ran out of memory; `launch` starts all of them again with half the per-device batch."""
+# What a RuntimeError says for want of memory.
+OUT_OF_MEMORY = ("out of memory", "DefaultCPUAllocator: ", "CUBLAS_STATUS_ALLOC_FAILED")
 
 
 def train(trainer: Any, folder: Path) -> dict[str, Any]:
     """Train, from the last whole checkpoint if there is one; returns the metrics of the run.
 
-    Out of memory, it goes on from there with half the per-device batch and twice the accumulation. transformers'
-    `auto_find_batch_size` is not used for that: it takes a tenth off the batch and leaves the accumulation, so that the
-    effective batch, the number of steps and the learning rate's schedule change.
+    Out of memory, it goes on from there with half the per-device batch and twice the accumulation.
+    transformers' `auto_find_batch_size` is not used for that: it takes a tenth off the batch and leaves the
+    accumulation, so that the effective batch, the number of steps and the learning rate's schedule change.
 
-    Raises UserError when memory runs out at a per-device batch of 1, and when the run is sick (`health`); KeyboardInterrupt after a
-    Ctrl-C, with a checkpoint of the step that was under way.
+    Raises UserError when memory runs out at a per-device batch of 1 or in one of several processes, and when
+    the run is sick (`callbacks.health`); KeyboardInterrupt after a Ctrl-C, with a checkpoint.
     """
-    with _stopping_at_a_checkpoint(trainer):
+    with _checkpoint_on_interrupt(trainer):
         return _train(trainer, folder)
 
 
 def _train(trainer: Any, folder: Path) -> dict[str, Any]:
-    start = {
-        name: p.detach().clone().cpu() for name, p in trainer.model.named_parameters() if p.requires_grad
-    }
+    start = {}
+    for name, parameter in trainer.model.named_parameters():
+        if parameter.requires_grad:
+            start[name] = parameter.detach().clone().cpu()
     while True:
-        checkpoint = _same_for_all(callbacks.last_checkpoint(folder / "checkpoints") if rank() == 0 else None)
-        before = read_json(checkpoint / "trainer_state.json") if checkpoint else {}
-        history = before.get("log_history", [])
-        trainer._total_train_tokens = _tokens(history) or 0
-        if checkpoint is not None:
+        checkpoint = last_checkpoint(folder / "checkpoints") if rank() == 0 else None
+        checkpoint = _same_for_all(checkpoint)
+        resumed = read_json(checkpoint / "trainer_state.json") if checkpoint else {}
+        trainer._total_train_tokens = _tokens(resumed.get("log_history", [])) or 0
+        if checkpoint:
             print(f"Going on from {checkpoint.name} of the interrupted run.")
         try:
             output = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-            break
+            return _metrics(trainer, output, resumed)
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
             _halve(trainer.args)
-        _reset(trainer, start)  # not above: there the error's frames still hold tensors
-    state = trainer.state
-    evals = [entry["eval_loss"] for entry in state.log_history if "eval_loss" in entry]
+        # Not in the except clause: there the frames of the error still hold tensors.
+        _reset(trainer, start)
+
+
+def _metrics(trainer: Any, output: Any, resumed: dict[str, Any]) -> dict[str, Any]:
+    """What is recorded of a run; `resumed` is the trainer's state in the checkpoint that it went on from."""
+    args, state = trainer.args, trainer.state
+    # transformers counts the loss from 0 after a resume, and divides by all steps.
+    before = _summed_loss(resumed.get("log_history", [])) / max(1, state.global_step)
+    evaluations = [entry["eval_loss"] for entry in state.log_history if "eval_loss" in entry]
+    best = state.best_model_checkpoint
     return {
         "steps": state.global_step,
-        "train_loss": round(output.training_loss + _summed_loss(history) / max(1, state.global_step), 6),
-        "eval_loss": evals[-1] if evals else None,
-        "best_checkpoint": Path(state.best_model_checkpoint).name if state.best_model_checkpoint else None,
+        "train_loss": round(output.training_loss + before, 6),
+        "eval_loss": evaluations[-1] if evaluations else None,
+        "best_checkpoint": Path(best).name if best else None,
         # Schedules that only step at evaluations do not keep the rate they began with.
-        "optimizer_learning_rate": trainer.optimizer.param_groups[0].get(
-            "initial_lr", trainer.args.learning_rate
-        ),
-        "effective_batch_size": trainer.args.train_batch_size
-        * trainer.args.gradient_accumulation_steps
-        * trainer.args.world_size,
-        "per_device_batch_size": trainer.args.train_batch_size,
-        "processes": trainer.args.world_size,
+        "optimizer_learning_rate": trainer.optimizer.param_groups[0].get("initial_lr", args.learning_rate),
+        "effective_batch_size": args.train_batch_size * args.gradient_accumulation_steps * args.world_size,
+        "per_device_batch_size": args.train_batch_size,
+        "processes": args.world_size,
         "tokens": _tokens(state.log_history),
-        "resumed_at_step": before.get("global_step"),  # runtime_s is that of the steps from there on
-        "runtime_s": round(output.metrics["train_runtime"], 1),
+        "resumed_at_step": resumed.get("global_step"),
+        "runtime_s": round(output.metrics["train_runtime"], 1),  # of the steps after a resume
     }
+
+
+def _summed_loss(history: list[dict[str, Any]]) -> float:
+    """The losses of all steps up to a checkpoint, added up.
+
+    Each entry is the mean since the one before; `health` logs at each checkpoint, so that no step is missing.
+    """
+    total, last = 0.0, 0
+    for entry in history:
+        if "loss" in entry:
+            total += float(entry["loss"]) * (entry["step"] - last)
+            last = entry["step"]
+    return total
+
+
+def _tokens(history: list[dict[str, Any]]) -> int | None:
+    """The tokens seen so far, of the newest entry that says so."""
+    for entry in reversed(history):
+        if "num_tokens" in entry:
+            return int(entry["num_tokens"])
+    return None
 
 
 def summary(record: dict[str, Any]) -> Table:
-    """What a stage recorded of its training, as a table: metrics, and of DPO its margins with other images and its warnings."""
+    """What a stage recorded of its training, as a table, with DPO's warnings below."""
     table = Table(title="training", show_header=False)
-    margins = {
-        f"rewards/margins, {kind} image": margin for kind, margin in record.get("image_margins", {}).items()
-    }
-    for name, value in (record["metrics"] | margins).items():
-        if value is not None:
-            shown = (
-                f"{value:,.4g}"
-                if isinstance(value, float)
-                else f"{value:,}"
-                if isinstance(value, int)
-                else str(value)
-            )
-            table.add_row(name.replace("_", " "), shown)
+    metrics = dict(record["metrics"])
+    for kind, margin in record.get("image_margins", {}).items():
+        metrics[f"rewards/margins, {kind} image"] = margin
+    for name, value in metrics.items():
+        if value is None:
+            continue
+        text = str(value)
+        if isinstance(value, float):
+            text = f"{value:,.4g}"
+        elif isinstance(value, int):
+            text = f"{value:,}"
+        table.add_row(name.replace("_", " "), text)
     if record.get("warnings"):
         table.caption = "\n".join(record["warnings"])
     return table
 
 
 @contextlib.contextmanager
-def _stopping_at_a_checkpoint(trainer: Any) -> Iterator[None]:
+def _checkpoint_on_interrupt(trainer: Any) -> Iterator[None]:
     """The first Ctrl-C ends the training after the step under way, with a checkpoint; the second one at once.
 
     Of several processes each would stop at a step of its own: there the last checkpoint has to do.
@@ -116,22 +139,22 @@ def _stopping_at_a_checkpoint(trainer: Any) -> Iterator[None]:
         return
 
     class Stop(TrainerCallback):  # type: ignore[misc]
-        asked = stopped = False
+        interrupted = stopped = False
 
         def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            if self.asked and state.global_step < state.max_steps:
+            if self.interrupted and state.global_step < state.max_steps:
                 self.stopped = control.should_save = control.should_training_stop = True
 
     stop = Stop()
 
-    def ask(number: int, frame: Any) -> None:
-        if stop.asked:
+    def interrupt(number: int, frame: Any) -> None:
+        if stop.interrupted:
             raise KeyboardInterrupt
-        stop.asked = True
+        stop.interrupted = True
         os.write(2, b"\nInterrupted: a checkpoint is saved after this step. Ctrl-C again ends at once.\n")
 
     trainer.add_callback(stop)
-    before = signal.signal(signal.SIGINT, ask)
+    before = signal.signal(signal.SIGINT, interrupt)
     try:
         yield
     finally:
@@ -144,32 +167,39 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error says that the memory of the GPU or of the machine was not enough."""
     import torch
 
-    said = ("out of memory", "DefaultCPUAllocator: ", "CUBLAS_STATUS_ALLOC_FAILED")
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
-        isinstance(error, RuntimeError) and any(s in str(error) for s in said)
-    )
+    if isinstance(error, RuntimeError) and any(text in str(error) for text in OUT_OF_MEMORY):
+        return True
+    return isinstance(error, torch.OutOfMemoryError | MemoryError)
 
 
 def _halve(args: Any) -> None:
-    """Half the per-device batch (and that of the evaluation), twice the accumulation. Raises UserError where that cannot be."""
-    rows, steps = args.per_device_train_batch_size, args.gradient_accumulation_steps
+    """Half the per-device batch (and that of the evaluation), twice the accumulation.
+
+    Raises UserError where that cannot be.
+    """
+    rows = args.per_device_train_batch_size
     if rows == 1:
         raise UserError(
-            "out of memory with one row at a time: set lora.use_gradient_checkpointing=true, model.load_in_4bit=true, "
-            "a smaller model.max_seq_length (longer rows are put aside) or a smaller lora.r"
+            "out of memory with one row at a time: set lora.use_gradient_checkpointing=true, "
+            "model.load_in_4bit=true, a smaller model.max_seq_length (longer rows are put aside) "
+            "or a smaller lora.r"
         ) from None
-    smaller, more = divide_batch(rows, steps, 1, 1)
+    smaller, steps = halve_batch(rows, args.gradient_accumulation_steps)
     if world_size() > 1:  # the others wait for this one's gradients and cannot be told
-        raise OutOfMemory(f"out of memory with {rows} rows a device") from None
-    args.per_device_train_batch_size, args.gradient_accumulation_steps = smaller, more
+        raise UserError(
+            f"out of memory with {rows} rows a device: set {ROWS}={smaller} "
+            f"and {STEPS}={steps * world_size()}, then a step has as many rows as before"
+        ) from None
+    args.per_device_train_batch_size, args.gradient_accumulation_steps = smaller, steps
     args.per_device_eval_batch_size = max(1, args.per_device_eval_batch_size // 2)
     print(
-        f"Out of memory with {rows} rows a device: goes on with {smaller}, accumulating {more} times; a step has {smaller * more} rows as before."
+        f"Out of memory with {rows} rows a device: goes on with {smaller}, accumulating {steps} times; "
+        f"a step has {smaller * steps} rows as before."
     )
 
 
 def _reset(trainer: Any, start: dict[str, Any]) -> None:
-    """Make the trainer as it was before `train`, with the changed batch: first weights, no optimiser state, no gradients."""
+    """Make the trainer as it was before `train`: first weights, no optimiser state, no gradients."""
     import torch
     from accelerate.utils.memory import clear_device_cache
     from transformers import set_seed
@@ -190,22 +220,9 @@ def _reset(trainer: Any, start: dict[str, Any]) -> None:
 
 
 def _same_for_all(value: Any) -> Any:
-    """What the first process says, in every process."""
+    """What the first process has, in every process."""
     if world_size() == 1:
         return value
     from accelerate.utils import broadcast_object_list
 
     return broadcast_object_list([value])[0]
-
-
-def _summed_loss(history: list[dict[str, Any]]) -> float:
-    """The losses of all steps up to a checkpoint, added up: transformers counts from 0 after a resume, and divides by all steps.
-
-    Each entry is the mean since the one before; `watch.health` logs at each checkpoint, so that no step is missing.
-    """
-    logs = [(0, 0.0), *((e["step"], float(e["loss"])) for e in history if "loss" in e)]
-    return float(sum(loss * (step - last) for (last, _), (step, loss) in itertools.pairwise(logs)))
-
-
-def _tokens(history: list[dict[str, Any]]) -> int | None:
-    return next((int(e["num_tokens"]) for e in reversed(history) if "num_tokens" in e), None)
