@@ -61,12 +61,16 @@ value = st.recursive(
 )
 
 
+def scaled(n: int) -> int:
+    """As many examples in CI, a fifth of them elsewhere, 20 times as many in the profile `long`."""
+    return max(1, n * settings().max_examples // 100)
+
+
 def cases(n: int):
-    """So many examples, the same each time; in the profile `long` 20 times as many, and others each time."""
-    times = settings().max_examples / 100
+    """So many examples in CI (see `scaled`), the same each time except in the profile `long`."""
     return settings(
-        max_examples=int(n * times),
-        derandomize=times == 1,
+        max_examples=scaled(n),
+        derandomize=settings().max_examples <= 100,
         deadline=None,
         suppress_health_check=list(HealthCheck),
     )

@@ -32,7 +32,6 @@ HUB = "wants the hub"
 NOT_RUN = {
     "pip install uv && uv sync": ".ci/run does it on a clean checkout, before the tests",
     "pip install uv && uv run pytest -n 2 --dist loadfile": "this is it",
-    "uv run pytest tests/unit": "this is a part of it",
     "uv run pytest -m gpu": GPU,
     "uv run papermill notebooks/02_sft.ipynb out.ipynb -p lr 2e-4": "tests/integration/test_train.py::test_notebooks_run_under_papermill",
     'uv run papermill notebooks/inference.ipynb out.ipynb -p question "..."': "tests/integration/test_chat.py::test_the_notebook_without_widgets",

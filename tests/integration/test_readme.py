@@ -4,25 +4,12 @@ from __future__ import annotations
 
 import importlib.metadata
 import os
-import re
 import subprocess
 import sys
-
-import pytest
 
 from tunebook.recipe.files import ROOT
 
 README = (ROOT / "README.md").read_text()
-
-
-@pytest.mark.parametrize(
-    "command",
-    sorted(set(re.findall(r"tunebook (\w+)", re.sub(r"src/tunebook|`tunebook`", "", README))) - {"lies"}),
-)
-def test_every_command_exists_and_its_help_teaches(run_cli, command):
-    done = run_cli(command, "--help", env=os.environ | {"COLUMNS": "200", "TERM": "dumb"})
-    assert done.returncode == 0, done.stderr
-    assert f"tunebook {command}" in done.stdout
 
 
 def test_the_version_is_that_of_the_package():

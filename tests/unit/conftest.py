@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import importlib.abc
 import importlib.machinery
-import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from tunebook import cli
 
 HEAVY = ("torch", "transformers", "unsloth", "datasets")
 PROGRAMS = {"git", "uname", "tunebook.checkers.maths"}
@@ -35,27 +36,47 @@ class Refused(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         raise AssertionError("no such module is ever made")
 
 
-@pytest.fixture(autouse=True)
-def _plain_python(monkeypatch):
-    real = subprocess.Popen.__init__
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol():
+    """Around each test and all its fixtures."""
+    start = subprocess.Popen.__init__
 
-    def start(self, args, *rest, **options):
+    def start_if_known(self, args, *rest, **options):
         if PROGRAMS.isdisjoint(args):
             pytest.fail(f"starts {args}. {ADVICE}")
-        real(self, args, *rest, **options)
+        start(self, args, *rest, **options)
 
-    def fork():
-        pytest.fail(f"forks. {ADVICE}")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(subprocess.Popen, "__init__", start_if_known)
+        patch.setattr(sys, "meta_path", [Refused(), *sys.meta_path])
+        return (yield)
 
-    monkeypatch.setattr(subprocess.Popen, "__init__", start)
-    monkeypatch.setattr(os, "fork", fork)
-    monkeypatch.setattr(sys, "meta_path", [Refused(), *sys.meta_path])
+
+@pytest.fixture
+def run_cli(monkeypatch, capsys):
+    """Run `tunebook ...` in this process; returns what the finished process of a user's command would be."""
+
+    def run(*args: str, cwd: Path | None = None, env: dict[str, str] | None = None):
+        with monkeypatch.context() as patch:
+            patch.setattr(sys, "argv", ["tunebook", *args])
+            if cwd:
+                patch.chdir(cwd)
+            for name, value in (env or {}).items():
+                patch.setenv(name, value)
+            with pytest.raises(SystemExit) as end:
+                cli.main()
+        out, err = capsys.readouterr()
+        return subprocess.CompletedProcess(args, end.value.code or 0, out, err)
+
+    return run
 
 
 def pytest_collection_finish(session):
     """The same for what test files import themselves; with other folders beside this one, those load what they like."""
+    # The embedded model's folder is made once on a machine, which takes PyTorch: here, in a process of its own.
+    code = "from tunebook.models.builtin import embedded_model; embedded_model()"
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
     folder = Path(__file__).parent
-    if all(item.path.is_relative_to(folder) for item in session.items):
-        loaded = [name for name in HEAVY if name in sys.modules]
-        if loaded:
-            raise pytest.UsageError(f"collecting tests/unit imports {', '.join(loaded)}. {ADVICE}")
+    loaded = [name for name in HEAVY if name in sys.modules]
+    if loaded and all(item.path.is_relative_to(folder) for item in session.items):
+        raise pytest.UsageError(f"collecting tests/unit imports {', '.join(loaded)}. {ADVICE}")

@@ -6,9 +6,9 @@ import tracemalloc
 
 import numpy
 import pytest
+from fuzzing import scaled
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.stats import binom, bootstrap
 
 from tunebook.evaluation.statistics import compare
 from tunebook.evaluation.tables import comparison_table
@@ -16,9 +16,11 @@ from tunebook.evaluation.tables import comparison_table
 ITEMS = st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=60)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=scaled(60), deadline=None)
 @given(ITEMS)
 def test_mcnemar_is_the_binomial_on_the_items_that_differ(items):
+    from scipy.stats import binom  # here, because it takes seconds
+
     first, second = zip(*items, strict=True)
     found = compare(first, second)
     won, lost = (sum(b and not a for a, b in items), sum(a and not b for a, b in items))
@@ -73,6 +75,8 @@ def test_many_items_are_resampled_in_parts_with_the_interval_of_all_at_once(monk
 
 
 def at_once(first, second) -> list[float]:
+    from scipy.stats import bootstrap
+
     found = bootstrap((second - first,), numpy.mean, n_resamples=9999, method="percentile", rng=0)
     return [float(bound) for bound in found.confidence_interval]
 

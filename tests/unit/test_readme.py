@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import re
+
+import pytest
 
 from tunebook.recipe.files import ROOT
 
@@ -41,11 +44,24 @@ def test_the_recorded_manifest_is_enough_to_repeat_the_run():
 
 
 def test_ci_calls_the_test_command_of_the_readme():
+    """In two parts: on its own, tests/unit would notice a module that is loaded against its rules."""
     block = re.search(r"## Tests\n+```bash\n(.+)\n```", README)[1]
     assert block == "pip install uv && uv run pytest -n 2 --dist loadfile"
-    assert "\nuv run pytest -n 2 --dist loadfile\n" in (ROOT / ".ci" / "run").read_text()
+    commands = re.findall(r"^uv run pytest -n 2 .*", (ROOT / ".ci" / "run").read_text(), re.MULTILINE)
+    folders = {path.parent.name for path in (ROOT / "tests").glob("*/test_*.py")}
+    assert sorted(re.findall(r"tests/(\w+)", " ".join(commands))) == sorted(folders)
 
 
 def test_linked_files_exist():
     for target in re.findall(r"\]\(([^)#:]+)\)", README):
         assert (ROOT / target).exists(), target
+
+
+@pytest.mark.parametrize(
+    "command",
+    sorted(set(re.findall(r"tunebook (\w+)", re.sub(r"src/tunebook|`tunebook`", "", README))) - {"lies"}),
+)
+def test_every_command_exists_and_its_help_teaches(run_cli, command):
+    done = run_cli(command, "--help", env=os.environ | {"COLUMNS": "200", "TERM": "dumb"})
+    assert done.returncode == 0, done.stderr
+    assert f"tunebook {command}" in done.stdout

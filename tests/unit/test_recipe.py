@@ -6,7 +6,6 @@ import inspect
 import json
 from pathlib import Path
 
-import papermill
 import pytest
 import yaml
 
@@ -38,6 +37,25 @@ def test_a_mistake_names_the_nearest_key(item, message):
         load_recipe(overrides=parse_set([item]))
     assert message in str(error.value)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--recipe", "smolm2-math"], "no recipe 'smolm2-math', did you mean smollm2-math?"),
+        (
+            ["--recipe", "configs/smollm2-meth.yaml"],
+            "no file configs/smollm2-meth.yaml, did you mean configs/smollm2-math.yaml?",
+        ),
+        (["--set", "seed"], "write it as key=value"),
+        (["--set", "sft.lerning_rate=1"], "did you mean learning_rate?"),
+    ],
+)
+def test_command_line_mistakes_are_one_line_and_exit_2(run_cli, args, message):
+    done = run_cli("sft", *args, cwd=ROOT)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
 
 
 def test_a_file_that_is_no_recipe(tmp_path):
@@ -96,6 +114,8 @@ def test_every_recipe_loads_and_opens_with_its_command(path):
 
 @pytest.mark.parametrize("path", sorted((ROOT / "notebooks").glob("*.ipynb")), ids=lambda p: p.stem)
 def test_notebook_parameters_fit_the_recipe(path):
+    import papermill  # here, because it takes seconds
+
     names = set(papermill.inspect_notebook(str(path)))
     stage_functions = {"force", "resume", "round"}
     assert {"recipe", "run", "overrides"} <= names

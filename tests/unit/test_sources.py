@@ -7,6 +7,7 @@ import json
 import pytest
 
 from tunebook.data import checks, sources
+from tunebook.data.prepare import prepare
 from tunebook.data.rows import Reject
 from tunebook.recipe.errors import UserError
 from tunebook.recipe.loading import load_recipe
@@ -218,3 +219,75 @@ def test_the_recipes_load():
     for section in ("lora", "sft", "dpo"):
         own, theirs = getattr(small, section), getattr(qwen, section)
         assert set(own) == set(theirs), section  # the same shape
+
+
+BENCHMARKS = {
+    "arc_challenge": {
+        "id": "1",
+        "question": "Which gas do plants take out of the air in order to make their own food?",
+        "choices": {},
+    },
+    "gsm8k": {
+        "question": "Tom has 17 apples and buys 26 more at the market. How many has he got?",
+        "answer": "43\n#### 43",
+    },
+    "hellaswag": {
+        "ctx_a": "A man",
+        "ctx_b": "he",
+        "ctx": "A man cracks two eggs into a hot pan on the stove. he",
+        "endings": ["fries them"],
+    },
+    "winogrande": {
+        "sentence": "The old trophy does not fit in the suitcase because the _ is much too big.",
+        "option1": "trophy",
+        "option2": "suitcase",
+    },
+    "own": {"a": "x", "stem": "Name the river that flows through the middle of the city of Vienna today."},
+}
+
+
+def test_train_rows_that_hold_a_benchmark_item_are_quarantined(tmp_path, embedded):
+    folder = tmp_path / "items"
+    folder.mkdir()
+    for task, item in BENCHMARKS.items():
+        lines(folder / f"{task}.jsonl", [item])
+    lines(
+        folder / "gsm8k.train.jsonl",
+        [
+            {
+                "question": "Ann has 5 pens and loses 1 of them on her way home. How many are left?",
+                "answer": "#### 4",
+            }
+        ],
+    )
+    held = {
+        "arc_challenge": BENCHMARKS["arc_challenge"]["question"],
+        "gsm8k": "Solve this. " + BENCHMARKS["gsm8k"]["question"],
+        "hellaswag": BENCHMARKS["hellaswag"]["ctx"],
+        "winogrande": "The old trophy does not fit in the suitcase because the trophy is much too big.",
+        "own": BENCHMARKS["own"]["stem"],
+    }
+    free = [
+        "Tom has 18 apples and buys 26 more at the market. How many has he got?",  # other numbers
+        "Ann has 5 pens and loses 1 of them on her way home. How many are left?",  # a few-shot example
+    ]
+    path = lines(
+        tmp_path / "t.jsonl", [{"prompt": p, "completion": "An answer."} for p in [*held.values(), *free]]
+    )
+    given = {"data.sources": [{"format": "chat", "path": path, "split": "train"}]}
+    recipe = load_recipe(overrides=given | {"evaluate.benchmarks.data": str(folder)})
+    record = prepare(recipe)
+    rejects = [
+        json.loads(line) for line in (recipe.run_dir / "data" / "quarantine.jsonl").read_text().splitlines()
+    ]
+    assert [r["reason"] for r in rejects] == ["in a benchmark"] * 5
+    assert [r["detail"].split(" of ")[-1] for r in rejects] == [f"{task}:1" for task in held]
+    assert record["rows"]["train"] == 2
+    assert (
+        prepare(load_recipe(overrides=given))["rows"]["train"] == 7
+    )  # without them, and not taken from the run before
+    with pytest.raises(UserError, match=r"evaluate\.benchmarks\.data: no folder"):
+        prepare(load_recipe(overrides=given | {"evaluate.benchmarks.data": str(tmp_path / "none")}))
+    (folder / "own.jsonl").write_text("{broken\n")
+    with pytest.raises(UserError, match=r"evaluate\.benchmarks\.data: own\.jsonl:1: bad JSON"):
+        prepare(recipe)

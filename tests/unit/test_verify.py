@@ -6,9 +6,11 @@ import threading
 import time
 
 import pytest
+from fuzzing import scaled
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tunebook.checkers import maths
 from tunebook.checkers.maths import Verdict, boxed, equal, normalise, verify
 
 SAME = [
@@ -62,9 +64,11 @@ def test_boxed():
         "2^{99999999999}!",
     ],
 )
-def test_never_hangs(answer):
+def test_never_hangs(monkeypatch, answer):
     started = time.monotonic()
-    assert not equal("7", answer)
+    with monkeypatch.context() as patch:
+        patch.setattr(maths, "TIMEOUT_S", 0.5)
+        assert not equal("7", answer)
     assert time.monotonic() - started < 60
     assert equal(r"\sqrt{50}", r"5\sqrt{2}")  # and works afterwards
 
@@ -92,7 +96,7 @@ def test_numbers_agree_with_arithmetic(n, d):
     assert not equal(str(n), str(n + 1))
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=scaled(300), deadline=None)
 @given(st.text(max_size=60))
 def test_any_text_is_safe(text):
     boxed(text)
