@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from traces import close, four_rows_a_step, trace
@@ -67,6 +69,20 @@ def test_the_weights_of_the_estimate_are_those_of_the_model(tiny):
     config = load_recipe(overrides={"model.base": str(tiny)}).model
     linear, other, _ = memory.count_parameters(memory.headers(config), {})
     assert linear + other == sum(p.numel() for p in model.parameters())
+
+
+def test_the_estimate_looks_at_no_class_of_a_model():
+    """transformers hands out a class as it was when first asked for; Unsloth rewrites it when it loads the model."""
+    from tunebook.training import memory
+
+    args = SimpleNamespace(
+        per_device_train_batch_size=2, bf16=False, fp16=False, gradient_checkpointing=False
+    )
+    args.optim = "adamw_torch"
+    before = set(sys.modules)
+    plan = memory.make_plan(load_recipe("mm-math-sample"), args, 100, "sft")
+    assert plan.total > 0
+    assert not [name for name in set(sys.modules) - before if ".modeling_" in name]
 
 
 def test_memory_that_runs_out_halves_the_batch_and_changes_nothing(recipe, monkeypatch, capsys):

@@ -174,10 +174,10 @@ def _first_rows(trainer: Any) -> list[dict[str, Any]]:
 
 
 def _measured(trainer: Any, rows: list[dict[str, Any]]) -> tuple[float, dict[str, float]]:
-    """The plain sigmoid loss and the metrics of some rows, without a step."""
+    """The plain sigmoid loss and the metrics of some rows, without a step. The rows may be changed."""
     import torch
 
-    inputs = trainer._prepare_inputs(trainer.data_collator([dict(row) for row in rows]))
+    inputs = trainer._prepare_inputs(trainer.data_collator(rows))
     plain = {
         "loss_types": ["sigmoid"],
         "loss_weights": [1.0],

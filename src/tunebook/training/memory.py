@@ -75,7 +75,8 @@ class Plan:
             inner = max(inner)
         kept = 20 * config.hidden_size + 4 * self.value_bytes * (inner + heads * head)
         if self.scores:  # the softmax in float32, and in 16 bit a copy that meets the values
-            kept += heads * self.length * (4 if self.value_bytes == 4 else 6)
+            score_bytes = {4: 4, 2: 6}[self.value_bytes]
+            kept += score_bytes * heads * self.length
         return int(kept)
 
     def parts(self) -> dict[str, int]:
@@ -165,7 +166,11 @@ def make_plan(recipe: Recipe, args: Any, longest: int, section: str) -> Plan:
     model = recipe.model
     config = AutoConfig.from_pretrained(builtin.resolve(model.base), revision=model.revision)
     linear, other, trainable = count_parameters(headers(model), recipe.lora)
-    half = model.dtype != "float32" if model.dtype else gpu or is_bfloat16_supported()
+    weight_bytes = value_bytes = 2
+    if model.dtype == "float32" or not (model.dtype or gpu or is_bfloat16_supported()):
+        weight_bytes = 4
+        if not (args.bf16 or args.fp16):  # else the forward pass is in 16 bit all the same
+            value_bytes = 4
     return Plan(
         config=config.get_text_config(),
         linear=linear,
@@ -173,8 +178,8 @@ def make_plan(recipe: Recipe, args: Any, longest: int, section: str) -> Plan:
         trainable=trainable,
         rows=args.per_device_train_batch_size,
         length=longest,
-        weight_bytes=2 if half else 4,
-        value_bytes=2 if half or args.bf16 or args.fp16 else 4,
+        weight_bytes=weight_bytes,
+        value_bytes=value_bytes,
         sides=2 if section == "dpo" else 1,
         scores=model.attn_implementation in ("eager", attention.NAME),
         four_bit=model.load_in_4bit,
@@ -231,32 +236,37 @@ def headers(model: ModelConfig) -> Iterator[Tensor]:
 def mend(plan: Plan, free: int, args: Any, section: str) -> str:
     """The first setting that makes a plan fit: fewer rows at a time, checkpointing, both, 4 bit too."""
     lora, four_bit = "lora.use_gradient_checkpointing=true", "model.load_in_4bit=true"
-    changes: list[tuple[dict[str, Any], list[str]]] = []
-    for rows in range(plan.rows - 1, 0, -1):
-        if plan.rows % rows == 0:
-            changes.append(({"rows": rows}, []))
-    changes.append(({"checkpointing": True}, [lora]))
-    changes.append(({"rows": 1, "checkpointing": True}, [lora]))
-    changes.append(({"rows": 1, "checkpointing": True, "four_bit": True}, [lora, four_bit]))
-    for change, settings in changes:
-        smaller = replace(plan, **change)
-        if smaller.total <= free:
-            if smaller.rows < plan.rows:
-                steps = args.gradient_accumulation_steps * plan.rows // smaller.rows
-                batch = f"{section}.per_device_train_batch_size={smaller.rows}"
-                settings = [batch, f"{section}.gradient_accumulation_steps={steps}", *settings]
-            return "It would with " + " ".join(f"--set {setting}" for setting in settings)
+    checkpointed = replace(plan, checkpointing=True)
+    candidates = [replace(plan, rows=rows) for rows in range(plan.rows - 1, 0, -1) if plan.rows % rows == 0]
+    candidates += [checkpointed, replace(checkpointed, rows=1), replace(checkpointed, rows=1, four_bit=True)]
+    for smaller in candidates:
+        if smaller.total > free:
+            continue
+        settings = []
+        if smaller.rows < plan.rows:
+            steps = args.gradient_accumulation_steps * plan.rows // smaller.rows
+            settings.append(f"{section}.per_device_train_batch_size={smaller.rows}")
+            settings.append(f"{section}.gradient_accumulation_steps={steps}")
+        if smaller.checkpointing != plan.checkpointing:
+            settings.append(lora)
+        if smaller.four_bit != plan.four_bit:
+            settings.append(four_bit)
+        return "It would with " + " ".join(f"--set {setting}" for setting in settings)
     return f"Make model.max_seq_length smaller, set {lora} and {four_bit}, or take a smaller model"
 
 
 def checkpoints(args: Any, steps: int) -> int:
     """How many checkpoints lie on disk at a time."""
     strategy = str(getattr(args.save_strategy, "value", args.save_strategy))
-    if strategy not in ("steps", "epoch"):
-        return 0
-    every = args.save_steps if strategy == "steps" else math.ceil(steps / max(1, args.num_train_epochs))
-    written = math.ceil(1 / every if every < 1 else steps / every)  # below 1 it is a share of the steps
-    return int(min(written, args.save_total_limit or written))
+    written = 0
+    if strategy == "epoch":
+        written = math.ceil(args.num_train_epochs)
+    elif strategy == "steps":
+        every = args.save_steps
+        if every < 1:  # a share of all steps
+            every *= steps
+        written = math.ceil(steps / every)
+    return min(written, args.save_total_limit or written)
 
 
 def pair_lengths(recipe: Recipe, rows: Any, exact: int = 8) -> list[int]:
