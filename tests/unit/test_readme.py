@@ -1,4 +1,4 @@
-"""What the README says is so: its commands exist, its results come from the recorded run."""
+"""What README and CONTRIBUTING say is so: commands and paths exist, results come from the recorded run."""
 
 from __future__ import annotations
 
@@ -55,6 +55,20 @@ def test_ci_calls_the_test_command_of_the_readme():
 def test_linked_files_exist():
     for target in re.findall(r"\]\(([^)#:]+)\)", README):
         assert (ROOT / target).exists(), target
+
+
+def test_contributing_names_every_room_and_only_paths_that_there_are():
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    source = ROOT / "src" / "tunebook"
+    table = text.partition("## The rooms")[2].partition("Beside it")[0]
+    names = re.findall(r"`(\w+(?:/|\.py))`", "".join(re.findall(r"^\| (`.*?) \|", table, re.MULTILINE)))
+    rooms = {f"{path.name}/" for path in source.iterdir() if (path / "__init__.py").exists()}
+    doors = {path.name for path in source.glob("*.py") if not path.name.startswith("__")}
+    assert set(names) == rooms | doors
+    for path in re.findall(r"`((?:src|tests|scripts|benchmarks|resources)/[\w/.]*)`", text):
+        assert (ROOT / path).exists(), path
+    for target in re.findall(r"^make (\w+)", text, re.MULTILINE):
+        assert f"\n{target}:" in (ROOT / "Makefile").read_text()
 
 
 @pytest.mark.parametrize(
