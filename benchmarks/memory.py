@@ -21,7 +21,6 @@ import typer
 import yaml
 
 from tunebook.models import builtin
-from tunebook.recipe.files import ROOT
 from tunebook.recipe.loading import load_recipe
 from tunebook.recipe.sections import Recipe
 from tunebook.runs.machine import environment
@@ -63,7 +62,7 @@ def build(name: str, folder: Path) -> str:
 
 def write_recipe(name: str, folder: Path, rows: int) -> Path:
     """The default recipe on a model of this shape, with batches of so many rows."""
-    content = yaml.safe_load((ROOT / "configs" / "smollm2-math.yaml").read_text())
+    content = load_recipe("smollm2-math").model_dump(mode="json")
     content["name"] = f"memory-{name}"
     # The estimate counts whole prompts and plain attention.
     content["model"] |= {

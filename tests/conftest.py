@@ -6,11 +6,11 @@ import os
 from pathlib import Path
 
 import pytest
+import whole_recipe
 import yaml
 from hypothesis import settings
 
 from tunebook.models import backend, builtin
-from tunebook.recipe.files import ROOT
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     # Two processes that each want every core slow each other down many times over.
@@ -62,7 +62,7 @@ def tiny(tmp_path_factory, embedded) -> Path:
 @pytest.fixture
 def tiny_recipe(tiny, tmp_path) -> Path:
     """A recipe of the default's shape on the tiny model: 40 steps in seconds."""
-    content = yaml.safe_load((ROOT / "configs" / "smollm2-math.yaml").read_text())
+    content = whole_recipe.content("smollm2-math")
     content["name"] = "tiny"
     content["model"] |= {"base": str(tiny), "dtype": "float32"}
     content["data"]["for_pairs"] = 0

@@ -123,7 +123,8 @@ def repeat(manifest: Path, name: str | None = None) -> str:
     name = name or f"{read_json(manifest)['run']}-again"
     folder = load_recipe(overrides={"run": name}).run_dir
     folder.mkdir(parents=True, exist_ok=True)
-    content = {**recorded_recipe(stages), "run": name}
+    # The record is whole: nothing is to be taken from today's family defaults.
+    content = {"extends": None, **recorded_recipe(stages), "run": name}
     write_text(folder / "recipe.yaml", yaml.safe_dump(content, sort_keys=False, allow_unicode=True))
     recipe = load_recipe(folder / "recipe.yaml")
     print(recipe.describe())

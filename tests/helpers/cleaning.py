@@ -5,9 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import whole_recipe
 import yaml
-
-from tunebook.recipe.files import ROOT
 
 
 def recipe_file(folder: Path, rows: int, **given) -> Path:
@@ -30,7 +29,7 @@ def recipe_file(folder: Path, rows: int, **given) -> Path:
         )
         + "\n"
     )
-    content = yaml.safe_load((ROOT / "configs" / "smollm2-math.yaml").read_text())
+    content = whole_recipe.content("smollm2-math")
     content |= {
         "name": "cleaned",
         "clean": {"source": str(raw), "model": "m", "timeout": 1, "retries": 2, **given},

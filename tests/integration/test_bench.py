@@ -9,11 +9,11 @@ import shutil
 from pathlib import Path
 
 import pytest
+import whole_recipe
 import yaml
 
 from tunebook.evaluation import benchmarks, report
 from tunebook.recipe.errors import UserError
-from tunebook.recipe.files import ROOT
 from tunebook.recipe.loading import load_recipe
 from tunebook.runs.files import read_json
 from tunebook.runs.stage import Stage
@@ -115,7 +115,7 @@ def recipe_file(tmp_path) -> Path:
         {"country": "Italy", "right": "Rome", "wrong": "qzxv qzxv"},
     ]
     (own / "capitals.jsonl").write_text("".join(json.dumps(item) + "\n" for item in capitals))
-    content = yaml.safe_load((ROOT / "configs" / "smollm2-math.yaml").read_text())
+    content = whole_recipe.content("smollm2-math")
     given = {
         "tasks": [*ITEMS, "capitals"],
         "data": str(data),

@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import whole_recipe
 import yaml
 
 from tunebook.export import export
@@ -33,7 +34,7 @@ def exported(tmp_path_factory, tiny) -> Path:
         for n in range(48)
     ]
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    content = yaml.safe_load((ROOT / "configs" / "smollm2-math.yaml").read_text())
+    content = whole_recipe.content("smollm2-math")
     content["name"] = "tiny"
     content["model"] |= {"base": str(tiny), "dtype": "float32"}
     content["data"]["for_pairs"] = 0

@@ -22,6 +22,7 @@ from pathlib import Path
 import faults
 import pytest
 import tiny_text
+import whole_recipe
 import yaml
 
 from tunebook.generation.generate import read_records
@@ -85,7 +86,7 @@ def recipe(folder: Path) -> dict:
         for n, g in enumerate(golds)
     ]
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    content = yaml.safe_load((ROOT / "configs" / "smollm2-math.yaml").read_text()) | {"name": "tiny"}
+    content = whole_recipe.content("smollm2-math") | {"name": "tiny"}
     base = {
         "base": str(folder / "model"),
         "dtype": "float32",

@@ -11,12 +11,12 @@ import time
 from pathlib import Path
 
 import pytest
+import whole_recipe
 import yaml
 
 from tunebook.checkers.maths import verify
 from tunebook.data.storage import read_parquet
 from tunebook.generation import answers, generate
-from tunebook.recipe.files import ROOT
 from tunebook.recipe.sections import ServerConfig
 
 GRAMMAR = r"""
@@ -86,7 +86,7 @@ def sums_recipe(tmp_path) -> Path:
         for a, b in sums
     ]
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    content = yaml.safe_load((ROOT / "configs" / "smollm2-math.yaml").read_text())
+    content = whole_recipe.content("smollm2-math")
     content |= {"name": "sums"}
     content["data"]["for_pairs"] = 0
     content["data"] |= {"sources": [{"format": "chat", "path": str(data), "split": "train"}]}

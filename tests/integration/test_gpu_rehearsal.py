@@ -14,6 +14,7 @@ import textwrap
 from pathlib import Path
 
 import pytest
+import whole_recipe
 import yaml
 
 from tunebook.models import builtin
@@ -107,7 +108,7 @@ SCRIPT = textwrap.dedent(
 
 
 def recipe_of(name: str, path: Path, **changes: dict) -> Path:
-    content = yaml.safe_load((ROOT / "configs" / f"{name}.yaml").read_text())
+    content = whole_recipe.content(name)
     content["name"] = path.stem
     content["model"]["dtype"] = "float32"  # asked for, Unsloth trains in it too where bfloat16 is missing
     for section in ("sft", "dpo"):

@@ -92,13 +92,20 @@ def test_a_terminal_without_unicode_shows_what_it_can(tmp_path):
     recipe = (
         (ROOT / "configs" / "smollm2-math.yaml")
         .read_text(encoding="utf-8")
-        .replace("license: apache-2.0", "license: frei → für alle")
+        .replace("data_license: mit", "data_license: frei → für alle")
     )
     (tmp_path / "odd.yaml").write_text(recipe, encoding="utf-8")
     env = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "HOME": str(tmp_path)}
     done = tunebook(
-        "run", "--dry-run", "--recipe", "odd.yaml", "--set", "export.license=mit", cwd=tmp_path, **env
+        "run",
+        "--dry-run",
+        "--recipe",
+        "odd.yaml",
+        "--set",
+        "export.data_license=apache-2.0",
+        cwd=tmp_path,
+        **env,
     )
-    assert done.returncode == 0 and "frei ? f?r alle -> mit" in done.stdout and "would run" in done.stdout, (
-        done.stderr
-    )
+    assert (
+        done.returncode == 0 and "frei ? f?r alle -> apache-2.0" in done.stdout and "would run" in done.stdout
+    ), done.stderr

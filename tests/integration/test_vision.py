@@ -7,6 +7,7 @@ import math
 from pathlib import Path
 
 import pytest
+import whole_recipe
 import yaml
 from triangles import ANGLES, QUESTION, triangle
 
@@ -44,7 +45,7 @@ def canary(tmp_path) -> Path:
     """The sample recipe over six triangles; the test has them with another pixel: no picture is in both splits, and each is known."""
     write_rows(tmp_path / "train", 200, DISPUTED)
     write_rows(tmp_path / "test", 240)
-    content = yaml.safe_load((ROOT / "configs" / "mm-math-sample.yaml").read_text())
+    content = whole_recipe.content("mm-math-sample")
     content["name"] = "canary"
     content["data"]["sources"] = [
         {"format": "mm_math", "path": str(tmp_path / name), "split": name} for name in ("train", "test")

@@ -6,13 +6,13 @@ import json
 from collections import Counter
 
 import pytest
+import whole_recipe
 import yaml
 from story_rows import good
 
 from tunebook.data.prepare import prepare
 from tunebook.data.storage import load
 from tunebook.recipe.errors import UserError
-from tunebook.recipe.files import ROOT
 from tunebook.recipe.loading import load_recipe
 
 
@@ -65,7 +65,7 @@ def chat(tmp_path):
     train_path, test_path = tmp_path / "train.jsonl", tmp_path / "test.jsonl"
     train_path.write_bytes(b"\n".join(lines) + b"\n")
     test_path.write_text("".join(json.dumps(row) + "\n" for row in test))
-    content = yaml.safe_load((ROOT / "configs" / "smollm2-math.yaml").read_text())
+    content = whole_recipe.content("smollm2-math")
     content["name"] = "chat"
     content["data"]["for_pairs"] = 0
     content["data"]["sources"] = [

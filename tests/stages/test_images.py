@@ -8,6 +8,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+import whole_recipe
 import yaml
 from pictures import drawing, png
 from PIL import Image
@@ -19,7 +20,6 @@ from tunebook.data.storage import load
 from tunebook.models import builtin, image_input
 from tunebook.pairs import work
 from tunebook.recipe.errors import UserError
-from tunebook.recipe.files import ROOT
 from tunebook.recipe.loading import load_recipe
 
 
@@ -44,7 +44,7 @@ def mm_math(tmp_path):
         (folder / "MM_Math.jsonl").write_bytes(
             b"\n".join(r if isinstance(r, bytes) else json.dumps(r).encode() for r in rows) + b"\n"
         )
-        content = yaml.safe_load((ROOT / "configs" / "mm-math-sample.yaml").read_text())
+        content = whole_recipe.content("mm-math-sample")
         content["data"]["sources"] = [{"format": "mm_math", "path": str(folder)} | source]
         path = tmp_path / "recipe.yaml"
         path.write_text(yaml.safe_dump(content))

@@ -6,6 +6,7 @@ import json
 
 import datasets
 import pytest
+import whole_recipe
 import yaml
 from pair_rows import RIGHT, ROW, WRONG, made, messages, sample
 
@@ -16,7 +17,6 @@ from tunebook.data.storage import read_parquet, training_rows, write_parquet
 from tunebook.pairs.pair import COLUMNS
 from tunebook.pairs.pairs import _rows, pairs, pairs_stage
 from tunebook.recipe.errors import UserError
-from tunebook.recipe.files import ROOT
 from tunebook.recipe.loading import load_recipe
 from tunebook.recipe.sections import PairsConfig
 
@@ -93,7 +93,7 @@ def test_an_existing_set_is_read_in_every_form_and_each_bad_row_named(tmp_path):
     )  # its text is not, with the chat template's tokens it is
     path = tmp_path / "set.jsonl"
     path.write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row, _ in rows))
-    content = yaml.safe_load((ROOT / "configs" / "smollm2-math.yaml").read_text())
+    content = whole_recipe.content("smollm2-math")
     content |= {"pairs": {"methods": ["dataset"], "dataset": str(path), "val": 0}}
     content["data"]["for_pairs"] = 0
     content["data"]["sources"] = [{"format": "geometry", "train": 5, "val": 2, "test": 6}]
@@ -139,7 +139,7 @@ def taught(tmp_path_factory, embedded):
         for a, b in sums
     ]
     (folder / "sums.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    content = yaml.safe_load((ROOT / "configs" / "smollm2-math.yaml").read_text())
+    content = whole_recipe.content("smollm2-math")
     content |= {
         "name": "taught",
         "pairs": {

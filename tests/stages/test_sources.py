@@ -7,6 +7,7 @@ import math
 
 import pytest
 import tiny_text
+import whole_recipe
 import yaml
 
 from tunebook.data.prepare import prepare
@@ -152,7 +153,7 @@ def test_a_base_model_learns_to_end_its_turns(tiny_base, tmp_path, monkeypatch):
     from tunebook.training.dpo import dpo
     from tunebook.training.sft import sft
 
-    content = yaml.safe_load((ROOT / "configs" / "smollm2-alpaca.yaml").read_text())
+    content = whole_recipe.content("smollm2-alpaca")
     chat = load_recipe("qwen3-4b-instruct").model
     content["model"] = {"base": str(tiny_base), "dtype": "float32", "max_seq_length": 384}
     content["sft"]["max_steps"] = content["dpo"]["max_steps"] = 3

@@ -8,10 +8,10 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import whole_recipe
 import yaml
 
 from tunebook.recipe.errors import UserError
-from tunebook.recipe.files import ROOT
 from tunebook.recipe.loading import load_recipe
 from tunebook.training import arguments
 
@@ -35,7 +35,7 @@ def canary_recipe(tmp_path) -> Path:
     ]
     data = tmp_path / "canary.jsonl"
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    content = yaml.safe_load((ROOT / "configs" / "smollm2-math.yaml").read_text())
+    content = whole_recipe.content("smollm2-math")
     content |= {"name": "canary"}
     content["data"]["for_pairs"] = 0
     content["data"]["sources"] = [{"format": "chat", "path": str(data), "split": "train"}]

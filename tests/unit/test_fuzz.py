@@ -16,6 +16,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+import whole_recipe
 import yaml
 from fuzzing import (
     cases,
@@ -39,13 +40,12 @@ from tunebook.generation.server import MAX_CHARACTERS
 from tunebook.models import image_input
 from tunebook.pairs import existing
 from tunebook.recipe.errors import UserError
-from tunebook.recipe.files import ROOT
 from tunebook.recipe.loading import load_recipe
 from tunebook.recipe.overrides import parse_set
 from tunebook.recipe.sections import Recipe, ServerConfig
 from tunebook.training.sft import sft_stage
 
-DEFAULT = yaml.safe_load((ROOT / "configs" / "smollm2-math.yaml").read_text())
+DEFAULT = whole_recipe.content("smollm2-math")
 DEFAULT["clean"] = {"source": "raw.jsonl"}
 DEFAULT["pairs"]["server"] = {"url": "http://127.0.0.1:1/v1", "model": "m"}
 DEFAULT["data"]["sources"] += [{"format": "chat", "path": "x.jsonl"}, {"format": "mm_math", "path": "sample"}]
@@ -96,7 +96,7 @@ def test_recipes(changes):
         for part in parents:
             node = (
                 node[int(part)]
-                if isinstance(node, list)
+                if isinstance(node, list) and part.isdigit() and int(part) < len(node)
                 else node.setdefault(part, {})
                 if isinstance(node, dict)
                 else {}

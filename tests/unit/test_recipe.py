@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import inspect
 import json
-from pathlib import Path
 
 import pytest
-import yaml
 
 from tunebook.generation.streaming import Drawing
 from tunebook.recipe.errors import UserError
+from tunebook.recipe.explain import SHORT
 from tunebook.recipe.files import ROOT
-from tunebook.recipe.loading import SHORT, load_recipe
+from tunebook.recipe.loading import load_recipe
 from tunebook.recipe.overrides import parse_set
 
 MISTAKES = [
@@ -156,10 +155,3 @@ def test_documented_fields():
                 name,
             )
     assert inspect.getdoc(loading.load_recipe)
-
-
-def test_default_recipe_is_plain_yaml():
-    assert (
-        yaml.safe_load(Path(ROOT / "configs" / "smollm2-math.yaml").read_text())["model"]["base"]
-        == "smollm2-135m-instruct"
-    )

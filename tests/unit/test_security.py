@@ -9,6 +9,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+import whole_recipe
 import yaml
 from fake_keys import FAKE, clean_of_keys
 
@@ -112,7 +113,7 @@ def test_a_server_that_says_the_key_back(keys, echo, tmp_path, capsys, status):
     ],
 )
 def test_a_secret_in_a_recipe_is_refused_and_not_repeated(keys, tmp_path, key, value):
-    content = yaml.safe_load((ROOT / "configs" / "smollm2-math.yaml").read_text())
+    content = whole_recipe.content("smollm2-math")
     section, _, last = key.rpartition(".")
     (content[section] if section else content)[last] = value
     (tmp_path / "r.yaml").write_text(yaml.safe_dump(content))

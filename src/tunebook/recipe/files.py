@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
 from tunebook.recipe.errors import UserError, did_you_mean, first_line, shorten
@@ -18,26 +19,32 @@ def read_text(path: Path) -> str:
         raise UserError(f"{path} cannot be read as text: {first_line(error)}") from None
 
 
-def find_file(path: str | Path) -> Path:
-    """A file named in a recipe: from the working folder, or from the project's root.
+def find_file(path: str | Path, folders: Iterable[str | Path] = ()) -> Path:
+    """A file named in a recipe: beside the recipe, then from the working folder, then from the project's root.
+
+    Args:
+        path: As it is named.
+        folders: Where to look first: `recipe.folders`, absolute or from the project's root.
 
     Raises UserError when there is none.
     """
     name = str(path)
+    places = [*(ROOT / folder for folder in folders), Path.cwd(), ROOT]
     neighbours = []
     try:
-        # An absolute path comes out of both unchanged.
-        for candidate in (Path(path), ROOT / path):
-            if candidate.is_file():
-                return candidate.resolve()
-        folder = (ROOT / path).parent
-        if folder.is_dir():
-            neighbours = [str(Path(path).parent / file.name) for file in folder.iterdir()]
+        for folder in places:
+            # An absolute path comes out of each unchanged.
+            if (folder / path).is_file():
+                return (folder / path).resolve()
+        for folder in places:
+            parent = (folder / path).parent
+            if parent.is_dir():
+                neighbours += [str(Path(path).parent / file.name) for file in parent.iterdir()]
     except OSError as error:  # a name that is too long, a folder that may not be read
         raise UserError(f"no file {shorten(name)}: {error.strerror}") from None
     hint = did_you_mean(name, neighbours)
     if not hint and not Path(path).is_absolute():
-        hint = f" in {Path.cwd()}"
-        if Path.cwd() != ROOT:
-            hint += f" or {ROOT}"
+        # Each place once, in the order in which it was looked at.
+        names = dict.fromkeys(str(place) for place in places)
+        hint = f" in {' or '.join(names)}"
     raise UserError(f"no file {shorten(name, 200)}{hint}")

@@ -12,6 +12,8 @@ import json
 import os
 import re
 import shlex
+import typing
+from collections.abc import Container
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -25,6 +27,7 @@ from pydantic import (
     model_validator,
 )
 
+from tunebook.recipe.errors import UserError
 from tunebook.recipe.files import ROOT
 from tunebook.recipe.overrides import from_environment
 from tunebook.recipe.trainer_keys import DATACLASSES
@@ -157,8 +160,8 @@ AnySource = Annotated[GeometrySource | ChatSource | MMMathSource, Field(discrimi
 class DataConfig(Section):
     """The rows of a run, and the checks that they pass."""
 
-    sources: list[AnySource] = Field(min_length=1)
-    """Where rows come from. All of them are pooled."""
+    sources: list[AnySource] = []
+    """Where rows come from. All of them are pooled. None are needed for DPO on an existing preference set."""
     system_prompt: str | None = None
     """A file in `prompt/` for every conversation without a system message. None: the model's own default."""
     user_prompt: str | None = None
@@ -250,7 +253,8 @@ class PairsConfig(Section):
     """Preference pairs for DPO."""
 
     methods: list[Method] = Field(["on_policy"], min_length=1)
-    """Where pairs come from. The pairs of several methods are pooled.
+    """Where pairs come from. The pairs of several methods are pooled. Where only `dataset` is named it is
+    the method.
 
     `on_policy`: right and wrong samples of the model itself. `injected_error`: the model is asked for a
     flawed solution. `dataset`: existing pairs.
@@ -301,6 +305,13 @@ class PairsConfig(Section):
     """
     rounds: int = Field(1, ge=1)
     """How often pairs are made and DPO is run, each time with the newest model and the next prompts."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _dataset_is_a_method(cls, values: Any) -> Any:
+        if isinstance(values, dict) and values.get("dataset") is not None:
+            return {"methods": ["dataset"], **values}
+        return values
 
     @model_validator(mode="after")
     def _dataset_is_named(self) -> PairsConfig:
@@ -397,19 +408,31 @@ class ExportConfig(Section):
     """Whether the hub repository is private, if it is made."""
 
 
+StageName = Literal["sft", "pairs", "dpo"]
+
+
 class Recipe(Section):
     """The whole recipe, and how it was read."""
 
+    extends: str | None = None
+    """A family default of `configs/defaults/` (`smollm2`, `qwen3`, `gemma3n`, `llama3`), another recipe or a
+    path to one, over which this file is laid: mappings are merged, lists and values replace. Without the key
+    it is `base`. `null`: what is not said here is left to TRL, PEFT and Unsloth."""
     name: str
-    """The recipe's name, and the run folder's where `run` names no other."""
+    """The recipe's name, and the run folder's where `run` names no other. By default its file's."""
     run: str | None = None
     """The run folder under `runs/`. None: the recipe's name."""
     seed: int = 0
     """Decides data, adapter initialisation and batch order, unless a section says otherwise."""
+    stages: list[StageName] = []
+    """What `tunebook run` trains: `[sft]`, `[dpo]` or `[sft, dpo]`; pairs belong to DPO. By default what the
+    sections ask for (`asked_stages`)."""
+    folders: list[str] = []
+    """Where files that the recipe names are looked for first. Filled in when it is read: its own folder."""
     model: ModelConfig
     lora: dict[str, Any] = {}
     """Arguments of `FastModel.get_peft_model`."""
-    data: DataConfig
+    data: DataConfig = DataConfig()
     clean: CleanConfig | None = None
     """Only for data that are rewritten first."""
     sft: dict[str, Any] = {}
@@ -421,6 +444,7 @@ class Recipe(Section):
     export: ExportConfig = ExportConfig()
     _overrides: dict[str, tuple[Any, Any]] = PrivateAttr(default_factory=dict)
     _source: str = PrivateAttr(default=DEFAULT)
+    _origins: dict[str, str] = PrivateAttr(default_factory=dict)
 
     @field_validator("name", "run")
     @classmethod
@@ -445,6 +469,11 @@ class Recipe(Section):
     def source(self) -> str:
         """The name or path that it was read by."""
         return self._source
+
+    @property
+    def origins(self) -> dict[str, str]:
+        """Where each value comes from that is no default: a file and line, a variable, an override."""
+        return self._origins
 
     def command(self, step: str) -> str:
         """The shell command for another step of this run, such as `dpo --round 2`.
@@ -472,3 +501,52 @@ class Recipe(Section):
         """One line: which recipe and run, and what was overridden."""
         changes = ", ".join(f"{key} {old} -> {new}" for key, (old, new) in self.overrides.items())
         return f"recipe {self.name}, run {self.run_dir.name}; overridden: {changes or 'nothing'}"
+
+
+def asked_stages(recipe: Recipe, named: Container[str]) -> list[StageName]:
+    """The stages that a recipe asks for, in their order.
+
+    - `stages` says it, where it is given; DPO brings its pairs.
+    - Else the sections that the recipe names: `sft` asks for SFT; `pairs` or `dpo` ask for pairs and DPO.
+    - Where it names none of the three: SFT if there are data sources, pairs and DPO if there is a
+      `pairs.dataset`.
+
+    Args:
+        recipe: As it was read, with its family's values.
+        named: The sections that its own file names, or what that extends; those of a family default do not
+            count.
+    """
+    asked = set(recipe.stages)
+    if not asked:
+        if "sft" in named:
+            asked.add("sft")
+        if "pairs" in named or "dpo" in named:
+            asked.add("dpo")
+    if not asked:
+        if recipe.data.sources:
+            asked.add("sft")
+        if recipe.pairs.dataset is not None:
+            asked.add("dpo")
+    if "dpo" in asked:
+        asked.add("pairs")
+    return [name for name in typing.get_args(StageName) if name in asked]
+
+
+def check_rows(recipe: Recipe) -> None:
+    """Raises UserError when a stage that the recipe asks for has no rows to work on."""
+    if recipe.data.sources:
+        return
+    example = "`data: {sources: [{path: my.csv}]}`"
+    if not recipe.stages:
+        raise UserError(
+            f"the recipe {recipe.name} names no rows: "
+            f"give it data ({example}) or preference pairs (`pairs: {{dataset: my.jsonl}}`)"
+        )
+    if "sft" in recipe.stages:
+        raise UserError(f"data.sources is missing: SFT needs rows, for example {example}")
+    others = [method for method in recipe.pairs.methods if method != "dataset"]
+    if others:
+        raise UserError(
+            f"data.sources is missing: pairs.methods {others[0]} needs rows ({example}), "
+            "or name a preference set in pairs.dataset"
+        )

@@ -13,6 +13,9 @@ from tunebook.recipe.errors import UserError
 NOT_YAML = (yaml.YAMLError, ValueError, RecursionError, OverflowError)
 """What PyYAML raises: also for a date or a number that does not exist, and for a thousand brackets."""
 
+MOST_KEYS = 20_000
+"""Keys of a file whose lines are looked up."""
+
 _BOOL = "tag:yaml.org,2002:bool"
 _FLOAT = "tag:yaml.org,2002:float"
 
@@ -43,6 +46,26 @@ def parse_value(text: str) -> Any:
         return yaml.load(text, _Loader)  # noqa: S506 - a SafeLoader
     except NOT_YAML:
         return text
+
+
+def key_lines(path: Path) -> dict[str, int]:
+    """The line of each key in a file of YAML that can be read, by dotted key; list items go by number."""
+    lines: dict[str, int] = {}
+    waiting: list[tuple[str, Any]] = [("", yaml.compose(path.read_text(encoding="utf-8"), _Loader))]
+    # Aliases may make a small file endless. What comes late has no line then, and only messages read it.
+    for _ in range(MOST_KEYS):
+        if not waiting:
+            break
+        prefix, node = waiting.pop()
+        if isinstance(node, yaml.MappingNode):
+            for key, value in node.value:
+                name = f"{prefix}.{key.value}".lstrip(".")
+                lines[name] = key.start_mark.line + 1
+                waiting.append((name, value))
+        elif isinstance(node, yaml.SequenceNode):
+            for number, value in enumerate(node.value):
+                waiting.append((f"{prefix}.{number}", value))
+    return lines
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

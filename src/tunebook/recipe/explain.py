@@ -1,0 +1,176 @@
+"""What is wrong with a recipe, in one line of our own: the key, what it should be, what it is."""
+
+from __future__ import annotations
+
+import typing
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+from tunebook.recipe.errors import did_you_mean, shorten
+from tunebook.recipe.layers import file_label
+from tunebook.recipe.sections import Recipe, Section
+from tunebook.recipe.trainer_keys import DATACLASSES, trainer_section
+
+SHORT = {
+    "lr": "learning_rate",
+    "epochs": "num_train_epochs",
+    "max_steps": "max_steps",
+    "batch_size": "per_device_train_batch_size",
+}
+"""Short names that people type with papermill, and the trainer argument each stands for."""
+
+_TRAINER_WORDS = SHORT | {
+    "steps": "max_steps",
+    "num_epochs": "num_train_epochs",
+    "grad_accum": "gradient_accumulation_steps",
+    "gradient_accumulation": "gradient_accumulation_steps",
+    "warmup": "warmup_steps",
+    "scheduler": "lr_scheduler_type",
+    "optimizer": "optim",
+}
+
+WORDS = {
+    "lora": {
+        "rank": "r",
+        "alpha": "lora_alpha",
+        "dropout": "lora_dropout",
+        "modules": "target_modules",
+        "targets": "target_modules",
+    },
+    "sft": _TRAINER_WORDS,
+    "dpo": _TRAINER_WORDS,
+    "model": {"name": "base", "path": "base", "id": "base", "model": "base", "quantization": "load_in_4bit"},
+}
+"""What other tools call a key of a section, where spelling alone leads to another one."""
+
+_FORMATS = ("geometry", "mm_math", "chat", "alpaca", "sharegpt", "gsm8k")
+"""Parts of a key in pydantic's errors that stand in no recipe: which kind of source it took an item for."""
+
+_FILE_KINDS = ("csv", "tsv", "json", "jsonl", "ndjson", "parquet")
+"""What people take for a format: the kind of file, which is read off its name."""
+
+_SOURCE = "a source is a mapping such as {path: my.csv}"
+
+
+def explain(error: ValidationError, origins: dict[str, str], path: Path) -> str:
+    """The first validation error of a recipe in one line.
+
+    Args:
+        error: Of the recipe or of one of the trainers' sections.
+        origins: The file and line of each value; one that stands in another file than `path` is named.
+        path: The recipe's file.
+    """
+    first = error.errors()[0]  # the others often follow from it
+    parts = [str(part) for part in first["loc"] if part not in _FORMATS]
+    if error.title in DATACLASSES:
+        parts.insert(0, error.title)
+    sentence = _sentence(parts, first["type"], first["msg"], first["input"])
+    origin = _origin(".".join(parts), origins)
+    if origin.rpartition(":")[0] != file_label(path) and ":" in origin:
+        sentence += f" (in {origin})"
+    return sentence
+
+
+def _origin(key: str, origins: dict[str, str]) -> str:
+    """Where a value comes from, or the first one of a section."""
+    for name, origin in origins.items():
+        if name == key or name.startswith(f"{key}."):
+            return origin
+    return ""
+
+
+def _sentence(parts: list[str], kind: str, message: str, value: Any) -> str:
+    key = ".".join(parts)
+    if kind == "extra_forbidden":
+        return _unknown_key(parts)
+    if kind == "missing":
+        return f"{shorten(key)} is missing"
+    if key.endswith("api_key_env"):  # most likely the key itself
+        return f"{key}: should be the name of a variable such as OPENAI_API_KEY"
+    if parts[:2] == ["data", "sources"]:
+        if len(parts) == 2:
+            return f"data.sources: should be a list; {_SOURCE} (it is {shorten(value)})"
+        if len(parts) == 3 and not isinstance(value, dict):
+            return f"{key}: {_SOURCE} (it is {shorten(value)})"
+        if kind.startswith("union_tag") or parts[3:] == ["format"]:
+            return _wrong_format(key.removesuffix(".format"), value)
+    if key in Recipe.model_fields and kind in ("dict_type", "model_type"):
+        return f"{key}: should be a section of keys and values (it is {shorten(value)})"
+    message = message.removeprefix("Value error, ").replace("Input should be", "should be")
+    message = " ".join(message.split())
+    if not parts:
+        return message
+    return f"{shorten(key)}: {message} (it is {shorten(value)})"
+
+
+def _wrong_format(source: str, value: Any) -> str:
+    """What is wrong with the `format` of a source, which pydantic gives whole or only by its format."""
+    given = value.get("format") if isinstance(value, dict) else value
+    choices = ", ".join(_FORMATS)
+    if given is None:
+        return f"{source}: format is missing: which columns a row has, one of {choices}"
+    if isinstance(given, str) and given.lower().lstrip(".") in _FILE_KINDS:
+        return (
+            f"{source}.format: {given} is a kind of file, which is read off `path`; "
+            f"the format says which columns a row has: one of {choices}"
+        )
+    hint = did_you_mean(str(given), _FORMATS)
+    return f"{source}.format: should be one of {choices} (it is {shorten(given)}){hint}"
+
+
+def _unknown_key(parts: list[str]) -> str:
+    key = ".".join(parts)
+    known_word = WORDS.get(parts[0], {}).get(parts[-1]) if len(parts) == 2 else None
+    if known_word:
+        return f"unknown key {shorten(key)}, did you mean {parts[0]}.{known_word}?"
+    hint = _belongs_to(key) or did_you_mean(parts[-1], _known_keys(parts))
+    if not hint and len(parts) == 1:
+        hint = f"; a recipe has {', '.join(Recipe.model_fields)}"
+    return f"unknown key {shorten(key)}{hint}"
+
+
+def _belongs_to(key: str) -> str:
+    """Where a key belongs that stands without its section: `learning_rate`, or by its short name `lr`."""
+    name = SHORT.get(key, key)
+    places = []
+    for section, field in Recipe.model_fields.items():
+        if name in _keys_of_section(section, field.annotation):
+            places.append(f"{section}.{name}")
+    return f", did you mean {' or '.join(places)}?" if places else ""
+
+
+def _keys_of_section(section: str, annotation: Any) -> list[str]:
+    if section in DATACLASSES:
+        return list(trainer_section(section).model_fields)
+    if isinstance(annotation, type) and issubclass(annotation, Section):
+        return list(annotation.model_fields)
+    return []
+
+
+def _known_keys(parts: list[str]) -> list[str]:
+    """The keys of the section that a key points into; of all kinds of source where it points into one."""
+    if parts[0] in DATACLASSES:
+        return list(trainer_section(parts[0]).model_fields)
+    models: list[type[BaseModel]] = [Recipe]
+    for part in parts[:-1]:
+        inner = []
+        for model in models:
+            if part in model.model_fields:
+                inner += _models_in(model.model_fields[part].annotation)
+        models = inner or models  # the number of a list's item leads no further
+    names: set[str] = set()
+    for model in models:
+        names.update(model.model_fields)
+    return sorted(names)
+
+
+def _models_in(annotation: Any) -> list[type[BaseModel]]:
+    """The sections in a type such as `ServerConfig | None` or `list[GateRule]`."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    models = []
+    for part in typing.get_args(annotation):
+        models += _models_in(part)
+    return models
