@@ -19,7 +19,7 @@ from typing import Annotated, Any
 import common
 import typer
 
-TUNEBOOK = [sys.executable, "-m", "tunebook.cli"]
+TUNEBOOK = [sys.executable, "-m", "tunebook"]
 TRL = [sys.executable, "-c", "from trl.cli import main; main()"]
 SMALL = ["--set", "data.sources.0.train=40", "--set", "data.sources.0.val=6"]
 SMALL += ["--set", "data.sources.0.test=6", "--set", "data.sources.1.train=10"]

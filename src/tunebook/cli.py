@@ -484,7 +484,3 @@ def _recipe(recipe: str | None, run: str | None, set_: list[str] | None) -> Reci
 
 def _done(recipe: Recipe, what: str, following: str) -> None:
     print(f"Wrote {recipe.run_dir / what}. Next: {recipe.command(following)}")
-
-
-if __name__ == "__main__":
-    main()

@@ -59,7 +59,7 @@ def test_recipe_on_a_gpu(name, keys, record_property):
     for command, folder in STAGES.items():
         started = time.monotonic()
         done = subprocess.run(
-            [sys.executable, "-m", "tunebook.cli", command, "--recipe", name, *options],
+            [sys.executable, "-m", "tunebook", command, "--recipe", name, *options],
             cwd=ROOT,
             capture_output=True,
             text=True,

@@ -14,7 +14,7 @@ def run_cli():
 
     def run(*args: str, **kwargs) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            [sys.executable, "-m", "tunebook.cli", *args],
+            [sys.executable, "-m", "tunebook", *args],
             capture_output=True,
             text=True,
             check=False,

@@ -42,7 +42,7 @@ def test_chaos_ends_with_every_row_right_or_quarantined_in_spite_of_kills(server
     url, log = server
     path = recipe_file(tmp_path, 120, url=url, concurrency=8)
     environment = os.environ | {"API_KEY": KEY}
-    command = [sys.executable, "-m", "tunebook.cli", "clean", "-r", str(path)]
+    command = [sys.executable, "-m", "tunebook", "clean", "-r", str(path)]
     said = []
     for answered in (25, 60):  # killed twice in the middle of its work
         enough = lambda n=answered: log.exists() and len(log.read_text().splitlines()) >= n  # noqa: E731

@@ -121,7 +121,7 @@ def test_pairs_from_a_real_server_that_is_killed_twice(server, sums_recipe, tmp_
         command = [
             sys.executable,
             "-m",
-            "tunebook.cli",
+            "tunebook",
             "pairs",
             "-r",
             str(sums_recipe),

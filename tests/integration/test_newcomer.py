@@ -147,7 +147,7 @@ def clone(tmp_path, embedded):
     (tmp_path / "bin" / "uv").write_text(f"""#!/bin/bash
 [ "$1" = sync ] && exit 0       # what it leaves is what runs these tests
 shift; [ "$1" = --project ] && shift 2
-[ "$1 $2" = "tunebook serve" ] && exec {sys.executable} -m tunebook.cli serve
+[ "$1 $2" = "tunebook serve" ] && exec {sys.executable} -m tunebook serve
 [ "$1" = tunebook ] && shift && exec {sys.executable} {faults.__file__} ask {tmp_path / "server"} "$@"
 command="$1"; shift; exec {Path(sys.executable).parent}/"$command" "$@"
 """)

@@ -34,7 +34,7 @@ def tunebook(*argv: str, cwd: Path, **env: str) -> subprocess.CompletedProcess[s
         "HF_HUB_OFFLINE": "1",
         "TUNEBOOK_CACHE": str(backend.cache_dir()),
     }
-    command = [sys.executable, "-m", "tunebook.cli", *argv]
+    command = [sys.executable, "-m", "tunebook", *argv]
     return subprocess.run(
         command,
         cwd=cwd,
