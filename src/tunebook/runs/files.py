@@ -44,9 +44,11 @@ def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
     # Bytes, because a kill may also cut a character in two, and text has more line ends than "\n".
     with path.open("rb") as lines:
         for line in lines:
-            with contextlib.suppress(ValueError):
+            try:
                 record = json.loads(line)
-                yield record
+            except ValueError:
+                continue
+            yield record
 
 
 def write_json(path: Path, value: Any) -> None:
