@@ -10,7 +10,6 @@ import math
 import os
 import subprocess
 import sys
-import textwrap
 from pathlib import Path
 
 import pytest
@@ -22,89 +21,6 @@ from tunebook.recipe.files import ROOT
 from tunebook.recipe.loading import load_recipe
 
 STEPS = 4
-SCRIPT = textwrap.dedent(
-    """
-    import json, sys
-    from pathlib import Path
-    import gpu_fakes
-    gpu_fakes.install()
-    import trl, unsloth
-    import tiny_text
-    from safetensors import safe_open
-    from tunebook.data.rows import images_of
-    from tunebook.data.storage import read_rows
-    from tunebook.generation.answers import Sampling
-    from tunebook.generation.generate import generate
-    from tunebook.generation.local import Local
-    from tunebook.models import adapters, loading
-    from tunebook.pairs import pair, pairs
-    from tunebook.recipe.loading import load_recipe
-    from tunebook.runs.files import log_history
-    from tunebook.training import audits
-    from tunebook.training.dpo import dpo
-    from tunebook.training.sft import sft
-
-    def given(work):  # instead of samples: the solution, and it with a wrong box
-        for row in work.rows:
-            right = pair.reference(row, work.count_tokens)
-            wrong = right | {"text": right["text"].replace(f"boxed{{{row['gold']}}}", "boxed{1234}")}
-            yield pair.make_pair(work.recipe.pairs, row, right, wrong, "given")
-
-    def loaded(**keys):
-        model, processor = from_pretrained(**keys)
-        seen["processors"].append(type(processor).__name__)
-        seen["classes"].append(type(model).__module__)
-        return model, processor
-
-    def adapted(model, recipe):
-        model = add_lora(model, recipe)
-        seen["lora"] = sorted({n.split(".lora_")[0] for n, p in model.named_parameters() if p.requires_grad})
-        return model
-
-    def audited(trainer, tokenizer):
-        rows = [trainer.train_dataset[i] for i in range(4)]
-        batch = trainer.data_collator(rows)
-        seen["unpadded"] = "attention_mask" not in batch
-        starts = (batch["position_ids"][0] == 0).nonzero().flatten().tolist()[1:] if seen["unpadded"] else []
-        parts = batch["labels"][0].tensor_split(starts) if seen["unpadded"] else batch["labels"]
-        seen["trained"] = [tokenizer.decode(row[row != -100]) for row in parts]
-        return audit_masks(trainer, tokenizer)
-
-    def weight(model, name):
-        return sum(float(p.detach().abs().sum()) for n, p in model.named_parameters() if f"lora_B.{name}." in n)
-
-    def kept(model, tokenizer, folder):
-        seen["trained_weight"].append(weight(model, "default"))
-        save_adapter(model, tokenizer, folder)
-
-    save_adapter, adapters.save_adapter = adapters.save_adapter, kept
-    from_pretrained, unsloth.FastModel.from_pretrained = unsloth.FastModel.from_pretrained, staticmethod(loaded)
-    add_lora, adapters.add_lora = adapters.add_lora, adapted
-    audit_masks, audits.audit_masks = audits.audit_masks, audited
-    pairs.METHODS["on_policy"] = given
-    tiny_text.qwen3(Path(sys.argv[1]), Path(sys.argv[2]))
-    out = {"device": unsloth.DEVICE_TYPE}
-    out["trainers"] = [trl.SFTTrainer.__module__, trl.DPOTrainer.__module__]
-    for path in sys.argv[3:]:
-        recipe, seen = load_recipe(path), {"processors": [], "classes": [], "trained_weight": []}
-        seen["sft"] = sft(recipe)
-        pairs.pairs(recipe)
-        seen["dpo"] = dpo(recipe)
-        seen["losses"] = {stage: [float(e["loss"]) for e in log_history(recipe.run_dir / stage) if "loss" in e] for stage in ("sft", "dpo")}
-        model, processor = loading.load(recipe)
-        model = adapters.load_adapters(model, {"sft": recipe.run_dir / "sft" / "adapter", "dpo": recipe.run_dir / "dpo" / "adapter"})
-        seen["loaded_weight"] = [weight(model, name) for name in ("sft", "dpo")]
-        with safe_open(recipe.run_dir / "dpo" / "adapter" / "adapter_model.safetensors", "pt") as file:
-            seen["saved"] = list(file.keys())
-        rows = read_rows(recipe, recipe.run_dir / "pairs" / "train.parquet")
-        shown = [images_of(row) for row in rows.select(range(2))]
-        with adapters.use_adapter(model, "dpo") as active:
-            answers = generate(Local(active, processor), rows["prompt"][:2], Sampling(3, 2), shown)
-            seen["answers"] = [a.tokens for part in answers for a in part.values()]
-        out[recipe.name] = seen
-    print("RESULT " + json.dumps(out))
-    """
-)
 
 
 def recipe_of(name: str, path: Path, **changes: dict) -> Path:
@@ -147,7 +63,13 @@ def rehearsed(tmp_path_factory, embedded) -> dict:
     }
     environment["UNSLOTH_DATASET_NUM_PROC"] = "0"  # a handful of rows
     environment["PYTHONPATH"] = os.pathsep.join([str(ROOT / "src"), str(ROOT / "tests" / "helpers")])
-    command = [sys.executable, "-c", SCRIPT, str(tmp / "qwen3"), str(embedded), *map(str, recipes)]
+    command = [
+        sys.executable,
+        str(ROOT / "tests" / "helpers" / "gpu_rehearsal.py"),
+        str(tmp / "qwen3"),
+        str(embedded),
+        *map(str, recipes),
+    ]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp, check=False)
     line = next((line for line in done.stdout.splitlines() if line.startswith("RESULT ")), None)
     assert line, done.stdout[-2000:] + done.stderr[-6000:]
