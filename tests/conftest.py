@@ -1,4 +1,4 @@
-"""Fixtures of every folder: runs in a temporary place, the embedded model's folder, a tiny model of the same architecture."""
+"""Fixtures of every folder: runs in a temporary place, the embedded model's folder, a tiny model."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def embedded() -> Path:
 
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory, embedded) -> Path:
-    """A randomly initialised llama with the embedded model's tokenizer: real code paths in milliseconds a step."""
+    """A llama of random weights with the embedded model's tokenizer: milliseconds a step."""
     backend.backend()
     import tiny_text
 

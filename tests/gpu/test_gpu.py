@@ -1,7 +1,8 @@
 """The recipes for a GPU, each a few steps through every stage, on a GPU: `uv run pytest -m gpu`.
 
-Models and MM_Math come from the hub, or from the folders (or other hub ids) in `$TUNEBOOK_GPU_QWEN3`, `$TUNEBOOK_GPU_GEMMA3N` and
-`$TUNEBOOK_GPU_MM_MATH` (`sample`: the project's own figures); text is the project's own sample. The table at the end is worth sending back.
+Models and MM_Math come from the hub, or from the folders (or other hub ids) in `$TUNEBOOK_GPU_QWEN3`,
+`$TUNEBOOK_GPU_GEMMA3N` and `$TUNEBOOK_GPU_MM_MATH` (`sample`: the project's own figures); text is the
+project's own sample. The table at the end is worth sending back.
 """
 
 from __future__ import annotations

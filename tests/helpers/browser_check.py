@@ -110,7 +110,10 @@ def ask(page: Any) -> str:
 
 
 def whole_picture(page: Any, path: Path) -> None:
-    """The notebook from its first cell to its last: JupyterLab draws only the cells that are in view, so all are brought into view."""
+    """The notebook from its first cell to its last.
+
+    JupyterLab draws only the cells that are in view, so all are brought into view.
+    """
     page.set_viewport_size({"width": 1300, "height": 9000})
     page.evaluate("document.querySelector('.jp-WindowedPanel-outer').scrollTop = 0")
     page.wait_for_timeout(1500)
@@ -121,7 +124,7 @@ def whole_picture(page: Any, path: Path) -> None:
 
 
 def noise(path: Path) -> list[str]:
-    """What a notebook says on stderr, in lines: warnings and progress bars have no place in a notebook that is read."""
+    """The lines that a notebook writes to stderr: what is read needs no warnings and no progress bars."""
     cells = nbformat.read(path, as_version=4).cells
     said = "".join(
         o.text

@@ -40,8 +40,11 @@ class Command:
         env: dict[str, str] | None = None,
         **how: int | str,
     ) -> None:
-        """`file_size`: no file may grow beyond so many bytes. `stdin`: a file to read from. `kill_at`: it dies by SIGKILL at its n-th change
-        of a file below `watch`; how many there were is the last thing it prints."""
+        """`file_size`: no file may grow beyond so many bytes.
+
+        `stdin`: a file to read from. `kill_at`: it dies by SIGKILL at its n-th change of a file below
+        `watch`; how many there were is the last thing it prints.
+        """
         self.log = log
         self.connection = socket.socket(socket.AF_UNIX)
         self.connection.connect(server)
@@ -172,7 +175,10 @@ CHANGES = {"os.rename", "os.remove", "os.mkdir", "os.rmdir", "shutil.rmtree"}
 
 
 def count_changes(folder: str, kill_at: int) -> list[str]:
-    """From now on, the changes of files below a folder, as Python's audit events tell them; at one of them the process dies."""
+    """Count from now on the changes of files below a folder, as Python's audit events tell them.
+
+    At the change of that number the process dies; 0 is none.
+    """
     seen: list[str] = []
 
     def hook(event: str, args: tuple[Any, ...]) -> None:
@@ -241,7 +247,10 @@ def _ask(address: str, *argv: str) -> None:
 
 
 def _kernel(address: str, *argv: str) -> None:
-    """Stands for a kernel in the eyes of Jupyter: ends with it, hands signals on to it, and takes it along at the end."""
+    """Stand for a kernel in the eyes of Jupyter.
+
+    Ends with it, hands signals on to it, and takes it along at the end.
+    """
     parent = os.getppid()
     command = Command(address, "kernel", *argv, log=Path(os.devnull))
     for number in (signal.SIGINT, signal.SIGTERM):

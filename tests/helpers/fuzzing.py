@@ -78,7 +78,10 @@ def cases(n: int):
 
 @contextlib.contextmanager
 def one_line(seconds: float = 10) -> Iterator[None]:
-    """Success or a UserError of one printable line, within the time (of this thread, which others may keep waiting)."""
+    """Success or a UserError of one printable line, within the time.
+
+    The time is that of this thread, which others may keep waiting.
+    """
     started = time.thread_time()
     try:
         yield

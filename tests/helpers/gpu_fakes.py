@@ -21,7 +21,10 @@ GPU = SimpleNamespace(
 
 
 def install() -> None:
-    """Import Unsloth with its GPU classes and GPU trainers. Call before anything imports unsloth, trl, transformers or peft."""
+    """Import Unsloth with its GPU classes and GPU trainers.
+
+    Call before anything imports unsloth, trl, transformers or peft.
+    """
     os.environ |= {"UNSLOTH_ALLOW_CPU": "1", "UNSLOTH_COMPILE_DISABLE": "1", "TORCHDYNAMO_DISABLE": "1"}
     os.environ.pop("UNSLOTH_FORCE_CPU", None)
     _driver()

@@ -12,7 +12,10 @@ SECONDS = 240
 
 
 def tunebook(*args: str, when: Callable[[], bool], env: dict[str, str] | None = None) -> str:
-    """Run `tunebook ...` and end it by SIGKILL as soon as `when` holds; returns what it said. Fails when it ends before that."""
+    """Run `tunebook ...` and end it by SIGKILL as soon as `when` holds; returns what it said.
+
+    Fails when it ends before that.
+    """
     command = [sys.executable, "-m", "tunebook", *args]
     with (
         tempfile.TemporaryFile("w+") as out,

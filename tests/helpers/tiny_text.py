@@ -1,4 +1,4 @@
-"""Tiny text models with random weights and the embedded model's tokenizer: real code paths in milliseconds a step.
+"""Tiny text models of random weights with the embedded model's tokenizer.
 
 python tests/helpers/tiny_text.py llama|qwen3 FOLDER TOKENIZER [SCALE]
 """
@@ -33,8 +33,10 @@ def llama(path: Path, tokenizer: Path) -> None:
 
 
 def qwen3(path: Path, tokenizer: Path, scale: float = 1.0) -> None:
-    """Write one that is as bare as a base model: no chat template, `<|endoftext|>` ends. With embeddings (and so logits) of a larger
-    `scale` it can become sure of something."""
+    """Write one that is as bare as a base model: no chat template, `<|endoftext|>` ends.
+
+    With embeddings (and so logits) of a larger `scale` it can become sure of something.
+    """
     from transformers import AutoTokenizer, Qwen3Config, Qwen3ForCausalLM
 
     tokens = {"bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0}

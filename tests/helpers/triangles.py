@@ -11,7 +11,10 @@ QUESTION = "As shown in the figure, find $\\angle C$."
 
 
 def triangle(a: int, b: int, corner: int, size: int = 96) -> Image.Image:
-    """Angles at A and B are written, the one at C is asked for. `corner` is the grey of one pixel: another picture that looks the same."""
+    """Angles at A and B are written, the one at C is asked for.
+
+    `corner` is the grey of one pixel: another picture that looks the same.
+    """
     image = Image.new("RGB", (size, size), "white")
     pen, font = ImageDraw.Draw(image), ImageFont.load_default(size=size // 10)
     ra, rb = math.radians(a), math.radians(b)

@@ -217,7 +217,10 @@ GROUPS = {
 
 @pytest.fixture
 def only_own(monkeypatch):
-    """The harness without its own thousands of tasks, and without a model; yields what it is given instead of one."""
+    """The harness without its own thousands of tasks, and without a model.
+
+    Yields what it is given in place of one.
+    """
     import lm_eval
     from lm_eval import tasks
     from lm_eval.models import huggingface

@@ -180,7 +180,7 @@ def test_another_model_writes_its_own_rows_and_force_checks_all_again(server, tm
 
 
 def test_a_real_language_model_on_loopback(tmp_path, embedded, monkeypatch):
-    """The embedded model through llama.cpp, held to the format by a grammar: what it says in between is its own."""
+    """The embedded model through llama.cpp; a grammar holds it to the format, what it says is its own."""
     from tunebook.export import llama_cpp
     from tunebook.models.builtin import embedded_gguf
 

@@ -19,7 +19,7 @@ def paired(tiny_recipe):
 
 
 def test_the_pipeline_skips_what_is_done_and_stops_at_the_first_failure(paired, tiny_recipe, capsys):
-    """With finished data, SFT and pairs: DPO's and the evaluation's notebooks run, then nothing does, then one fails."""
+    """Data, SFT and pairs are there: two notebooks run, then none, then one fails."""
     from tunebook import pipeline
     from tunebook.runs.files import read_json
 

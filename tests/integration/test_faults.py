@@ -1,7 +1,10 @@
-"""Faults: kills at random moments, full disks, damaged files, Ctrl-C, dead kernels. No work is lost, and every command ends as if nothing had been.
+"""Faults: kills at random moments, full disks, damaged files, Ctrl-C, dead kernels.
 
-The commands are the real ones from argument parsing to exit code, each in a process of its own; only `import unsloth` is shared: the
-processes are forked from one that has done it (`faults.py`). Models are tiny, all settings else those of the default recipe.
+No work is lost, and every command ends as if nothing had been.
+
+The commands are the real ones from argument parsing to exit code, each in a process of its own; only `import
+unsloth` is shared: the processes are forked from one that has done it (`faults.py`). Models are tiny, all
+settings else those of the default recipe.
 """
 
 from __future__ import annotations
@@ -69,7 +72,10 @@ class World:
         return command
 
     def copy(self, name: str, *without: str) -> Path:
-        """The undisturbed run under another name, without some stages."""
+        """The undisturbed run up to the step `first`, and then the command, killed again and again.
+
+        Each time it starts from what the last kill has left. Then it may end, with nothing left over.
+        """
         shutil.rmtree(self.runs / name, ignore_errors=True)
         return shutil.copytree(
             self.runs / "straight",
@@ -187,7 +193,10 @@ def kill(
     seconds: float,
     changes: int,
 ) -> str | None:
-    """Start a command and kill it, by turns by the clock and at a change of a file; returns when, or None if it ended before."""
+    """Start a command and kill it, by turns by the clock and at a change of a file.
+
+    Returns when that was, or None if it ended before.
+    """
     if number % 2 and changes:
         moment = draw.randint(1, changes)
         command = start(watch=str(world.runs), kill_at=moment)
@@ -202,8 +211,10 @@ def kill(
 
 
 def kill_and_finish(world: World, first: str, seconds: float, changes: int, *argv: str) -> Path:
-    """The undisturbed run up to the step `first`, and then the command, killed as often as it should be, each time where the last kill
-    has left it. Then it may end: with nothing left over."""
+    """The undisturbed run up to the step `first`, and then the command, killed again and again.
+
+    Each time it starts from what the last kill has left. Then it may end, with nothing left over.
+    """
     draw, killed = random.Random(f"{SEED}/{argv[0]}"), list[str]()
     folder = world.copy("killed", *LATER[first])
 
@@ -266,7 +277,10 @@ def disk(tmp_path):
 
 
 FREE = {"prepare": 0.02, "sft": 6.0, "pairs": 0.012, "evaluate": 0.012}
-"""Megabytes that are free when a command starts: too few for Parquet files, for the second checkpoint, for answers."""
+"""Megabytes that are free when a command starts.
+
+Too few for Parquet files, for the second checkpoint, for answers.
+"""
 FULL = re.compile(
     r"tunebook: no space left on the disk of .*; free some and run the same command: it goes on from there"
 )

@@ -84,7 +84,10 @@ def test_the_classes_are_those_of_a_gpu(rehearsed):
 
 
 def test_models_are_made_of_the_classes_that_unsloth_rewrote(rehearsed):
-    """The preflight has touched none of them: a Gemma 3n made of transformers' own too has uninitialised scales, and its loss is NaN."""
+    """The preflight has touched none of them.
+
+    A Gemma 3n made of transformers' own classes too has uninitialised scales, and its loss is NaN.
+    """
     assert rehearsed["images"]["classes"] == ["unsloth_compiled_module_gemma3n"] * 3
     assert (
         rehearsed["images"]["processors"] == ["Gemma3nProcessor"] * 3

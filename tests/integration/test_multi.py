@@ -1,4 +1,4 @@
-"""Several processes train what one would, one that dies ends all, memory that runs out costs time and nothing else."""
+"""Several processes train what one would, and one that dies ends all."""
 
 from __future__ import annotations
 
@@ -67,7 +67,10 @@ def test_the_scripts_start_torchrun_with_the_commands_own_options(tmp_path, monk
 
 
 def test_two_processes_train_as_one_and_end_together(recipe):
-    """One is killed: the other ends, one line says so. The same command goes on, and the whole trace is that of one process."""
+    """One is killed: the other ends, one line says so.
+
+    The same command goes on, and the whole trace is that of one process.
+    """
     from tunebook.training.sft import sft
 
     command = ("sft", "--recipe", str(recipe), "--run", "two")
@@ -110,7 +113,10 @@ def test_two_processes_train_as_one_and_end_together(recipe):
 
 
 def test_dpo_in_two_processes_with_too_little_memory(recipe, tmp_path):
-    """The second process runs out of memory: one line says which batch to set; with that the trace is that of one process."""
+    """The second process runs out of memory: one line says which batch to set.
+
+    With that the trace is that of one process.
+    """
     from tunebook.data.storage import load
     from tunebook.models import backend
     from tunebook.pairs.pairs import pairs

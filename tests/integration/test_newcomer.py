@@ -113,7 +113,10 @@ SMALL = {
 
 
 def commands() -> list[str]:
-    """What the README gives a reader to type: the lines of its shell blocks, and inline code that begins as a shell line does."""
+    """What the README gives a reader to type.
+
+    The lines of its shell blocks, and inline code that begins as a shell line does.
+    """
     inline = r"`((?:[A-Z][A-Z0-9_]*=\S+ )*(?:uv|bash|pip|vllm|hf) [^`]+)`"
     found = []
     for match in re.finditer(rf"```bash\n(.*?)```|{inline}", (ROOT / "README.md").read_text(), re.DOTALL):

@@ -19,8 +19,11 @@ def stage(**settings) -> Stage:
 
 
 def test_a_kill_at_any_change_of_a_file_loses_nothing(tmp_path):
-    """A stage is filled again with other settings, killed at its first change of a file, at its second, ...; the next call ends with the
-    new result, whole and recorded, and with nothing else in the folder. A result that was whole at the kill is not made again."""
+    """A stage is filled again with other settings, killed at its first change of a file, at its second, ...
+
+    The next call ends with the new result, whole and recorded, and with nothing else in the folder. A result
+    that was whole at the kill is not made again.
+    """
     code = textwrap.dedent("""
         import os, shutil, sys
         from pathlib import Path

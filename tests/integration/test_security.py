@@ -78,7 +78,10 @@ def test_training_calls_nobody(tiny_recipe):
 
 
 def guarded(args: list[str]) -> str:
-    """A command in a process that may not leave this machine, with the hub allowed: nothing is asked of it all the same."""
+    """A command in a process that may not leave this machine, with the hub allowed.
+
+    Nothing is asked of it all the same.
+    """
     environment = {
         k: v
         for k, v in os.environ.items()

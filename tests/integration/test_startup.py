@@ -1,4 +1,7 @@
-"""What a command loads: what trains nothing pays for no PyTorch and no Unsloth. Asked in a fresh process, of `sys.modules`."""
+"""What a command loads: what trains nothing pays for no PyTorch and no Unsloth.
+
+Asked in a fresh process, of `sys.modules`.
+"""
 
 from __future__ import annotations
 
@@ -55,7 +58,7 @@ def test_the_command_line_and_mistakes_load_nothing_heavy():
 
 
 def test_stages_that_train_nothing_load_neither_torch_nor_unsloth(embedded, tmp_path):
-    """Data, pairs of an existing set, a dry run of cleaning, the report, and the table of an evaluation that is up to date."""
+    """Data, pairs of an existing set, a dry run of cleaning, the report, an evaluation that is up to date."""
     code = """
         import json
         import sys

@@ -1,4 +1,4 @@
-"""Odd surroundings: locales, time zones, no home, no writable cache, folders with spaces and letters that are not ASCII."""
+"""Odd surroundings: locales, time zones, no home, no writable cache, folders with spaces and odd letters."""
 
 from __future__ import annotations
 

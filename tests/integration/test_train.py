@@ -21,7 +21,10 @@ def unsloth():
 
 
 def test_notebooks_run_under_papermill(tiny_recipe, tmp_path):
-    """The README's line: the rate arrives as a float in the notebook, the manifest and the optimiser; data is prepared on the way."""
+    """The README's line: the rate is a float in the notebook, the manifest and the optimiser.
+
+    Data is prepared on the way.
+    """
     for name, parameters in (
         ("02_sft", ["lr", "2e-4", "-p", "max_steps", "3"]),
         ("01_data_prep", ["seed", "0"]),

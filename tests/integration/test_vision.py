@@ -1,4 +1,7 @@
-"""Images from the data folder to the answer: a tiny Gemma 3n learns what stands only in the pictures, through the README's commands."""
+"""Images from the data folder to the answer, through the README's commands.
+
+A tiny Gemma 3n learns what stands only in the pictures.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +23,10 @@ from tunebook.recipe.loading import load_recipe
 from tunebook.runs.files import file_hash, read_json, write_json
 
 DISPUTED = ((70, 50, 60), (70, 50, 55), (35, 35, 110), (35, 35, 100), (30, 60, 90), (30, 60, 95))
-"""Pictures that look the same with two answers each: on these the trained model wavers, which gives right and wrong samples."""
+"""Pictures that look the same with two answers each.
+
+On these the trained model wavers, which gives right and wrong samples.
+"""
 
 
 def write_rows(folder: Path, corner: int, disputed: tuple[tuple[int, int, int], ...] = ()) -> None:
@@ -42,7 +48,10 @@ def write_rows(folder: Path, corner: int, disputed: tuple[tuple[int, int, int], 
 
 @pytest.fixture
 def canary(tmp_path) -> Path:
-    """The sample recipe over six triangles; the test has them with another pixel: no picture is in both splits, and each is known."""
+    """The sample recipe over six triangles; the test has them with another pixel.
+
+    So no picture is in both splits, and each is known.
+    """
     write_rows(tmp_path / "train", 200, DISPUTED)
     write_rows(tmp_path / "test", 240)
     content = whole_recipe.content("mm-math-sample")
@@ -142,7 +151,10 @@ def exported_with_its_pictures(path: Path) -> None:
 
 
 def held_back_when_damaged(path: Path) -> None:
-    """The gate lets DPO's model through. With its weights blown up it is not even read; passed off as what the stage has left, it is held back."""
+    """The gate lets DPO's model through.
+
+    With its weights blown up it is not even read; passed off as what the stage has left, it is held back.
+    """
     from safetensors.torch import load_file, save_file
 
     gates = [{"first": "base", "second": "dpo", "at_least": 10}]

@@ -91,7 +91,10 @@ def test_the_terminal(models, monkeypatch, capsys, tiny, tmp_path):
 
 
 def test_the_question_box(models):
-    """The widgets without a browser: what a click does, and what is shown. A browser: see the README's check."""
+    """The widgets without a browser: what a click does, and what is shown.
+
+    A browser: see the README's check.
+    """
     from tunebook.chat import widgets
 
     box = widgets.question_box(models, "base", Drawing(30))

@@ -18,7 +18,10 @@ from tunebook.recipe.loading import load_recipe
 
 @pytest.fixture
 def chat(tmp_path):
-    """A chat recipe over a JSONL file with two rows of every kind of broken input among good ones; (recipe path, lines)."""
+    """A chat recipe over good rows and two rows of every kind of broken input.
+
+    Returns its path, the number of lines, and how many rows are to be put aside for each reason.
+    """
     test = [good(i) for i in range(100, 110)]
     lines: list[bytes] = [json.dumps(good(i)).encode() for i in range(1, 41)]
     broken = {

@@ -1,4 +1,4 @@
-"""A sick run stops itself with the reason, keeps its last good checkpoint and nothing that came later; and no run calls out."""
+"""A sick run stops itself with the reason, and keeps its last good checkpoint and nothing later."""
 
 from __future__ import annotations
 
@@ -124,7 +124,10 @@ def test_a_checkpoint_of_a_sick_run_is_never_gone_on_from(tmp_path):
 
 
 def test_planted_sickness_stops_training(tiny_recipe, monkeypatch):
-    """SFT on the tiny model: a weight that turns NaN, a learning rate of a million, rows without a token to learn; in one process."""
+    """SFT on the tiny model with what makes it sick, in one process.
+
+    A weight that turns NaN, a learning rate of a million, rows without a token to learn.
+    """
     import torch
     from trl import SFTTrainer
 
@@ -169,7 +172,10 @@ def test_planted_sickness_stops_training(tiny_recipe, monkeypatch):
 
 
 def test_an_adapter_of_another_lora_section_is_refused(tiny_recipe, tmp_path):
-    """Its weights would be scaled otherwise, or a part of them left out; DPO's reference would be the same wrong model."""
+    """Its weights would be scaled otherwise, or a part of them left out.
+
+    DPO's reference would be the same wrong model.
+    """
     from tunebook.models import adapters, loading
 
     def fresh(**lora):

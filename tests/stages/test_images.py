@@ -1,4 +1,4 @@
-"""Images of rows: what is broken is put aside with its reason, the rest is RGB, scaled, kept once, and never in two splits."""
+"""Images of rows that are prepared: what is broken is put aside with its reason, the rest is counted."""
 
 from __future__ import annotations
 
@@ -180,7 +180,10 @@ def test_a_model_without_eyes_is_refused_before_training(mm_math, embedded):
 
 
 def test_tokens_of_images_are_counted_as_the_collator_makes_them(tmp_path):
-    """Of the tiny Gemma 3n, whose processor is the real one: prepare's count is the length of the trained row."""
+    """Prepare's count is the length of the trained row.
+
+    Of the tiny Gemma 3n, whose processor is the real one.
+    """
     from transformers import AutoProcessor
     from trl.trainer.sft_trainer import DataCollatorForVisionLanguageModeling
 

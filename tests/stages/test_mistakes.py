@@ -136,7 +136,10 @@ SAID = {
 
 @pytest.fixture
 def spoken(tmp_path, monkeypatch, capsys):
-    """Run a command line in this process as a user would; exit code and what it says on stderr, but for progress bars."""
+    """Run a command line in this process as a user would.
+
+    Returns the exit code and what it says on stderr, but for progress bars.
+    """
     for name in ("API_KEY", "BASE_URL", "MODEL"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.chdir(tmp_path)
@@ -184,7 +187,10 @@ def test_two_commands_in_one_run_folder(spoken, tmp_path):
 
 
 def test_a_gate_that_does_not_hold(spoken, tmp_path):
-    """Ten items, of which SFT wins three and loses four: nothing is asked again, the rule and the figures are named."""
+    """Ten items, of which SFT wins three and loses four.
+
+    Nothing is asked again, the rule and the figures are named.
+    """
     recipe = load_recipe()
     (recipe.run_dir / "sft" / "adapter").mkdir(parents=True)
     write_json(recipe.run_dir / "sft" / "stage.json", {"key": "k"})

@@ -59,7 +59,10 @@ def test_go_renders_what_the_tokenizer_renders(tokenizer, tmp_path, monkeypatch,
 
 
 def test_the_file_keeps_its_syntax(tokenizer):
-    """The grammar of Ollama's Modelfile: a command and its value per line, values over several lines in triple quotes."""
+    """The grammar of Ollama's Modelfile: a command and its value per line.
+
+    Values over several lines are in triple quotes.
+    """
     text = modelfile("../gguf-q8_0/x.gguf", tokenizer, ["<|im_end|>"], "Two\nlines.", 384)
     found = re.findall(
         r'^(FROM|TEMPLATE|SYSTEM|PARAMETER) (""".*?"""|[^\n]*)$', text, flags=re.DOTALL | re.MULTILINE

@@ -1,4 +1,4 @@
-"""Several processes train what one would, one that dies ends all, memory that runs out costs time and nothing else."""
+"""Memory that runs out, and what DeepSpeed is configured with."""
 
 from __future__ import annotations
 
@@ -72,7 +72,10 @@ def test_the_weights_of_the_estimate_are_those_of_the_model(tiny):
 
 
 def test_the_estimate_looks_at_no_class_of_a_model():
-    """transformers hands out a class as it was when first asked for; Unsloth rewrites it when it loads the model."""
+    """transformers hands out a class as it was when first asked for.
+
+    Unsloth rewrites it when it loads the model.
+    """
     from tunebook.training import memory
 
     args = SimpleNamespace(

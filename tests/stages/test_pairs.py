@@ -123,7 +123,10 @@ def test_an_existing_set_is_read_in_every_form_and_each_bad_row_named(tmp_path):
 
 @pytest.fixture(scope="session")
 def taught(tmp_path_factory, embedded):
-    """The embedded model after a few steps on a handful of sums: at a high temperature it is right now and then."""
+    """The embedded model after a few steps on a handful of sums.
+
+    At a high temperature it is right now and then.
+    """
     from _pytest.monkeypatch import MonkeyPatch
 
     from tunebook.training.sft import sft

@@ -8,7 +8,10 @@ from tunebook.models import backend
 
 
 def test_fields_are_read_from_the_installed_configs():
-    """The sections accept just what stock TRL's dataclasses have (Unsloth's GPU config would drop the rest silently)."""
+    """The sections accept just what stock TRL's dataclasses have.
+
+    Unsloth's GPU config would drop the rest without a word.
+    """
     from tunebook.recipe import trainer_keys
 
     backend.backend()

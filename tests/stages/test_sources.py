@@ -1,4 +1,4 @@
-"""Rows in the forms in which data sets are published: what becomes of them, of odd ones too; parts of sources; benchmark items."""
+"""Preference sets as they are published, and the recipes made of published sets."""
 
 from __future__ import annotations
 
@@ -231,7 +231,10 @@ def stops_after(model, tokenizer, end: str) -> int:
 
 
 def packed_rows_do_not_see_each_other(model) -> None:
-    """TRL packs without an attention mask, with positions that start anew: transformers keeps the rows apart by these."""
+    """TRL packs without an attention mask, with positions that start anew.
+
+    transformers keeps the rows apart by these.
+    """
     import torch
 
     first, second = torch.arange(10, 16), torch.arange(30, 37)

@@ -1,4 +1,4 @@
-"""Tokens counted without transformers: the same text, the same ids as with it, and its guard against templates."""
+"""Tokens counted without transformers: the same text and ids as with it, and a guard against templates."""
 
 from __future__ import annotations
 

@@ -27,7 +27,10 @@ def unsloth():
 
 @pytest.fixture
 def canary_recipe(tmp_path) -> Path:
-    """The default recipe on four copies of one odd conversation (and other questions, so that it must read the prompt)."""
+    """The default recipe on four copies of one odd conversation.
+
+    And on other questions, so that it must read the prompt.
+    """
     rows = [{"prompt": "How many umbrellas are there?", "completion": CANARY, "answer": "317"}]
     rows += [
         {"prompt": f"What is {n} + 1?", "completion": f"\\boxed{{{n + 1}}}", "answer": str(n + 1)}

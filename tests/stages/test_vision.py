@@ -1,4 +1,4 @@
-"""Images from the data folder to the answer: a tiny Gemma 3n learns what stands only in the pictures, through the README's commands."""
+"""A tiny Gemma 3n answers in batches, and LoRA goes where the recipe's switches say."""
 
 from __future__ import annotations
 

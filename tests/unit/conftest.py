@@ -1,4 +1,7 @@
-"""Tests of plain Python. Whatever loads PyTorch or starts a process fails here and belongs to another folder."""
+"""Tests of plain Python.
+
+Whatever loads PyTorch or starts a process fails here and belongs to another folder.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,10 @@ from tunebook import cli
 
 HEAVY = ("torch", "transformers", "unsloth", "datasets")
 PROGRAMS = {"git", "uname", "tunebook.checkers.maths"}
-"""What may be started all the same: git tells a run's commit, `platform` asks `uname`, the verifier's process can be stopped."""
+"""What may be started all the same.
+
+git tells a run's commit, `platform` asks `uname`, the verifier's process is there to be stopped.
+"""
 ADVICE = "tests/unit holds tests of plain Python: this one belongs to tests/stages or tests/integration"
 
 
@@ -38,7 +44,7 @@ class Refused(importlib.abc.MetaPathFinder, importlib.abc.Loader):
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item):
-    """Around each test of this folder and all its fixtures; the hook is called for those of other folders too."""
+    """Around each test of this folder and all its fixtures; the hook is called for those of others too."""
     if not item.path.is_relative_to(Path(__file__).parent):
         return (yield)
     start = subprocess.Popen.__init__
@@ -74,7 +80,10 @@ def run_cli(monkeypatch, capsys):
 
 
 def pytest_collection_finish(session):
-    """The same for what test files import themselves; with other folders beside this one, those load what they like."""
+    """The same for what test files import themselves.
+
+    With other folders beside this one, those load what they like.
+    """
     # The embedded model's folder is made once on a machine, which takes PyTorch: here, in a process of its own.
     code = "from tunebook.models.builtin import embedded_model; embedded_model()"
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)

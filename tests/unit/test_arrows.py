@@ -24,7 +24,10 @@ FLOORS = (
     {"chat"},
     {"doors"},
 )
-"""Rooms from the ground up; a room imports of itself and of lower floors. The doors are the files beside the rooms."""
+"""Rooms from the ground up; a room imports of itself and of lower floors.
+
+The doors are the files beside the rooms.
+"""
 SOURCE = ROOT / "src"
 FILES = sorted((SOURCE / "tunebook").rglob("*.py"))
 
@@ -62,7 +65,10 @@ def imported(nodes: Iterator[ast.AST]) -> Iterator[str]:
 
 
 def at_import(tree: ast.Module) -> Iterator[ast.AST]:
-    """The statements that run when a module is imported: all but those inside functions and for type checkers alone."""
+    """The statements that run when a module is imported.
+
+    All but those inside functions and for type checkers alone.
+    """
     statements: list[ast.AST] = list(tree.body)
     while statements:
         node = statements.pop()

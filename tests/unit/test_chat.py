@@ -63,7 +63,7 @@ def test_a_revision_is_that_of_the_recipes_base_alone(monkeypatch):
 
 
 def test_model_and_conversation_cannot_be_changed_under_an_answer(monkeypatch):
-    """Another adapter would write the rest of the answer, and the answer would bring the old conversation back."""
+    """Else another adapter writes the rest of the answer, and the answer brings the old conversation back."""
     from tunebook.chat import widgets
 
     class Asked:

@@ -113,7 +113,10 @@ def jaccard(a: str, b: str) -> float:
 
 
 def test_near_duplicates_are_those_of_the_definition():
-    """Of 300 texts with more and more words changed, those above the threshold, and `alike` misses none of them."""
+    """Of 300 texts with more and more words changed, those above the threshold.
+
+    `alike` misses none of them.
+    """
     rng = random.Random(0)
     vocabulary = [f"w{chr(97 + i % 26)}{chr(97 + i // 26)}" for i in range(400)]
     originals = [rng.choices(vocabulary, k=60) for _ in range(10)]

@@ -227,7 +227,10 @@ def test_items_are_paged_through_by_what_became_of_them():
 
 
 def test_a_model_that_learnt_other_rows_is_not_evaluated(monkeypatch, tmp_path, capsys):
-    """Held-out rows of new data may be train rows of the old ones. The same train split under another key is no harm."""
+    """Held-out rows of new data may be train rows of the old ones.
+
+    The same train split under another key is no harm.
+    """
     rows = tmp_path / "rows.jsonl"
     asked = (
         {"prompt": f"What is {i} + {i}?", "completion": f"\\boxed{{{2 * i}}}", "answer": str(2 * i)}

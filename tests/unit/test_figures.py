@@ -128,7 +128,10 @@ def test_size_changes_nothing_but_the_size():
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_figures_are_true_to_shape(family, monkeypatch):
-    """Angles between 35 and 140 degrees are drawn at their size, and lengths that differ little in their ratio."""
+    """Angles between 35 and 140 degrees are drawn at their size.
+
+    Lengths that differ little are drawn in their ratio.
+    """
     drawn: dict[str, float] = {}
 
     def angle(self, v, p, q, text, real=canvas.Canvas.angle):

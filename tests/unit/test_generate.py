@@ -44,7 +44,10 @@ def test_a_refusal_names_the_variable_and_never_the_key(monkeypatch):
 
 
 def test_a_prompt_that_a_server_refuses_has_no_answer_and_stops_no_other(capsys):
-    """A stub at the edge: the server here refuses no prompt. One that refuses all of them is a mistake in the settings."""
+    """A stub at the edge: the server here refuses no prompt.
+
+    One that refuses all of them is a mistake in the settings.
+    """
     import http.server
     import threading
 

@@ -1,4 +1,4 @@
-"""Images of rows: what is broken is put aside with its reason, the rest is RGB, scaled, kept once, and never in two splits."""
+"""Images of rows are RGB, scaled, kept once, and stay in their folder."""
 
 from __future__ import annotations
 

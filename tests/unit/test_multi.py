@@ -1,4 +1,4 @@
-"""Several processes train what one would, one that dies ends all, memory that runs out costs time and nothing else."""
+"""Several processes share a step; the first that fails is named; memory is estimated before training."""
 
 from __future__ import annotations
 

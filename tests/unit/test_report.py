@@ -19,7 +19,10 @@ RECORD = ROOT / "resources" / "smollm2-math"
 
 @pytest.fixture
 def run(tmp_path) -> Path:
-    """The recorded run's JSON with ten items' predictions: SFT wins all over base, DPO loses one and wins none."""
+    """The recorded run's JSON with ten items' predictions.
+
+    SFT wins all over base, DPO loses one and wins none.
+    """
     run = tmp_path / "recorded"
     for stage, marks in (("base", [0] * 10), ("sft", [1] * 9 + [0]), ("dpo", [1] * 8 + [0] * 2)):
         folder = run / "eval" / stage

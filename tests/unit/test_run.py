@@ -100,7 +100,10 @@ def test_a_result_that_came_out_otherwise_makes_what_was_built_on_it_stale():
 
 
 def test_a_run_and_its_repetition_side_by_side():
-    """What is the same is said, what differs is shown: a changed prompt file, a setting, one step's loss, an answer."""
+    """What is the same is said, what differs is shown.
+
+    A changed prompt file, a setting, one step's loss, an answer.
+    """
 
     def make(name: str, prompt: str, rate: float, loss: float, answer: str) -> Path:
         recipe = load_recipe(run=name)

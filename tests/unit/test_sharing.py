@@ -1,4 +1,7 @@
-"""What is computed once for several rows: the same numbers as without, for fewer tokens. On a small Llama of random weights."""
+"""What is computed once for several rows: the same numbers as without, for fewer tokens.
+
+On a small Llama of random weights.
+"""
 
 from __future__ import annotations
 

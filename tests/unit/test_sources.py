@@ -1,4 +1,4 @@
-"""Rows in the forms in which data sets are published: what becomes of them, of odd ones too; parts of sources; benchmark items."""
+"""Rows in the forms in which data sets are published, odd ones too; parts of sources; benchmark items."""
 
 from __future__ import annotations
 

@@ -59,8 +59,11 @@ def test_what_rests_on_evaluations_is_refused_without_val_rows(key, value):
 
 
 def recorded(folder, losses: list[float], resumed: int, group: dict[str, float]) -> dict:
-    """What is recorded of a run that has gone on from a checkpoint, with the loss that transformers then gives: of the later steps
-    alone, over all steps. Logged every fifth step."""
+    """What is recorded of a run that has gone on from a checkpoint.
+
+    The loss that transformers then gives is that of the later steps alone, over all steps. Logged every
+    fifth step.
+    """
     history = [
         {"step": i, "loss": sum(losses[i - 5 : i]) / 5, "num_tokens": 10.0 * i}
         for i in range(5, resumed + 1, 5)
