@@ -69,11 +69,9 @@ def test_recipe_on_a_gpu(name, keys, record_property):
         record = read_json(run / folder / "stage.json")
         losses = [float(entry["loss"]) for entry in log_history(run / folder) if "loss" in entry]
         memory = record.get("peak_memory_gb", {}).get("gpu", "")
-        shown = " ".join(f"{loss:.4f}" for loss in losses)
-        record_property(
-            "gpu",
-            f"| {name} | {command} | {time.monotonic() - started:.0f} | {memory} | {shown if record else 'failed'} |",
-        )
+        trace = " ".join(f"{loss:.4f}" for loss in losses) if record else "failed"
+        seconds = f"{time.monotonic() - started:.0f}"
+        record_property("gpu", f"| {name} | {command} | {seconds} | {memory} | {trace} |")
         assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
         if command in ("sft", "dpo"):
             assert (

@@ -1,11 +1,15 @@
-"""Every notebook in a real browser: opened in JupyterLab, Run All, no red cell; in the inference notebook a question is asked too, and its
-answer must stream in with its LaTeX rendered. Leaves a picture of each notebook to look at.
+"""Every notebook in a real browser: opened in JupyterLab, Run All, no red cell.
 
-Not part of the test run: it needs Chromium (`apt-get install chromium`; without one on the PATH it asks for playwright's own) and some
-minutes. The notebooks are copies whose parameters make them small; they share one run folder, so give them in order.
+In the inference notebook a question is asked too, and its answer must stream in with its LaTeX rendered.
+Leaves a picture of each notebook to look at.
+
+Not part of the test run: it needs Chromium (`apt-get install chromium`; without one on the PATH it asks for
+playwright's own) and some minutes. The notebooks are copies whose parameters make them small; they share one
+run folder, so give them in order.
 
     uv run --with playwright python tests/helpers/browser_check.py --pictures pictures
-    uv run --with playwright python tests/helpers/browser_check.py --pictures pictures --recipe mm-math-sample 01_data_prep 02_sft
+    uv run --with playwright python tests/helpers/browser_check.py --pictures pictures \\
+        --recipe mm-math-sample 01_data_prep 02_sft
 """
 
 from __future__ import annotations
@@ -118,7 +122,8 @@ def whole_picture(page: Any, path: Path) -> None:
     page.evaluate("document.querySelector('.jp-WindowedPanel-outer').scrollTop = 0")
     page.wait_for_timeout(1500)
     bottom = page.evaluate(
-        "Math.max(...[...document.querySelectorAll('.jp-Notebook .jp-Cell')].map(c => c.getBoundingClientRect().bottom))"
+        "Math.max(...[...document.querySelectorAll('.jp-Notebook .jp-Cell')]"
+        ".map(cell => cell.getBoundingClientRect().bottom))"
     )
     page.screenshot(path=path, clip={"x": 0, "y": 0, "width": 1300, "height": min(9000, bottom + 20)})
 
@@ -205,11 +210,10 @@ def main() -> None:
                 said = ask(page) if name == "inference" and given.recipe == "smollm2-math" else ""
                 page.keyboard.press("Control+b")  # the file browser away
                 whole_picture(page, given.pictures / f"{given.recipe}-{name}.png")
-                print(
-                    f"{name}: no red cell in {time.monotonic() - start:.0f} s, {len(noise(path))} lines on stderr{said}",
-                    flush=True,
-                )
-                for line in noise(path):
+                stderr = noise(path)
+                seconds = f"{time.monotonic() - start:.0f} s"
+                print(f"{name}: no red cell in {seconds}, {len(stderr)} lines on stderr{said}", flush=True)
+                for line in stderr:
                     print(f"    {line[:200]}")
                 page.close()
                 for kernel in request(port, "/api/kernels"):

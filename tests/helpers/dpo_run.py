@@ -18,7 +18,7 @@ def log(step: int, **kwargs: float) -> dict:
 
 
 def paired_run(tiny_recipe: Path, run: str) -> Recipe:
-    """The tiny recipe with SFT done and pairs made of given samples: the solution, and it with a wrong box."""
+    """The tiny recipe with SFT done and pairs of two samples: the solution, and it with a wrong box."""
     from tunebook.data.storage import load
     from tunebook.models import backend
     from tunebook.pairs.pairs import pairs

@@ -1,12 +1,13 @@
-"""A fork server for the tests of faults: `import unsloth` (25 s) is paid once, everything after it is the real command.
+"""A fork server for the tests of faults: `import unsloth` is paid once, the rest is the real command.
 
-One process imports Unsloth, TRL and what else is slow, once. For each command it forks a process that forgets tunebook's
-modules, takes its own arguments, environment and working folder, and calls `tunebook.cli.main()`; for each Jupyter kernel (see
-`kernelspec`) one that becomes the kernel; and `python FILE ...` runs a script. A forked process has a pid of its own, to be killed by.
+One process imports Unsloth, TRL and what else is slow, once. For each command it forks a process that forgets
+tunebook's modules, takes its own arguments, environment and working folder, and calls `tunebook.cli.main()`;
+for each Jupyter kernel (see `kernelspec`) one that becomes the kernel; and `python FILE ...` runs a script.
+A forked process has a pid of its own, to be killed by.
 
     python faults.py serve SOCKET            the server; prints READY
-    python faults.py ask SOCKET sft ...      `tunebook sft ...` with this process's folder, environment, input and output
-    python faults.py kernel SOCKET FILE      a kernel by its connection file; ends with the process that started it
+    python faults.py ask SOCKET sft ...      `tunebook sft ...` in this process's folder and environment
+    python faults.py kernel SOCKET FILE      a kernel by its connection file; ends with its parent
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from typing import Any
 
 
 class Command:
-    """A process that the server has forked: a command line, or a kernel where `file` is its connection file."""
+    """A process that the server has forked: a command line, or a kernel."""
 
     def __init__(
         self,

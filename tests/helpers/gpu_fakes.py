@@ -1,6 +1,7 @@
-"""What stands in for a GPU in the rehearsal (`tests/integration/test_gpu_rehearsal.py`), all of it: the driver's answers, and tensors kept in RAM.
+"""What stands in for a GPU in `tests/integration/test_gpu_rehearsal.py`: its driver, and RAM.
 
-Unsloth's own switch `UNSLOTH_ALLOW_CPU=1` lets its GPU classes be imported without a GPU. Everything else that they do is theirs.
+This is all of it. Unsloth's own switch `UNSLOTH_ALLOW_CPU=1` lets its GPU classes be imported without a GPU,
+and everything else that they do is theirs.
 """
 
 from __future__ import annotations

@@ -82,7 +82,7 @@ def main(*recipes: str) -> None:
             "lora": sorted(lora - known_lora),
         }
         for section, config in configs.items():
-            # What the generated config does not name goes on to TRL's, and is dropped where that has no such field.
+            # What the generated config does not name goes on to TRL's, which drops what it has no field for.
             known = names(config.__init__) | names(config.__mro__[1].__init__)
             unknown[name][section] = sorted(set(getattr(recipe, section)) - known)
     generated = ["unsloth_num_chunks" in names(config.__init__) for config in configs.values()]

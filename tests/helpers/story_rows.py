@@ -13,7 +13,8 @@ def question(i: int) -> str:
         "pages of a book",
         "steps of a tower",
     ]
-    return f"Story {i}: there are {i} {themes[i % 5]} and {2 * i + 1} more arrive before noon on day {i * 7}. How many are there then?"
+    story = f"there are {i} {themes[i % 5]} and {2 * i + 1} more arrive before noon on day {i * 7}"
+    return f"Story {i}: {story}. How many are there then?"
 
 
 def good(i: int) -> dict:

@@ -13,7 +13,7 @@ from tunebook.runs import files
 
 
 def four_rows_a_step(tiny_recipe: Path, tmp_path: Path) -> Path:
-    """The tiny recipe with four rows a step, two at a time; pairs are each solution and it with a wrong box."""
+    """The tiny recipe with four rows a step, two at a time; its pairs are in `pairs.jsonl`."""
     content = yaml.safe_load(tiny_recipe.read_text())
     exact = {
         "bf16": False,

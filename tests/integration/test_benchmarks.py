@@ -14,7 +14,8 @@ import common
 
 
 def test_a_process_is_measured_with_its_children():
-    child = "import time; x = bytearray(200 * 2**20); t = time.process_time()\nwhile time.process_time() < t + 0.3: pass"
+    child = "import time; x = bytearray(200 * 2**20); t = time.process_time()\n"
+    child += "while time.process_time() < t + 0.3: pass"
     found = common.measured(
         [
             sys.executable,

@@ -1,4 +1,4 @@
-"""Rewriting through an API: against a server that misbehaves in every way, and against a real language model."""
+"""Rewriting through an API: a server that misbehaves in every way, and a real language model."""
 
 from __future__ import annotations
 

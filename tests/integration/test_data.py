@@ -10,7 +10,8 @@ import sys
 def test_same_recipe_same_fingerprint_in_every_process(embedded, tmp_path):
     code = (
         "from tunebook.recipe.loading import load_recipe; from tunebook.data.prepare import prepare\n"
-        "r = load_recipe(overrides={'data.sources': [{'format': 'geometry', 'train': 60, 'val': 9, 'test': 30}]})\n"
+        "source = {'format': 'geometry', 'train': 60, 'val': 9, 'test': 30}\n"
+        "r = load_recipe(overrides={'data.sources': [source]})\n"
         "print(prepare(r, force=True)['fingerprints'])"
     )
     outs = set()

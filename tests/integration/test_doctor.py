@@ -48,7 +48,8 @@ def test_this_machine(run_cli, tmp_path):
 
 def test_neither_torch_nor_unsloth_is_imported():
     code = (
-        "import sys; from tunebook import doctor; from tunebook.recipe.loading import load_recipe; doctor.doctor(load_recipe())\n"
+        "import sys; from tunebook import doctor; from tunebook.recipe.loading import load_recipe\n"
+        "doctor.doctor(load_recipe())\n"
         "print([m for m in ('torch', 'transformers', 'unsloth') if m in sys.modules])"
     )
     env = os.environ | {"UNSLOTH_FORCE_CPU": "1"}

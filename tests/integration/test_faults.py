@@ -391,7 +391,8 @@ def test_a_damaged_file_is_named_with_the_command_that_makes_it_again(world, fil
     refused(
         world.run(reader, run="damaged"),
         re.compile(
-            rf"tunebook: .*{file} is (damaged|missing): .*; `uv run tunebook {maker} {options}` makes it again"
+            rf"tunebook: .*{file} is (damaged|missing): .*; "
+            rf"`uv run tunebook {maker} {options}` makes it again"
         ),
     )
 
@@ -407,7 +408,8 @@ def test_damaged_answers_are_not_counted(world):
         refused(
             command,
             re.compile(
-                r"tunebook: .*eval/sft/predictions.jsonl is damaged: .*; `uv run tunebook evaluate sft --recipe .* --force` makes it again"
+                r"tunebook: .*eval/sft/predictions.jsonl is damaged: .*; "
+                r"`uv run tunebook evaluate sft --recipe .* --force` makes it again"
             ),
         )
 

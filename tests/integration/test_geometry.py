@@ -11,7 +11,8 @@ from school_geometry.problems import problems
 
 def test_the_same_in_every_process():
     text = "''.join(p.question + p.solution for p in problems('train', 200, 7)).encode()"
-    code = f"from school_geometry.problems import problems; import hashlib; print(hashlib.sha256({text}).hexdigest())"
+    imports = "from school_geometry.problems import problems; import hashlib"
+    code = f"{imports}; print(hashlib.sha256({text}).hexdigest())"
     here = hashlib.sha256(
         "".join(p.question + p.solution for p in problems("train", 200, 7)).encode()
     ).hexdigest()

@@ -1,6 +1,7 @@
-"""Unsloth's GPU path without a GPU: our SFT and DPO through its GPU classes and the trainers it generates, on tiny models in RAM.
+"""Unsloth's GPU path without a GPU: SFT and DPO through its GPU classes and generated trainers, in RAM.
 
-A rehearsal: it shows that the calls fit and what they come to, nothing of kernels, 4 bit, precision or speed. The fakes are in `gpu_fakes.py`.
+A rehearsal on tiny models: it shows that the calls fit and what they come to, nothing of kernels, 4 bit,
+precision or speed. The fakes are in `gpu_fakes.py`, what runs in `gpu_rehearsal.py`.
 """
 
 from __future__ import annotations

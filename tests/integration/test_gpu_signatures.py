@@ -1,6 +1,6 @@
-"""What the recipes hand on is what Unsloth's GPU classes take: held against their real signatures and generated configs.
+"""What the recipes hand on is what Unsloth's GPU classes and generated configs take, by their signatures.
 
-In a process of its own, with Unsloth's GPU code imported on a machine without a GPU; nothing is loaded or trained there.
+In a process of its own (`gpu_signatures.py`), with Unsloth's GPU code imported on a machine without a GPU.
 """
 
 from __future__ import annotations

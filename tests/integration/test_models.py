@@ -61,21 +61,31 @@ def tokenizer(embedded):
     return AutoTokenizer.from_pretrained(embedded)
 
 
+LLAMA_CPP = """
+import json, sys, urllib.request
+import xllamacpp
+
+parameters = xllamacpp.CommonParams()
+parameters.model.path = sys.argv[1]
+parameters.hostnames, parameters.port = ["127.0.0.1"], 0
+parameters.n_ctx, parameters.warmup = 64, False
+server = xllamacpp.Server(parameters)
+
+def tokens(text):
+    data = json.dumps({"content": text, "add_special": False}).encode()
+    header = {"Content-Type": "application/json"}
+    request = urllib.request.Request(server.listening_address + "/tokenize", data, header)
+    return json.load(urllib.request.urlopen(request, timeout=60))["tokens"]
+
+print("\\nTOKENS" + json.dumps([tokens(text) for text in json.load(sys.stdin)]))
+"""
+
+
 def test_tokenises_as_llama_cpp_does(tokenizer):
-    code = (
-        "import sys, json, urllib.request, xllamacpp as x\n"
-        "p = x.CommonParams(); p.model.path = sys.argv[1]; p.hostnames = ['127.0.0.1']; p.port = 0; p.n_ctx = 64; p.warmup = False\n"
-        "s = x.Server(p)\n"
-        "def ask(t):\n"
-        "    data = json.dumps({'content': t, 'add_special': False}).encode()\n"
-        "    request = urllib.request.Request(s.listening_address + '/tokenize', data, {'Content-Type': 'application/json'})\n"
-        "    return json.load(urllib.request.urlopen(request, timeout=60))['tokens']\n"
-        "print('\\nTOKENS' + json.dumps([ask(t) for t in json.load(sys.stdin)]))"
-    )
     sample = texts()
     assert len(sample) > 100
     done = subprocess.run(
-        [sys.executable, "-c", code, str(builtin.embedded_gguf())],
+        [sys.executable, "-c", LLAMA_CPP, str(builtin.embedded_gguf())],
         input=json.dumps(sample),
         capture_output=True,
         text=True,
@@ -88,16 +98,26 @@ def test_tokenises_as_llama_cpp_does(tokenizer):
         assert tokenizer.decode(tokens) == text
 
 
+CONVERT = """
+import time
+from tunebook.models import builtin
+
+def convert(folder):
+    print("converting", flush=True)
+    folder.mkdir()
+    time.sleep(1)
+    (folder / "config.json").write_text("{}")
+
+builtin._convert_gguf = convert
+print(builtin.embedded_model())
+"""
+
+
 def test_two_processes_convert_once(tmp_path):
     """The conversion itself is replaced by a slow stand-in; the lock and the rename are real."""
-    code = (
-        "import time\nfrom tunebook.models import builtin\n"
-        "def convert(out):\n    print('converting', flush=True); out.mkdir(); time.sleep(1); (out / 'config.json').write_text('{}')\n"
-        "builtin._convert_gguf = convert\nprint(builtin.embedded_model())"
-    )
     env = os.environ | {"TUNEBOOK_CACHE": str(tmp_path)}
     both = [
-        subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, env=env)
+        subprocess.Popen([sys.executable, "-c", CONVERT], stdout=subprocess.PIPE, text=True, env=env)
         for _ in range(2)
     ]
     outs = [p.communicate()[0] for p in both]

@@ -88,7 +88,8 @@ def test_two_processes_train_as_one_and_end_together(recipe):
     assert (
         killed.returncode == 2 and time.monotonic() - start < 60 and not any(p.is_running() for p in workers)
     )
-    line = "tunebook: process 1 was ended by SIGKILL (often for want of memory). All processes were stopped; the same command goes on"
+    line = "tunebook: process 1 was ended by SIGKILL (often for want of memory). "
+    line += "All processes were stopped; the same command goes on"
     assert err.splitlines()[-1].startswith(line) and "Traceback" not in err and err.count("tunebook: ") == 1
     assert not (run_dir / "sft").exists()
 

@@ -1,7 +1,8 @@
-"""The newcomer's day: the README's shell commands, in its order and to the letter, in a folder that looks like a fresh clone.
+"""The newcomer's day: the README's shell commands, in its order and to the letter, as in a fresh clone.
 
-What makes them small is the environment alone: `TUNEBOOK__...` variables, as the README documents them. `uv` is a stand-in that hands
-`uv run tunebook ...` to forks of one process with Unsloth imported (`faults.py`), notebook kernels too; `TO_THE_LETTER` goes through the real one.
+What makes them small is the environment alone: `TUNEBOOK__...` variables, as the README documents them. `uv`
+is a stand-in that hands `uv run tunebook ...` to forks of one process with Unsloth imported (`faults.py`),
+notebook kernels too; `TO_THE_LETTER` goes through the real one.
 """
 
 from __future__ import annotations
@@ -27,28 +28,39 @@ from tunebook.models.builtin import embedded_gguf
 from tunebook.recipe.files import ROOT
 from tunebook.runs.files import read_json
 
-GPU = "wants a GPU and the hub; tests/gpu/test_gpu.py, tests/integration/test_gpu_rehearsal.py"
+HERE = "tests/integration"
+GPU = f"wants a GPU and the hub; tests/gpu/test_gpu.py, {HERE}/test_gpu_rehearsal.py"
 HUB = "wants the hub"
 NOT_RUN = {
     "pip install uv && uv sync": ".ci/run does it on a clean checkout, before the tests",
     "pip install uv && uv run pytest -n 2 --dist loadfile": "this is it",
     "uv run pytest -m gpu": GPU,
-    "uv run papermill notebooks/02_sft.ipynb out.ipynb -p lr 2e-4": "tests/integration/test_train.py::test_notebooks_run_under_papermill",
-    'uv run papermill notebooks/inference.ipynb out.ipynb -p question "..."': "tests/integration/test_chat.py::test_the_notebook_without_widgets",
-    "uv run tunebook run --recipe mm-math-sample": "tests/integration/test_vision.py::test_the_whole_chain_sees_its_images, over fewer pictures",
+    "uv run papermill notebooks/02_sft.ipynb out.ipynb -p lr 2e-4": (
+        f"{HERE}/test_train.py::test_notebooks_run_under_papermill"
+    ),
+    'uv run papermill notebooks/inference.ipynb out.ipynb -p question "..."': (
+        f"{HERE}/test_chat.py::test_the_notebook_without_widgets"
+    ),
+    "uv run tunebook run --recipe mm-math-sample": (
+        f"{HERE}/test_vision.py::test_the_whole_chain_sees_its_images, over fewer pictures"
+    ),
     "uv run tunebook run --recipe gemma3n-mm-math": GPU,
     "uv run tunebook run --recipe qwen3-4b-instruct": GPU,
-    "uv run tunebook run --from-manifest runs/smollm2-math/manifest.json": "tests/integration/test_faults.py, on a tiny model",
+    "uv run tunebook run --from-manifest runs/smollm2-math/manifest.json": (
+        f"{HERE}/test_faults.py, on a tiny model"
+    ),
     "uv run tunebook bench --recipe qwen3-4b-instruct": GPU,
     "bash train_sft.sh --recipe qwen3-4b-instruct && bash train_dpo.sh --recipe qwen3-4b-instruct": GPU,
-    "NPROC_PER_NODE=4 bash train_sft.sh --recipe my.yaml": "tests/integration/test_multi.py, in two processes",
-    "NPROC_PER_NODE=4 bash train_dpo.sh --recipe my.yaml": "tests/integration/test_multi.py, in two processes",
+    "NPROC_PER_NODE=4 bash train_sft.sh --recipe my.yaml": f"{HERE}/test_multi.py, in two processes",
+    "NPROC_PER_NODE=4 bash train_dpo.sh --recipe my.yaml": f"{HERE}/test_multi.py, in two processes",
     "UNSLOTH_FSDP2=1 NPROC_PER_NODE=4 bash train_sft.sh ...": "wants several GPUs; has not been run",
     "uv sync --extra deepspeed": "wants several GPUs; has not been run",
-    "uv sync --extra eval && uv run tunebook bench": "tests/integration/test_bench.py, over data in place of the hub's",
-    "uv run tunebook clean": "tests/integration/test_clean.py, against a server",
-    "uv run tunebook export": "tests/integration/test_export.py",
-    "uv run tunebook export --to adapter,merged,gguf,ollama --quantization f16,q8_0 --install-tools": "tests/integration/test_export.py",
+    "uv sync --extra eval && uv run tunebook bench": f"{HERE}/test_bench.py, over data in place of the hub's",
+    "uv run tunebook clean": f"{HERE}/test_clean.py, against a server",
+    "uv run tunebook export": f"{HERE}/test_export.py",
+    "uv run tunebook export --to adapter,merged,gguf,ollama --quantization f16,q8_0 --install-tools": (
+        f"{HERE}/test_export.py"
+    ),
     "uv run --with llama-cpp-python tunebook export ...": "compiles llama.cpp",
     "uv run python benchmarks/gpu.py": GPU,
     **{

@@ -61,7 +61,8 @@ def test_a_kill_at_any_change_of_a_file_loses_nothing(tmp_path):
             here = sorted(p.name for p in recipe.run_dir.iterdir())
             assert here == [".lock", ".owner.json", "manifest.json", "sft"], (n, here)
             assert sorted(p.name for p in (recipe.run_dir / "sft").iterdir()) == ["file", "stage.json"], n
-            assert (recipe.run_dir / "sft" / "file").read_text() == "new" and entry["settings"] == {"x": "new"}, n
+            assert (recipe.run_dir / "sft" / "file").read_text() == "new", n
+            assert entry["settings"] == {"x": "new"}, n
             assert not (whole and made), (n, "made again")
             if not killed:
                 print(n)

@@ -75,7 +75,8 @@ def test_stages_that_train_nothing_load_neither_torch_nor_unsloth(embedded, tmp_
         show(prepare(recipe))
         stage = eval_stage(recipe, "base")
         with stage.open() as folder:
-            answer = {"index": 0, "correct": True, "how": "boxed", "truncated": False, "tokens": 1, "slice": ""}
+            answer = {"index": 0, "correct": True, "how": "boxed", "slice": ""}
+            answer |= {"truncated": False, "tokens": 1}
             (folder / "predictions.jsonl").write_text(json.dumps(answer) + chr(10))
             stage.record = {"summary": summarise([answer]), "verifier": verifier()}
         show_results(recipe, evaluate(recipe))
@@ -83,7 +84,8 @@ def test_stages_that_train_nothing_load_neither_torch_nor_unsloth(embedded, tmp_
         from tunebook.pairs.pairs import pairs
         assert pairs(recipe)["strategies"] == {"dataset": 60}
         from tunebook.data import clean
-        recipe.clean = CleanConfig(source=str(ROOT / "resources" / "sample" / "questions.jsonl"), solution="answer", answer="answer")
+        source = str(ROOT / "resources" / "sample" / "questions.jsonl")
+        recipe.clean = CleanConfig(source=source, solution="answer", answer="answer")
         assert clean.estimate(recipe)["rows"] == 60
         from tunebook.evaluation.report import write
         write(recipe.run_dir)

@@ -1,6 +1,8 @@
-"""Whatever comes in, the outcome is success or one line of UserError, in bounded time, and every row ends somewhere.
+"""Whatever rows and chat templates come in, the outcome is success or one line of UserError, in bounded time.
 
-uv run pytest tests/unit/test_fuzz.py --hypothesis-profile=long --hypothesis-show-statistics     (20 times as many cases)
+And every row ends somewhere. 20 times as many cases as in CI:
+
+    uv run pytest tests/stages/test_fuzz.py --hypothesis-profile=long --hypothesis-show-statistics
 """
 
 from __future__ import annotations
@@ -214,7 +216,10 @@ def test_a_chat_template_from_an_untrusted_model(embedded, monkeypatch, load, te
 
 
 def test_a_row_that_a_chat_template_refuses_is_put_aside(tokenizer, tmp_path, monkeypatch):
-    picky = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system role') }}{% endif %}{{ messages[-1]['content'] }}"
+    picky = (
+        "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system role') }}{% endif %}"
+        "{{ messages[-1]['content'] }}"
+    )
     monkeypatch.setattr(tokenizer, "chat_template", picky)
     chat_template.check_template(tokenizer, "gemma")
     plain = {"prompt": "What is 2 plus 2?", "completion": "4"}

@@ -1,4 +1,4 @@
-"""The mistakes that a newcomer makes most likely, read aloud: what the command line says to each, word for word.
+"""The mistakes that a newcomer makes most likely: what the command line says to each, word for word.
 
 In one line, without a traceback, naming the thing and what to do. None of them waits for Unsloth's import.
 """
@@ -25,7 +25,8 @@ RECIPE = (
 SAID = {
     "a recipe misspelt": (
         "run --recipe smolm2-math",
-        "no recipe 'smolm2-math', did you mean smollm2-math?; there are: gemma3n-mm-math, mm-math-sample, qwen3-4b-instruct, smollm2-alpaca, "
+        "no recipe 'smolm2-math', did you mean smollm2-math?; there are: gemma3n-mm-math, mm-math-sample, "
+        "qwen3-4b-instruct, smollm2-alpaca, "
         "smollm2-math (or give a path to a .yaml file)",
     ),
     "a recipe's file not there": (
@@ -38,7 +39,8 @@ SAID = {
     ),
     "a key without its section": (
         "sft --set learning_rate=1e-4",
-        "recipe smollm2-math: unknown key learning_rate, did you mean sft.learning_rate or dpo.learning_rate?",
+        "recipe smollm2-math: unknown key learning_rate, did you mean sft.learning_rate or "
+        "dpo.learning_rate?",
     ),
     "a notebook's short name": (
         "sft --set lr=1e-4",
@@ -50,7 +52,8 @@ SAID = {
     ),
     "a wrong type": (
         "sft --set sft.learning_rate=fast",
-        "recipe smollm2-math: sft.learning_rate: should be a valid number, unable to parse string as a number (it is fast)",
+        "recipe smollm2-math: sft.learning_rate: should be a valid number, unable to parse string as a "
+        "number (it is fast)",
     ),
     "no value": (
         "sft --set sft.learning_rate",
@@ -66,7 +69,8 @@ SAID = {
     ),
     "DPO before its pairs, of a file": (
         "dpo --recipe {tmp}/own.yaml --run mine --set lora.r=8",
-        "{runs}/mine/pairs holds no finished result: run `uv run tunebook pairs --recipe {tmp}/own.yaml --run mine --set lora.r=8` first",
+        "{runs}/mine/pairs holds no finished result: run `uv run tunebook pairs --recipe {tmp}/own.yaml "
+        "--run mine --set lora.r=8` first",
     ),
     "evaluation of what is not trained": (
         "evaluate sft",
@@ -78,7 +82,8 @@ SAID = {
     ),
     "serve before export": (
         "serve",
-        "no GGUF file in {runs}/smollm2-math/export: run `uv run tunebook export --to gguf --install-tools` first",
+        "no GGUF file in {runs}/smollm2-math/export: run `uv run tunebook export --to gguf "
+        "--install-tools` first",
     ),
     "report before anything": (
         "report",
@@ -87,12 +92,14 @@ SAID = {
     "own data not there": ("prepare --recipe {tmp}/lost.yaml", "no file my_rows.jsonl in {tmp} or {root}"),
     "own data with other columns": (
         "prepare --recipe {tmp}/own.yaml",
-        "no training row is left: 3 schema (the first: prompt: missing); its columns are instruct, reply: name them in `columns`, for example "
+        "no training row is left: 3 schema (the first: prompt: missing); its columns are instruct, reply: "
+        "name them in `columns`, for example "
         "{{prompt: instruct}}. All of them are in {runs}/own/.data.partial/quarantine.jsonl",
     ),
     "rows too long": (
         "prepare --recipe {tmp}/short.yaml --set model.max_seq_length=16",
-        "no training row is left: 3 too long (the first: 38 tokens, max_seq_length is 16); raise model.max_seq_length. "
+        "no training row is left: 3 too long (the first: 38 tokens, max_seq_length is 16); raise "
+        "model.max_seq_length. "
         "All of them are in {runs}/own/.data.partial/quarantine.jsonl",
     ),
     "no server": (
@@ -113,7 +120,8 @@ SAID = {
     ),
     "a model that is not on the disk": (
         "prepare --set model.base=unsloth/Qwen3-4B-Base",
-        "model.base: unsloth/Qwen3-4B-Base is not on this disk, and HF_HUB_OFFLINE=1 forbids fetching it: unset that, or give a folder",
+        "model.base: unsloth/Qwen3-4B-Base is not on this disk, and HF_HUB_OFFLINE=1 forbids fetching it: "
+        "unset that, or give a folder",
     ),
     "a model's folder that is not there": (
         "prepare --set model.base={tmp}/model",
@@ -220,6 +228,6 @@ def test_a_gate_that_does_not_hold(spoken, tmp_path):
         and said.count("\n") == 0
     )
     assert (
-        "n = 10), the lower end must be above +0.0; dpo against sft: not both have been evaluated on the same items"
-        in said
+        "n = 10), the lower end must be above +0.0; dpo against sft: not both have been evaluated on the "
+        "same items" in said
     )

@@ -21,10 +21,14 @@ TALK = [
 ]
 CONVERSATIONS = [start + TALK[:n] for start in ([], [SYSTEM]) for n in (1, 3, 5)]
 
-ZEPHYR = "{% for m in messages %}<|{{ m.role }}|>\n{{ m.content }}</s>\n{% endfor %}{% if add_generation_prompt %}<|assistant|>\n{% endif %}"
+ZEPHYR = (
+    "{% for m in messages %}<|{{ m.role }}|>\n{{ m.content }}</s>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>\n{% endif %}"
+)
 MERGED_SYSTEM = (  # like Gemma's: no system turn, a bos, another name for the assistant
     "{{ bos_token }}{% set start = '' %}"
-    "{% if messages[0].role == 'system' %}{% set start = messages[0].content + '\n\n' %}{% set messages = messages[1:] %}{% endif %}"
+    "{% if messages[0].role == 'system' %}{% set start = messages[0].content + '\n\n' %}"
+    "{% set messages = messages[1:] %}{% endif %}"
     "{% for m in messages %}<start_of_turn>{{ 'model' if m.role == 'assistant' else 'user' }}\n"
     "{{ start if loop.first else '' }}{{ m.content }}<end_of_turn>\n{% endfor %}"
     "{% if add_generation_prompt %}<start_of_turn>model\n{% endif %}"

@@ -145,7 +145,7 @@ def tiny_base(tmp_path_factory, embedded):
 
 
 def test_a_base_model_learns_to_end_its_turns(tiny_base, tmp_path, monkeypatch):
-    """The small recipe with the big one's model section, whole: SFT, pairs, DPO, evaluation, merged weights."""
+    """The small recipe, whole, with the big one's model section: from SFT to merged weights."""
     from tunebook.evaluation.evaluate import evaluate
     from tunebook.models import adapters, loading
     from tunebook.pairs.pairs import existing_pairs, pairs_stage

@@ -39,7 +39,7 @@ TEXTS = (
 
 @pytest.fixture(scope="module")
 def qwen(tmp_path_factory) -> Path:
-    """A small tokenizer as Qwen 3's: byte-level BPE, ChatML with thinking, a token in the settings' decoder."""
+    """A small tokenizer as Qwen 3's: byte-level BPE, ChatML, thinking, a token in the settings' decoder."""
     folder = tmp_path_factory.mktemp("qwen")
     tokenizer = tokenizers.Tokenizer(models.BPE())
     tokenizer.normalizer = normalizers.NFC()
@@ -130,7 +130,7 @@ def test_the_recipes_template_and_end_of_turn_are_those_of_transformers(qwen):
 
 
 def test_chat_templates_are_rendered_as_by_transformers(qwen):
-    """All that TRL carries, of some thirty families of models; some refuse a system prompt, or text as text."""
+    """All that TRL carries, of some thirty families; some refuse a system prompt, or text as text."""
     ours = FileTokenizer.read(qwen)
     theirs = load_tokenizer(ModelConfig(base=str(qwen)))
     folder = files("trl").joinpath("chat_templates")

@@ -8,7 +8,7 @@ from tunebook.recipe.loading import load_recipe
 
 
 def test_batched_answers_with_images_are_the_answers_given_alone(tmp_path):
-    """In float32, of random weights, sampled: rows of different lengths and pictures, one without a picture."""
+    """In float32, sampled: rows of different lengths and pictures, one without a picture."""
     import torch
 
     from tunebook.generation.answers import Sampling

@@ -84,7 +84,7 @@ def pytest_collection_finish(session):
 
     With other folders beside this one, those load what they like.
     """
-    # The embedded model's folder is made once on a machine, which takes PyTorch: here, in a process of its own.
+    # The embedded model's folder is made once on a machine, by PyTorch: here, in a process of its own.
     code = "from tunebook.models.builtin import embedded_model; embedded_model()"
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
     folder = Path(__file__).parent

@@ -1,4 +1,4 @@
-"""Rewriting through an API: against a server that misbehaves in every way, and against a real language model."""
+"""Rewriting through an API: what counts as clean, what a result depends on, images."""
 
 from __future__ import annotations
 

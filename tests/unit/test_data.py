@@ -35,7 +35,8 @@ def make(text: str, source_id: str = "x", completion: str = "a") -> Row:
 
 
 def test_other_numbers_make_another_problem_in_the_same_words():
-    text = "In triangle ABC, angle A is {}° and angle B is {}°. Find angle C of the triangle and give it in degrees."
+    text = "In triangle ABC, angle A is {}° and angle B is {}°. "
+    text += "Find angle C of the triangle and give it in degrees."
     seen = similarity.Duplicates(0.9)
     assert seen.check(make(text.format(50, 60), "first")) is None
     assert seen.check(make(text.format(50, 70))) is None

@@ -112,8 +112,8 @@ def test_the_gate_holds_a_worse_model_back_and_lets_a_good_one_through():
     assert gate.gate(sliced) == []  # the damage is in the other slice
     (same,) = gate.gate(load_recipe(overrides={"evaluate.gate": [{"first": "sft", "second": "sft"}]}))
     assert (
-        same
-        == "sft against sft: +0.0 points (95% interval +0.0 to +0.0, n = 400), the lower end must be above +0.0"
+        same == "sft against sft: +0.0 points (95% interval +0.0 to +0.0, n = 400), "
+        "the lower end must be above +0.0"
     )
 
 
@@ -123,7 +123,8 @@ def test_the_gate_wants_proof_of_few_items_and_the_same_items():
         recipe, base=[False] * 60, sft=[True] * 5 + [False] * 55
     )  # 5 won, none lost: the bootstrap interval is above 0
     assert gate.gate(recipe) == [
-        "sft against base: +8.3 points (95% interval +1.7 to +15.0, n = 60), McNemar's p = 0.062 must be below 0.05"
+        "sft against base: +8.3 points (95% interval +1.7 to +15.0, n = 60), "
+        "McNemar's p = 0.062 must be below 0.05"
     ]
     path = recipe.run_dir / "eval" / "base" / "predictions.jsonl"
     path.write_text(path.read_text().replace('"gold": "5"', '"gold": "6"'))

@@ -252,7 +252,8 @@ def test_the_origin_of_each_value(tmp_path, monkeypatch):
     write(tmp_path / "team.yaml", "extends: qwen3\nsft:\n  learning_rate: 1e-4\n")
     write(
         tmp_path / "mine.yaml",
-        "extends: team.yaml\ndata:\n  sources:\n    - format: chat\n      path: my.csv\nsft:\n  optim: adamw_torch\n",
+        "extends: team.yaml\ndata:\n  sources:\n    - format: chat\n      path: my.csv\n"
+        "sft:\n  optim: adamw_torch\n",
     )
     monkeypatch.setenv("TUNEBOOK__LORA__R", "8")
     origins = load_recipe("mine.yaml", overrides={"dpo.beta": 0.3, "data.sources.0.val": 0.2}).origins

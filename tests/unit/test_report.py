@@ -59,7 +59,8 @@ def test_the_report_says_what_was_recorded_and_stands_alone(run):
     )
     assert "| rows for train | 1299 |" in text and "| sft | 6.2 | 200 | 93,086 |" in text
     assert re.search(
-        r"git checkout [0-9a-f]{40} && uv sync\nuv run tunebook run --from-manifest \S+recorded/manifest.json",
+        r"git checkout [0-9a-f]{40} && uv sync\n"
+        r"uv run tunebook run --from-manifest \S+recorded/manifest.json",
         text,
     )
     for figure in re.findall(r"\]\((figures/\S+)\)", text):

@@ -36,13 +36,9 @@ def echo():
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self):
             self.rfile.read(int(self.headers["Content-Length"]))
-            body = json.dumps(
-                {
-                    "error": {
-                        "message": f"wrong key {self.headers['Authorization']}, see {self.headers['Authorization'][7:]}"
-                    }
-                }
-            ).encode()
+            header = self.headers["Authorization"]
+            message = f"wrong key {header}, see {header.removeprefix('Bearer ')}"
+            body = json.dumps({"error": {"message": message}}).encode()
             self.send_response(int(self.path.split("/")[1]))
             self.send_header("Content-Type", "application/json")
             self.end_headers()

@@ -1,4 +1,4 @@
-"""Odd surroundings: locales, time zones, no home, no writable cache, folders with spaces and letters that are not ASCII."""
+"""Odd surroundings: a user without a home, a recipe that the environment names."""
 
 from __future__ import annotations
 

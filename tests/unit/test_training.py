@@ -33,7 +33,8 @@ def test_without_val_rows_nothing_is_evaluated(capsys):
     assert (args.eval_strategy, args.do_eval, args.eval_on_start) == ("no", False, False)
     assert (
         capsys.readouterr().out
-        == "No val rows, so nothing is evaluated during training (dpo.eval_strategy: no); pairs.val sets some apart.\n"
+        == "No val rows, so nothing is evaluated during training (dpo.eval_strategy: no); "
+        "pairs.val sets some apart.\n"
     )
     check_val_rows(args, [], "dpo", "pairs.val")
     assert eval_rows(args, []) is eval_rows(args, ["a row"]) is None
@@ -51,7 +52,8 @@ def test_without_val_rows_nothing_is_evaluated(capsys):
 def test_what_rests_on_evaluations_is_refused_without_val_rows(key, value):
     with pytest.raises(
         UserError,
-        match=rf"^no val rows to evaluate on, and sft\.{key} cannot do without: raise `val` of a data source, add rows",
+        match=rf"^no val rows to evaluate on, and sft\.{key} cannot do without: "
+        "raise `val` of a data source, add rows",
     ):
         check_val_rows(arguments(**{key: value}), [], "sft", "`val` of a data source")
     check_val_rows(arguments(**{key: value}), [1], "sft", "")
