@@ -22,7 +22,7 @@ from tunebook.recipe.loading import load_recipe
 from tunebook.recipe.overrides import parse_set
 from tunebook.recipe.sections import DEFAULT, Recipe
 from tunebook.runs.files import disk_full_as_user_error
-from tunebook.runs.stages import STAGES, StageSpec, round_name
+from tunebook.runs.stages import STAGES, StageSpec, next_command, round_name
 from tunebook.training import launch
 
 INTERRUPTED = 130
@@ -110,9 +110,10 @@ def run(
         ),
     ] = None,
 ) -> None:
-    """Everything: the notebooks 01 to 05 in order, into `runs/<run>/notebooks/`.
+    """Everything the recipe asks for: the notebooks in order, into `runs/<run>/notebooks/`.
 
-    Steps whose inputs and settings are unchanged are left out.
+    Its sections say what that is: `sft` asks for SFT, `pairs` or `dpo` for pairs and DPO. Steps whose inputs
+    and settings are unchanged are left out.
 
         uv run tunebook run --until sft
         uv run tunebook run --from-manifest runs/smollm2-math/manifest.json
@@ -145,7 +146,7 @@ def prepare(
     parsed = _recipe(recipe, run, set_)
     print(parsed.describe())
     prepare.show(prepare.prepare(parsed, force))
-    _done(parsed, "data", "sft")
+    _done(parsed, "data", next_command(parsed, "prepare"))
 
 
 @app.command()
@@ -176,7 +177,7 @@ def clean(
     print(f"{rows}; {record['requests']} requests, cost {record['cost']:.2f}")
     for question, before, after in clean.examples(parsed):
         print(f"\n--- {question}\n\n{before}\n\n->\n\n{after}")
-    _done(parsed, "clean", "prepare")
+    _done(parsed, "clean", parsed.command("prepare"))
 
 
 @app.command()
@@ -199,8 +200,8 @@ def pairs(
     parsed = _recipe(recipe, run, set_)
     pairs.pairs(parsed, number, force)
     summary.show(pairs.pairs_stage(parsed, number))
-    following = "dpo" if number == 1 else f"dpo --round {number}"
-    _done(parsed, round_name("pairs", number), following)
+    name = round_name("pairs", number)
+    _done(parsed, name, next_command(parsed, name))
 
 
 def _add_trainer(spec: StageSpec) -> None:
@@ -221,7 +222,8 @@ def _add_trainer(spec: StageSpec) -> None:
         record = spec.run(parsed, **options)
         metrics = {name: value for name, value in record["metrics"].items() if value is not None}
         print("  ".join(f"{name}: {value}" for name, value in metrics.items()))
-        _done(parsed, f"{round_name(spec.name, number)}/adapter", "evaluate")
+        following = next_command(parsed, round_name(spec.command, number))
+        _done(parsed, f"{round_name(spec.name, number)}/adapter", following)
 
     # Typer reads the options out of the signature: this one has no --round.
     def train_once(
@@ -265,7 +267,7 @@ def evaluate(
 
     parsed = _recipe(recipe, run, set_)
     tables.show(parsed, evaluate.evaluate(parsed, stages, force))
-    _done(parsed, "eval", "report")
+    _done(parsed, "eval", next_command(parsed, "evaluate"))
     # Last, so that a failed gate leaves the table and the results.
     failures = gate.gate(parsed) if gate_ else []
     if failures:
@@ -290,7 +292,7 @@ def bench(
     summary = benchmarks.bench(parsed, stages, force)
     tables.benchmark_table(summary["tasks"]).print("benchmarks")
     tables.comparison_table(summary["comparisons"]).print("the same items, pair by pair")
-    _done(parsed, "bench", "report")
+    _done(parsed, "bench", parsed.command("report"))
 
 
 @app.command()
@@ -403,7 +405,7 @@ def export(
     parsed = load_recipe(recipe, run, overrides)
     rows = export.export(parsed, force, install_tools, check)
     tables.parity_table(rows).print("each export against the adapter it was made from")
-    _done(parsed, "export", "chat --model merged")
+    _done(parsed, "export", parsed.command("chat --model merged"))
 
 
 @app.command()
@@ -483,4 +485,4 @@ def _recipe(recipe: str | None, run: str | None, set_: list[str] | None) -> Reci
 
 
 def _done(recipe: Recipe, what: str, following: str) -> None:
-    print(f"Wrote {recipe.run_dir / what}. Next: {recipe.command(following)}")
+    print(f"Wrote {recipe.run_dir / what}. Next: {following}")

@@ -5,12 +5,10 @@ uv run tunebook run --recipe smollm2-math --until sft
 
 from __future__ import annotations
 
-import itertools
 import json
 import time
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import yaml
 
@@ -19,46 +17,20 @@ from tunebook.evaluation.compare import compare_manifests
 from tunebook.recipe.errors import UserError
 from tunebook.recipe.files import ROOT
 from tunebook.recipe.loading import load_recipe
-from tunebook.recipe.sections import Recipe
+from tunebook.recipe.sections import Recipe, StageName
 from tunebook.runs.files import read_json, write_text
 from tunebook.runs.manifest import recorded, recorded_recipe
 from tunebook.runs.stage import Stage
-from tunebook.runs.stages import STAGES, StageSpec, model_names, round_name
+from tunebook.runs.stages import Step, model_names, round_name, steps
 
 
-@dataclass(frozen=True)
-class Step:
-    """A notebook to run: a stage in one of its rounds."""
-
-    spec: StageSpec
-    round: int = 1
-
-    @property
-    def name(self) -> str:
-        """Its name for `--from` and `--until`."""
-        return round_name(self.spec.command, self.round)
-
-    def folders(self, recipe: Recipe) -> list[Stage]:
-        """The stage folders that it fills. Raises UserError when a stage before it is missing."""
-        if "model" in self.spec.inside:
-            return [self.spec.folder(recipe, model) for model in model_names(recipe)]
-        if self.spec.has_rounds:
-            return [self.spec.folder(recipe, self.round)]
-        return [self.spec.folder(recipe)]
-
-
-def steps(recipe: Recipe) -> dict[str, Step]:
-    """What `tunebook run` does, in order, by name: pairs and DPO once for each of the recipe's rounds."""
-    # Stages with rounds stand side by side in the table: each such group is repeated as a whole.
-    with_notebook = [spec for spec in STAGES.values() if spec.notebook]
-    todo = []
-    for has_rounds, specs in itertools.groupby(with_notebook, key=lambda spec: spec.has_rounds):
-        repeated = list(specs)
-        rounds = recipe.pairs.rounds if has_rounds else 1
-        for number in range(1, rounds + 1):
-            for spec in repeated:
-                todo.append(Step(spec, number))
-    return {step.name: step for step in todo}
+def folders(step: Step, recipe: Recipe) -> list[Stage]:
+    """The stage folders that a step fills. Raises UserError when a stage before it is missing."""
+    if "model" in step.spec.inside:
+        return [step.spec.folder(recipe, model) for model in model_names(recipe)]
+    if step.spec.has_rounds:
+        return [step.spec.folder(recipe, step.round)]
+    return [step.spec.folder(recipe)]
 
 
 def run(
@@ -78,8 +50,13 @@ def run(
     todo = steps(recipe)
     names = list(todo)
     for name in (first, last):
-        if name is not None and name not in names:
-            raise UserError(f"no step {name!r}: choose from {', '.join(names)}")
+        if name is None or name in names:
+            continue
+        if name in steps(recipe, all_stages=True):
+            raise UserError(
+                f"the recipe {recipe.name} does not ask for {name}: name its section, or set `stages`"
+            )
+        raise UserError(f"no step {name!r}: choose from {', '.join(names)}")
     start = names.index(first) if first else 0
     end = names.index(last) + 1 if last else len(names)
 
@@ -123,8 +100,10 @@ def repeat(manifest: Path, name: str | None = None) -> str:
     name = name or f"{read_json(manifest)['run']}-again"
     folder = load_recipe(overrides={"run": name}).run_dir
     folder.mkdir(parents=True, exist_ok=True)
+    done = {path.partition("/")[0] for path in stages}
     # The record is whole: nothing is to be taken from today's family defaults.
     content = {"extends": None, **recorded_recipe(stages), "run": name}
+    content["stages"] = [stage for stage in get_args(StageName) if stage in done]
     write_text(folder / "recipe.yaml", yaml.safe_dump(content, sort_keys=False, allow_unicode=True))
     recipe = load_recipe(folder / "recipe.yaml")
     print(recipe.describe())
@@ -137,9 +116,8 @@ def repeat(manifest: Path, name: str | None = None) -> str:
         print(f"Warning: changed since {manifest}: {', '.join(changed)}")
 
     # 3) the steps; what the run did not do is not done
-    names = {path.partition("/")[0] for path in stages}
     for step in steps(recipe).values():
-        if round_name(step.spec.name, step.round) in names:
+        if round_name(step.spec.name, step.round) in done:
             run(recipe, step.name, step.name)
     return compare_manifests(manifest, folder / "manifest.json")
 
@@ -147,10 +125,10 @@ def repeat(manifest: Path, name: str | None = None) -> str:
 def _why(step: Step, recipe: Recipe) -> str | None:
     """Why a step must run; None when its folders are up to date."""
     try:
-        folders = step.folders(recipe)
+        filled = folders(step, recipe)
     except UserError:  # its key needs that stage's
         return "a stage before it has not run yet"
-    for stage in folders:
+    for stage in filled:
         if not stage.dir.exists():
             return f"{stage.name} is missing"
         if not stage.done:

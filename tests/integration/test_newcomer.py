@@ -78,7 +78,7 @@ RUN = {
     "uv sync && uv run jupyter lab": (0, r"200"),
     "bash train_sft.sh --set sft.learning_rate=2e-4": (
         0,
-        r"Mask audit[\s\S]*Next: uv run tunebook evaluate --set sft\.learning_rate=0\.0002\n",
+        r"Mask audit[\s\S]*Next: uv run tunebook pairs --set sft\.learning_rate=0\.0002\n",
     ),
     "bash train_dpo.sh": (0, r"Step-0 audit: loss 0\.69[\s\S]*dpo/adapter\. Next: uv run tunebook evaluate"),
     "uv run tunebook sft": (0, r"sft is up to date"),

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tunebook.evaluation.compare import compare_manifests
-from tunebook.pipeline import steps
+from tunebook.pipeline import run
 from tunebook.recipe.errors import UserError
 from tunebook.recipe.files import ROOT
 from tunebook.recipe.loading import load_recipe
@@ -21,7 +21,9 @@ from tunebook.runs.stages import (
     STAGES,
     StageSpec,
     model_names,
+    next_command,
     parse_name,
+    steps,
     trained_models,
     training_behind,
 )
@@ -205,6 +207,61 @@ def test_a_folder_says_its_stage_its_round_and_its_command():
 def test_rounds_repeat_pairs_and_dpo_between_sft_and_the_evaluation():
     names = list(steps(load_recipe(overrides={"pairs.rounds": 2})))
     assert names == ["prepare", "sft", "pairs", "dpo", "pairs-2", "dpo-2", "evaluate"]
+
+
+ONLY = [
+    # (the recipe's sections, the steps of `tunebook run`, the models that can be asked)
+    ("data", ["prepare", "sft", "evaluate"], ["base", "sft"]),
+    ("pairs", ["pairs", "dpo"], ["base", "dpo"]),
+    ("data dpo", ["prepare", "pairs", "dpo", "evaluate"], ["base", "dpo"]),
+    ("data sft dpo", ["prepare", "sft", "pairs", "dpo", "evaluate"], ["base", "sft", "dpo"]),
+]
+
+
+def write_recipe(folder: Path, sections: str) -> Path:
+    texts = {
+        "data": "data: {sources: [{format: chat, path: my.csv}]}\n",
+        "pairs": "pairs: {dataset: p.jsonl}\n",
+        "sft": "sft:\n",
+        "dpo": "dpo:\n",
+    }
+    path = folder / "mine.yaml"
+    path.write_text("extends: smollm2\n" + "".join(texts[name] for name in sections.split()))
+    return path
+
+
+@pytest.mark.parametrize(("sections", "names", "models"), ONLY)
+def test_only_what_the_recipe_asks_for(sections, names, models, tmp_path, capsys):
+    recipe = load_recipe(write_recipe(tmp_path, sections))
+    assert list(steps(recipe)) == names and model_names(recipe) == models
+    assert run(recipe, dry_run=True) == names
+    said = [line.split()[0] for line in capsys.readouterr().out.splitlines()]
+    assert said == names
+    # Each step names the next one, the last one the report.
+    option = f"--recipe {recipe.source}"
+    for name, following in zip(names, [*names[1:], "report"], strict=True):
+        assert next_command(recipe, name) == f"uv run tunebook {following} {option}"
+
+
+def test_a_step_that_is_not_asked_for_is_named(tmp_path):
+    recipe = load_recipe(write_recipe(tmp_path, "data"))
+    with pytest.raises(UserError, match="the recipe mine does not ask for dpo: name its section"):
+        run(recipe, last="dpo", dry_run=True)
+    with pytest.raises(UserError, match="no step 'orpo': choose from prepare, sft, evaluate"):
+        run(recipe, last="orpo", dry_run=True)
+    # Run by hand all the same, it goes on as the whole chain does, and its model can be asked.
+    assert next_command(recipe, "pairs").startswith("uv run tunebook dpo ")
+    with Stage(recipe, "dpo", {}, {}).open() as folder:
+        (folder / "adapter").mkdir()
+    assert model_names(recipe) == ["base", "sft", "dpo"]
+
+
+def test_later_rounds_are_named_by_their_command():
+    recipe = load_recipe(overrides={"pairs.rounds": 2})
+    commands = [next_command(recipe, name).partition(" --set")[0] for name in ("dpo", "pairs-2", "dpo-2")]
+    assert commands == [
+        f"uv run tunebook {words}" for words in ("pairs --round 2", "dpo --round 2", "evaluate")
+    ]
 
 
 def test_a_new_trainer_is_one_row(monkeypatch):

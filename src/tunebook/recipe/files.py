@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from tunebook.recipe.errors import UserError, did_you_mean, first_line, shorten
@@ -29,13 +29,12 @@ def find_file(path: str | Path, folders: Iterable[str | Path] = ()) -> Path:
     Raises UserError when there is none.
     """
     name = str(path)
-    places = [*(ROOT / folder for folder in folders), Path.cwd(), ROOT]
+    places = _places(folders)
     neighbours = []
     try:
-        for folder in places:
-            # An absolute path comes out of each unchanged.
-            if (folder / path).is_file():
-                return (folder / path).resolve()
+        found = find_path(path, folders, Path.is_file)
+        if found:
+            return found.resolve()
         for folder in places:
             parent = (folder / path).parent
             if parent.is_dir():
@@ -44,7 +43,30 @@ def find_file(path: str | Path, folders: Iterable[str | Path] = ()) -> Path:
         raise UserError(f"no file {shorten(name)}: {error.strerror}") from None
     hint = did_you_mean(name, neighbours)
     if not hint and not Path(path).is_absolute():
-        # Each place once, in the order in which it was looked at.
-        names = dict.fromkeys(str(place) for place in places)
-        hint = f" in {' or '.join(names)}"
+        hint = f" in {' or '.join(map(str, places))}"
     raise UserError(f"no file {shorten(name, 200)}{hint}")
+
+
+def find_path(
+    path: str | Path,
+    folders: Iterable[str | Path] = (),
+    there: Callable[[Path], bool] = Path.exists,
+) -> Path | None:
+    """The first place where a file or folder named in a recipe is; None where it is in none.
+
+    Args:
+        path: As it is named.
+        folders: Where to look first, as for `find_file`.
+        there: What counts as being there.
+    """
+    for folder in _places(folders):
+        # An absolute path comes out of each unchanged.
+        if there(folder / path):
+            return folder / path
+    return None
+
+
+def _places(folders: Iterable[str | Path]) -> list[Path]:
+    """Where files are looked for, in order, each place once."""
+    places = [*(ROOT / folder for folder in folders), Path.cwd(), ROOT]
+    return list(dict.fromkeys(places))

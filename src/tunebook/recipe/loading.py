@@ -8,13 +8,14 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from tunebook.recipe.asked import asked_stages, check_rows
 from tunebook.recipe.errors import UserError, did_you_mean, shorten
 from tunebook.recipe.explain import SHORT, explain
 from tunebook.recipe.files import ROOT, find_file
 from tunebook.recipe.layers import leaf_keys, read_layers
 from tunebook.recipe.overrides import PREFIX, from_environment, section_of
 from tunebook.recipe.secrets import check_values
-from tunebook.recipe.sections import DEFAULT, Recipe, asked_stages, check_rows
+from tunebook.recipe.sections import DEFAULT, Recipe
 from tunebook.recipe.trainer_keys import DATACLASSES, trainer_section
 
 
@@ -60,6 +61,7 @@ def load_recipe(
         origins["stages"] = "asked for by the sections"
     parsed.stages = asked_stages(parsed, layers.named)
     check_rows(parsed)
+    parsed.place(parsed.folders)
     parsed._overrides = changes
     parsed._source = source
     parsed._origins = origins

@@ -12,8 +12,6 @@ import json
 import os
 import re
 import shlex
-import typing
-from collections.abc import Container
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -27,8 +25,7 @@ from pydantic import (
     model_validator,
 )
 
-from tunebook.recipe.errors import UserError
-from tunebook.recipe.files import ROOT
+from tunebook.recipe.files import ROOT, find_file, find_path
 from tunebook.recipe.overrides import from_environment
 from tunebook.recipe.trainer_keys import DATACLASSES
 
@@ -43,6 +40,26 @@ class Section(BaseModel):
     """A section of the recipe. Unknown keys are refused."""
 
     model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True, protected_namespaces=())
+    _folders: list[str] = PrivateAttr(default_factory=list)
+
+    def find_file(self, name: str) -> Path:
+        """A file that the section names: beside the recipe, where one works, or in the project.
+
+        Raises UserError when there is none.
+        """
+        return find_file(name, self._folders)
+
+    def find_path(self, name: str) -> Path:
+        """The same for a file, a folder, or what is neither: then the name as it is, from where one works."""
+        return find_path(name, self._folders) or Path(name)
+
+    def place(self, folders: list[str]) -> None:
+        """Tell the section, and those in it, where the recipe lies."""
+        self._folders = folders
+        for value in self.__dict__.values():
+            for section in value if isinstance(value, list) else [value]:
+                if isinstance(section, Section):
+                    section.place(folders)
 
 
 class ModelConfig(Section):
@@ -426,7 +443,7 @@ class Recipe(Section):
     """Decides data, adapter initialisation and batch order, unless a section says otherwise."""
     stages: list[StageName] = []
     """What `tunebook run` trains: `[sft]`, `[dpo]` or `[sft, dpo]`; pairs belong to DPO. By default what the
-    sections ask for (`asked_stages`)."""
+    sections ask for (`asked.py`)."""
     folders: list[str] = []
     """Where files that the recipe names are looked for first. Filled in when it is read: its own folder."""
     model: ModelConfig
@@ -501,52 +518,3 @@ class Recipe(Section):
         """One line: which recipe and run, and what was overridden."""
         changes = ", ".join(f"{key} {old} -> {new}" for key, (old, new) in self.overrides.items())
         return f"recipe {self.name}, run {self.run_dir.name}; overridden: {changes or 'nothing'}"
-
-
-def asked_stages(recipe: Recipe, named: Container[str]) -> list[StageName]:
-    """The stages that a recipe asks for, in their order.
-
-    - `stages` says it, where it is given; DPO brings its pairs.
-    - Else the sections that the recipe names: `sft` asks for SFT; `pairs` or `dpo` ask for pairs and DPO.
-    - Where it names none of the three: SFT if there are data sources, pairs and DPO if there is a
-      `pairs.dataset`.
-
-    Args:
-        recipe: As it was read, with its family's values.
-        named: The sections that its own file names, or what that extends; those of a family default do not
-            count.
-    """
-    asked = set(recipe.stages)
-    if not asked:
-        if "sft" in named:
-            asked.add("sft")
-        if "pairs" in named or "dpo" in named:
-            asked.add("dpo")
-    if not asked:
-        if recipe.data.sources:
-            asked.add("sft")
-        if recipe.pairs.dataset is not None:
-            asked.add("dpo")
-    if "dpo" in asked:
-        asked.add("pairs")
-    return [name for name in typing.get_args(StageName) if name in asked]
-
-
-def check_rows(recipe: Recipe) -> None:
-    """Raises UserError when a stage that the recipe asks for has no rows to work on."""
-    if recipe.data.sources:
-        return
-    example = "`data: {sources: [{path: my.csv}]}`"
-    if not recipe.stages:
-        raise UserError(
-            f"the recipe {recipe.name} names no rows: "
-            f"give it data ({example}) or preference pairs (`pairs: {{dataset: my.jsonl}}`)"
-        )
-    if "sft" in recipe.stages:
-        raise UserError(f"data.sources is missing: SFT needs rows, for example {example}")
-    others = [method for method in recipe.pairs.methods if method != "dataset"]
-    if others:
-        raise UserError(
-            f"data.sources is missing: pairs.methods {others[0]} needs rows ({example}), "
-            "or name a preference set in pairs.dataset"
-        )

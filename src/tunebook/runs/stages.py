@@ -5,11 +5,12 @@ A new trainer is one file in `training/`, one section of the recipe, one noteboo
 
 from __future__ import annotations
 
+import itertools
 import pkgutil
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
-from tunebook.recipe.sections import Recipe
+from tunebook.recipe.sections import Recipe, StageName
 
 
 @dataclass(frozen=True)
@@ -137,22 +138,82 @@ def round_name(name: str, number: int) -> str:
     return name if number == 1 else f"{name}-{number}"
 
 
+def asked_for(recipe: Recipe, spec: StageSpec) -> bool:
+    """Whether a recipe asks for a stage: `recipe.stages` says what is trained (`recipe/asked.py`).
+
+    Without data sources there are no rows to prepare and no held-out items to answer.
+    """
+    if spec.name in get_args(StageName):
+        return spec.name in recipe.stages
+    if spec.name in ("data", "eval"):
+        return bool(recipe.data.sources)
+    return True
+
+
+class Step(NamedTuple):
+    """A stage of the table in one of its rounds."""
+
+    spec: StageSpec
+    round: int = 1
+
+    @property
+    def name(self) -> str:
+        """Its name for `--from` and `--until`: `dpo-2`."""
+        return round_name(self.spec.command, self.round)
+
+    @property
+    def words(self) -> str:
+        """What follows `tunebook` on the command line: `dpo --round 2`."""
+        return self.spec.command if self.round == 1 else f"{self.spec.command} --round {self.round}"
+
+
+def steps(recipe: Recipe, all_stages: bool = False) -> dict[str, Step]:
+    """What `tunebook run` does, in order, by name: what the recipe asks for, pairs and DPO once a round.
+
+    Args:
+        recipe: The recipe.
+        all_stages: Also those that it does not ask for.
+    """
+    todo = []
+    for spec in STAGES.values():
+        if spec.notebook and (all_stages or asked_for(recipe, spec)):
+            todo.append(spec)
+    # Stages with rounds stand side by side in the table: each such group is repeated as a whole.
+    repeated = []
+    for has_rounds, group in itertools.groupby(todo, key=lambda spec: spec.has_rounds):
+        specs = list(group)
+        rounds = recipe.pairs.rounds if has_rounds else 1
+        for number in range(1, rounds + 1):
+            repeated += [Step(spec, number) for spec in specs]
+    return {step.name: step for step in repeated}
+
+
+def next_command(recipe: Recipe, name: str) -> str:
+    """The command line after a step (`prepare`, `dpo-2`): the recipe's next one, at the end the report."""
+    chain = steps(recipe)
+    if name not in chain:  # run by hand, though the recipe does not ask for it
+        chain = steps(recipe, all_stages=True)
+    later = itertools.dropwhile(lambda step: step.name != name, chain.values())
+    following = list(later)[1:]
+    return recipe.command(following[0].words if following else "report")
+
+
 def policy_name(number: int) -> str:
     """The stage whose model a round of pairs and DPO starts from: `sft`, then the round before."""
     return "sft" if number == 1 else round_name("dpo", number - 1)
 
 
 def model_names(recipe: Recipe) -> list[str]:
-    """What can be asked: `base`, `sft`, `dpo` and the later rounds of the recipe or the run folder."""
+    """What can be asked: `base`, `sft`, `dpo` and its later rounds, as the recipe asks or the run folder has."""
     names = ["base"]
     for spec in STAGES.values():
         if not spec.trains:
             continue
-        # A run may have had more rounds than the recipe asks for now.
-        rounds = 1
-        if spec.has_rounds:
-            trained_rounds = len(list(recipe.run_dir.glob(f"{spec.name}*/adapter")))
-            rounds = max(recipe.pairs.rounds, trained_rounds)
+        rounds = 0
+        if asked_for(recipe, spec):
+            rounds = recipe.pairs.rounds if spec.has_rounds else 1
+        # A run may have been trained further than the recipe asks for now.
+        rounds = max(rounds, len(list(recipe.run_dir.glob(f"{spec.name}*/adapter"))))
         for number in range(1, rounds + 1):
             names.append(round_name(spec.name, number))
     return names
