@@ -12,7 +12,7 @@ import typing
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, create_model
+from pydantic import BaseModel, ConfigDict, Field, create_model
 
 from tunebook.recipe.errors import UserError
 
@@ -48,16 +48,21 @@ def trainer_section(section: str) -> type[BaseModel]:
 
     A type that is more than built-in ones is checked by the class itself, later.
     """
-    fields: dict[str, Any] = dict(_UNSLOTH_LORA if section == "lora" else _EARLY_STOPPING)
+    fields: dict[str, Any] = {}
+    for key, kind in (_UNSLOTH_LORA if section == "lora" else _EARLY_STOPPING).items():
+        fields[key] = (kind, "")
     for package, file, name in DATACLASSES[section]:
         fields.update(_dataclass_fields(package, file, name))
-    defined = {key: (kind, None) for key, kind in fields.items() if key not in _OURS}
+    defined = {}
+    for key, (kind, help_text) in fields.items():
+        if key not in _OURS:
+            defined[key] = (kind, Field(None, description=help_text or None))
     config = ConfigDict(extra="forbid", protected_namespaces=(), title=section)
     return create_model(section, __config__=config, **defined)  # type: ignore[call-overload, no-any-return]
 
 
-def _dataclass_fields(package: str, file: str, name: str) -> dict[str, Any]:
-    """The types of a dataclass's fields by name, out of its source."""
+def _dataclass_fields(package: str, file: str, name: str) -> dict[str, tuple[Any, str]]:
+    """The type and the help text of each of a dataclass's fields by name, out of its source."""
     spec = importlib.util.find_spec(package)
     if spec is None or not spec.submodule_search_locations:
         raise UserError(f"{package} is not installed: run `uv sync`")
@@ -68,8 +73,22 @@ def _dataclass_fields(package: str, file: str, name: str) -> dict[str, Any]:
     fields = {}
     for node in body:
         if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
-            fields[node.target.id] = _type(ast.unparse(node.annotation))
+            fields[node.target.id] = (_type(ast.unparse(node.annotation)), _help(node.value))
     return fields
+
+
+def _help(default: ast.expr | None) -> str:
+    """The text in `field(..., metadata={"help": "..."})`; empty where there is none."""
+    if not isinstance(default, ast.Call):
+        return ""
+    metadata = [keyword.value for keyword in default.keywords if keyword.arg == "metadata"]
+    if not metadata or not isinstance(metadata[0], ast.Dict):
+        return ""
+    for key, value in zip(metadata[0].keys, metadata[0].values, strict=True):
+        is_help = isinstance(key, ast.Constant) and key.value == "help"
+        if is_help and isinstance(value, ast.Constant) and isinstance(value.value, str):
+            return " ".join(value.value.split())
+    return ""
 
 
 def _type(annotation: str) -> Any:
