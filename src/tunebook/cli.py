@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import importlib.metadata
 import io
+import json
 import os
 import shlex
 import sys
@@ -35,6 +36,9 @@ app = Typer(
     rich_markup_mode="markdown",
     pretty_exceptions_show_locals=False,  # locals may hold secrets
 )
+
+recipe_app = Typer(no_args_is_help=True, help="Show a recipe with all its values, or the schema of recipes.")
+app.add_typer(recipe_app, name="recipe")
 
 # Options that several commands have.
 RecipeOption = Annotated[
@@ -84,6 +88,7 @@ def program(
 
         uv run tunebook doctor                                what this machine lacks, and for which recipe
         uv run tunebook run                                   the whole chain of the default recipe
+        uv run tunebook recipe show --recipe my.yaml          all values, and where each comes from
         uv run tunebook sft --recipe my.yaml --run trial-2    another recipe, another run folder
         uv run tunebook sft --set sft.learning_rate=2e-4      one value changed
         uv run tunebook chat                                  ask what is trained
@@ -428,6 +433,28 @@ def serve(
     from tunebook.export.export import served
 
     served(_recipe(recipe, run, set_), gguf, port)
+
+
+@recipe_app.command("show")
+def show_recipe(recipe: RecipeOption = None, run: RunOption = None, set_: SetOption = None) -> None:
+    """The whole resolved recipe as YAML, each value with where it comes from: a file's line, an override.
+
+    uv run tunebook recipe show --recipe smollm2-math --set sft.learning_rate=2e-4
+    """
+    from tunebook.recipe.show import shown
+
+    print(shown(_recipe(recipe, run, set_)), end="")
+
+
+@recipe_app.command("schema")
+def print_schema() -> None:
+    """The JSON schema of a recipe, with which editors complete and explain its keys.
+
+    uv run tunebook recipe schema > configs/recipe.schema.json
+    """
+    from tunebook.recipe.schema import recipe_schema
+
+    print(json.dumps(recipe_schema(), indent=1, ensure_ascii=False))
 
 
 @app.command()

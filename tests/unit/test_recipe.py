@@ -155,3 +155,38 @@ def test_documented_fields():
                 name,
             )
     assert inspect.getdoc(loading.load_recipe)
+
+
+SAID_OURSELVES = [
+    ("lora.rank=8", "unknown key lora.rank, did you mean lora.r?"),
+    ("lora.alpha=8", "unknown key lora.alpha, did you mean lora.lora_alpha?"),
+    ("lora.dropout=0", "unknown key lora.dropout, did you mean lora.lora_dropout?"),
+    ("sft.lr=1e-4", "unknown key sft.lr, did you mean sft.learning_rate?"),
+    ("dpo.epochs=2", "unknown key dpo.epochs, did you mean dpo.num_train_epochs?"),
+    ("sft.optimizer=x", "unknown key sft.optimizer, did you mean sft.optim?"),
+    ("model.name=x", "unknown key model.name, did you mean model.base?"),
+    ("lr=1e-4", "unknown key lr, did you mean sft.learning_rate or dpo.learning_rate?"),
+    ("dop.beta=1", "unknown key dop, did you mean dpo?"),
+    ("training.x=1", "unknown key training; a recipe has extends, name,"),
+    ("data.sources=my.csv", "data.sources: should be a list; a source is a mapping such as {path: my.csv}"),
+    ("data.sources={path: my.csv}", "data.sources: should be a list; a source is a mapping"),
+    ("data.sources=[my.csv]", "data.sources.0: a source is a mapping such as {path: my.csv} (it is my.csv)"),
+    (
+        "data.sources=[{format: csv, path: my.csv}]",
+        "data.sources.0.format: csv is a kind of file, which is read off `path`; the format says which columns",
+    ),
+    ("data.sources=[{format: alpca, path: my.csv}]", "(it is alpca), did you mean alpaca?"),
+    ("data.sources=[{format: 3, path: my.csv}]", "data.sources.0.format: should be one of"),
+    ("sft=fast", "sft: should be a section of keys and values (it is fast)"),
+    ("model=x", "model: should be a section of keys and values (it is x)"),
+]
+
+
+@pytest.mark.parametrize(("item", "message"), SAID_OURSELVES)
+def test_errors_in_our_own_words(item, message):
+    with pytest.raises(UserError) as error:
+        load_recipe(overrides=parse_set([item]))
+    assert message in str(error.value)
+    # None of pydantic's words for what it does inside.
+    for word in ("discriminator", "Input tag", "validation", "dictionary", "instance", "\n"):
+        assert word not in str(error.value)

@@ -57,8 +57,11 @@ def load_recipe(
             setattr(parsed, title, arguments.model_dump(exclude_unset=True))
     except ValidationError as error:
         raise UserError(f"recipe {path.stem}: {explain(error, origins, path)}") from None
+    origins["extends"] = "each value stands below"
     if not parsed.stages:
         origins["stages"] = "asked for by the sections"
+    if parsed.pairs.dataset is not None:
+        origins.setdefault("pairs.methods", "as pairs.dataset is named")
     parsed.stages = asked_stages(parsed, layers.named)
     check_rows(parsed)
     parsed.place(parsed.folders)

@@ -22,7 +22,7 @@ def recipe_schema() -> dict[str, Any]:
 
     No key of a section is required in a file: it may come from what the file extends.
     """
-    schema = _without_titles(Recipe.model_json_schema())
+    schema: dict[str, Any] = _without_titles(Recipe.model_json_schema())
     properties = schema["properties"]
     for name in DATACLASSES:
         properties[name] = _trainer_schema(name) | {"description": properties[name]["description"]}
@@ -37,7 +37,7 @@ def recipe_schema() -> dict[str, Any]:
 
 def _trainer_schema(section: str) -> dict[str, Any]:
     """The schema of `lora`, `sft` or `dpo`, with the help texts of PEFT, transformers and TRL."""
-    schema = _without_titles(trainer_section(section).model_json_schema())
+    schema: dict[str, Any] = _without_titles(trainer_section(section).model_json_schema())
     for key, value in schema["properties"].items():
         value.pop("default", None)  # ours, which only says that the key may be left out
         schema["properties"][key] = _or_null(value)

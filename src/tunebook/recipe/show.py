@@ -1,6 +1,6 @@
 """The whole resolved recipe as YAML, each value with where it comes from.
 
-    uv run tunebook recipe show --recipe smollm2-math
+uv run tunebook recipe show --recipe smollm2-math
 """
 
 from __future__ import annotations

@@ -204,7 +204,7 @@ def policy_name(number: int) -> str:
 
 
 def model_names(recipe: Recipe) -> list[str]:
-    """What can be asked: `base`, `sft`, `dpo` and its later rounds, as the recipe asks or the run folder has."""
+    """What can be asked: `base`, and what the recipe asks for or the run folder has: `sft`, `dpo`, ..."""
     names = ["base"]
     for spec in STAGES.values():
         if not spec.trains:
