@@ -8,6 +8,7 @@ And every row ends somewhere. 20 times as many cases as in CI:
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import tempfile
 import threading
@@ -29,6 +30,7 @@ from fuzzing import (
 )
 from hypothesis import example, given
 from hypothesis import strategies as st
+from PIL import Image
 
 from tunebook.data import clean, images
 from tunebook.data.formats import Prompts
@@ -179,6 +181,21 @@ def test_rows_of_preference_sets(found):
 # Images
 
 PICTURES = {}
+for _kind, _mode in (
+    ("PNG", "RGBA"),
+    ("PNG", "1"),
+    ("JPEG", "CMYK"),
+    ("GIF", "P"),
+    ("TIFF", "CMYK"),
+    ("BMP", "RGB"),
+    ("WEBP", "RGB"),
+):
+    _out = io.BytesIO()
+    _frames = [Image.new(_mode, (9, 7), i) for i in range(2)]
+    _frames[0].save(
+        _out, _kind, **({"save_all": True, "append_images": _frames[1:]} if _kind in ("GIF", "WEBP") else {})
+    )
+    PICTURES[_kind, _mode] = _out.getvalue()
 EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\nshowpage\n"
 
 
