@@ -173,7 +173,7 @@ SAID_OURSELVES = [
     ("data.sources=[my.csv]", "data.sources.0: a source is a mapping such as {path: my.csv} (it is my.csv)"),
     (
         "data.sources=[{format: csv, path: my.csv}]",
-        "data.sources.0.format: csv is a kind of file, which is read off `path`; the format says which columns",
+        "data.sources.0.format: csv is a kind of file, which is read off `path`; the format says which",
     ),
     ("data.sources=[{format: alpca, path: my.csv}]", "(it is alpca), did you mean alpaca?"),
     ("data.sources=[{format: 3, path: my.csv}]", "data.sources.0.format: should be one of"),
