@@ -39,7 +39,7 @@ class Command:
         log: Path,
         cwd: Path = Path(),
         env: dict[str, str] | None = None,
-        **how: int | str,
+        **options: int | str,
     ) -> None:
         """`file_size`: no file may grow beyond so many bytes.
 
@@ -49,12 +49,8 @@ class Command:
         self.log = log
         self.connection = socket.socket(socket.AF_UNIX)
         self.connection.connect(server)
-        request = {
-            "argv": argv,
-            "env": dict(os.environ) | (env or {}),
-            "cwd": str(cwd.resolve()),
-            "log": str(log),
-        } | how
+        environment = dict(os.environ) | (env or {})
+        request = {"argv": argv, "env": environment, "cwd": str(cwd.resolve()), "log": str(log), **options}
         self.connection.sendall(json.dumps(request).encode() + b"\n")
         self.pid = int(self._line())
         self.started = time.monotonic()
@@ -146,30 +142,31 @@ def _serve(address: str) -> None:
 
 
 def _attend(connection: socket.socket) -> None:
-    """Fork the command and tell its pid and its end; whoever asked for it is gone: kill it."""
+    """Fork the command and tell its pid and its end; when whoever asked for it is gone, kill it."""
     request = json.loads(connection.makefile().readline())
-    said, out = os.pipe()  # not the log itself, which a limit on the size of files would cut
+    # The output goes through a pipe, because a limit on the size of files would cut the log itself.
+    output, out = os.pipe()
     pid = os.fork()
     if pid == 0:
         connection.close()
         _become(request, out)
     connection.sendall(f"{pid}\n".encode())
     log = os.open(request["log"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-    os.set_blocking(said, False)
+    os.set_blocking(output, False)
     while True:
-        done, status, used = os.wait4(pid, os.WNOHANG)
+        ended, status, used = os.wait4(pid, os.WNOHANG)
         with contextlib.suppress(BlockingIOError):
-            while text := os.read(said, 2**16):
+            while text := os.read(output, 2**16):
                 os.write(log, text)
-        if done:
+        if ended:
+            cpu_seconds = used.ru_utime + used.ru_stime
             with contextlib.suppress(OSError):
-                connection.sendall(
-                    f"{os.waitstatus_to_exitcode(status)} {used.ru_utime + used.ru_stime:.2f}\n".encode()
-                )
+                connection.sendall(f"{os.waitstatus_to_exitcode(status)} {cpu_seconds:.2f}\n".encode())
             os._exit(0)
         if select.select([connection], [], [], 0.01)[0]:
-            asked = connection.recv(16)
-            os.kill(pid, int(asked) if asked else signal.SIGKILL)
+            # A signal to hand on, or nothing more to read: the other side is gone.
+            number = connection.recv(16)
+            os.kill(pid, int(number) if number else signal.SIGKILL)
 
 
 CHANGES = {"os.rename", "os.remove", "os.mkdir", "os.rmdir", "shutil.rmtree"}
@@ -194,50 +191,67 @@ def count_changes(folder: str, kill_at: int) -> list[str]:
 
 
 def _become(request: dict[str, Any], out: int) -> None:
+    """In the forked process: be the command, from its environment to its exit code."""
     os.setsid()
     signal.signal(signal.SIGINT, signal.default_int_handler)
     os.environ.clear()
     os.environ.update(request["env"])
     os.chdir(request["cwd"])
-    if "stdin" in request:
-        os.dup2(os.open(request["stdin"], os.O_RDONLY), 0)
-        sys.stdin = os.fdopen(0)
-    os.dup2(out, 1)
-    os.dup2(out, 2)
-    sys.stdout, sys.stderr = (os.fdopen(fd, "w", buffering=1) for fd in (1, 2))
-    if limit := request.get("file_size"):
-        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
-    sys.argv = {"kernel": ["ipykernel_launcher", "-f"], "python": []}.get(
-        request["argv"][0], ["tunebook", request["argv"][0]]
-    ) + request["argv"][1:]
-    seen = count_changes(request["watch"], request.get("kill_at", 0)) if "watch" in request else []
-    for name in [name for name in sys.modules if name.partition(".")[0] == "tunebook"]:
-        del sys.modules[name]
-    code = 0
-    try:
-        if request["argv"][0] == "python":
-            runpy.run_path(sys.argv[0], run_name="__main__")
-        elif request["argv"][0] == "kernel":
-            from ipykernel.kernelapp import launch_new_instance
-
-            launch_new_instance()
-        else:
-            from tunebook.cli import main
-
-            main()
-    except SystemExit as end:
-        code = end.code if isinstance(end.code, int) else 1 if end.code else 0
-    except BaseException:
-        traceback.print_exc()
-        code = 1
+    _redirect(request.get("stdin"), out)
+    if "file_size" in request:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # a write fails instead
+        resource.setrlimit(resource.RLIMIT_FSIZE, (request["file_size"], request["file_size"]))
+    changes: list[str] = []
+    if "watch" in request:
+        changes = count_changes(request["watch"], request.get("kill_at", 0))
+    for name in list(sys.modules):
+        if name.partition(".")[0] == "tunebook":
+            del sys.modules[name]
+    code = _exit_code(*request["argv"])
     atexit._run_exitfuncs()
     if "watch" in request:
-        print(f"\nchanges: {len(seen)}")
+        print(f"\nchanges: {len(changes)}")
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError, ValueError):
             stream.flush()
     os._exit(code)
+
+
+def _redirect(stdin: str | None, out: int) -> None:
+    """Read from a file, write to the pipe."""
+    if stdin:
+        os.dup2(os.open(stdin, os.O_RDONLY), 0)
+        sys.stdin = os.fdopen(0)
+    os.dup2(out, 1)
+    os.dup2(out, 2)
+    sys.stdout = os.fdopen(1, "w", buffering=1)
+    sys.stderr = os.fdopen(2, "w", buffering=1)
+
+
+def _exit_code(first: str, *rest: str) -> int:
+    """Run a script (`python FILE ...`), a kernel (`kernel FILE`) or `tunebook ...` to its end."""
+    try:
+        if first == "python":
+            sys.argv = list(rest)
+            runpy.run_path(rest[0], run_name="__main__")
+        elif first == "kernel":
+            from ipykernel.kernelapp import launch_new_instance
+
+            sys.argv = ["ipykernel_launcher", "-f", *rest]
+            launch_new_instance()
+        else:
+            sys.argv = ["tunebook", first, *rest]
+            from tunebook.cli import main
+
+            main()
+    except SystemExit as end:
+        if isinstance(end.code, int):
+            return end.code
+        return 1 if end.code else 0
+    except BaseException:
+        traceback.print_exc()
+        return 1
+    return 0
 
 
 def _ask(address: str, *argv: str) -> None:

@@ -12,7 +12,7 @@ SECONDS = 240
 
 
 def tunebook(*args: str, when: Callable[[], bool], env: dict[str, str] | None = None) -> str:
-    """Run `tunebook ...` and end it by SIGKILL as soon as `when` holds; returns what it said.
+    """Run `tunebook ...` and end it by SIGKILL as soon as `when` holds; returns what it printed.
 
     Fails when it ends before that.
     """
@@ -28,6 +28,6 @@ def tunebook(*args: str, when: Callable[[], bool], env: dict[str, str] | None = 
         process.kill()
         process.wait()
         out.seek(0)
-        said = out.read()
-    assert ended is None and when(), said[-2000:]
-    return said
+        output = out.read()
+    assert ended is None and when(), output[-2000:]
+    return output
