@@ -20,26 +20,28 @@ def add_lora(model: Any, recipe: Recipe) -> Any:
     """Put a fresh LoRA adapter on a base model, initialised from the recipe's seed."""
     from unsloth import FastModel
 
-    given = {"random_state": recipe.seed, "use_gradient_checkpointing": False, **recipe.lora}
+    settings = {"random_state": recipe.seed, "use_gradient_checkpointing": False, **recipe.lora}
     if on_cpu() and hasattr(model.config, "vision_config"):
-        given["target_modules"] = _scope(model, given)
+        settings["target_modules"] = _target_modules(model, settings)
     if on_cpu() and recipe.model.share_prompts:
         shared_prefixes.share(model)
-    return FastModel.get_peft_model(model, **given)
+    return FastModel.get_peft_model(model, **settings)
 
 
-def _scope(model: Any, given: dict[str, Any]) -> str:
-    """The layers that the `finetune_*` switches choose, as the GPU backend chooses them; the CPU backend ignores the switches, and
-    would train the audio tower too."""
+def _target_modules(model: Any, settings: dict[str, Any]) -> str:
+    """The layers that the `finetune_*` switches choose, as a regular expression over module names.
+
+    The GPU backend chooses them like this. The CPU backend ignores the switches, and would train the audio
+    tower too.
+    """
     from unsloth_zoo.peft_utils import get_peft_regex
 
-    targets = given.get("target_modules")
+    targets = settings.get("target_modules")
     if isinstance(targets, str) and targets != "all-linear":
         return targets
-    switches = {key: value for key, value in given.items() if key.startswith("finetune_")}
-    return str(
-        get_peft_regex(model, **switches, target_modules=targets if isinstance(targets, list) else None)
-    )
+    switches = {key: value for key, value in settings.items() if key.startswith("finetune_")}
+    names = targets if isinstance(targets, list) else None
+    return str(get_peft_regex(model, **switches, target_modules=names))
 
 
 def restore_lora(model: Any, path: Path) -> Any:
@@ -57,21 +59,24 @@ def restore_lora(model: Any, path: Path) -> Any:
         raise UserError(
             f"no whole adapter_model.safetensors in {path} ({first_line(error)}): train it again"
         ) from None
-    saved, fresh = read_json(path / "adapter_config.json"), model.peft_config[model.active_adapter]
-    odd = [
-        f"{k} was {saved[k]}"
-        for k in ("r", "lora_alpha", "use_rslora")
-        if saved.get(k, getattr(fresh, k)) != getattr(fresh, k)
-    ]
+
+    differences = []
+    # These three change what the same weights do, and do not show in the shapes.
+    saved = read_json(path / "adapter_config.json")
+    fresh = model.peft_config[model.active_adapter]
+    for name in ("r", "lora_alpha", "use_rslora"):
+        if name in saved and saved[name] != getattr(fresh, name):
+            differences.append(f"{name} was {saved[name]}")
     try:
-        found = set_peft_model_state_dict(model, weights)
-        odd += [k for k in (*found.missing_keys, *found.unexpected_keys) if "lora_" in k]
-    except RuntimeError as error:
-        odd.append(str(error))
-    if odd:
+        result = set_peft_model_state_dict(model, weights)
+        names = (*result.missing_keys, *result.unexpected_keys)
+        differences += [name for name in names if "lora_" in name]
+    except RuntimeError as error:  # tensors of another shape
+        differences.append(str(error))
+    if differences:
         raise UserError(
-            f"the adapter in {path} does not fit the recipe's lora section ({odd[0][:80]}): give it as it was, or train it again with "
-            "`uv run tunebook sft`"
+            f"the adapter in {path} does not fit the recipe's lora section ({differences[0][:80]}): "
+            "give it as it was, or train it again with `uv run tunebook sft`"
         )
     return model
 
@@ -86,17 +91,15 @@ def load_adapters(model: Any, adapters: dict[str, Path]) -> Any:
     from peft import PeftModel
 
     for name, path in adapters.items():
-        if not (
-            path / "adapter_model.safetensors"
-        ).is_file():  # PEFT would take a pickled adapter_model.bin in its place
+        # Without this file PEFT would take a pickled adapter_model.bin in its place.
+        if not (path / "adapter_model.safetensors").is_file():
             raise UserError(f"no adapter_model.safetensors in {path}: train it again")
         intact(path)
+        options = {"adapter_name": name, "autocast_adapter_dtype": False}
         if isinstance(model, PeftModel):
-            model.load_adapter(str(path), adapter_name=name, autocast_adapter_dtype=False)
+            model.load_adapter(str(path), **options)
         else:
-            model = PeftModel.from_pretrained(
-                model, str(path), adapter_name=name, autocast_adapter_dtype=False
-            )
+            model = PeftModel.from_pretrained(model, str(path), **options)
     return model
 
 
@@ -108,28 +111,34 @@ def use_adapter(model: Any, name: str | None) -> Iterator[Any]:
     FastModel.for_inference(model)
     if name is not None:
         model.set_adapter(name)
-    with (
-        model.disable_adapter()
-        if name is None and hasattr(model, "disable_adapter")
-        else contextlib.nullcontext()
-    ):
+        yield model
+    elif hasattr(model, "disable_adapter"):
+        with model.disable_adapter():
+            yield model
+    else:
         yield model
 
 
 def save_adapter(model: Any, tokenizer: Any, folder: Path) -> None:
-    """Adapter (safetensors) and tokenizer. TRL's frozen `ref` adapter, if there, is left out, and so are embeddings that were not trained
-    (not in `modules_to_save`): Unsloth on a GPU adds a padding token to a vocabulary that has none, and PEFT would save them for that.
+    """Write adapter (safetensors) and tokenizer.
 
     Of several processes all must call it (a sharded model is gathered from all); the first one writes.
     """
-    how = {"safe_serialization": True, "save_embedding_layers": False, "is_main_process": rank() == 0}
-    model.save_pretrained(folder, selected_adapters=["default"], **how)
+    model.save_pretrained(
+        folder,
+        selected_adapters=["default"],  # without the frozen copy that TRL keeps under the name `ref`
+        safe_serialization=True,
+        # Unsloth on a GPU adds a padding token to a vocabulary that has none, and PEFT would save all
+        # embeddings for that. Those that are trained are in `modules_to_save` and saved anyway.
+        save_embedding_layers=False,
+        is_main_process=rank() == 0,
+    )
     if rank() == 0:
         tokenizer.save_pretrained(folder)
 
 
 def save_merged(model: Any, tokenizer: Any, folder: Path) -> None:
-    """The base with its adapter merged into it, in 16 bit (safetensors), and tokenizer.
+    """Write the base with its adapter merged into it, in 16 bit (safetensors), and the tokenizer.
 
     `model` comes from `add_lora`: Unsloth ties its save function to that, on either backend.
     """
@@ -137,8 +146,7 @@ def save_merged(model: Any, tokenizer: Any, folder: Path) -> None:
 
 
 def load_stages(recipe: Recipe, names: Iterable[str]) -> tuple[Any, Any]:
-    """The base model, once, with the adapters of the stages on it."""
+    """The base model, once, with the adapters of the stages on it; and the tokenizer."""
     model, tokenizer = loading.load(recipe)
-    return load_adapters(
-        model, {name: recipe.run_dir / name / "adapter" for name in names if name != "base"}
-    ), tokenizer
+    adapters = {name: recipe.run_dir / name / "adapter" for name in names if name != "base"}
+    return load_adapters(model, adapters), tokenizer

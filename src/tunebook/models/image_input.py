@@ -29,31 +29,28 @@ class BadImage(ValueError):
 
 
 def read(source: Path | bytes, max_size: int | None = None) -> Image.Image:
-    """An image as RGB, upright, on white where it is transparent, its longer side at most `max_size` pixels (never enlarged).
+    """An image as RGB, upright, on white where it is transparent.
+
+    Args:
+        source: A file, or its content.
+        max_size: Pixels of the longer side at most. Smaller images are never enlarged.
 
     Raises BadImage for a file that is missing, empty, cut short, no image, or too large to be decoded safely.
     """
-    try:
-        if not isinstance(source, bytes) and source.stat().st_size > MAX_BYTES:
-            raise BadImage("image too large", f"{source.stat().st_size} bytes")
-        data = source if isinstance(source, bytes) else source.read_bytes()
-    except OSError as error:
-        raise BadImage("image missing", first_line(error)) from None
-    if not data:
-        raise BadImage("image empty", "0 bytes")
+    data = _read_bytes(source)
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             if image.width * image.height > (Image.MAX_IMAGE_PIXELS or 0):
                 raise BadImage("image too large", f"{image.width} x {image.height} pixels")
-            found = ImageOps.exif_transpose(image)
-            if (
-                found.has_transparency_data
-            ):  # converted directly, black lines on nothing become black on black
-                found = Image.alpha_composite(Image.new("RGBA", found.size, "white"), found.convert("RGBA"))
-            found = found.convert("RGB")
+            upright = ImageOps.exif_transpose(image)
+            if upright.has_transparency_data:
+                # Converted directly, black lines on nothing become black on black.
+                white = Image.new("RGBA", upright.size, "white")
+                upright = Image.alpha_composite(white, upright.convert("RGBA"))
+            rgb = upright.convert("RGB")
             if max_size:
-                found.thumbnail((max_size, max_size), Image.Resampling.LANCZOS)
-            return found
+                rgb.thumbnail((max_size, max_size), Image.Resampling.LANCZOS)
+            return rgb
     except Image.DecompressionBombError as error:
         raise BadImage("image too large", first_line(error)) from None
     except UnidentifiedImageError:
@@ -62,6 +59,21 @@ def read(source: Path | bytes, max_size: int | None = None) -> Image.Image:
         raise
     except Exception as error:  # a decoder may raise anything at bytes that are none of its own
         raise BadImage("image damaged", first_line(error)) from None
+
+
+def _read_bytes(source: Path | bytes) -> bytes:
+    try:
+        if isinstance(source, bytes):
+            data = source
+        elif source.stat().st_size > MAX_BYTES:
+            raise BadImage("image too large", f"{source.stat().st_size} bytes")
+        else:
+            data = source.read_bytes()
+    except OSError as error:
+        raise BadImage("image missing", first_line(error)) from None
+    if not data:
+        raise BadImage("image empty", "0 bytes")
+    return data
 
 
 def open_all(paths: Iterable[str]) -> list[Image.Image]:
@@ -85,26 +97,30 @@ class TokenCounter:
     """Tokens that images add to a rendered prompt, by asking the processor once for each size of image."""
 
     def __init__(self, processor: Any) -> None:
-        self.processor, self._known = processor, dict[tuple[int, int], tuple[int, int]]()
+        self.processor = processor
+        self._counts: dict[tuple[int, int], tuple[int, int]] = {}
+        """Of an image's size: tokens added, and those of them that stand for the image itself."""
 
     def added(self, paths: Iterable[str | Path]) -> int:
         """Tokens beyond the one placeholder that the chat template writes for each image."""
-        return sum(self._ask(size)[0] for size in map(image_size, paths))
+        return sum(self._count(path)[0] for path in paths)
 
     def soft(self, paths: Iterable[str | Path]) -> int:
         """Tokens that stand for the images themselves (`image_token_id`), without what frames them."""
-        return sum(self._ask(size)[1] for size in map(image_size, paths))
+        return sum(self._count(path)[1] for path in paths)
 
-    def _ask(self, size: tuple[int, int]) -> tuple[int, int]:
-        if size not in self._known:
+    def _count(self, path: str | Path) -> tuple[int, int]:
+        size = image_size(path)
+        if size not in self._counts:
             parts = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "?"}]}]
             text = self.processor.apply_chat_template(parts, tokenize=False)
-            whole = self.processor(
-                text=[text], images=[[Image.new("RGB", size, "white")]], add_special_tokens=False
-            )["input_ids"][0]
-            added = len(whole) - len(self.processor.tokenizer(text, add_special_tokens=False)["input_ids"])
-            self._known[size] = added, list(whole).count(self.processor.image_token_id)
-        return self._known[size]
+            image = Image.new("RGB", size, "white")
+            with_image = self.processor(text=[text], images=[[image]], add_special_tokens=False)
+            tokens = list(with_image["input_ids"][0])
+            text_only = self.processor.tokenizer(text, add_special_tokens=False)["input_ids"]
+            added = len(tokens) - len(text_only)
+            self._counts[size] = (added, tokens.count(self.processor.image_token_id))
+        return self._counts[size]
 
 
 def image_size(path: str | Path) -> tuple[int, int]:

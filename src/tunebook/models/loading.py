@@ -1,6 +1,6 @@
-"""Models in and out: the embedded model, any folder or hub id, a LoRA adapter on top. Unsloth's `FastModel` throughout.
+"""Models in and out: the embedded model, any folder or hub id, through Unsloth's `FastModel`.
 
-`import unsloth` takes 20 s and more and must come before trl, transformers and peft, so it happens inside the
+`import unsloth` takes 20 s and more and must come before trl, transformers and peft. It happens inside the
 functions here and nowhere at package import.
 """
 
@@ -17,42 +17,35 @@ from tunebook.recipe.sections import ModelConfig, Recipe
 
 
 def load(recipe: Recipe) -> tuple[Any, Any]:
-    """The recipe's base model and its tokenizer (of a model that sees images: its processor), through Unsloth's `FastModel`.
+    """The recipe's base model and its tokenizer, or its processor for a model that sees images.
 
-    Every precision flag is given: Unsloth's defaults differ between its GPU and CPU backends.
+    Raises UserError when there are no whole safetensors weights.
     """
     backend()
-    import torch
     from safetensors import SafetensorError
     from unsloth import FastModel
 
-    config: ModelConfig = recipe.model
-    checkpointing = recipe.lora.get("use_gradient_checkpointing", False)
+    config = recipe.model
     attention.register()
-    how = (
-        "eager"
-        if config.attn_implementation == attention.NAME and not on_cpu()
-        else config.attn_implementation
-    )
     try:
         model, tokenizer = FastModel.from_pretrained(
             model_name=resolve(config.base),
             max_seq_length=config.max_seq_length,
-            dtype=getattr(torch, config.dtype) if config.dtype else None,
             load_in_4bit=config.load_in_4bit,
             revision=config.revision,
-            use_gradient_checkpointing=checkpointing,
+            use_gradient_checkpointing=recipe.lora.get("use_gradient_checkpointing", False),
             trust_remote_code=False,
-            use_safetensors=True,  # else transformers takes pickled weights (pytorch_model.bin) where there are no others
-            **({"attn_implementation": how} if how else {}),
+            # Else transformers takes pickled weights (pytorch_model.bin) where there are no others.
+            use_safetensors=True,
+            **_precision_and_attention(config),
         )
     except (OSError, SafetensorError) as error:
         raise UserError(
-            f"model.base: {config.base} cannot be loaded, its weights must be whole safetensors files ({first_line(error)})"
+            f"model.base: {config.base} cannot be loaded, its weights must be whole safetensors files "
+            f"({first_line(error)})"
         ) from None
-    if hasattr(model.config, "vision_config") and not hasattr(
-        tokenizer, "image_processor"
-    ):  # the CPU backend gives a plain tokenizer
+    if hasattr(model.config, "vision_config") and not hasattr(tokenizer, "image_processor"):
+        # Unsloth's CPU backend gives a plain tokenizer.
         from transformers import AutoProcessor
 
         tokenizer = AutoProcessor.from_pretrained(resolve(config.base), revision=config.revision)
@@ -62,9 +55,26 @@ def load(recipe: Recipe) -> tuple[Any, Any]:
     return model, tokenizer
 
 
+def _precision_and_attention(config: ModelConfig) -> dict[str, Any]:
+    """Precision is always given: Unsloth's defaults differ between its GPU and CPU backends."""
+    import torch
+
+    options: dict[str, Any] = {"dtype": getattr(torch, config.dtype) if config.dtype else None}
+    name = config.attn_implementation
+    if name == attention.NAME and not on_cpu():
+        name = "eager"
+    if name:
+        options["attn_implementation"] = name
+    return options
+
+
 def _end_turns(model: Any, token: int) -> None:
-    """Stop generation at this token, and still at the model's own (as Qwen's chat models do); merged exports keep both."""
-    own = model.generation_config.eos_token_id
-    others = own if isinstance(own, list) else [own]
-    model.generation_config.eos_token_id = [token, *(other for other in others if other not in (token, None))]
+    """Stop generation at this token, and still at the model's own (as Qwen's chat models do).
+
+    Merged exports keep both.
+    """
+    before = model.generation_config.eos_token_id
+    others = before if isinstance(before, list) else [before]
+    ends = [token] + [other for other in others if other not in (token, None)]
+    model.generation_config.eos_token_id = ends
     model.config.eos_token_id = token

@@ -12,42 +12,50 @@ from tunebook.recipe.sections import ModelConfig
 
 
 def control_tokens(tokenizer: Any) -> list[str]:
-    """A tokenizer's own control tokens, such as `<|im_end|>`."""
-    return sorted(
-        {t.content for t in tokenizer.added_tokens_decoder.values() if t.special and t.content.strip()},
-        key=len,
-        reverse=True,
-    )
+    """A tokenizer's own control tokens, such as `<|im_end|>`, longest first."""
+    texts = set()
+    for token in tokenizer.added_tokens_decoder.values():
+        if token.special and token.content.strip():
+            texts.add(token.content)
+    return sorted(texts, key=len, reverse=True)
 
 
 def load_tokenizer(config: ModelConfig, images: bool = False) -> Any:
-    """The base model's tokenizer (or, for `images`, its processor), without loading the model or importing Unsloth.
+    """The base model's tokenizer (or, for `images`, its processor), without importing Unsloth.
 
-    Raises UserError when there is no such model, or when it sees no images.
+    Raises UserError when there is no such model.
     """
     backend.set_environment()
     from transformers import AutoProcessor, AutoTokenizer
 
+    auto = AutoProcessor if images else AutoTokenizer
     try:
-        tok = (AutoProcessor if images else AutoTokenizer).from_pretrained(
-            builtin.resolve(config.base), revision=config.revision
-        )
+        tokenizer = auto.from_pretrained(builtin.resolve(config.base), revision=config.revision)
     except (OSError, ValueError) as error:
         raise UserError(f"model.base: {_no_model(config.base, error)}") from None
-    chat_template.fit_tokenizer(tok, config)
-    return tok
+    chat_template.fit_tokenizer(tokenizer, config)
+    return tokenizer
 
 
 def _no_model(base: str, error: Exception) -> str:
     if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", base):
         return f"there is no folder {base}, and it is no hub id such as user/name"
     if os.environ.get("HF_HUB_OFFLINE") == "1":
-        return f"{base} is not on this disk, and HF_HUB_OFFLINE=1 forbids fetching it: unset that, or give a folder"
-    return f"no model at {base!r} ({first_line(error)}); look at the name, log in with `hf auth login` if it is gated, or give a folder"
+        return (
+            f"{base} is not on this disk, and HF_HUB_OFFLINE=1 forbids fetching it: unset that, "
+            "or give a folder"
+        )
+    return (
+        f"no model at {base!r} ({first_line(error)}); look at the name, "
+        "log in with `hf auth login` if it is gated, or give a folder"
+    )
 
 
 def image_counter(config: ModelConfig) -> image_input.TokenCounter:
-    """Counts image tokens as the base model's processor makes them. Raises UserError when the model sees no images."""
+    """Counts image tokens as the base model's processor makes them.
+
+    Raises UserError when the model sees no images.
+    """
     processor = load_tokenizer(config, images=True)
     if not hasattr(processor, "image_processor"):
         raise UserError(f"the data have images, but {config.base} sees none: choose another model.base")
