@@ -15,7 +15,6 @@ SIDES = {
     "tunebook": {},
     "stock TRL + PEFT": {},
     "stock, adapter in bfloat16": {},
-    "without model.share_prompts": {"model.share_prompts": False},
     "with model.attn_implementation eager": {"model.attn_implementation": "eager"},
 }
 

@@ -157,7 +157,7 @@ def work(section: str, name: str, settings: dict[str, Any], turns: int, steps: i
     if section == "dpo":
         config, trainer_class, extra = trl.DPOConfig, trl.DPOTrainer, {"ref_model": None}
     args = arguments.trainer_arguments(config, recipe, section, Path(folder) / name)
-    model, tokenizer = our_model(recipe) if ours else stock_model(recipe, STOCK[name])
+    model, tokenizer = our_model(recipe, section) if ours else stock_model(recipe, STOCK[name])
     trainer = trainer_class(
         model=model,
         args=args,
@@ -188,10 +188,13 @@ def rows(recipe: Any, section: str) -> Any:
     return train.map(flawed, remove_columns=["completion"])
 
 
-def our_model(recipe: Any) -> Any:
+def our_model(recipe: Any, section: str) -> Any:
     from tunebook.models import adapters, loading
+    from tunebook.models.cpu.shared_prefixes import share_prefixes
 
     model, tokenizer = loading.load(recipe)
+    if section == "dpo" and recipe.model.share_prompts:
+        share_prefixes(model)
     return adapters.add_lora(model, recipe), tokenizer
 
 

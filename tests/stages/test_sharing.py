@@ -57,7 +57,7 @@ def test_loss_logits_and_gradients_are_those_of_the_plain_forward(start):
     rows = [system + tail for tail in tails]
     assert shared_prefixes.plan(rows).ends != [start]
     plain = loss_and_gradients(model, rows)
-    shared_prefixes.share(model)
+    shared_prefixes.share_prefixes(model)
     calls = []
     own = type(model.model).forward
     model.model.layers[0].register_forward_pre_hook(
@@ -80,7 +80,7 @@ def test_generation_and_gradient_checkpointing_keep_the_plain_forward():
     import torch
 
     model = small_llama()
-    shared_prefixes.share(model)
+    shared_prefixes.share_prefixes(model)
     ids = torch.tensor([[1, 2, 3], [1, 2, 4]])
     assert (
         model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=True).past_key_values is not None
@@ -94,7 +94,7 @@ def test_generation_and_gradient_checkpointing_keep_the_plain_forward():
     model.config.model_type = "gemma3"
     other = small_llama()
     other.config.model_type = "gemma3"
-    shared_prefixes.share(other)
+    shared_prefixes.share_prefixes(other)
     assert "forward" not in vars(other.model)
 
 

@@ -9,7 +9,6 @@ from typing import Any
 
 from tunebook.models import loading
 from tunebook.models.backend import on_cpu
-from tunebook.models.cpu import shared_prefixes
 from tunebook.recipe.errors import UserError, first_line
 from tunebook.recipe.sections import Recipe
 from tunebook.runs.files import intact, read_json
@@ -23,8 +22,6 @@ def add_lora(model: Any, recipe: Recipe) -> Any:
     settings = {"random_state": recipe.seed, "use_gradient_checkpointing": False, **recipe.lora}
     if on_cpu() and hasattr(model.config, "vision_config"):
         settings["target_modules"] = _target_modules(model, settings)
-    if on_cpu() and recipe.model.share_prompts:
-        shared_prefixes.share(model)
     return FastModel.get_peft_model(model, **settings)
 
 

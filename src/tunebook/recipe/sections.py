@@ -78,8 +78,8 @@ class ModelConfig(Section):
     """None: the library's choice. `grouped` is the fastest on a CPU, where PyTorch's bfloat16 SDPA kernel is
     slow, above all its backward pass. On a GPU it is `eager`."""
     share_prompts: bool = True
-    """On a CPU, compute only once what the rows of a batch begin with alike: the system message, the prompt
-    of chosen and rejected. The loss is the same."""
+    """In DPO on a CPU, compute only once what the rows of a batch begin with alike: the system message, the
+    prompt of chosen and rejected. The loss is the same."""
     revision: str | None = None
     """Branch, tag or commit of a hub id."""
     chat_template: str | None = None

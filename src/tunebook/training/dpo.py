@@ -14,7 +14,8 @@ from typing import Any
 from tunebook.data.prepare import data_stage
 from tunebook.data.storage import read_rows
 from tunebook.models import adapters, backend, loading
-from tunebook.models.cpu.shared_prefixes import shared
+from tunebook.models.cpu.shared_prefixes import share_prefixes
+from tunebook.models.prefix import common_start
 from tunebook.pairs.pairs import existing_pairs, pairs_stage
 from tunebook.recipe.errors import UserError
 from tunebook.recipe.sections import Recipe
@@ -116,6 +117,8 @@ def dpo_trainer(model: Any, tokenizer: Any, rows: dict[str, Any], recipe: Recipe
     """TRL's DPOTrainer of a model with its start adapter on it. `rows` are the splits `train` and `val`."""
     from trl import DPOTrainer
 
+    if recipe.model.share_prompts:
+        share_prefixes(model)
     callbacks = arguments.trainer_callbacks(recipe, "dpo", args)
     trainer = DPOTrainer(
         model=model,
@@ -151,7 +154,7 @@ def first_steps(trainer: Any, tokenizer: Any) -> None:
 
     def cut(row: dict[str, list[int]]) -> dict[str, list[int]]:
         chosen, rejected = row["chosen_ids"], row["rejected_ids"]
-        start = shared(chosen, rejected)
+        start = common_start(chosen, rejected)
         return {
             "prompt_ids": row["prompt_ids"] + chosen[:start],
             "chosen_ids": line(chosen, start),
