@@ -251,7 +251,7 @@ def needs(recipe: Recipe, gpu: bool) -> Iterator[str]:
     if recipe.pairs.server:
         yield f"a server at {recipe.pairs.server.url} ({_is_set(recipe.pairs.server.api_key_env)})"
     if recipe.clean:
-        settings = {"BASE_URL": recipe.clean.url, "MODEL": recipe.clean.model, "API_KEY": None}
+        settings = {"BASE_URL": recipe.clean.url, "MODEL": recipe.clean.model, recipe.clean.api_key_env: None}
         unset = [name for name, value in settings.items() if not value and not secret(name)]
         if unset:
             yield f"for `clean` the variables {', '.join(unset)}"

@@ -11,7 +11,8 @@ import pytest
 from cleaning import recipe_file
 from PIL import Image
 
-from tunebook.data import clean
+from tunebook.data import clean, raw_solutions
+from tunebook.recipe.files import find_file, read_text
 from tunebook.recipe.loading import load_recipe
 
 KEY = "sk-secret-0123456789"
@@ -65,12 +66,12 @@ def test_a_hub_id_that_ends_in_a_number_is_no_file():
     ],
 )
 def test_what_counts_as_clean(text, reason):
-    raw = clean.Raw(
+    raw = raw_solutions.Raw(
         1, "How many degrees?", "It is \\boxed{60}, as the angles add up to 180 degrees.", "60", None
     )
-    found = clean.check(text, raw, truncated=False, max_length_ratio=6)
+    found = raw_solutions.check(text, raw, truncated=False, max_length_ratio=6)
     assert found is None if reason is None else found.startswith(reason)
-    assert clean.check(text, raw, truncated=True, max_length_ratio=6).startswith("cut off")
+    assert raw_solutions.check(text, raw, truncated=True, max_length_ratio=6).startswith("cut off")
 
 
 def test_images_stay_in_their_folder_and_go_along_if_asked(tmp_path):
@@ -86,14 +87,13 @@ def test_images_stay_in_their_folder_and_go_along_if_asked(tmp_path):
         "clean.send_images": True,
     }
     config = load_recipe(overrides=given).clean
-    found = list(clean._rows(config))
-    assert isinstance(found[0], clean.Raw) and [r.reason for r in found[1:4]] == [
+    found = list(raw_solutions.source_rows(config))
+    assert isinstance(found[0], raw_solutions.Raw) and [r.reason for r in found[1:4]] == [
         "image outside the folder"
     ] * 2 + ["image missing"]
     assert (found[4].image, found[4].image_name) == (None, "")  # a row without one goes without
-    (tmp_path / "run").mkdir()
-    work = clean._Work(config, clean.Server("", "m", "k"), "key", tmp_path / "run" / "clean.db")
-    image, text = work._content(found[0])
+    template = read_text(find_file(config.prompt))
+    image, text = raw_solutions.question_to(config, template, found[0])
     kind, _, data = image["image_url"]["url"].partition(";base64,")
     assert kind == "data:image/png" and Image.open(io.BytesIO(base64.b64decode(data))).getpixel((0, 0)) == (
         255,
@@ -101,4 +101,4 @@ def test_images_stay_in_their_folder_and_go_along_if_asked(tmp_path):
         0,
     )
     assert "Problem:\nq" in text["text"]
-    assert work._content(found[4]) == text["text"]
+    assert raw_solutions.question_to(config, template, found[4]) == text["text"]

@@ -32,7 +32,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from PIL import Image
 
-from tunebook.data import clean, images
+from tunebook.data import clean, images, raw_solutions
 from tunebook.data.formats import Prompts
 from tunebook.data.rows import Reject
 from tunebook.generation import answers, generate
@@ -40,6 +40,7 @@ from tunebook.generation.server import MAX_CHARACTERS
 from tunebook.models import image_input
 from tunebook.pairs import existing
 from tunebook.recipe.errors import UserError
+from tunebook.recipe.files import find_file, read_text
 from tunebook.recipe.loading import load_recipe
 from tunebook.recipe.overrides import parse_set
 from tunebook.recipe.sections import Recipe, ServerConfig
@@ -377,16 +378,20 @@ def test_rows_to_be_cleaned(found, answer):
         config = load_recipe(
             overrides={"clean": {"source": str(path), "image": "image", "send_images": True}}
         ).clean
-        read = list(clean._rows(config))
+        read = list(raw_solutions.source_rows(config))
         assert len(read) == len(found)
         (path.parent / "run").mkdir()
-        work = clean._Work(config, clean.Server("", "m", "k"), "key", path.parent / "clean.db")
-        for number, raw in enumerate(read, 1):
-            if isinstance(raw, clean.Raw):
-                work._content(raw)
-                clean.check(str(answer)[:1000], raw, False, 6)
-            work._keep(number, getattr(raw, "reason", ""), vars(raw))
-        assert sum(work.write(path.parent / "run").values()) == len(found)
+        template = read_text(find_file(config.prompt))
+        with generate.AnswerFile(path.parent / "outcomes.jsonl", "number") as outcomes:
+            for number, raw in enumerate(read, 1):
+                outcome = {"number": number, "reason": "", "body": {"prompt": getattr(raw, "question", "")}}
+                if isinstance(raw, raw_solutions.Raw):
+                    raw_solutions.question_to(config, template, raw)
+                    raw_solutions.check(str(answer)[:1000], raw, False, 6)
+                else:
+                    outcome = clean.quarantined(raw)
+                outcomes.write([outcome])
+            assert sum(clean.write_rows(outcomes, path.parent / "run").values()) == len(found)
 
 
 def test_a_prompt_file_that_is_no_text_is_one_line(tmp_path):

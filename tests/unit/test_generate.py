@@ -94,6 +94,95 @@ def test_a_prompt_that_a_server_refuses_has_no_answer_and_stops_no_other(capsys)
         stub.shutdown()
 
 
+def test_a_budget_holds_over_interruptions_and_what_was_paid_for_is_kept(tmp_path):
+    """Also: a server that is busy is asked again when it says, and each request has the settings of its sample."""
+    import http.server
+    import threading
+
+    seen = []
+
+    class Counts(http.server.BaseHTTPRequestHandler):
+        def do_POST(self):
+            seen.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+            busy = len(seen) == 1
+            said = {"role": "assistant", "content": seen[-1]["messages"][0]["content"].upper()}
+            body = {"choices": [{"message": said, "finish_reason": "stop", "index": 0}]}
+            body["usage"] = {"prompt_tokens": 100, "completion_tokens": 50}
+            content = json.dumps(body).encode()
+            self.send_response(429 if busy else 200)
+            if busy:
+                self.send_header("Retry-After", "0.1")
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content)
+
+        def log_message(self, *args):
+            pass
+
+    path = tmp_path / "answers.jsonl"
+    prompts = [[{"role": "user", "content": text}] for text in "abcdef"]
+    sampling = answers.Sampling(4, temperature=1.0, seeds=list(range(10, 16)))
+
+    def fill(budget):
+        server = ServerConfig(
+            url=f"http://127.0.0.1:{stub.server_port}/v1",
+            model="m",
+            concurrency=2,
+            retries=1,
+            tokens_per_minute=10**6,
+            price_in=1000,
+            price_out=2000,
+            budget=budget,
+            extra={"top_k": 5},
+        )
+        usage = answers.Usage()
+        return generate.answer_file(
+            path, nullcontext(server), prompts, sampling, lambda i, a: {"text": a.text}, "asking", usage=usage
+        ), usage
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Counts) as stub:
+        threading.Thread(target=stub.serve_forever, daemon=True).start()
+        for _ in range(2):  # an answer costs 0.2
+            with pytest.raises(
+                UserError, match=r"the budget of 0\.5 is spent \(0\.[68]0\): raise pairs\.server\."
+            ):
+                fill(0.5)
+            kept = generate.read_records(path)
+            assert len(kept) == len(seen) - 1 in (3, 4)
+        records, usage = fill(5)
+        stub.shutdown()
+    assert [r["text"] for r in records] == list("ABCDEF") and len(seen) == 1 + 6
+    assert (usage.requests, usage.tokens_in, usage.tokens_out) == (6, 600, 300)
+    for request in seen:
+        i = "abcdef".index(request["messages"][0]["content"])
+        assert request == {
+            "model": "m",
+            "messages": prompts[i],
+            "max_tokens": 4,
+            "temperature": 1.0,
+            "seed": 10 + i,
+            "top_k": 5,
+        }
+
+
+def test_ctrl_c_gives_up_what_is_under_way(monkeypatch):
+    import os
+    import signal
+    import socket
+    import threading
+    import time
+
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        config = ServerConfig(url=f"http://127.0.0.1:{silent.getsockname()[1]}/v1", model="m")
+        prompt = [{"role": "user", "content": "?"}]
+        threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT)).start()
+        started = time.monotonic()
+        with pytest.raises(KeyboardInterrupt):
+            list(generate.generate(config, [prompt] * 20, answers.Sampling(4)))
+        assert time.monotonic() - started < 10
+
+
 def test_a_key_comes_from_the_environment_then_from_dotenv(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("MY_KEY", raising=False)
@@ -109,7 +198,7 @@ def test_a_key_comes_from_the_environment_then_from_dotenv(tmp_path, monkeypatch
 def test_an_answer_file_asks_only_what_is_missing(tmp_path, monkeypatch, kept):
     asked = []
 
-    def answering(source, prompts, sampling, images, *, skip, label):
+    def answering(source, prompts, sampling, images, *, skip, label, usage):
         for i in range(len(prompts)):
             if i not in skip:
                 asked.append(i)

@@ -136,7 +136,7 @@ def work_of(answers: list[str], rows: int, monkeypatch, **given) -> Work:
         1,
     )
 
-    def answer_file(path, source, prompts, sampling, record, label, shown):
+    def answer_file(path, source, prompts, sampling, record, label, shown, usage):
         return [
             {"index": i} | record(i, Answer(text, len(text) // 2, False)) for i, text in enumerate(answers)
         ]

@@ -5,14 +5,23 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+from tunebook.recipe.sections import RequestsConfig
+
+Images = list[list[str]]
+"""Of each prompt the files that go with its first question."""
+
 
 @dataclass(frozen=True)
 class Answer:
-    """One generated text without special tokens. `tokens` counts the end of turn; `truncated`: there was none."""
+    """One generated text without special tokens."""
 
     text: str
     tokens: int
+    """Of the answer, with the end of turn."""
     truncated: bool
+    """There was no end of turn."""
+    prompt_tokens: int = 0
+    """As a server has counted them."""
 
 
 @dataclass(frozen=True)
@@ -26,13 +35,32 @@ class Sampling:
     seeds: list[int] | None = None
 
 
-Images = list[list[str]]
-"""Of each prompt the files that go with its first question."""
+@dataclass
+class Usage:
+    """What a server has answered so far, by its own count."""
+
+    requests: int = 0
+    tokens_in: int = 0
+    tokens_out: int = 0
+
+    def add(self, tokens_in: int, tokens_out: int) -> None:
+        """Count one more request."""
+        self.requests += 1
+        self.tokens_in += tokens_in
+        self.tokens_out += tokens_out
+
+    def cost(self, prices: RequestsConfig) -> float:
+        """In the currency of the prices, which are for a million tokens."""
+        return (self.tokens_in * prices.price_in + self.tokens_out * prices.price_out) / 1e6
 
 
+# The last repetition may be cut off by the limit of tokens, hence the rest of up to 40 characters.
 LOOP = re.compile(r"(.{1,40}?)\1{9}.{0,40}\Z", re.DOTALL)
 
 
 def repeats(text: str) -> bool:
-    """Whether a text ends in one piece of up to 40 characters, ten times and more in a row, as those of a collapsed model do."""
+    """Whether a text ends in one piece of up to 40 characters, ten times and more in a row.
+
+    Those of a collapsed model do.
+    """
     return LOOP.search(text[-500:]) is not None

@@ -1,8 +1,7 @@
-"""Batched answers, from a local model or from any OpenAI-compatible server, kept on disk as they come."""
+"""Answers from a local model or from any OpenAI-compatible server, kept on disk as they come."""
 
 from __future__ import annotations
 
-import contextlib
 import json
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
@@ -11,12 +10,71 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
-from tunebook.generation.answers import Answer, Images, Sampling
+from tunebook.generation.answers import Answer, Images, Sampling, Usage
 from tunebook.generation.local import Local, answers_from_model
 from tunebook.generation.server import answers_from_server
 from tunebook.models.chat_template import Messages
 from tunebook.recipe.sections import ServerConfig
-from tunebook.runs.files import intact
+from tunebook.runs.files import intact, read_jsonl
+
+
+class AnswerFile:
+    """A file of JSON lines that grows by a record an answer; what a kill interrupts is asked again, no more.
+
+    Records are found by one of their fields. Memory holds where they lie, not their texts. Use it in a `with`
+    block.
+    """
+
+    def __init__(self, path: Path, field: str = "index", usage: Usage | None = None) -> None:
+        """
+        Args:
+            field: What tells records apart. Of two with the same value the later one counts.
+            usage: The tokens of what is in the file already are added.
+        """
+        self._file = path.open("a+b")  # reads anywhere, writes at the end
+        self._field = field
+        self._offsets: dict[Any, int] = {}
+        self._file.seek(0)
+        offset = 0
+        line = b"\n"
+        for line in self._file:
+            try:
+                record = json.loads(line)
+            except ValueError:  # a kill has cut it short
+                record = {}
+            # Where a line begins is all that memory keeps: answers may be millions.
+            if field in record:
+                self._offsets[record[field]] = offset
+                if usage and "tokens_in" in record:
+                    usage.add(record["tokens_in"], record["tokens_out"])
+            offset += len(line)
+        # What comes next begins on a line of its own.
+        if not line.endswith(b"\n"):
+            self._file.write(b"\n")
+
+    def __enter__(self) -> AnswerFile:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    def __contains__(self, value: Any) -> bool:
+        return value in self._offsets
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self._offsets)
+
+    def __getitem__(self, value: Any) -> dict[str, Any]:
+        self._file.seek(self._offsets[value])
+        return dict(json.loads(self._file.readline()))
+
+    def write(self, records: list[dict[str, Any]]) -> None:
+        """Append records, so that a kill after it loses none of them."""
+        offset = self._file.seek(0, 2)
+        for record in records:
+            self._offsets[record[self._field]] = offset
+            offset += self._file.write(json.dumps(record).encode() + b"\n")
+        self._file.flush()
 
 
 def answer_file(
@@ -27,23 +85,26 @@ def answer_file(
     record: Callable[[int, Answer], dict[str, Any]],
     label: str,
     images: Images | None = None,
+    usage: Usage | None = None,
 ) -> list[dict[str, Any]]:
-    """Append `record(index, answer)` for each prompt to a JSON-lines file as the answers come; returns all, in order.
+    """Write `record(index, answer)` for each prompt as the answers come; returns all, in order.
 
-    What an interrupted run has written is not asked again, and `source` (which may take long to load) not even opened when
-    all is there.
+    What an interrupted run has written is not asked again, and `source` (which may take long to load) not
+    even opened when all is there. `usage` counts what a server has answered, in this run and before.
     """
-    done = {r["index"] for r in read_records(path)}
-    if len(done) < len(prompts):
-        with source as asked, path.open("a", encoding="utf-8") as out:
-            out.write("\n" if out.tell() else "")  # a kill may have cut the last line short
-            for answers in generate(asked, prompts, sampling, images, skip=done, label=label):
-                out.write(
-                    "".join(
-                        json.dumps({"index": i} | record(i, answer)) + "\n" for i, answer in answers.items()
-                    )
-                )
-                out.flush()
+    with AnswerFile(path, usage=usage) as file:
+        done = set(file)
+        if len(done) < len(prompts):
+            with source as asked:
+                for batch in generate(asked, prompts, sampling, images, skip=done, label=label, usage=usage):
+                    # A batch is written whole: `record` may refuse it.
+                    records = []
+                    for index, answer in batch.items():
+                        line = {"index": index, **record(index, answer)}
+                        if answer.prompt_tokens:
+                            line |= {"tokens_in": answer.prompt_tokens, "tokens_out": answer.tokens}
+                        records.append(line)
+                    file.write(records)
     return read_records(path)
 
 
@@ -52,12 +113,10 @@ def read_records(path: Path) -> list[dict[str, Any]]:
 
     Raises UserError when the file of a finished stage is damaged.
     """
-    records = {}
-    for line in intact(path).read_text(encoding="utf-8").splitlines() if path.exists() else ():
-        with contextlib.suppress(ValueError):
-            record = json.loads(line)
-            records[record["index"]] = record
-    return [records[i] for i in sorted(records)]
+    if not path.exists():
+        return []
+    records = {record["index"]: record for record in read_jsonl(intact(path))}
+    return [records[index] for index in sorted(records)]
 
 
 def generate(
@@ -68,27 +127,28 @@ def generate(
     *,
     skip: set[int] | None = None,
     label: str = "answering",
+    usage: Usage | None = None,
 ) -> Iterator[dict[int, Answer]]:
-    """Answers to `prompts`, with their `images`, as {index: answer}, some at a time; those in `skip` are left out (a local batch when
-    all of it is).
+    """Answers to `prompts`, with their `images`, as {index: answer}, some at a time.
 
-    A sample depends on its prompt and seed, not on what else is asked: a resumed run writes the same text (a server may
-    keep this less strictly).
+    Those in `skip` are left out (a local batch when all of it is). A sample depends on its prompt and seed,
+    not on what else is asked: a resumed run writes the same text (a server may keep this less strictly).
 
-    Raises UserError when a server does not answer in spite of retries (what was yielded before is not lost), and for images when
-    the model sees none.
+    Raises UserError when a server does not answer in spite of retries (what was yielded before is not lost),
+    and for images when the model sees none.
     """
     skip = skip or set()
-    given = prompts, images or [[] for _ in prompts], sampling, skip
-    coming = (
-        answers_from_server(source, *given)
-        if isinstance(source, ServerConfig)
-        else answers_from_model(source, *given)
-    )
+    images = images or [[] for _ in prompts]
+    if isinstance(source, ServerConfig):
+        coming = answers_from_server(source, prompts, images, sampling, skip, usage)
+    else:
+        coming = answers_from_model(source, prompts, images, sampling, skip)
     with tqdm(total=len(prompts), initial=len(skip), desc=label, unit="answer", mininterval=1) as bar:
         tokens = 0
         for answers in coming:
-            tokens += sum(a.tokens for a in answers.values())
+            tokens += sum(answer.tokens for answer in answers.values())
+            # How many tokens a second, all prompts of a batch together.
+            speed = tokens / max(bar.format_dict["elapsed"], 1e-9)
+            bar.set_postfix_str(f"{speed:.0f} tokens/s", refresh=False)
             bar.update(len(answers.keys() - skip))
-            bar.set_postfix_str(f"{tokens / max(bar.format_dict['elapsed'], 1e-9):.0f} tokens/s")
             yield answers

@@ -42,8 +42,8 @@ def answers_from_model(
 ) -> Iterator[dict[int, Answer]]:
     """Answers as {index: answer}, batch by batch; a batch is left out when all of it is in `skip`.
 
-    Prompts are padded on the left. Padding is masked and does not shift positions, so that in float32 a batched
-    answer equals the answer given alone.
+    Prompts are padded on the left. Padding is masked and does not shift positions, so that in float32 a
+    batched answer equals the answer given alone.
 
     Raises UserError for images when the model sees none.
     """
@@ -53,6 +53,7 @@ def answers_from_model(
         raise UserError(NO_EYES)
     if not prompts:  # which a tokenizer will not take
         return
+    # All prompts are rendered first: which of them share a batch depends on the lengths of all.
     texts = []
     for prompt, files in zip(prompts, images, strict=True):
         texts.append(render(source.tokenizer, prompt, len(files)))
@@ -61,6 +62,7 @@ def answers_from_model(
     for batch in batches([len(row) for row in ids], sampling.batch_size):
         if skip.issuperset(batch):
             continue
+        # On the CPU whatever the model's device: the same seed draws the same numbers everywhere.
         generators = [torch.Generator().manual_seed(seeds[i]) for i in batch]
         with torch.inference_mode():
             inputs = encode(source, [texts[i] for i in batch], [images[i] for i in batch])
@@ -71,8 +73,8 @@ def answers_from_model(
 def batches(lengths: list[int], batch_size: int) -> list[list[int]]:
     """Indices in batches of similar length, longest first; the same for the same lengths.
 
-    A resumed run, and every model that is compared, sees the same batches: in bfloat16 a batch's shape can change
-    a greedy answer.
+    A resumed run, and every model that is compared, sees the same batches: in bfloat16 a batch's shape can
+    change a greedy answer.
     """
     order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
     return [order[first : first + batch_size] for first in range(0, len(order), batch_size)]
@@ -105,8 +107,8 @@ def _decode(
 ) -> list[list[int]]:
     """New token ids of each row, up to and with the end of turn.
 
-    On a CPU, where a step costs by the row, rows that have ended are dropped from batch and cache when half have; a
-    GPU would gain little. Not so with images, whose cache is of another kind in every model.
+    On a CPU, where a step costs by the row, rows that have ended are dropped from batch and cache when half
+    have; a GPU would gain little. Not so with images, whose cache is of another kind in every model.
     """
     import torch
 
@@ -116,6 +118,7 @@ def _decode(
     if on_cpu:
         inputs = read_prompts_once(model, inputs)
     rows: list[list[int]] = [[] for _ in inputs["input_ids"]]
+    # Numbers of the rows that are still in the batch. On a GPU one call ends them all.
     alive = list(range(len(rows)))
     while alive:
         sampler = []
@@ -160,9 +163,9 @@ def _up_to_end(tokens: list[int], ends: set[int]) -> list[int]:
 
 
 def _seeded_sampler(temperature: float, generators: list[Any]) -> Any:
-    """Turns greedy decoding into sampling with a generator for each row, by inverting the distribution function.
+    """Turns greedy decoding into sampling with a generator for each row.
 
-    A row draws one number a step from its own generator, so what it says does not depend on what else is in the
+    A row draws one number a step from its own generator, so its text does not depend on what else is in the
     batch.
     """
     import torch
@@ -170,9 +173,11 @@ def _seeded_sampler(temperature: float, generators: list[Any]) -> Any:
 
     class SeededSampler(LogitsProcessor):  # type: ignore[misc]
         def __call__(self, input_ids: Any, scores: Any) -> Any:
+            # Inverting the distribution function: the first token at which it exceeds the number drawn.
             draws = torch.cat([torch.rand(1, generator=g) for g in generators]).to(scores.device)
             cumulative = (scores.float() / temperature).softmax(-1).cumsum(-1)
             tokens = torch.searchsorted(cumulative, (draws * cumulative[:, -1]).unsqueeze(1), right=True)
+            # Greedy decoding then has no other choice.
             only = torch.full_like(scores, float("-inf"))
             return only.scatter(1, tokens.clamp(max=scores.shape[-1] - 1), 0.0)
 

@@ -1,134 +1,285 @@
-"""Answers from an OpenAI-compatible server."""
+"""One client for OpenAI-compatible servers: for pairs, for answers to compare, for rows to be cleaned."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor, as_completed
+import asyncio
+import json
+import threading
+from collections.abc import Coroutine, Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from tunebook.generation.answers import Answer, Images, Sampling
+from tunebook.generation.answers import Answer, Images, Sampling, Usage
 from tunebook.models.chat_template import Messages
 from tunebook.models.image_input import data_url
 from tunebook.recipe.errors import UserError, first_line
 from tunebook.recipe.secrets import scrubbed, secret
 from tunebook.recipe.sections import ServerConfig
 
-
-def answers_from_server(
-    server: ServerConfig, prompts: list[Messages], images: Images, sampling: Sampling, skip: set[int]
-) -> Iterator[dict[int, Answer]]:
-    """`server.concurrency` requests under way at a time, each answer yielded as it comes.
-
-    In threads rather than on an event loop: a notebook's own loop is already running. The client retries with
-    exponential back-off and heeds `Retry-After`.
-    """
-    import httpx
-    import openai
-
-    key = secret(server.api_key_env) or "none"  # a server on this machine asks for none
-    try:
-        client = openai.OpenAI(
-            base_url=server.url, api_key=key, max_retries=server.retries, timeout=server.timeout
-        )
-    except (ValueError, TypeError, httpx.InvalidURL) as error:
-        raise UserError(f"pairs.server.url: {first_line(error)}") from None
-
-    def request(i: int) -> Answer:
-        seed = {"seed": sampling.seeds[i]} if sampling.seeds else {}
-        settings = {
-            "max_tokens": sampling.max_new_tokens,
-            "temperature": sampling.temperature,
-            **seed,
-            **server.extra,
-        }
-        messages = with_urls(prompts[i], images[i])
-        reply = client.chat.completions.create(model=server.model, messages=messages, extra_body=settings)  # type: ignore[arg-type]
-        if not getattr(reply, "choices", True):
-            return Answer("", 0, truncated=True)
-        text, truncated, _, tokens = replied(reply)
-        return Answer(text, tokens, truncated)
-
-    pool = ThreadPoolExecutor(server.concurrency)
-    try:
-        waiting = {pool.submit(request, i): i for i in range(len(prompts)) if i not in skip}
-        answered, refused = bool(skip), dict[int, Answer]()
-        for future in as_completed(waiting):
-            try:
-                answer = future.result()
-            except (
-                openai.BadRequestError,
-                openai.UnprocessableEntityError,
-            ) as error:  # of this prompt (too long, filtered), or of all?
-                refused[waiting[future]] = Answer("", 0, truncated=True)
-                if not answered and len(refused) in (REFUSED, len(waiting)):
-                    raise
-                why = f"HTTP {error.status_code}: {scrubbed(first_line(error), key)[:120]}"
-            else:
-                answered = True
-                yield {waiting[future]: answer}
-        if refused:
-            print(
-                f"Warning: {server.url} refused {len(refused)} of {len(waiting)} prompts, which have no answer ({why})"
-            )
-            yield refused
-    except openai.APIStatusError as error:
-        why = (
-            f"set {server.api_key_env} in the environment or in .env"
-            if error.status_code in (401, 403)
-            else scrubbed(" ".join(str(error).split()), key)[:200]
-        )
-        raise UserError(f"{server.url} refused a request (HTTP {error.status_code}): {why}") from None
-    except openai.APIConnectionError:
-        raise UserError(
-            f"{server.url} does not answer: start it and run the same command again, answers so far are kept"
-        ) from None
-    except (openai.OpenAIError, ValueError, RecursionError) as error:
-        raise UserError(
-            f"{server.url} is no OpenAI-compatible server, or not up to /v1: {scrubbed(first_line(error), key)[:200]}"
-        ) from None
-    finally:
-        pool.shutdown(wait=False, cancel_futures=True)
-        client.close()
-
+Result = TypeVar("Result")
 
 REFUSED = 16
 """Prompts that a server may refuse before it has answered one."""
 
-
-def with_urls(prompt: Messages, images: list[str]) -> list[dict[str, Any]]:
-    """A prompt as a server takes it: with its images, in front of the first question."""
-    first = next((i for i, m in enumerate(prompt) if m["role"] == "user"), None)
-    parts = [{"type": "image_url", "image_url": {"url": data_url(Path(path))}} for path in images]
-    return [
-        m | ({"content": [*parts, {"type": "text", "text": m["content"]}]} if parts and i == first else {})
-        for i, m in enumerate(prompt)
-    ]
-
-
 MAX_CHARACTERS = 200_000
 """Of an answer; a longer one counts as cut off."""
 
+CHARACTERS_A_TOKEN = 3.5
+"""For an estimate of what a request takes; the server's own count comes after it."""
 
-def replied(reply: Any) -> tuple[str, bool, int, int]:
-    """Of a chat completion its text, whether that was cut off, and the tokens asked and answered.
 
-    Raises ValueError for what a server may send instead.
+class Unanswered(UserError):
+    """A request has no answer in spite of retries. `reason` says why, without the server's address."""
+
+    def __init__(self, message: str, reason: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+class Refused(Unanswered):
+    """The server refuses one prompt: it is too long, or filtered."""
+
+
+class BudgetSpent(UserError):
+    """No further request may be made."""
+
+
+class Client:
+    """Requests to one server, many at a time. Use it in a `with` block.
+
+    They run on an event loop in a thread of its own, because a notebook's loop is already running. The
+    library retries with exponential back-off and heeds `Retry-After`.
     """
-    choices = getattr(reply, "choices", None)
-    choice = choices[0] if isinstance(choices, list) and choices else None
+
+    def __init__(
+        self, server: ServerConfig, usage: Usage | None = None, section: str = "pairs.server"
+    ) -> None:
+        """
+        Args:
+            usage: What was answered before; what this client asks is added.
+            section: Where the recipe has the server's keys.
+        """
+        import httpx
+        import openai
+        from aiolimiter import AsyncLimiter
+
+        self.server = server
+        self.usage = usage or Usage()
+        self.section = section
+        self._key = secret(server.api_key_env) or "none"  # a server on this machine asks for none
+        self._url = scrubbed(server.url, self._key)
+        try:
+            self._client = openai.AsyncOpenAI(
+                base_url=server.url,
+                api_key=self._key,
+                max_retries=server.retries,
+                timeout=server.timeout,
+                http_client=openai.DefaultAioHttpClient(),
+            )
+        except (ValueError, TypeError, httpx.InvalidURL) as error:
+            raise UserError(f"{section}.url: {first_line(error)}") from None
+        # A leaky bucket of tokens, refilled over a minute.
+        self._limiter = AsyncLimiter(server.tokens_per_minute, 60) if server.tokens_per_minute else None
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
+
+    def __enter__(self) -> Client:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        # Also after Ctrl-C: requests under way are given up, and nobody waits for a silent server.
+        asyncio.run_coroutine_threadsafe(self._give_up(), self._loop).result()
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+    async def _give_up(self) -> None:
+        # A loop that is stopped before its tasks have ended warns of each of them.
+        tasks = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await self._client.close()
+
+    def run(
+        self, jobs: Iterable[tuple[int, Coroutine[Any, Any, Result]]]
+    ) -> Iterator[tuple[int, Future[Result]]]:
+        """Run numbered jobs that `ask`, `concurrency` at a time; yields each job's future when it has ended.
+
+        Jobs are taken as room is made for them, so that memory does not grow with their number.
+
+        Raises BudgetSpent, after the jobs that were under way have ended: they are paid for.
+        """
+        waiting = iter(jobs)
+        pending: dict[Future[Result], int] = {}
+        spent: BaseException | None = None
+        while True:
+            # Fill the free places, then wait for the first of those under way to end.
+            room = 0 if spent else self.server.concurrency - len(pending)
+            for number, job in islice(waiting, room):
+                pending[asyncio.run_coroutine_threadsafe(job, self._loop)] = number
+            if not pending:
+                break
+            for future in wait(pending, return_when=FIRST_COMPLETED).done:
+                number = pending.pop(future)
+                if isinstance(future.exception(), BudgetSpent):
+                    spent = future.exception()
+                else:
+                    yield number, future
+        if spent:
+            raise spent
+
+    async def ask(self, messages: list[dict[str, Any]], settings: dict[str, Any]) -> Answer:
+        """One answer.
+
+        Args:
+            settings: Fields of the request, `max_tokens` among them.
+
+        Raises Unanswered (Refused) for this request alone, BudgetSpent, and UserError for what would meet
+        every other request too: a wrong key, address or model.
+        """
+        import openai
+
+        server = self.server
+        cost = self.usage.cost(server)
+        if server.budget is not None and cost >= server.budget:
+            raise BudgetSpent(
+                f"the budget of {server.budget} is spent ({cost:.2f}): raise {self.section}.budget "
+                "and run the same command again"
+            )
+        # 1) Wait until the limit of tokens a minute lets this request pass.
+        if self._limiter:
+            tokens = len(json.dumps(messages)) / CHARACTERS_A_TOKEN + settings["max_tokens"]
+            await self._limiter.acquire(min(tokens, self._limiter.max_rate))
+        # 2) Ask. `extra_body` takes what the library has no argument for, and overrides what it has.
+        try:
+            reply = await self._client.chat.completions.create(
+                model=server.model,
+                messages=messages,  # type: ignore[arg-type]
+                extra_body={**settings, **server.extra},
+            )
+            answer = _answer(reply)
+        except (openai.OpenAIError, ValueError, RecursionError) as error:
+            raise self._explained(error) from None
+        # 3) Only what was answered is paid for.
+        self.usage.add(answer.prompt_tokens, answer.tokens)
+        return answer
+
+    def _explained(self, error: Exception) -> UserError:
+        """What went wrong in one line without a secret, by what it means for other requests."""
+        import openai
+
+        detail = " ".join(str(error).split()) or type(error).__name__
+        # Servers say the key back. It is taken out before the text is cut, or half of it might stay.
+        detail = scrubbed(detail, self._key)[:200]
+        if isinstance(error, openai.APIStatusError):
+            code = f"HTTP {error.status_code}"
+            if error.status_code in (401, 403, 404):
+                return UserError(
+                    f"{self._url} refuses ({code}): {detail}; look at the address and the model's name, "
+                    f"or set {self.server.api_key_env} in the environment or in .env"
+                )
+            kind = Refused if error.status_code in (400, 422) else Unanswered
+            return kind(f"{self._url} refused a request ({code}): {detail}", f"{code}: {detail}")
+        if isinstance(error, openai.APIConnectionError):
+            return Unanswered(
+                f"{self._url} does not answer: start it and run the same command again, "
+                "answers so far are kept",
+                detail,
+            )
+        return Unanswered(f"{self._url} is no OpenAI-compatible server, or not up to /v1: {detail}", detail)
+
+
+def answers_from_server(
+    server: ServerConfig,
+    prompts: list[Messages],
+    images: Images,
+    sampling: Sampling,
+    skip: set[int],
+    usage: Usage | None = None,
+) -> Iterator[dict[int, Answer]]:
+    """Each answer as {index: answer} as it comes, without those in `skip`.
+
+    A prompt that the server refuses has an empty answer that counts as cut off.
+
+    Raises UserError when the server does not answer, or refuses every prompt.
+    """
+
+    def requests(client: Client) -> Iterator[tuple[int, Coroutine[Any, Any, Answer]]]:
+        for i, prompt in enumerate(prompts):
+            if i in skip:
+                continue
+            settings = {"max_tokens": sampling.max_new_tokens, "temperature": sampling.temperature}
+            if sampling.seeds:
+                settings["seed"] = sampling.seeds[i]
+            yield i, client.ask(with_urls(prompt, images[i]), settings)
+
+    total = len(prompts) - len(skip)
+    answered = bool(skip)
+    refused: dict[int, Answer] = {}
+    reason = ""
+    with Client(server, usage) as client:
+        for i, future in client.run(requests(client)):
+            try:
+                answer = future.result()
+            except Refused as error:
+                refused[i] = Answer("", 0, truncated=True)
+                reason = error.reason
+                # Of this prompt, or is it a mistake in the settings that every prompt will meet?
+                if not answered and len(refused) in (REFUSED, total):
+                    raise
+            else:
+                answered = True
+                yield {i: answer}
+    if refused:
+        print(
+            f"Warning: {server.url} refused {len(refused)} of {total} prompts, which have no answer "
+            f"({reason[:120]})"
+        )
+        yield refused
+
+
+def with_urls(prompt: Messages, images: list[str]) -> list[dict[str, Any]]:
+    """A prompt as a server takes it: with its images, in front of the first question."""
+    parts: list[dict[str, Any]] = []
+    for path in images:
+        parts.append({"type": "image_url", "image_url": {"url": data_url(Path(path))}})
+    messages: list[dict[str, Any]] = []
+    for message in prompt:
+        if parts and message["role"] == "user":
+            text = {"type": "text", "text": message["content"]}
+            messages.append({**message, "content": [*parts, text]})
+            parts = []  # the first question has them
+        else:
+            messages.append(dict(message))
+    return messages
+
+
+def _answer(reply: Any) -> Answer:
+    """A chat completion's answer. Raises ValueError for what a server may send instead."""
+    choices = getattr(reply, "choices", True)
+    if not choices:  # as content filters leave it
+        return Answer("", 0, truncated=True)
+    choice = choices[0] if isinstance(choices, list) else None
     message = getattr(choice, "message", None)
     text = getattr(message, "content", None) or ""
     if message is None or not isinstance(text, str):
         raise ValueError(f"that is no chat completion: {str(reply)[:80]!r}")
+    # Half of a surrogate pair is no text that can be written to a file.
     text = text[: MAX_CHARACTERS + 1].encode("utf-8", "replace").decode()
-    counted = [
-        getattr(getattr(reply, "usage", None), name, None) for name in ("prompt_tokens", "completion_tokens")
-    ]
-    asked, answered = (n if isinstance(n, int) and 0 <= n < 2**31 else 0 for n in counted)
-    return (
+    usage = getattr(reply, "usage", None)
+    return Answer(
         text,
-        getattr(choice, "finish_reason", None) != "stop" or len(text) > MAX_CHARACTERS,
-        asked,
-        answered,
+        tokens=_count(usage, "completion_tokens"),
+        truncated=getattr(choice, "finish_reason", None) != "stop" or len(text) > MAX_CHARACTERS,
+        prompt_tokens=_count(usage, "prompt_tokens"),
     )
+
+
+def _count(usage: Any, name: str) -> int:
+    """A number of tokens, as far as it is one: not every server counts."""
+    number = getattr(usage, name, None)
+    return number if isinstance(number, int) and 0 <= number < 2**31 else 0

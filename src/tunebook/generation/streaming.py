@@ -32,7 +32,7 @@ def stream(
     Args:
         images: PIL images by the number of the message that they go with.
 
-    Raises UserError for an image when the model sees none, and for a conversation that fills the model's context.
+    Raises UserError for an image when the model sees none, and for a conversation that fills its context.
     """
     import torch
     from transformers import TextIteratorStreamer
@@ -43,6 +43,7 @@ def stream(
     if limit and length >= limit:
         raise UserError(f"the conversation has {length} tokens, the model reads {limit}: start a new one")
 
+    # The other settings are off: what is drawn depends on temperature and top_p alone.
     options: dict[str, Any] = {"do_sample": False}
     if drawing.temperature:
         options = {"do_sample": True, "temperature": drawing.temperature, "top_p": drawing.top_p, "top_k": 0}
@@ -52,7 +53,7 @@ def stream(
     stop = threading.Event()
     failures: list[Exception] = []
 
-    # `generate` returns when the answer is whole, so it runs in a thread and the streamer hands on the pieces.
+    # `generate` returns when the answer is whole: it runs in a thread, and the streamer hands on the pieces.
     def work() -> None:
         try:
             torch.manual_seed(drawing.seed)
@@ -65,6 +66,7 @@ def stream(
                     stopping_criteria=[_stop_when(stop)],
                 )
         except Exception as error:
+            # Raised by the reader's side; without an end it would wait for pieces for ever.
             failures.append(error)
             pieces.end()
 
@@ -75,6 +77,7 @@ def stream(
             if piece:
                 yield piece
     finally:
+        # Also when the reader closes the iterator in the middle of an answer.
         stop.set()
         thread.join()
     if failures:

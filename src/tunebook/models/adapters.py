@@ -42,7 +42,7 @@ def _target_modules(model: Any, settings: dict[str, Any]) -> str:
 
 
 def restore_lora(model: Any, path: Path) -> Any:
-    """Put a saved adapter's weights into a fresh one of the same shape, to train it further on either backend.
+    """Put a saved adapter's weights into a fresh one of the same shape, to train it further.
 
     Raises UserError when the shapes differ (`lora` was changed since it was trained) or the file is damaged.
     """
@@ -81,7 +81,7 @@ def restore_lora(model: Any, path: Path) -> Any:
 def load_adapters(model: Any, adapters: dict[str, Path]) -> Any:
     """Put saved adapters on a base model for inference; choose one with `use_adapter`.
 
-    In the base model's precision: kept in float32, as they are trained, they cost a third of the speed on a CPU.
+    In the base model's precision: in float32, as they are trained, they cost a third of the speed on a CPU.
 
     Raises UserError when one is damaged.
     """

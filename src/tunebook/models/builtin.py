@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from tunebook.models import tiny_gemma3n
 from tunebook.models.backend import cache_dir, set_environment
 from tunebook.runs.files import made_once
 
@@ -37,8 +37,12 @@ def embedded_model() -> Path:
 
 
 def tiny_vision_model() -> Path:
-    """A Gemma 3n of 4 million random weights that sees images, with a tokenizer for school geometry."""
-    return _in_cache(TINY_VISION, tiny_gemma3n.build)
+    """Gemma 3n's real architecture, processor and chat format with 4 million random weights (16 MB).
+
+    It knows nothing: it shows that the whole chain works with images on this machine before a real model is
+    downloaded. Everything but the weights lies in `tiny_gemma3n/` beside this file.
+    """
+    return _in_cache(TINY_VISION, _draw_weights)
 
 
 def _in_cache(name: str, make: Callable[[Path], None]) -> Path:
@@ -65,7 +69,7 @@ def embedded_gguf() -> Path:
 
 
 def _convert_gguf(folder: Path) -> None:
-    """Write the embedded GGUF as bfloat16 safetensors, with a tokenizer that splits text as llama.cpp does."""
+    """Write the embedded GGUF as safetensors (bfloat16), its tokenizer as llama.cpp reads it."""
     set_environment()
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, GgufConfig
@@ -92,7 +96,7 @@ def _convert_gguf(folder: Path) -> None:
 
 
 def _mend_tokenizer(path: Path) -> None:
-    """Put back what transformers' GGUF reader loses or adds; tests hold the result against llama.cpp's own."""
+    """Put back what transformers' GGUF reader loses; tests hold the result against llama.cpp's own."""
     content = json.loads(path.read_text(encoding="utf-8"))
     byte_level = {"type": "ByteLevel", "trim_offsets": True, "use_regex": True}
     # Each digit is a token of its own in SmolLM2. Without this rule digits and the newlines beside them
@@ -110,6 +114,23 @@ def _mend_tokenizer(path: Path) -> None:
     content["model"]["byte_fallback"] = False
     content["model"]["fuse_unk"] = False
     _write(path, content)
+
+
+def _draw_weights(folder: Path) -> None:
+    """Write the tiny Gemma 3n with random weights, always the same ones."""
+    set_environment()
+    import torch
+    from transformers import Gemma3nConfig, Gemma3nForConditionalGeneration
+
+    files = Path(__file__).parent / "tiny_gemma3n"
+    torch.manual_seed(0)
+    model = Gemma3nForConditionalGeneration(Gemma3nConfig.from_pretrained(files)).float()
+    with torch.no_grad():
+        # At the usual 0.02 the tied head keeps the logits near 1, and the loss near ln(vocabulary). The first
+        # token is padding.
+        model.get_input_embeddings().weight[1:].normal_(0, 0.3)
+    model.save_pretrained(folder)
+    shutil.copytree(files, folder, dirs_exist_ok=True)
 
 
 READER_KEYS = (

@@ -43,7 +43,9 @@ def text_tokenizer(tokenizer: Any) -> Any:
 
 def has_processor(folder: Path) -> bool:
     """Whether a model or adapter was saved with a processor: it sees images."""
-    return any((folder / name).exists() for name in ("processor_config.json", "preprocessor_config.json"))
+    new_name = folder / "processor_config.json"
+    old_name = folder / "preprocessor_config.json"
+    return new_name.exists() or old_name.exists()
 
 
 def render(tokenizer: Any, messages: Messages, count: int, answer_next: bool = True) -> str:

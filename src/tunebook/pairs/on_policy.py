@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
 from tunebook.data.similarity import words
+from tunebook.models.prefix import common_start
 from tunebook.pairs.pair import Pair, Sample, length_ratio, make_pair, reference
 from tunebook.pairs.work import Request, Work, count_verdicts
 from tunebook.recipe.sections import PairsConfig
@@ -91,5 +91,4 @@ def _distinct(samples: list[Sample], verdict: str) -> list[Sample]:
 
 def _common_beginning(candidate: tuple[Sample, Sample]) -> int:
     chosen, rejected = candidate
-    texts = [chosen["text"], rejected["text"]]
-    return len(os.path.commonprefix(texts))  # noqa: RUF071 - it takes any text, not only paths
+    return common_start(chosen["text"], rejected["text"])

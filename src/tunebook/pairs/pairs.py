@@ -27,7 +27,7 @@ from tunebook.pairs.shortcuts import format_only, shortcut_accuracy
 from tunebook.pairs.work import Work, source_opener
 from tunebook.recipe.errors import UserError
 from tunebook.recipe.files import find_file
-from tunebook.recipe.sections import Recipe
+from tunebook.recipe.sections import PACE, Recipe
 from tunebook.runs.files import file_hash
 from tunebook.runs.stage import Stage, finished_key
 from tunebook.runs.stages import policy_name, round_name
@@ -139,8 +139,7 @@ def pairs_stage(recipe: Recipe, number: int = 1) -> Stage:
     """The stage that `pairs` fills in a round. Raises UserError when the model to sample from is missing."""
     config = recipe.pairs
     # How a server is reached, and what DPO does with the pairs, makes no other pairs.
-    of_server = {"concurrency", "timeout", "retries", "api_key_env"}
-    unused: Any = {"rounds": True, "compare": True, "server": of_server}
+    unused: Any = {"rounds": True, "compare": True, "server": PACE}
     settings = {
         "pairs": config.model_dump(mode="json", exclude=unused),
         "seed": recipe.seed,

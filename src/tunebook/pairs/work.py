@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from tunebook.data.rows import Reject, images_of
-from tunebook.generation.answers import Answer, Sampling, repeats
+from tunebook.generation.answers import Answer, Sampling, Usage, repeats
 from tunebook.generation.generate import answer_file
 from tunebook.generation.local import Local, local
 from tunebook.models import adapters, loading
@@ -58,6 +58,8 @@ class Work:
     record: dict[str, Any] = field(default_factory=dict)
     """What the method adds to the stage's record."""
     rejects: list[Reject] = field(default_factory=list)
+    usage: Usage = field(default_factory=Usage)
+    """What a server has answered, to every method."""
     answered: int = 0
     repeating: int = 0
 
@@ -78,7 +80,7 @@ class Work:
         config = self.recipe.pairs
         sampling = Sampling(config.max_new_tokens, config.batch_size, config.temperature, seeds)
         path = self.folder / file
-        return answer_file(path, self.open_source(), prompts, sampling, record, label, images)
+        return answer_file(path, self.open_source(), prompts, sampling, record, label, images, self.usage)
 
     def seed(self, row: dict[str, Any], use: str) -> int:
         """The seed of a row's answer, which depends on nothing else: a resumed run draws the same answers."""

@@ -194,26 +194,46 @@ class DataConfig(Section):
     """A train row with this share of a held-out prompt's word 8-grams and all its numbers is quarantined."""
 
 
-class ServerConfig(Section):
-    """An OpenAI-compatible server (`vllm serve`, SGLang, llama.cpp, a hosted one) that answers instead of the local model."""
+class RequestsConfig(Section):
+    """How an OpenAI-compatible server is asked, by every stage that asks one."""
 
-    url: str
-    """Up to and with `/v1`, for example `http://127.0.0.1:8000/v1`."""
-    model: str
-    """The name under which the server offers the model."""
     api_key_env: str = Field("OPENAI_API_KEY", pattern=r"^[A-Z_][A-Z0-9_]*$", max_length=60)
-    """The variable (in the environment or in `.env`) that holds the key. A server on this machine needs none."""
+    """The variable (in the environment or in `.env`) with the key. A server on this machine needs none."""
     concurrency: int = Field(16, ge=1)
     """Requests under way at a time."""
     timeout: float = Field(120, gt=0)
     """Seconds that a request may take."""
     retries: int = Field(6, ge=0)
-    """Further tries of a request that failed, with exponential back-off."""
+    """Further tries of a request that failed, with exponential back-off; `Retry-After` is heeded."""
+    tokens_per_minute: int | None = Field(None, ge=1)
+    """Ask no faster than this. Prompt and `max_new_tokens` count. None: as fast as the server answers."""
+    price_in: float = Field(0.0, ge=0)
+    """The price of a million prompt tokens, in your currency."""
+    price_out: float = Field(0.0, ge=0)
+    """The price of a million answered tokens."""
+    budget: float | None = Field(None, gt=0)
+    """Stop when so much is spent. The same command goes on once it is raised. None: no limit."""
     extra: dict[str, Any] = {}
-    """Further fields of each request, for example `{"chat_template_kwargs": {"enable_thinking": false}}`."""
+    """Further fields of each request, such as `{"chat_template_kwargs": {"enable_thinking": false}}`."""
 
 
-class CleanConfig(Section):
+PACE = set(RequestsConfig.model_fields) - {"extra"}
+"""The keys of a server that no answer depends on."""
+
+
+class ServerConfig(RequestsConfig):
+    """An OpenAI-compatible server that answers instead of the local model.
+
+    `vllm serve`, SGLang, llama.cpp or a hosted one.
+    """
+
+    url: str
+    """The address up to and with `/v1`, for example `http://127.0.0.1:8000/v1`."""
+    model: str
+    """The name under which the server offers the model."""
+
+
+class CleanConfig(RequestsConfig):
     """Raw solutions rewritten by a language model before they are data (`tunebook clean`)."""
 
     source: str
@@ -227,37 +247,27 @@ class CleanConfig(Section):
     answer: str | None = None
     """The column with the final answer. None: the raw solution's `\\boxed{}`."""
     image: str | None = None
-    """The column with an image's file name, below the source's folder; a row may have none."""
+    """The column with an image's file name, below the source's folder. A row may have none."""
     send_images: bool = False
     """Send the image with the question."""
     prompt: str = "prompt/clean_solution.txt"
     """A file with `{question}` and `{solution}`."""
     url: str | None = None
-    """Of an OpenAI-compatible server, up to and with `/v1`. None: `BASE_URL`."""
+    """The server's address up to and with `/v1`. None: `BASE_URL` in the environment or in `.env`."""
     model: str | None = None
-    """The server's name for the model. None: `MODEL`."""
-    limit: int | None = Field(None, ge=1)
-    """Only the first so many rows."""
+    """The server's name for the model. None: `MODEL` in the environment or in `.env`."""
+    api_key_env: str = Field("API_KEY", pattern=r"^[A-Z_][A-Z0-9_]*$", max_length=60)
+    """The variable (in the environment or in `.env`) with the key. A server on this machine needs none."""
     concurrency: int = Field(64, ge=1)
     """Requests under way at a time."""
-    timeout: float = Field(120, gt=0)
-    """Seconds that a request may take."""
-    retries: int = Field(6, ge=0)
-    """Further tries of a request that failed, with back-off and jitter; `Retry-After` is heeded."""
-    tokens_per_minute: int | None = Field(None, ge=1)
-    """Asks no faster than this; prompt and `max_new_tokens` count."""
+    limit: int | None = Field(None, ge=1)
+    """Only the first rows, so many. None: all."""
     max_new_tokens: int = Field(1024, ge=1)
+    """The most tokens of an answer."""
     temperature: float = Field(0.0, ge=0)
-    extra: dict[str, Any] = {}
-    """Further fields of each request, for example `{"chat_template_kwargs": {"enable_thinking": false}}`."""
+    """0: the most likely answer."""
     max_length_ratio: float = Field(6.0, ge=1)
-    """A rewritten solution is at most so many times as long, or as short, as the raw one."""
-    price_in: float = Field(0.0, ge=0)
-    """Per million prompt tokens, in your currency."""
-    price_out: float = Field(0.0, ge=0)
-    """Per million answered tokens."""
-    budget: float | None = Field(None, gt=0)
-    """Stop when so much is spent; the same command goes on once it is raised."""
+    """How many times as long, or as short, a rewritten solution may be as the raw one."""
 
 
 Method = Literal["on_policy", "injected_error", "dataset"]

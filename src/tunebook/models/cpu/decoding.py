@@ -1,4 +1,4 @@
-"""Answering a batch on a CPU, where a step costs by the row and reading the prompts takes half of the time."""
+"""Answers on a CPU, where a step costs by the row and reading the prompts takes half of the time."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from tunebook.models.prefix import common_start
 def read_prompts_once(model: Any, inputs: dict[str, Any]) -> dict[str, Any]:
     """A batch for `generate` with a cache of all its prompts but their last tokens.
 
-    Each prompt is read once, however many samples of it are in the batch, and what all prompts begin with (the
-    system message) once for all.
+    Each prompt is read once, however many samples of it are in the batch, and what all prompts begin with
+    (the system message) once for all.
     """
     import torch
 
