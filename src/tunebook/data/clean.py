@@ -12,7 +12,8 @@ import itertools
 import json
 import re
 from collections import Counter
-from collections.abc import Coroutine, Iterator
+from collections.abc import Awaitable, Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -61,13 +62,12 @@ def clean(recipe: Recipe, force: bool = False) -> dict[str, Any]:
     usage = Usage()
     # All that is kept of an interrupted run are the answers: rows are checked again, which asks nothing.
     with stage.open(resume=False) as folder:
-        answers_path = recipe.run_dir / "clean_answers.jsonl"
         outcomes_path = folder / "outcomes.jsonl"
         with (
-            AnswerFile(answers_path, "request", usage) as answers,
+            AnswerFile(recipe.run_dir / "clean_answers.jsonl", "request", usage) as answers,
             AnswerFile(outcomes_path, "number") as outcomes,
-            Client(server, usage, "clean") as client,
         ):
+            client = Client(server, usage, "clean")
             _rewrite_all(Rewriter(config, client, answers), outcomes)
             counts = write_rows(outcomes, folder)
         outcomes_path.unlink()
@@ -135,10 +135,10 @@ def _rewrite_all(rewriter: Rewriter, outcomes: AnswerFile) -> None:
             bar.set_postfix_str(f"cost {rewriter.client.usage.cost(config):.2f}", refresh=False)
             bar.update()
 
-        def jobs() -> Iterator[tuple[int, Coroutine[Any, Any, Outcome]]]:
+        def jobs() -> Iterator[tuple[int, Callable[[], Awaitable[Outcome]]]]:
             for raw in source_rows(config):
                 if isinstance(raw, Raw):
-                    yield raw.number, rewriter.rewrite(raw)
+                    yield raw.number, partial(rewriter.rewrite, raw)
                 else:
                     keep(quarantined(raw))
 

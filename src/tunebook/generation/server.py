@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
-import threading
-from collections.abc import Coroutine, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, wait
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
+
+from anyio.from_thread import start_blocking_portal
 
 from tunebook.generation.answers import Answer, Images, Sampling, Usage
 from tunebook.models.chat_template import Messages
@@ -47,20 +48,15 @@ class BudgetSpent(UserError):
 
 
 class Client:
-    """Requests to one server, many at a time. Use it in a `with` block.
+    """Requests to one server; the library retries with exponential back-off and heeds `Retry-After`.
 
-    They run on an event loop in a thread of its own, because a notebook's loop is already running. The
-    library retries with exponential back-off and heeds `Retry-After`.
+    `usage` is what was answered before, and what this client asks is added. `section` of the recipe has the
+    server's keys.
     """
 
     def __init__(
         self, server: ServerConfig, usage: Usage | None = None, section: str = "pairs.server"
     ) -> None:
-        """
-        Args:
-            usage: What was answered before; what this client asks is added.
-            section: Where the recipe has the server's keys.
-        """
         import httpx
         import openai
         from aiolimiter import AsyncLimiter
@@ -82,30 +78,9 @@ class Client:
             raise UserError(f"{section}.url: {first_line(error)}") from None
         # A leaky bucket of tokens, refilled over a minute.
         self._limiter = AsyncLimiter(server.tokens_per_minute, 60) if server.tokens_per_minute else None
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
-
-    def __enter__(self) -> Client:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        # Also after Ctrl-C: requests under way are given up, and nobody waits for a silent server.
-        asyncio.run_coroutine_threadsafe(self._give_up(), self._loop).result()
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
-        self._loop.close()
-
-    async def _give_up(self) -> None:
-        # A loop that is stopped before its tasks have ended warns of each of them.
-        tasks = asyncio.all_tasks() - {asyncio.current_task()}
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        await self._client.close()
 
     def run(
-        self, jobs: Iterable[tuple[int, Coroutine[Any, Any, Result]]]
+        self, jobs: Iterable[tuple[int, Callable[[], Awaitable[Result]]]]
     ) -> Iterator[tuple[int, Future[Result]]]:
         """Run numbered jobs that `ask`, `concurrency` at a time; yields each job's future when it has ended.
 
@@ -116,27 +91,27 @@ class Client:
         waiting = iter(jobs)
         pending: dict[Future[Result], int] = {}
         spent: BaseException | None = None
-        while True:
-            # Fill the free places, then wait for the first of those under way to end.
-            room = 0 if spent else self.server.concurrency - len(pending)
-            for number, job in islice(waiting, room):
-                pending[asyncio.run_coroutine_threadsafe(job, self._loop)] = number
-            if not pending:
-                break
-            for future in wait(pending, return_when=FIRST_COMPLETED).done:
-                number = pending.pop(future)
-                if isinstance(future.exception(), BudgetSpent):
-                    spent = future.exception()
-                else:
-                    yield number, future
+        # An event loop in a thread of its own: a notebook's is already running. When this block is left
+        # early, by Ctrl-C or an error, what is under way is given up: nobody waits for a silent server.
+        with start_blocking_portal() as portal, portal.wrap_async_context_manager(self._client):
+            while True:
+                # Fill the free places, then wait for the first of those under way to end.
+                room = 0 if spent else self.server.concurrency - len(pending)
+                for number, job in islice(waiting, room):
+                    pending[portal.start_task_soon(job)] = number
+                if not pending:
+                    break
+                for future in wait(pending, return_when=FIRST_COMPLETED).done:
+                    number = pending.pop(future)
+                    if isinstance(future.exception(), BudgetSpent):
+                        spent = future.exception()
+                    else:
+                        yield number, future
         if spent:
             raise spent
 
     async def ask(self, messages: list[dict[str, Any]], settings: dict[str, Any]) -> Answer:
-        """One answer.
-
-        Args:
-            settings: Fields of the request, `max_tokens` among them.
+        """One answer; `settings` are fields of the request, `max_tokens` among them.
 
         Raises Unanswered (Refused) for this request alone, BudgetSpent, and UserError for what would meet
         every other request too: a wrong key, address or model.
@@ -207,38 +182,35 @@ def answers_from_server(
 
     Raises UserError when the server does not answer, or refuses every prompt.
     """
+    client = Client(server, usage)
 
-    def requests(client: Client) -> Iterator[tuple[int, Coroutine[Any, Any, Answer]]]:
+    def requests() -> Iterator[tuple[int, Callable[[], Awaitable[Answer]]]]:
         for i, prompt in enumerate(prompts):
-            if i in skip:
-                continue
-            settings = {"max_tokens": sampling.max_new_tokens, "temperature": sampling.temperature}
-            if sampling.seeds:
-                settings["seed"] = sampling.seeds[i]
-            yield i, client.ask(with_urls(prompt, images[i]), settings)
+            if i not in skip:
+                settings = {"max_tokens": sampling.max_new_tokens, "temperature": sampling.temperature}
+                if sampling.seeds:
+                    settings["seed"] = sampling.seeds[i]
+                yield i, partial(client.ask, with_urls(prompt, images[i]), settings)
 
     total = len(prompts) - len(skip)
     answered = bool(skip)
     refused: dict[int, Answer] = {}
     reason = ""
-    with Client(server, usage) as client:
-        for i, future in client.run(requests(client)):
-            try:
-                answer = future.result()
-            except Refused as error:
-                refused[i] = Answer("", 0, truncated=True)
-                reason = error.reason
-                # Of this prompt, or is it a mistake in the settings that every prompt will meet?
-                if not answered and len(refused) in (REFUSED, total):
-                    raise
-            else:
-                answered = True
-                yield {i: answer}
+    for i, future in client.run(requests()):
+        try:
+            answer = future.result()
+        except Refused as error:
+            refused[i] = Answer("", 0, truncated=True)
+            reason = error.reason[:120]
+            # Of this prompt, or is it a mistake in the settings that every prompt will meet?
+            if not answered and len(refused) in (REFUSED, total):
+                raise
+        else:
+            answered = True
+            yield {i: answer}
     if refused:
-        print(
-            f"Warning: {server.url} refused {len(refused)} of {total} prompts, which have no answer "
-            f"({reason[:120]})"
-        )
+        count = f"{len(refused)} of {total} prompts"
+        print(f"Warning: {server.url} refused {count}, which have no answer ({reason})")
         yield refused
 
 

@@ -7,6 +7,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from tunebook.models.backend import cache_dir, set_environment
 from tunebook.runs.files import made_once
@@ -91,13 +92,15 @@ def _convert_gguf(folder: Path) -> None:
     model.generation_config = GenerationConfig(**ids)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    _mend_tokenizer(folder / "tokenizer.json")
-    _mend_tokenizer_config(folder / "tokenizer_config.json")
+    content = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+    _mend_tokenizer(content)
+    for name, value in (("tokenizer.json", content), ("tokenizer_config.json", TOKENIZER_CONFIG)):
+        text = json.dumps(value, ensure_ascii=False, indent=1)
+        (folder / name).write_text(text, encoding="utf-8")
 
 
-def _mend_tokenizer(path: Path) -> None:
+def _mend_tokenizer(content: dict[str, Any]) -> None:
     """Put back what transformers' GGUF reader loses; tests hold the result against llama.cpp's own."""
-    content = json.loads(path.read_text(encoding="utf-8"))
     byte_level = {"type": "ByteLevel", "trim_offsets": True, "use_regex": True}
     # Each digit is a token of its own in SmolLM2. Without this rule digits and the newlines beside them
     # would be split otherwise than in training.
@@ -113,7 +116,20 @@ def _mend_tokenizer(path: Path) -> None:
     # it for a SentencePiece vocabulary.
     content["model"]["byte_fallback"] = False
     content["model"]["fuse_unk"] = False
-    _write(path, content)
+
+
+# The class that the GGUF reader names (a Llama tokenizer) builds its own pre-tokenizer when it is loaded,
+# which undoes `_mend_tokenizer`. This one takes `tokenizer.json` as it is.
+TOKENIZER_CONFIG = {
+    "add_prefix_space": False,
+    "bos_token": "<|endoftext|>",
+    "clean_up_tokenization_spaces": False,
+    "eos_token": "<|im_end|>",
+    "model_max_length": int(1e30),
+    "tokenizer_class": "PreTrainedTokenizerFast",
+    "unk_token": "<|endoftext|>",
+    "pad_token": "<|endoftext|>",
+}
 
 
 def _draw_weights(folder: Path) -> None:
@@ -131,36 +147,3 @@ def _draw_weights(folder: Path) -> None:
         model.get_input_embeddings().weight[1:].normal_(0, 0.3)
     model.save_pretrained(folder)
     shutil.copytree(files, folder, dirs_exist_ok=True)
-
-
-READER_KEYS = (
-    "is_local",
-    "local_files_only",
-    "backend",
-    "legacy",
-    "model_type",
-    "bos_token_id",
-    "eos_token_id",
-    "pad_token_id",
-    "unk_token_id",
-)
-"""What the GGUF reader leaves in `tokenizer_config.json` and no other tokenizer has."""
-
-
-def _mend_tokenizer_config(path: Path) -> None:
-    """Name a tokenizer class that takes `tokenizer.json` as it is, and the tokens that end a turn and pad."""
-    content = json.loads(path.read_text(encoding="utf-8"))
-    for key in READER_KEYS:
-        content.pop(key, None)
-    # The class that the reader names (a Llama tokenizer) builds its own pre-tokenizer when it is loaded,
-    # which undoes `_mend_tokenizer`.
-    content["tokenizer_class"] = "PreTrainedTokenizerFast"
-    content["clean_up_tokenization_spaces"] = False
-    content["eos_token"] = "<|im_end|>"  # noqa: S105 - no secret
-    for key in ("bos_token", "pad_token", "unk_token"):
-        content[key] = "<|endoftext|>"
-    _write(path, content)
-
-
-def _write(path: Path, content: object) -> None:
-    path.write_text(json.dumps(content, ensure_ascii=False, indent=1), encoding="utf-8")
