@@ -95,7 +95,7 @@ def test_a_prompt_that_a_server_refuses_has_no_answer_and_stops_no_other(capsys)
 
 
 def test_a_budget_holds_over_interruptions_and_what_was_paid_for_is_kept(tmp_path):
-    """Also: a server that is busy is asked again when it says, and each request has the settings of its sample."""
+    """A busy server is asked again when it says, and each request has the settings of its sample."""
     import http.server
     import threading
 
