@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections import namedtuple
+from dataclasses import replace
 
 import pytest
 
 from tunebook.export import export, llama_cpp, parity
+from tunebook.export.measure import Measured, Measurement
 from tunebook.recipe.errors import UserError
 from tunebook.recipe.loading import load_recipe
 
@@ -90,23 +92,16 @@ def test_a_check_pushes_nothing(monkeypatch):
 
 
 def measured(**changes):
-    base = {
-        "ids": [[1, 2]] * 4,
-        "answers": ["\\boxed{1}"] * 4,
-        "truncated": [False] * 4,
-        "logps": [[-0.1, -0.2]] * 4,
-        "top": [[5, 6]] * 4,
-        "logits": [[0.0, 1.0]] * 4,
-        "ends": [2],
-    }
-    return base | changes
+    """Four questions, each answered alike."""
+    question = Measurement([1, 2], "\\boxed{1}", False, [5, 6], [-0.1, -0.2], [5, 6], [0.0, 1.0])
+    return Measured([replace(question, **changes)] * 4, ends=[2])
 
 
 def test_the_row_of_an_equal_model_and_of_a_lossy_one():
     golds = ["1", "1", "2", None]
     same = parity.compare("merged", measured(), measured(), golds)
     assert (same["differs"], same["accuracy"], same["max_logp_difference"]) == ([], [2 / 3, 2 / 3], 0.0)
-    lossy = measured(top=[[5, 7]] * 4, logps=[[-0.1, -0.5]] * 4, answers=["\\boxed{2}"] * 4)
+    lossy = measured(top=[5, 7], logps=[-0.1, -0.5], answer="\\boxed{2}")
     found = parity.compare("q8_0", measured(), lossy, golds)
     assert found["top_1_agreement"] == 0.5 and found["mean_logp_difference"] == pytest.approx(0.15)
     assert [d.split(":")[0] for d in found["differs"]] == ["weights", "weights", "answers"]

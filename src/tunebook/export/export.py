@@ -1,4 +1,4 @@
-"""`tunebook export`: adapter, merged weights, GGUF files, an Ollama Modelfile; each proved equal before it counts as exported.
+"""`tunebook export`: adapter, merged weights, GGUF, an Ollama Modelfile; each proved equal to the adapter.
 
 uv run tunebook export --to adapter,merged,gguf,ollama --install-tools
 """
@@ -7,15 +7,14 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from tunebook.data.formats import Prompts
-from tunebook.data.rows import images_of
 from tunebook.evaluation.items import held_out_items
 from tunebook.export import llama_cpp, parity
+from tunebook.export.measure import measure
 from tunebook.export.modelcard import card
 from tunebook.export.modelfile import modelfile
 from tunebook.generation.local import local
@@ -26,45 +25,69 @@ from tunebook.runs.files import read_json, write_json
 from tunebook.runs.stage import Stage, finished_key
 from tunebook.runs.stages import trained_models
 
-BYTES = {"f32": 4.0, "f16": 2.0, "bf16": 2.0, "q8_0": 1.07}
+BYTES_A_WEIGHT = {
+    "adapter": 0.1,
+    "merged": 2.0,
+    "gguf-f32": 4.0,
+    "gguf-f16": 2.0,
+    "gguf-bf16": 2.0,
+    "gguf-q8_0": 1.07,
+    "ollama": 0.0,
+}
+"""What an export takes on the disk."""
 
+BYTES_A_WEIGHT_QUANTISED = 2.9
+"""Of the smaller types: 2 for the f16 file that they are made from, and 0.9.
 
-SMALLER = 0.9
-"""Bytes a weight; a 4-bit type of a small model, whose rows do not fit its blocks, comes to this."""
+A 4-bit type of a small model, whose rows do not fit its blocks, comes to that.
+"""
 
 
 def export(
     recipe: Recipe, force: bool = False, install_tools: bool = False, check: bool = False
 ) -> dict[str, Any]:
-    """Write what the recipe's `export.to` names into `export/` of the run folder; returns {name: row of the parity table}.
+    """Write what the recipe's `export.to` names into `export/` of the run folder.
 
-    Each result is loaded from disk in a fresh process and compared with the adapter before its folder appears; the rows
-    are kept in `export/parity.json`. What is there and up to date is left alone; `check` compares it once more.
+    Each result is loaded from disk in a fresh process and compared with the adapter before its folder
+    appears; the comparisons are kept in `export/parity.json`. What is there and up to date is left alone.
 
-    Raises UserError for a missing stage or tool, for a disk that is too small, for an older export that `force` would have to replace,
-    for a GGUF file of a model that sees images, and when an export is not equal.
+    Args:
+        force: Replace exports of another model or of other settings.
+        install_tools: Install llama.cpp's converter where it is missing.
+        check: Write nothing, compare once more what is there.
+
+    Returns a row of the parity table by the name of each export.
+
+    Raises UserError for a missing stage or tool, for a disk that is too small, for an older export that
+    `force` would have to replace, for a GGUF file of a model that sees images, and when one is not equal.
     """
     stage = exported_stage(recipe)
     names = targets(recipe)
-    if chat_template.has_processor(recipe.run_dir / stage / "adapter") and not {
-        "adapter",
-        "merged",
-    }.issuperset(names):
+    sees_images = chat_template.has_processor(recipe.run_dir / stage / "adapter")
+    # llama.cpp keeps what sees in a file of its own, which the converter here does not write.
+    if sees_images and not {"adapter", "merged"}.issuperset(names):
         raise UserError(
             "this model sees images, and a GGUF file would hold its text part alone: use --to adapter,merged"
         )
-    tools = llama_cpp.converter(install_tools) if any(n.startswith("gguf-") for n in names) else None
-    llama_cpp.check_quantiser(recipe.export.quantizations if tools else [])
-    todo = {name: export_stage(recipe, name, stage) for name in names}
-    if not check:
-        todo = {name: entry for name, entry in todo.items() if not entry.skip(force)}
-        for name, entry in todo.items():
-            if entry.dir.exists() and not force:
-                raise UserError(
-                    f"{entry.dir} holds an export of another model or other settings: --force replaces it ({name})"
-                )
-    elif missing := [name for name, entry in todo.items() if not entry.dir.exists()]:
-        raise UserError(f"nothing to check: {missing[0]} has not been exported")
+    tools = None
+    if any(name.startswith("gguf-") for name in names):
+        tools = llama_cpp.converter(install_tools)
+        llama_cpp.check_quantiser(recipe.export.quantizations)
+
+    # Everything is looked at before the first is written, so that nothing is found out after an hour.
+    todo = {}
+    for name in names:
+        entry = export_stage(recipe, name, stage)
+        if check and not entry.dir.exists():
+            raise UserError(f"nothing to check: {name} has not been exported")
+        if check or not entry.skip(force):
+            todo[name] = entry
+    for name, entry in todo.items():
+        if entry.dir.exists() and not (force or check):
+            raise UserError(
+                f"{entry.dir} holds an export of another model or other settings: "
+                f"--force replaces it ({name})"
+            )
     if todo:
         _export(recipe, stage, todo, tools, check)
     if recipe.export.hub_id and not check:
@@ -75,7 +98,11 @@ def export(
 
 def exported_stage(recipe: Recipe) -> str:
     """The stage to export: the recipe's, or the last that is trained. Raises UserError when there is none."""
-    stage = recipe.export.stage or (trained_models(recipe)[1:] or ["sft"])[-1]
+    stage = recipe.export.stage
+    if stage is None:
+        stage = trained_models(recipe)[-1]
+        if stage == "base":
+            stage = "sft"
     finished_key(recipe, stage)
     return stage
 
@@ -83,13 +110,20 @@ def exported_stage(recipe: Recipe) -> str:
 def targets(recipe: Recipe) -> list[str]:
     """What is written, in order, with what it is made from: GGUF needs merged weights, Ollama a GGUF file."""
     to = set(recipe.export.to)
+    # As often as a type is named, it is written once.
     gguf = [f"gguf-{kind}" for kind in dict.fromkeys(recipe.export.quantizations)]
-    return [
-        *(["adapter"] if "adapter" in to else []),
-        *(["merged"] if to & {"merged", "gguf", "ollama"} else []),
-        *(gguf if "gguf" in to else gguf[:1] if "ollama" in to else []),
-        *(["ollama"] if "ollama" in to else []),
-    ]
+    names = []
+    if "adapter" in to:
+        names.append("adapter")
+    if to & {"merged", "gguf", "ollama"}:
+        names.append("merged")
+    if "gguf" in to:
+        names += gguf
+    elif "ollama" in to:
+        names.append(gguf[0])
+    if "ollama" in to:
+        names.append("ollama")
+    return names
 
 
 def push(recipe: Recipe, repo: str, names: list[str]) -> None:
@@ -100,75 +134,79 @@ def push(recipe: Recipe, repo: str, names: list[str]) -> None:
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError
 
+    folder = recipe.run_dir / "export"
     hub = HfApi()
     try:
         hub.create_repo(repo, private=recipe.export.private, exist_ok=True)
         for name in names:
-            inside = name if len(names) > 1 else None
             hub.upload_folder(
                 repo_id=repo,
-                folder_path=recipe.run_dir / "export" / name,
-                path_in_repo=inside,
+                folder_path=folder / name,
+                path_in_repo=name if len(names) > 1 else None,
                 ignore_patterns=["stage.json"],
             )
             print(f"pushed {name} to {repo}")
     except (HfHubHTTPError, OSError) as error:
         raise UserError(
-            f"the hub did not take {repo}: {first_line(error)}. What was exported is kept in {recipe.run_dir / 'export'}"
+            f"the hub did not take {repo}: {first_line(error)}. What was exported is kept in {folder}"
         ) from None
 
 
 def export_stage(recipe: Recipe, name: str, stage: str) -> Stage:
     """The folder of one export."""
-    model = recipe.model.model_dump(mode="json", include={"base", "revision"})
     settings = {
-        "model": model,
+        "model": recipe.model.model_dump(mode="json", include={"base", "revision"}),
         "system_prompt": Prompts(recipe).system,
         "card": [recipe.export.license, recipe.export.data_license],
     }
-    settings |= {"gguf": recipe.export.quantizations[0]} if name == "ollama" else {}
+    if name == "ollama":
+        settings["gguf"] = recipe.export.quantizations[0]
     return Stage(recipe, f"export/{name}", settings, {stage: finished_key(recipe, stage)})
 
 
 def gguf_file(recipe: Recipe, name: str) -> Path:
     """The file in a `gguf-*` folder of the run."""
-    return recipe.run_dir / "export" / name / f"{recipe.run_dir.name}-{name.removeprefix('gguf-')}.gguf"
+    file = f"{recipe.run_dir.name}-{name.removeprefix('gguf-')}.gguf"
+    return recipe.run_dir / "export" / name / file
+
+
+def served(recipe: Recipe, gguf: str | None, port: int) -> None:
+    """Serve a GGUF file until interrupted. Raises UserError when there is none."""
+    folder = recipe.run_dir / "export"
+    files = [Path(gguf)] if gguf else sorted(folder.glob("gguf-*/*.gguf"))
+    if not files or not files[0].exists():
+        raise UserError(
+            f"no GGUF file {gguf or f'in {folder}'}: "
+            f"run `{recipe.command('export --to gguf --install-tools')}` first"
+        )
+    print(f"serving {files[0]}; Ctrl-C ends it")
+    llama_cpp.serve(files[0], port)
 
 
 def _export(recipe: Recipe, stage: str, todo: dict[str, Stage], tools: Path | None, check: bool) -> None:
+    """Write and compare (`check`: only compare) one export after the other, with one model in memory."""
     model, tokenizer = _load(recipe, stage)
     if not check:
         _check_space(recipe.run_dir, model.num_parameters(), list(todo))
     items = held_out_items(recipe, recipe.export.items, checkable=False)
-    prompts, shown, golds = (
-        [i["prompt"] for i in items],
-        [images_of(i) for i in items],
-        [i["gold"] for i in items],
-    )
     with local(model, tokenizer, "default") as source:
-        reference = parity.measure(source, prompts, shown, recipe.evaluate.max_new_tokens)
+        reference = measure(source, items, recipe.evaluate.max_new_tokens)
     for name, entry in todo.items():
-        with (
-            tempfile.TemporaryDirectory() as scratch,
-            contextlib.nullcontext(entry.dir) if check else _writing(entry) as folder,
-        ):
+        # A check reads the finished folder. A new export becomes one at the end of the block, if it is equal.
+        opened = contextlib.nullcontext(entry.dir) if check else _writing(entry)
+        with opened as folder:
             if not check:
                 print(f"writing {name} ...", flush=True)
                 _write(recipe, name, folder, model, tokenizer, tools)
                 (folder / "README.md").write_text(card(recipe, stage, name), encoding="utf-8")
             if name == "ollama":
-                continue  # its weights are those of the GGUF file; its template was compared when it was made
+                continue  # its weights are the GGUF file's; its template was compared when it was made
             print(f"comparing {name} with the adapter ...", flush=True)
-            target = folder / gguf_file(recipe, name).name if name.startswith("gguf-") else folder
+            weights = folder
+            if name.startswith("gguf-"):
+                weights = folder / gguf_file(recipe, name).name
             row = parity.check(
-                target,
-                name.removeprefix("gguf-"),
-                reference,
-                prompts,
-                shown,
-                golds,
-                recipe.evaluate.max_new_tokens,
-                Path(scratch),
+                weights, name.removeprefix("gguf-"), reference, items, recipe.evaluate.max_new_tokens
             )
             entry.record = {"parity": row}
             path = recipe.run_dir / "export" / "parity.json"
@@ -178,39 +216,31 @@ def _export(recipe: Recipe, stage: str, todo: dict[str, Stage], tools: Path | No
 
 
 def _load(recipe: Recipe, stage: str) -> tuple[Any, Any]:
-    """The 16-bit base (on a CPU computed in float32) with the adapter on it, as Unsloth's save functions want it.
+    """The 16-bit base (on a CPU computed in float32) with the adapter on it, as Unsloth saves it.
 
     After QLoRA too: an adapter belongs on the original weights, not on 4-bit ones turned back.
     """
     if recipe.model.load_in_4bit and recipe.model.base != builtin.EMBEDDED:
         print(
-            f"Merging needs the 16-bit weights of {recipe.model.base}; they are fetched where they are not in the cache."
+            f"Merging needs the 16-bit weights of {recipe.model.base}; "
+            "they are fetched where they are not in the cache."
         )
-    change = {"load_in_4bit": False, "dtype": "float32" if backend.backend() == "cpu" else None}
-    whole = recipe.model_copy(update={"model": recipe.model.model_copy(update=change)})
+    changes = {"load_in_4bit": False, "dtype": "float32" if backend.backend() == "cpu" else None}
+    whole = recipe.model_copy(update={"model": recipe.model.model_copy(update=changes)})
     model, tokenizer = loading.load(whole)
-    return adapters.restore_lora(
-        adapters.add_lora(model, whole), recipe.run_dir / stage / "adapter"
-    ), tokenizer
+    model = adapters.add_lora(model, whole)
+    return adapters.restore_lora(model, recipe.run_dir / stage / "adapter"), tokenizer
 
 
 def _check_space(folder: Path, weights: int, names: list[str]) -> None:
     """Raises UserError when the disk is too small for what would be written."""
-    each = [
-        2.0
-        if n == "merged"
-        else 0.1
-        if n == "adapter"
-        else 0.0
-        if n == "ollama"
-        else BYTES.get(n[5:], SMALLER + 2)
-        for n in names
-    ]
-    needed, free = weights * sum(each), shutil.disk_usage(folder).free
+    needed = weights * sum(BYTES_A_WEIGHT.get(name, BYTES_A_WEIGHT_QUANTISED) for name in names)
+    free = shutil.disk_usage(folder).free
     print(f"{', '.join(names)}: about {needed / 1e9:.1f} GB; {free / 1e9:.0f} GB are free")
-    if needed * 1.05 > free:
+    if needed * 1.05 > free:  # 5% for tokenizer, card and the file system
         raise UserError(
-            f"{folder} has {free / 1e9:.1f} GB free, about {needed / 1e9:.1f} GB are needed: make room, or export less (--to, --quantization)"
+            f"{folder} has {free / 1e9:.1f} GB free, about {needed / 1e9:.1f} GB are needed: "
+            "make room, or export less (--to, --quantization)"
         )
 
 
@@ -226,40 +256,17 @@ def _writing(entry: Stage) -> Iterator[Path]:
 
 
 def _write(recipe: Recipe, name: str, folder: Path, model: Any, tokenizer: Any, tools: Path | None) -> None:
-    merged = recipe.run_dir / "export" / "merged"
     if name == "adapter":
         adapters.save_adapter(model, tokenizer, folder)
     elif name == "merged":
         adapters.save_merged(model, tokenizer, folder)
     elif name == "ollama":
         gguf = gguf_file(recipe, f"gguf-{recipe.export.quantizations[0]}")
-        ends = [tokenizer.eos_token]
-        text = modelfile(
-            f"../{gguf.parent.name}/{gguf.name}",
-            tokenizer,
-            ends,
-            Prompts(recipe).system,
-            recipe.model.max_seq_length,
-        )
+        weights = f"../{gguf.parent.name}/{gguf.name}"
+        system = Prompts(recipe).system
+        text = modelfile(weights, tokenizer, [tokenizer.eos_token], system, recipe.model.max_seq_length)
         (folder / "Modelfile").write_text(text, encoding="utf-8")
     else:
         assert tools is not None  # noqa: S101 - `export` has looked for them
-        kind, out = name.removeprefix("gguf-"), folder / gguf_file(recipe, name).name
-        if kind in llama_cpp.DIRECT:
-            llama_cpp.convert(merged, out, kind, tools)
-        else:
-            first = folder / "f16.gguf"
-            llama_cpp.convert(merged, first, "f16", tools)
-            llama_cpp.quantise(first, out, kind)
-            first.unlink()
-
-
-def served(recipe: Recipe, gguf: str | None, port: int) -> None:
-    """Serve a GGUF file until interrupted. Raises UserError when there is none."""
-    files = [Path(gguf)] if gguf else sorted((recipe.run_dir / "export").glob("gguf-*/*.gguf"))
-    if not files or not files[0].exists():
-        raise UserError(
-            f"no GGUF file {gguf or 'in ' + str(recipe.run_dir / 'export')}: run `{recipe.command('export --to gguf --install-tools')}` first"
-        )
-    print(f"serving {files[0]}; Ctrl-C ends it")
-    llama_cpp.serve(files[0], port)
+        merged = recipe.run_dir / "export" / "merged"
+        llama_cpp.write_gguf(merged, folder / gguf_file(recipe, name).name, name.removeprefix("gguf-"), tools)

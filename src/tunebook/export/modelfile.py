@@ -1,24 +1,28 @@
 """An Ollama Modelfile whose template says what the tokenizer's chat template says.
 
-Ollama has templates of its own kind (Go) and does not read the one in a GGUF file. So the chat template is rendered with
-marks for the messages, and the text between the marks becomes the Go template; conversations are then rendered by
-both sides' rules and must be equal.
+Ollama has templates of its own kind (Go) and does not read the one in a GGUF file. So the chat template is
+rendered with marks for the messages, and the text between the marks becomes the Go template; conversations
+are then rendered by both sides' rules and must be equal.
 """
 
 from __future__ import annotations
 
 import itertools
 import json
+from collections.abc import Iterator
 from typing import Any
 
 from tunebook.models.chat_template import Messages
 from tunebook.recipe.errors import UserError
 
 MARKS = {"system": "\u2402S\u2403", "user": "\u2402U\u2403", "assistant": "\u2402A\u2403"}
-
+"""What stands for a message's text: characters that no template has."""
 
 Seams = dict[tuple[str, str], str]
-"""The text between two messages by their roles; before the first (`("", role)`) and after the last (`(role, "")`)."""
+"""The text between two messages by their roles.
+
+Before the first it is `("", role)`, after the last `(role, "")`.
+"""
 
 
 def seams(tokenizer: Any) -> Seams:
@@ -26,68 +30,78 @@ def seams(tokenizer: Any) -> Seams:
 
     Raises UserError for a template that treats messages differently in ways that seams cannot say.
     """
-    found: Seams = {}
+    refusal = UserError(
+        "this chat template cannot be written as an Ollama template: write the Modelfile by hand"
+    )
+    texts: Seams = {}
     for roles in (["user", "assistant", "user"], ["system", "user", "assistant", "user"]):
-        rest = _rendered(tokenizer, [{"role": r, "content": MARKS[r]} for r in roles])
-        for before, role in zip(["", *roles], roles, strict=False):
+        rest = _rendered(tokenizer, [{"role": role, "content": MARKS[role]} for role in roles])
+        for before, role in itertools.pairwise(["", *roles]):
             text, mark, rest = rest.partition(MARKS[role])
-            if not mark or found.setdefault((before, role), text) != text:
-                raise UserError(
-                    "this chat template cannot be written as an Ollama template: write the Modelfile by hand"
-                )
-        found["user", ""] = rest
-    for turns in range(1, 4):
-        for system in ([], [{"role": "system", "content": "Be brief."}]):
-            talk = [
-                {"role": role, "content": f"{role} {i}"}
-                for i in range(turns)
-                for role in ("user", "assistant")
-            ]
-            messages = [*system, *talk[:-1]]
-            if _joined(found, messages) != _rendered(tokenizer, messages):
-                raise UserError(
-                    "this chat template cannot be written as an Ollama template: write the Modelfile by hand"
-                )
-    return found
+            if not mark or texts.setdefault((before, role), text) != text:
+                raise refusal
+        texts["user", ""] = rest
+    for messages in _conversations():
+        if _joined(texts, messages) != _rendered(tokenizer, messages):
+            raise refusal
+    return texts
 
 
-def template(found: Seams) -> str:
+def template(texts: Seams) -> str:
     """The seams as a Go template over `.Messages`. Texts are quoted, so that white space in them stays."""
 
-    def text(before: str, role: str) -> str:
-        value = found[before, role]
-        return "{{ " + json.dumps(value, ensure_ascii=False) + " }}" if value else ""
+    def seam(before: str, role: str) -> str:
+        text = texts[before, role]
+        return "{{ " + json.dumps(text, ensure_ascii=False) + " }}" if text else ""
 
-    return (
-        '{{- $last := "" -}}{{- range .Messages -}}'
-        f'{{{{- if eq .Role "system" -}}}}{text("", "system")}'
-        f'{{{{- else if eq .Role "assistant" -}}}}{text("user", "assistant")}'
-        f'{{{{- else if eq $last "system" -}}}}{text("system", "user")}'
-        f'{{{{- else if eq $last "assistant" -}}}}{text("assistant", "user")}'
-        f"{{{{- else -}}}}{text('', 'user')}{{{{- end -}}}}"
-        "{{ .Content }}{{- $last = .Role -}}{{- end -}}"
-        f'{{{{- if ne $last "assistant" -}}}}{text("user", "")}{{{{- end -}}}}'
-    )
+    # The dashes eat the white space round a tag; `$last` is the role of the message before.
+    parts = [
+        '{{- $last := "" -}}{{- range .Messages -}}',
+        '{{- if eq .Role "system" -}}' + seam("", "system"),
+        '{{- else if eq .Role "assistant" -}}' + seam("user", "assistant"),
+        '{{- else if eq $last "system" -}}' + seam("system", "user"),
+        '{{- else if eq $last "assistant" -}}' + seam("assistant", "user"),
+        "{{- else -}}" + seam("", "user") + "{{- end -}}",
+        "{{ .Content }}{{- $last = .Role -}}{{- end -}}",
+        '{{- if ne $last "assistant" -}}' + seam("user", "") + "{{- end -}}",
+    ]
+    return "".join(parts)
 
 
 def modelfile(gguf: str, tokenizer: Any, stops: list[str], system: str | None, context: int) -> str:
-    """The whole file: weights, template, stop tokens, the system prompt of training, greedy as in the evaluation."""
+    """The whole file: weights, template, the system prompt of training, stop tokens, greedy answers.
+
+    Greedy because the evaluation is.
+    """
     lines = [f"FROM {gguf}", f'TEMPLATE """{template(seams(tokenizer))}"""']
-    lines += [f'SYSTEM """{system}"""'] if system else []
-    lines += [f"PARAMETER stop {json.dumps(stop, ensure_ascii=False)}" for stop in stops]
-    return "\n".join([*lines, f"PARAMETER num_ctx {context}", "PARAMETER temperature 0"]) + "\n"
+    if system:
+        lines.append(f'SYSTEM """{system}"""')
+    for stop in stops:
+        lines.append(f"PARAMETER stop {json.dumps(stop, ensure_ascii=False)}")
+    lines += [f"PARAMETER num_ctx {context}", "PARAMETER temperature 0"]
+    return "\n".join(lines) + "\n"
+
+
+def _conversations() -> Iterator[Messages]:
+    """Of one to three turns, each with a system message and without; the last message is a question."""
+    talk: Messages = []
+    for turn in range(3):
+        talk.append({"role": "user", "content": f"user {turn}"})
+        yield list(talk)
+        yield [{"role": "system", "content": "Be brief."}, *talk]
+        talk.append({"role": "assistant", "content": f"assistant {turn}"})
 
 
 def _rendered(tokenizer: Any, messages: Messages) -> str:
     text: str = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-    return text.removeprefix(tokenizer.bos_token) if tokenizer.bos_token else text
+    return text.removeprefix(tokenizer.bos_token or "")
 
 
-def _joined(found: Seams, messages: Messages) -> str:
-    roles = ["", *(m["role"] for m in messages)]
-    return (
-        "".join(
-            found[pair] + m["content"] for pair, m in zip(itertools.pairwise(roles), messages, strict=True)
-        )
-        + found["user", ""]
-    )
+def _joined(texts: Seams, messages: Messages) -> str:
+    """A conversation put together by its seams."""
+    rendered = ""
+    last = ""
+    for message in messages:
+        rendered += texts[last, message["role"]] + message["content"]
+        last = message["role"]
+    return rendered + texts["user", ""]
