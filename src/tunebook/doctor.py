@@ -99,6 +99,7 @@ def interpreter() -> Iterator[Finding]:
     if not (3, 11) <= sys.version_info[:2] < (3, 13):
         fix = "uv python install 3.12 && uv sync --python 3.12"
     yield Finding("Python", platform.python_version(), fix, broken=bool(fix))
+    # Set once and forgotten, they explain a run that nobody understands.
     names = []
     for name in sorted(os.environ):
         if name.startswith(PREFIX) or name in ("TUNEBOOK_RECIPE", "TUNEBOOK_RUN"):
@@ -141,7 +142,11 @@ def locked() -> dict[str, str | None]:
         versions.setdefault(package["name"], []).append(package.get("version", ""))
         if package["name"] == "tunebook":
             requirements = [requirement["name"] for requirement in package["dependencies"]]
-    return {name: versions[name][0] if len(versions[name]) == 1 else None for name in requirements}
+    single = {}
+    for name in requirements:
+        first, *others = versions[name]
+        single[name] = None if others else first
+    return single
 
 
 def backend() -> tuple[str, str]:
@@ -159,7 +164,7 @@ def backend() -> tuple[str, str]:
         return "cpu", "`nvidia-smi` lists no GPU"
     if importlib.util.find_spec("torch") is None:
         return "cpu", "torch is not installed"
-    import torch
+    import torch  # there is a GPU: what torch says is worth the seconds
 
     if torch.cuda.is_available():
         return "cuda", ", ".join(line.split(" (UUID")[0] for line in listed.splitlines())
@@ -197,6 +202,7 @@ def bfloat16(kind: str) -> bool:
 
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     try:
+        # Only Linux has this file.
         flags = Path("/proc/cpuinfo").read_text().split()
     except OSError:
         return False
@@ -235,8 +241,10 @@ def keys() -> Iterator[Finding]:
 
 def needs(recipe: Recipe, gpu: bool) -> Iterator[str]:
     """What a recipe needs that this machine may lack, a phrase each."""
+    # The optimisers of both trainers, if they are named
     optimizers = f"{recipe.sft.get('optim')} {recipe.dpo.get('optim')}"
     if "8bit" in optimizers:
+        # bitsandbytes keeps the optimiser's state in 8 bits, on a GPU only.
         yield "a CUDA GPU" if gpu else "a CUDA GPU (not here)"
     base = recipe.model.base
     if base not in (builtin.EMBEDDED, builtin.TINY_VISION) and not Path(base).exists():
@@ -251,6 +259,7 @@ def needs(recipe: Recipe, gpu: bool) -> Iterator[str]:
     if recipe.pairs.server:
         yield f"a server at {recipe.pairs.server.url} ({_is_set(recipe.pairs.server.api_key_env)})"
     if recipe.clean:
+        # The first two may stand in the recipe; a key never does.
         settings = {"BASE_URL": recipe.clean.url, "MODEL": recipe.clean.model, recipe.clean.api_key_env: None}
         unset = [name for name, value in settings.items() if not value and not secret(name)]
         if unset:
@@ -261,6 +270,7 @@ def needs(recipe: Recipe, gpu: bool) -> Iterator[str]:
 
 def _extra(name: str, module: str, purpose: str, command: str) -> Finding:
     """A package that is not installed unless the user asks for it."""
+    # `find_spec` looks and does not import, which would take seconds.
     if importlib.util.find_spec(module) is None:
         return Finding(f"{name} (optional)", f"not installed: for {purpose}", command)
     return Finding(f"{name} (optional)", _version(name) or "here")
@@ -268,6 +278,7 @@ def _extra(name: str, module: str, purpose: str, command: str) -> Finding:
 
 def _disk(what: str, place: Path, variable: str) -> Finding:
     """Free space in a folder that may not be there yet, and whether it can be written."""
+    # The nearest folder that exists lies on the same disk.
     existing = next(folder for folder in (place, *place.parents) if folder.exists())
     free = shutil.disk_usage(existing).free
     state = f"{free / 2**30:.1f} GB free in {place}"

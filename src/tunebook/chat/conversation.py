@@ -86,6 +86,7 @@ class Models:
                 "or give a folder or a hub id such as user/name"
             )
         if where not in self._loaded:
+            # What transformers, PEFT and the hub raise for a folder or id that is no model
             try:
                 if where:
                     model, tokenizer = self._load_other(where)
@@ -129,6 +130,7 @@ class Chat:
         prompt = prompts.with_system(messages)
         moved = len(prompt) - len(messages)
         images_of_prompt = {number + moved: picture for number, picture in images.items()}
+        # An answer that is stopped halfway is part of the conversation; one that never began is not.
         pieces: list[str] = []
         with self.models.use(self.model) as source:
             try:
@@ -181,6 +183,7 @@ def rendered(answer: str) -> str:
 
     `\( \)` and `\[ \]` become dollars, a bare `\boxed{}` becomes math, and lines are kept.
     """
+    # Jupyter knows dollars only.
     text = re.sub(r"\\\((.+?)\\\)", r"$\1$", answer, flags=re.DOTALL)
     text = re.sub(r"\\\[(.+?)\\\]", r"$$\1$$", text, flags=re.DOTALL)
     pieces = []

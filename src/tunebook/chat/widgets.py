@@ -20,7 +20,7 @@ from tunebook.generation.streaming import Drawing
 from tunebook.recipe.errors import UserError
 
 REFRESH_S = 0.25
-"""An answer is shown anew so often while it comes: each time all of it is sent to the browser."""
+"""How often an answer is shown anew while it comes."""
 
 WHOLE = {"description_width": "initial"}
 """Descriptions are not cut."""
@@ -80,6 +80,7 @@ class QuestionBox:
 
         above = ipywidgets.HBox(settings, layout=ipywidgets.Layout(flex_flow="row wrap"))
         self.widget = ipywidgets.VBox([above, self.talk, self.question, ipywidgets.HBox(buttons)])
+        # What happens on a click
         self.ask.on_click(self.on_ask)
         self.stop.on_click(lambda _: self.stopped.set())
         self.reset.on_click(self.on_reset)
@@ -102,7 +103,7 @@ class QuestionBox:
         self.chat.drawing = Drawing(self.tokens.value, self.temperature.value, self.top_p.value)
         self.set_busy(True)
         self.question.value = ""
-        self.upload.value = ()
+        self.upload.value = ()  # the image belongs to this question; later answers see it in the conversation
         self.status.value = f"{self.model.value} answers ..."
         threading.Thread(target=self.answer, args=(text, image), daemon=True).start()
 
@@ -135,16 +136,18 @@ class QuestionBox:
             pieces = self.chat.ask(text, image)
             for piece in pieces:
                 answer += piece
+                # Each refresh sends the whole answer: not at every token.
                 if time.monotonic() - last_shown > REFRESH_S:
                     last_shown = time.monotonic()
                     out.outputs = _display(answer)
                 if self.stopped.is_set():
-                    pieces.close()
+                    pieces.close()  # which stops the model
                     break
             self.status.value = f"{self.chat.model}, {time.monotonic() - started:.1f} s"
         except UserError as error:
             self.show_error(error)
         finally:
+            # What came so far is shown and the buttons work again, whatever went wrong.
             out.outputs = _display(answer)
             self.set_busy(False)
 
@@ -190,7 +193,7 @@ def browse(predictions: Mapping[str, list[Prediction]]) -> Any:
 
     def show(_: Any = None) -> None:
         items = kinds[kind.value]
-        page.max = max(1, len(items))
+        page.max = max(1, len(items))  # a widget with a maximum below its minimum is an error
         if items:
             item = items[page.value - 1]
             shown.value = item_table({name: predictions[name][item] for name in names})

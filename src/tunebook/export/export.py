@@ -64,7 +64,7 @@ def export(
     stage = exported_stage(recipe)
     names = targets(recipe)
     sees_images = chat_template.has_processor(recipe.run_dir / stage / "adapter")
-    # llama.cpp keeps what sees in a file of its own, which the converter here does not write.
+    # llama.cpp keeps a model's eyes in a file of their own, which is not written here.
     if sees_images and not {"adapter", "merged"}.issuperset(names):
         raise UserError(
             "this model sees images, and a GGUF file would hold its text part alone: use --to adapter,merged"
@@ -108,13 +108,14 @@ def exported_stage(recipe: Recipe) -> str:
 
 
 def targets(recipe: Recipe) -> list[str]:
-    """What is written, in order, with what it is made from: GGUF needs merged weights, Ollama a GGUF file."""
+    """What is written, in order, with what it is made from."""
     to = set(recipe.export.to)
     # As often as a type is named, it is written once.
     gguf = [f"gguf-{kind}" for kind in dict.fromkeys(recipe.export.quantizations)]
     names = []
     if "adapter" in to:
         names.append("adapter")
+    # GGUF files are made from merged weights, and Ollama reads a GGUF file: the first one.
     if to & {"merged", "gguf", "ollama"}:
         names.append("merged")
     if "gguf" in to:
@@ -143,7 +144,7 @@ def push(recipe: Recipe, repo: str, names: list[str]) -> None:
                 repo_id=repo,
                 folder_path=folder / name,
                 path_in_repo=name if len(names) > 1 else None,
-                ignore_patterns=["stage.json"],
+                ignore_patterns=["stage.json"],  # the run's record, no part of the model
             )
             print(f"pushed {name} to {repo}")
     except (HfHubHTTPError, OSError) as error:
@@ -157,6 +158,7 @@ def export_stage(recipe: Recipe, name: str, stage: str) -> Stage:
     settings = {
         "model": recipe.model.model_dump(mode="json", include={"base", "revision"}),
         "system_prompt": Prompts(recipe).system,
+        # The card stands in the folder, so that other licences make another export.
         "card": [recipe.export.license, recipe.export.data_license],
     }
     if name == "ollama":
@@ -225,6 +227,7 @@ def _load(recipe: Recipe, stage: str) -> tuple[Any, Any]:
             f"Merging needs the 16-bit weights of {recipe.model.base}; "
             "they are fetched where they are not in the cache."
         )
+    # On a CPU in float32, as the fresh processes compute: what differs is then the export's.
     changes = {"load_in_4bit": False, "dtype": "float32" if backend.backend() == "cpu" else None}
     whole = recipe.model_copy(update={"model": recipe.model.model_copy(update=changes)})
     model, tokenizer = loading.load(whole)

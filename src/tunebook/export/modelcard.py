@@ -86,6 +86,7 @@ def _results(recipe: Recipe, stage: str) -> dict[str, Any]:
     results = summary.get("stages", {})
     if stage not in results:
         return {}
+    # The other stages are other models.
     shown = {name: shares for name, shares in results.items() if name in ("base", stage)}
     return {
         "results": accuracy_table(shown).markdown(),

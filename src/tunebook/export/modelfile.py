@@ -41,6 +41,7 @@ def seams(tokenizer: Any) -> Seams:
             if not mark or texts.setdefault((before, role), text) != text:
                 raise refusal
         texts["user", ""] = rest
+    # A template may do more than put texts between messages: number them, say, or leave old ones out.
     for messages in _conversations():
         if _joined(texts, messages) != _rendered(tokenizer, messages):
             raise refusal

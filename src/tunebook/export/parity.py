@@ -26,6 +26,7 @@ class Limits(NamedTuple):
     """Greedy answers that are the same text, at least."""
 
 
+# An adapter is the same numbers on the same base; merged weights are rounded to 16 bits, those of q8_0 to 8.
 LIMITS = {
     "adapter": Limits(0.99, 0.01, 0.95),
     "merged": Limits(0.98, 0.02, 0.9),
