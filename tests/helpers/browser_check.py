@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 import nbformat
+import notebook_outputs
 from playwright.sync_api import sync_playwright
 
 from tunebook.recipe.files import ROOT
@@ -84,7 +85,7 @@ def run_all(page: Any, path: Path, limit_s: float = 600) -> None:
         page.keyboard.press("Control+s")
         page.wait_for_timeout(2000)
         cells = [c for c in nbformat.read(path, as_version=4).cells if c.cell_type == "code"]
-        errors = [o for c in cells for o in c.outputs if o.output_type == "error"]
+        errors = [output for output in notebook_outputs.outputs(path) if output.output_type == "error"]
         assert not errors, f"{path.stem}: {errors[0].ename}: {errors[0].evalue}"
         if all(c.execution_count for c in cells):
             return
@@ -130,15 +131,11 @@ def whole_picture(page: Any, path: Path) -> None:
 
 def noise(path: Path) -> list[str]:
     """The lines that a notebook writes to stderr: what is read needs no warnings and no progress bars."""
-    cells = nbformat.read(path, as_version=4).cells
-    said = "".join(
-        o.text
-        for c in cells
-        if c.cell_type == "code"
-        for o in c.outputs
-        if o.output_type == "stream" and o.name == "stderr"
-    )
-    return said.splitlines()
+    text = ""
+    for output in notebook_outputs.outputs(path):
+        if output.output_type == "stream" and output.name == "stderr":
+            text += output.text
+    return text.splitlines()
 
 
 def request(port: int, path: str, method: str = "GET") -> Any:

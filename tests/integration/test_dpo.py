@@ -18,6 +18,7 @@ def paired(tiny_recipe):
     return functools.partial(paired_run, tiny_recipe)
 
 
+@pytest.mark.usefixtures("forked_kernels")
 def test_the_pipeline_skips_what_is_done_and_stops_at_the_first_failure(paired, tiny_recipe, capsys):
     """Data, SFT and pairs are there: two notebooks run, then none, then one fails."""
     from tunebook import pipeline

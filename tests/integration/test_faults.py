@@ -43,7 +43,14 @@ class World:
     """A recipe on a tiny model, in which each command takes seconds, and an undisturbed run of all of it."""
 
     def __init__(self, server: str, folder: Path, embedded: Path) -> None:
-        self.server, self.folder, self.runs, self.logs = server, folder, folder / "runs", 0
+        self.server = server
+        self.folder = folder
+        self.runs = folder / "runs"
+        self.logs = 0
+        self.seconds: dict[str, float] = {}
+        """How long each step takes when nothing disturbs it."""
+        self.changes: dict[str, int] = {}
+        """How often each step changes a file."""
         self.env = {
             "TUNEBOOK_RUNS": str(self.runs),
             "OMP_NUM_THREADS": "1",
@@ -122,18 +129,15 @@ def recipe(folder: Path) -> dict:
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory, embedded):
-    folder = tmp_path_factory.mktemp("faults")
-    with faults.server(folder) as server:
-        made = World(server, folder, embedded)
-        made.seconds, made.changes = {}, {}
-        for step in ("prepare", "sft", "pairs", "dpo", "evaluate"):
-            start = time.monotonic()
-            command = made.run(step, watch=str(made.runs))
-            made.seconds[step] = time.monotonic() - start
-            assert command.code == 0, command.text
-            made.changes[step] = int(command.text.rpartition("changes: ")[2])
-        yield made
+def world(tmp_path_factory, embedded, fork_server):
+    made = World(fork_server, tmp_path_factory.mktemp("faults"), embedded)
+    for step in ("prepare", "sft", "pairs", "dpo", "evaluate"):
+        start = time.monotonic()
+        command = made.run(step, watch=str(made.runs))
+        made.seconds[step] = time.monotonic() - start
+        assert command.code == 0, command.text
+        made.changes[step] = int(command.text.rpartition("changes: ")[2])
+    return made
 
 
 def files(folder: Path, pattern: str = "*") -> dict[str, bytes]:

@@ -20,7 +20,7 @@ import urllib.request
 from pathlib import Path
 
 import faults
-import nbformat
+import notebook_outputs
 import pytest
 import tiny_text
 
@@ -144,7 +144,7 @@ def test_every_command_of_the_readme_is_run_or_says_why_not():
 
 
 @pytest.fixture
-def clone(tmp_path, embedded):
+def clone(tmp_path, embedded, fork_server):
     """A folder like a fresh clone, its environment, and a free port."""
     folder = tmp_path / "tunebook"
     folder.mkdir()
@@ -163,7 +163,7 @@ def clone(tmp_path, embedded):
 [ "$1" = sync ] && exit 0       # what it leaves is what runs these tests
 shift; [ "$1" = --project ] && shift 2
 [ "$1 $2" = "tunebook serve" ] && exec {sys.executable} -m tunebook serve
-[ "$1" = tunebook ] && shift && exec {sys.executable} {faults.__file__} ask {tmp_path / "server"} "$@"
+[ "$1" = tunebook ] && shift && exec {sys.executable} {faults.__file__} ask {fork_server} "$@"
 command="$1"; shift; exec {Path(sys.executable).parent}/"$command" "$@"
 """)
     (tmp_path / "bin" / "uv").chmod(0o755)
@@ -185,11 +185,10 @@ command="$1"; shift; exec {Path(sys.executable).parent}/"$command" "$@"
         "UV_NO_SYNC": "1",
         "UV_PROJECT_ENVIRONMENT": sys.prefix,
     }  # the real one: what is installed, as it is
-    with faults.server(tmp_path) as address:
-        environment |= faults.kernelspec(tmp_path, address)
-        tiny = [tiny_text.__file__, "llama", str(tmp_path / "tiny"), str(embedded)]
-        assert faults.Command(address, "python", *tiny, log=tmp_path / "tiny.log").wait() == 0
-        yield folder, environment, port
+    environment |= faults.kernelspec(tmp_path, fork_server)
+    tiny = [tiny_text.__file__, "llama", str(tmp_path / "tiny"), str(embedded)]
+    assert faults.Command(fork_server, "python", *tiny, log=tmp_path / "tiny.log").wait() == 0
+    return folder, environment, port
 
 
 def test_the_newcomers_day(clone):
@@ -238,9 +237,7 @@ def test_the_newcomers_day(clone):
         path.name for path in (ROOT / "notebooks").glob("0*.ipynb")
     )
     for path in executed:
-        outputs = [
-            o for c in nbformat.read(path, as_version=4).cells if c.cell_type == "code" for o in c.outputs
-        ]
+        outputs = notebook_outputs.outputs(path)
         assert outputs and not [o for o in outputs if o.output_type == "error"], path
 
 

@@ -1,69 +1,39 @@
-"""SFT and evaluation for real: the embedded model and a tiny one, through Unsloth and TRL."""
+"""The notebooks of the data and of SFT, run by papermill."""
 
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 
 import nbformat
+import notebook_outputs
 import pytest
 
 from tunebook.recipe.files import ROOT
 
 
-@pytest.fixture(scope="module", autouse=True)
-def unsloth():
-    from tunebook.models import backend
-
-    assert backend.backend() == "cpu"
-
-
+@pytest.mark.usefixtures("forked_kernels")
 def test_notebooks_run_under_papermill(tiny_recipe, tmp_path):
     """The README's line: the rate is a float in the notebook, the manifest and the optimiser.
 
     Data is prepared on the way.
     """
     for name, parameters in (
-        ("02_sft", ["lr", "2e-4", "-p", "max_steps", "3"]),
-        ("01_data_prep", ["seed", "0"]),
+        ("02_sft", ["-p", "lr", "2e-4", "-p", "max_steps", "3"]),
+        ("01_data_prep", ["-p", "seed", "0"]),
     ):
         out = tmp_path / f"{name}.ipynb"
-        command = [
-            sys.executable,
-            "-m",
-            "papermill",
-            f"notebooks/{name}.ipynb",
-            str(out),
-            "-p",
-            *parameters,
-            "-p",
-            "recipe",
-            str(tiny_recipe),
-        ]
-        done = subprocess.run(
-            [*command, "--no-progress-bar"],
-            cwd=ROOT,
-            capture_output=True,
-            text=True,
-            check=False,
-            env=os.environ,
-        )
+        command = [sys.executable, "-m", "papermill", f"notebooks/{name}.ipynb", str(out), *parameters]
+        command += ["-p", "recipe", str(tiny_recipe), "--no-progress-bar"]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr[-3000:]
-        notebook = nbformat.read(out, as_version=4)
-        assert not [
-            o for c in notebook.cells if c.cell_type == "code" for o in c.outputs if o.output_type == "error"
-        ]
-        figures = [
-            o
-            for c in notebook.cells
-            if c.cell_type == "code"
-            for o in c.outputs
-            if "image/png" in o.get("data", {})
-        ]
+        outputs = notebook_outputs.outputs(out)
+        assert not [output for output in outputs if output.output_type == "error"]
+        figures = [output for output in outputs if "image/png" in output.get("data", {})]
         assert len(figures) == 1
         if name == "02_sft":
+            notebook = nbformat.read(out, as_version=4)
             assert notebook.metadata.papermill.parameters["lr"] == 2e-4
     stage = json.loads((tmp_path / "runs" / "tiny" / "manifest.json").read_text())["stages"]["sft"]
     assert stage["recipe"]["sft"]["learning_rate"] == 2e-4

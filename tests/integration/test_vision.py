@@ -9,6 +9,7 @@ import json
 import math
 from pathlib import Path
 
+import notebook_outputs
 import pytest
 import whole_recipe
 import yaml
@@ -74,6 +75,7 @@ def canary(tmp_path) -> Path:
     return path
 
 
+@pytest.mark.usefixtures("forked_kernels")
 def test_the_whole_chain_sees_its_images(canary, run_cli, tmp_path):
     import papermill
 
@@ -125,12 +127,7 @@ def test_the_whole_chain_sees_its_images(canary, run_cli, tmp_path):
     papermill.execute_notebook(
         str(ROOT / "notebooks" / "inference.ipynb"), str(out), given, cwd=str(ROOT), progress_bar=False
     )
-    shown = [
-        o["data"]
-        for cell in json.loads(out.read_text())["cells"]
-        for o in cell.get("outputs", [])
-        if "data" in o
-    ]
+    shown = [output["data"] for output in notebook_outputs.outputs(out) if "data" in output]
     assert any("\\boxed{60}" in "".join(data.get("text/markdown", "")) for data in shown)
     exported_with_its_pictures(canary)
     held_back_when_damaged(canary)
