@@ -34,12 +34,13 @@ GEMMA3N = {
     "evaluate.ablation": 4,
 }
 SHORT = {
-    f"{section}.{key}": value
-    for section in ("sft", "dpo")
-    for key, value in (("max_steps", 3), ("logging_steps", 1), ("eval_strategy", "no"))
-}
-SHORT |= {
+    "sft.max_steps": 3,
+    "sft.logging_steps": 1,
+    "sft.eval_strategy": "no",
     "sft.gradient_accumulation_steps": 2,
+    "dpo.max_steps": 3,
+    "dpo.logging_steps": 1,
+    "dpo.eval_strategy": "no",
     "dpo.gradient_accumulation_steps": 2,
     "evaluate.limit": 8,
     "evaluate.max_new_tokens": 256,
@@ -51,12 +52,10 @@ STAGES = {"prepare": "data", "sft": "sft", "pairs": "pairs", "dpo": "dpo", "eval
 @pytest.mark.parametrize(("name", "keys"), [("qwen3-4b-instruct", QWEN3), ("gemma3n-mm-math", GEMMA3N)])
 def test_recipe_on_a_gpu(name, keys, record_property):
     run = load_recipe(name).run_dir
-    options = [
-        part
-        for key, value in (SHORT | keys).items()
-        if value is not None
-        for part in ("--set", f"{key}={value}")
-    ]
+    options = []
+    for key, value in (SHORT | keys).items():
+        if value is not None:
+            options += ["--set", f"{key}={value}"]
     for command, folder in STAGES.items():
         started = time.monotonic()
         done = subprocess.run(

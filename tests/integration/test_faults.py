@@ -202,16 +202,17 @@ def kill(
     Returns when that was, or None if it ended before.
     """
     if number % 2 and changes:
-        moment = draw.randint(1, changes)
-        command = start(watch=str(world.runs), kill_at=moment)
+        change = draw.randint(1, changes)
+        command = start(watch=str(world.runs), kill_at=change)
+        moment: str | None = f"change {change}"
     else:
-        moment = draw.uniform(0.1, 0.95) * seconds
+        after = draw.uniform(0.1, 0.95) * seconds
         command = start()
-        if command.poll(moment) is None:
+        if command.poll(after) is None:
             os.kill(command.pid, signal.SIGKILL)
-    code = command.wait()
-    assert code in (0, -signal.SIGKILL), command.text
-    return f"change {moment}" if isinstance(moment, int) else f"{moment:.2f} s" if code else None
+        moment = f"{after:.2f} s" if command.wait() else None
+    assert command.wait() in (0, -signal.SIGKILL), command.text
+    return moment
 
 
 def kill_and_finish(world: World, first: str, seconds: float, changes: int, *argv: str) -> Path:

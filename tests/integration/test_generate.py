@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import signal
 import socket
@@ -13,10 +14,11 @@ from pathlib import Path
 import pytest
 import whole_recipe
 import yaml
+from batches import all_answers
 
 from tunebook.checkers.maths import verify
 from tunebook.data.storage import read_parquet
-from tunebook.generation import answers, generate
+from tunebook.generation import answers
 from tunebook.recipe.sections import ServerConfig
 
 GRAMMAR = r"""
@@ -76,7 +78,7 @@ def server():
 def sums_recipe(tmp_path) -> Path:
     """The default recipe on sums with one-digit answers, so that a small model is right now and then."""
     data = tmp_path / "sums.jsonl"
-    sums = [(a, b) for a in range(1, 5) for b in range(3, 6)]
+    sums = itertools.product(range(1, 5), range(3, 6))
     rows = [
         {
             "prompt": f"What is {a} + {b}?",
@@ -192,14 +194,7 @@ def test_a_server_answers_like_llama_cpp_itself(server):
         [{"role": "user", "content": f"Say the word {word}."}]
         for word in ("apple", "river", "stone", "cloud", "tiger")
     ]
-    runs = [
-        {
-            i: a
-            for part in generate.generate(config, prompts, answers.Sampling(8), skip={1})
-            for i, a in part.items()
-        }
-        for _ in range(2)
-    ]
+    runs = [all_answers(config, prompts, answers.Sampling(8), skip={1}) for _ in range(2)]
     assert runs[0] == runs[1] and sorted(runs[0]) == [0, 2, 3, 4]
     assert all(a.tokens <= 8 for a in runs[0].values()) and any(a.truncated for a in runs[0].values())
     assert len({a.text for a in runs[0].values()}) > 1

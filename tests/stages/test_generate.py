@@ -1,8 +1,10 @@
-"""Answers from a real server on loopback, killed in between; the answer file; sampling."""
+"""A sample depends on its prompt and seed, not on its batch."""
 
 from __future__ import annotations
 
-from tunebook.generation import answers, generate, local
+from batches import all_answers
+
+from tunebook.generation import answers, local
 from tunebook.recipe.loading import load_recipe
 
 
@@ -15,13 +17,11 @@ def test_a_seeded_sample_does_not_depend_on_its_batch(tiny_recipe):
     model.generation_config.eos_token_id = list(range(0, 49152, 20))  # one token in twenty ends an answer
     prompts = [[{"role": "user", "content": "word " * n}] for n in (1, 4, 9, 2, 9, 7, 7, 1)]
     with local.local(model, tokenizer, None) as source:
+        seeds, other_seeds = [*range(8)], [*range(4), 9, *range(5, 8)]
         runs = [
-            {
-                i: a
-                for b in generate.generate(source, prompts, answers.Sampling(40, n, 1.0, seeds))
-                for i, a in b.items()
-            }
-            for n, seeds in ((8, list(range(8))), (1, list(range(8))), (8, [*range(4), 9, *range(5, 8)]))
+            all_answers(source, prompts, answers.Sampling(40, 8, 1.0, seeds)),
+            all_answers(source, prompts, answers.Sampling(40, 1, 1.0, seeds)),
+            all_answers(source, prompts, answers.Sampling(40, 8, 1.0, other_seeds)),
         ]
     assert runs[0] == runs[1]
     assert len({a.tokens for a in runs[0].values()}) > 4 and not all(a.truncated for a in runs[0].values())
@@ -42,14 +42,8 @@ def test_batched_answers_equal_single_ones_in_float32(embedded):
     ]
     model, tokenizer = loading.load(recipe)
     with local.local(model, tokenizer, None) as source:
-        together, alone = (
-            {
-                i: a
-                for batch in generate.generate(source, prompts, answers.Sampling(32, size))
-                for i, a in batch.items()
-            }
-            for size in (11, 1)
-        )
+        together = all_answers(source, prompts, answers.Sampling(32, 11))
+        alone = all_answers(source, prompts, answers.Sampling(32, 1))
     assert together == alone
     assert sorted(together) == list(range(11))
     assert any(a.truncated for a in together.values())

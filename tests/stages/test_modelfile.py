@@ -19,7 +19,7 @@ TALK = [
     {"role": "assistant", "content": "4"},
     {"role": "user", "content": "é π 🙂"},
 ]
-CONVERSATIONS = [start + TALK[:n] for start in ([], [SYSTEM]) for n in (1, 3, 5)]
+CONVERSATIONS = [TALK[:n] for n in (1, 3, 5)] + [[SYSTEM, *TALK[:n]] for n in (1, 3, 5)]
 
 ZEPHYR = (
     "{% for m in messages %}<|{{ m.role }}|>\n{{ m.content }}</s>\n{% endfor %}"

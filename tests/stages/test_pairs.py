@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 
 import datasets
@@ -132,7 +133,7 @@ def taught(tmp_path_factory, embedded):
     from tunebook.training.sft import sft
 
     folder = tmp_path_factory.mktemp("taught")
-    sums = [(a, b) for a in (12, 23, 34) for b in (5, 17, 48)]
+    sums = itertools.product((12, 23, 34), (5, 17, 48))
     rows = [
         {
             "prompt": f"What is {a} + {b}?",

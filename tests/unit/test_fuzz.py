@@ -19,6 +19,7 @@ from pathlib import Path
 import pytest
 import whole_recipe
 import yaml
+from batches import all_answers
 from fuzzing import (
     cases,
     dumped,
@@ -50,11 +51,10 @@ DEFAULT = whole_recipe.content("smollm2-math")
 DEFAULT["clean"] = {"source": "raw.jsonl"}
 DEFAULT["pairs"]["server"] = {"url": "http://127.0.0.1:1/v1", "model": "m"}
 DEFAULT["data"]["sources"] += [{"format": "chat", "path": "x.jsonl"}, {"format": "mm_math", "path": "sample"}]
-KEYS = [
-    f"{a}.{b}" if b else a
-    for a, part in DEFAULT.items()
-    for b in (["", *part] if isinstance(part, dict) else [""])
-]
+KEYS = list(DEFAULT)
+for _section, _keys in DEFAULT.items():
+    if isinstance(_keys, dict):
+        KEYS += [f"{_section}.{_key}" for _key in _keys]
 KEYS += [
     "data.sources.0",
     "data.sources.0.train",
@@ -67,6 +67,23 @@ KEYS += [
 
 
 # Recipes
+
+
+def change(content, key: str, new) -> None:
+    """Set a key in the text of a recipe, as far as an earlier change has left what it lies in."""
+    *parents, last = key.split(".")
+    node = content
+    for part in parents:
+        if isinstance(node, list) and part.isdigit() and int(part) < len(node):
+            node = node[int(part)]
+        elif isinstance(node, dict):
+            node = node.setdefault(part, {})
+        else:
+            return
+    if isinstance(node, dict):
+        node[last] = new
+    elif isinstance(node, list):
+        node.append(new)
 
 
 def usable(recipe: Recipe) -> None:
@@ -92,20 +109,7 @@ def usable(recipe: Recipe) -> None:
 def test_recipes(changes):
     content = json.loads(json.dumps(DEFAULT))
     for key, new in changes:
-        *parents, last = key.split(".")
-        node = content
-        for part in parents:
-            node = (
-                node[int(part)]
-                if isinstance(node, list) and part.isdigit() and int(part) < len(node)
-                else node.setdefault(part, {})
-                if isinstance(node, dict)
-                else {}
-            )
-        if isinstance(node, dict):
-            node[last] = new
-        elif isinstance(node, list):
-            node.append(new)
+        change(content, key, new)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "r.yaml"
         path.write_text(yaml.safe_dump(content))
@@ -331,9 +335,7 @@ def test_answers_of_servers(url, answer):
     server = ServerConfig(url=url, model="m", retries=0, timeout=20, concurrency=2)
     with one_line():
         prompts = [[{"role": "user", "content": "Q?"}]] * 2
-        found = {
-            i: a for part in generate.generate(server, prompts, answers.Sampling(8)) for i, a in part.items()
-        }
+        found = all_answers(server, prompts, answers.Sampling(8))
         assert sorted(found) == [0, 1]
         json.dumps([a.text for a in found.values()], ensure_ascii=False).encode()
         assert all(

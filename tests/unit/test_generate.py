@@ -6,6 +6,7 @@ import json
 from contextlib import nullcontext
 
 import pytest
+from batches import all_answers
 
 from tunebook.generation import answers, generate, local
 from tunebook.generation.server import REFUSED
@@ -72,13 +73,9 @@ def test_a_prompt_that_a_server_refuses_has_no_answer_and_stops_no_other(capsys)
             pass
 
     def texts_of(*texts):
-        return {
-            i: a.text
-            for part in generate.generate(
-                config, [[{"role": "user", "content": t}] for t in texts], answers.Sampling(4)
-            )
-            for i, a in part.items()
-        }
+        prompts = [[{"role": "user", "content": text}] for text in texts]
+        by_number = all_answers(config, prompts, answers.Sampling(4))
+        return {i: answer.text for i, answer in by_number.items()}
 
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Picky) as stub:
         threading.Thread(target=stub.serve_forever, daemon=True).start()
