@@ -18,30 +18,46 @@ from tunebook.recipe.loading import load_recipe
 from tunebook.runs.files import read_json
 from tunebook.runs.stage import Stage
 
-ARC = [
-    ("What do plants need to make food?", ["sunlight", "rocks", "plastic", "sand"]),
-    ("Which is a liquid?", ["water", "iron", "wood", "glass"]),
-]
+PLANTS = {
+    "id": "0",
+    "question": "What do plants need to make food?",
+    "choices": {"text": ["sunlight", "rocks", "plastic", "sand"], "label": list("ABCD")},
+    "answerKey": "A",
+}
+LIQUID = {
+    "id": "1",
+    "question": "Which is a liquid?",
+    "choices": {"text": ["water", "iron", "wood", "glass"], "label": list("ABCD")},
+    "answerKey": "A",
+}
+DISHES = {
+    "id": "0",
+    "question": "Where do you put dirty dishes?",
+    "question_concept": "x",
+    "choices": {"text": ["sink", "garden", "bed", "moon", "car"], "label": list("ABCDE")},
+    "answerKey": "A",
+}
+BOOK = {
+    "id": "1",
+    "question": "What do you read?",
+    "question_concept": "x",
+    "choices": {"text": ["stone", "book", "soup", "shoe", "rain"], "label": list("ABCDE")},
+    "answerKey": "B",
+}
+EGG = {
+    "activity_label": "Cooking",
+    "ctx_a": "A man cracks an egg into a pan.",
+    "ctx_b": "he",
+    "ctx": "A man cracks an egg into a pan. he",
+    "endings": ["fries the egg.", "flies to the moon.", "paints the wall.", "reads a tree."],
+    "label": "0",
+    "source_id": "x",
+    "split": "val",
+    "split_type": "indomain",
+}
 ITEMS = {
-    "arc_challenge": [
-        {"id": str(i), "question": q, "choices": {"text": c, "label": list("ABCD")}, "answerKey": "A"}
-        for i, (q, c) in enumerate(ARC * 2)
-    ],
-    "commonsense_qa": [
-        {
-            "id": str(i),
-            "question": q,
-            "question_concept": "x",
-            "choices": {"text": c, "label": list("ABCDE")},
-            "answerKey": "ABCDE"[c.index(right)],
-        }
-        for i, (q, c, right) in enumerate(
-            [
-                ("Where do you put dirty dishes?", ["sink", "garden", "bed", "moon", "car"], "sink"),
-                ("What do you read?", ["stone", "book", "soup", "shoe", "rain"], "book"),
-            ]
-        )
-    ],
+    "arc_challenge": [PLANTS, LIQUID, PLANTS | {"id": "2"}, LIQUID | {"id": "3"}],
+    "commonsense_qa": [DISHES, BOOK],
     "gsm8k": [
         {
             "question": f"Tom has {n} apples and buys 2 more. How many has he?",
@@ -49,21 +65,7 @@ ITEMS = {
         }
         for n in (3, 4, 5)
     ],
-    "hellaswag": [
-        {
-            "ind": i,
-            "activity_label": "Cooking",
-            "ctx_a": "A man cracks an egg into a pan.",
-            "ctx_b": "he",
-            "ctx": "A man cracks an egg into a pan. he",
-            "endings": ["fries the egg.", "flies to the moon.", "paints the wall.", "reads a tree."],
-            "label": "0",
-            "source_id": "x",
-            "split": "val",
-            "split_type": "indomain",
-        }
-        for i in range(2)
-    ],
+    "hellaswag": [{"ind": 0, **EGG}, {"ind": 1, **EGG}],
     "winogrande": [
         {
             "sentence": "The trophy does not fit in the suitcase because the _ is too big.",

@@ -30,12 +30,11 @@ def test_this_machine(run_cli, tmp_path):
     ):
         assert said in done.stdout, said
     assert "sk-very-secret" not in done.stdout + done.stderr
-    lines = [line for line in done.stdout.splitlines() if "│" in line]
-    needs = {
-        cells[0]: cells[1]
-        for cells in ([c.strip() for c in line.strip("│").split("│")] for line in lines)
-        if len(cells) == 2
-    }
+    needs = {}
+    for line in done.stdout.splitlines():
+        cells = [cell.strip() for cell in line.strip("│").split("│")]
+        if "│" in line and len(cells) == 2:
+            needs[cells[0]] = cells[1]
     assert needs["smollm2-math"] == needs["mm-math-sample"] == needs["smollm2-alpaca"] == "nothing more"
     assert needs["qwen3-4b-instruct"].startswith("a CUDA GPU") and needs["gemma3n-mm-math"].startswith(
         "a CUDA GPU"

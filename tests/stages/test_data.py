@@ -16,6 +16,10 @@ from tunebook.recipe.errors import UserError
 from tunebook.recipe.loading import load_recipe
 
 
+def long(i: int) -> dict:
+    return good(i) | {"completion": "word " * 600 + good(i)["completion"]}
+
+
 @pytest.fixture
 def chat(tmp_path):
     """A chat recipe over good rows and two rows of every kind of broken input.
@@ -23,49 +27,26 @@ def chat(tmp_path):
     Returns its path, the number of lines, and how many rows are to be put aside for each reason.
     """
     test = [good(i) for i in range(100, 110)]
-    lines: list[bytes] = [json.dumps(good(i)).encode() for i in range(1, 41)]
-    broken = {
+    broken: dict[str, list[dict | bytes]] = {
         "bad JSON": [b'{"prompt": "x", ', b"not json"],
-        "schema": [
-            json.dumps({"prompt": "only a prompt"}).encode(),
-            json.dumps({"messages": [{"role": "user", "content": "no answer"}]}).encode(),
-        ],
-        "empty completion": [
-            json.dumps(good(51) | {"completion": ""}).encode(),
-            json.dumps(good(52) | {"completion": " \n"}).encode(),
-        ],
-        "wrong answer": [
-            json.dumps(good(53) | {"answer": "1"}).encode(),
-            json.dumps(good(54) | {"completion": "no box, 17"}).encode(),
-        ],
-        "too long": [
-            json.dumps(good(i) | {"completion": "word " * 600 + good(i)["completion"]}).encode()
-            for i in (55, 56)
-        ],
+        "schema": [{"prompt": "only a prompt"}, {"messages": [{"role": "user", "content": "no answer"}]}],
+        "empty completion": [good(51) | {"completion": ""}, good(52) | {"completion": " \n"}],
+        "wrong answer": [good(53) | {"answer": "1"}, good(54) | {"completion": "no box, 17"}],
+        "too long": [long(55), long(56)],
         "not UTF-8": [b'{"prompt": "caf\xe9", "completion": "x"}', b"\xff\xfe{}"],
-        "in the test or val split": [
-            json.dumps(
-                good(1) | {"prompt": test[0]["prompt"]} | {k: test[0][k] for k in ("completion", "answer")}
-            ).encode(),
-            json.dumps(
-                good(1)
-                | {
-                    "prompt": "Please solve. " + test[1]["prompt"],
-                    **{k: test[1][k] for k in ("completion", "answer")},
-                }
-            ).encode(),
-        ],
+        "in the test or val split": [test[0], test[1] | {"prompt": "Please solve. " + test[1]["prompt"]}],
         "error text or refusal": [
-            json.dumps({"prompt": f"q {w}", "completion": w}).encode()
-            for w in ("Error: API call failed", "GENERATION_ERROR")
+            {"prompt": "q 1", "completion": "Error: API call failed"},
+            {"prompt": "q 2", "completion": "GENERATION_ERROR"},
         ],
-        "duplicate": [json.dumps(good(2)).encode(), json.dumps(good(3)).encode()],
+        "duplicate": [good(2), good(3)],
     }
-    for i, bad in enumerate(broken.values()):
-        lines[i * 3 : i * 3] = (
-            bad  # scattered; copies of rows 2 and 3 come before or after them, one of each stays
-        )
+    rows: list[dict | bytes] = [good(i) for i in range(1, 41)]
+    for i, pair in enumerate(broken.values()):
+        # Scattered; the copies of rows 2 and 3 come before or after them, and one of each stays.
+        rows[i * 3 : i * 3] = pair
     train_path, test_path = tmp_path / "train.jsonl", tmp_path / "test.jsonl"
+    lines = [row if isinstance(row, bytes) else json.dumps(row).encode() for row in rows]
     train_path.write_bytes(b"\n".join(lines) + b"\n")
     test_path.write_text("".join(json.dumps(row) + "\n" for row in test))
     content = whole_recipe.content("smollm2-math")
@@ -77,16 +58,15 @@ def chat(tmp_path):
     ]
     path = tmp_path / "chat.yaml"
     path.write_text(yaml.safe_dump(content))
-    return path, len(lines), {reason: 2 for reason in broken}
+    return path, len(rows), {reason: 2 for reason in broken}
 
 
 def test_broken_rows_end_in_the_quarantine_and_the_rest_trains(chat, embedded):
     path, lines, expected = chat
     recipe = load_recipe(path)
     record = prepare(recipe)
-    rejects = [
-        json.loads(line) for line in (recipe.run_dir / "data" / "quarantine.jsonl").read_text().splitlines()
-    ]
+    quarantine = recipe.run_dir / "data" / "quarantine.jsonl"
+    rejects = [json.loads(line) for line in quarantine.read_text().splitlines()]
     assert Counter(r["reason"] for r in rejects) == expected == record["quarantined"]
     assert record["rows"] == {"train": 40, "val": 0, "test": 10}
     assert record["rows"]["train"] + len(rejects) == lines  # none lost

@@ -53,14 +53,14 @@ def test_notebooks_show_what_held_out_rows_there_are(name, most, held_out):
         {"prompt": [[{"content": f"{i}?"}] for i in range(held_out)], "gold": ["7"] * held_out}
     )
     shown: list[str] = []
+
+    def answers(rec, stages, asked):
+        return [dict.fromkeys(stages, f"says {row['prompt']}") for row in asked]
+
     given = {
         "rec": SimpleNamespace(evaluate=SimpleNamespace(split="test")),
         "load": lambda rec, split: rows,
-        "evaluate": SimpleNamespace(
-            answers=lambda rec, stages, asked: [
-                {stage: f"says {row['prompt']}" for stage in stages} for row in asked
-            ]
-        ),
+        "evaluate": SimpleNamespace(answers=answers),
         "dpo_stage": lambda rec, round: SimpleNamespace(name="dpo"),
         "round": 1,
         "open_all": list,
