@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import random
+import time
+from collections import Counter
 
 import pytest
 from fuzzing import scaled
@@ -59,11 +61,11 @@ def test_short_and_wordless_questions_are_compared_whole():
     held_out = similarity.Contamination(0.6, [make("What is 2 + 3?")])
     assert held_out.check(make("What is 2 + 3?")) is not None
     assert held_out.check(make("What is 2 + 4?")) is None
-    assert [
-        len(grams) for grams in similarity.ngram_hashes(["", "One two!", "1 2 3 4 5 6 7 8 9", "one, two"], 8)
-    ] == [1, 1, 2, 1]
-    hashes = similarity.ngram_hashes(["a b c d", "x a b c", "A B, c D"], 3)
-    assert hashes[0].tolist() == hashes[2].tolist() and hashes[0][0] == hashes[1][1]
+    counts = [len(similarity.ngrams(text, 8)) for text in ("", "One two!", "1 2 3 4 5 6 7 8 9", "one, two")]
+    assert counts == [1, 1, 2, 1]
+    first, longer, other_layout = (similarity.ngrams(text, 3) for text in ("a b c d", "x a b c", "A B, c D"))
+    assert first == other_layout and len(first & longer) == 1
+    assert not first & similarity.ngrams("a b c d", 3, "7")
     assert held_out.check(make("")) is None and similarity.Contamination(0.6, []).check(make("")) is None
 
 
@@ -97,26 +99,22 @@ def test_a_short_question_is_found_inside_a_longer_text():
         (make("First: add 2 and 3, then divide by 5, please."), questions[5]),
     ]
     rows = [row for row, _ in cases]
-    found = held_out.check_all(rows)
+    found = [held_out.check(row) for row in rows]
     assert [reject and reject.detail.partition(" n-grams of ")[2] for reject in found] == [
         question for _, question in cases
     ]
-    assert [bool(held_out.check(row)) for row in rows] == [bool(question) for _, question in cases]
 
 
-def jaccard(a: str, b: str) -> float:
+def shingle_set(text: str) -> set[str]:
     """By the definition, on strings: the reference for the hashes."""
-    sets = [
-        {" ".join(words[i : i + 3]) for i in range(max(1, len(words) - 2))}
-        for words in (similarity.words(a), similarity.words(b))
-    ]
-    return len(sets[0] & sets[1]) / len(sets[0] | sets[1])
+    words = similarity.words(text)
+    return {" ".join(words[i : i + 3]) for i in range(max(1, len(words) - 2))}
 
 
 def test_near_duplicates_are_those_of_the_definition():
     """Of 300 texts with more and more words changed, those above the threshold.
 
-    `alike` misses none of them.
+    The one named is the first by name of those that are alike.
     """
     rng = random.Random(0)
     vocabulary = [f"w{chr(97 + i % 26)}{chr(97 + i // 26)}" for i in range(400)]
@@ -128,16 +126,64 @@ def test_near_duplicates_are_those_of_the_definition():
                 " ".join(rng.choice(vocabulary) if rng.random() < k / 200 else word for word in words)
             )
     rows = [make(text, str(i)) for i, text in enumerate(texts)]
-    suspects = set(similarity.alike(similarity.signatures(rows, 0.9)))
-    seen, kept = similarity.Duplicates(0.9), []
-    for i, row in enumerate(rows):
-        expected = next((j for j in kept if jaccard(texts[i], texts[j]) >= 0.9), None)
-        reject = seen.check(row)
-        assert (reject is None) == (expected is None), (i, expected)
-        assert expected is None or i in suspects
-        if expected is None:
-            kept.append(i)
-    assert 100 < len(kept) < 290
+    shingles = [shingle_set(text) for text in texts]
+    for sample in ([], rows[::7]):
+        seen, kept = similarity.Duplicates(0.9, sample), []
+        for i, row in enumerate(rows):
+            similar = [
+                str(j) for j in kept if len(shingles[i] & shingles[j]) >= 0.9 * len(shingles[i] | shingles[j])
+            ]
+            reject = seen.check(row)
+            assert (reject is None) == (not similar), (i, similar)
+            if reject is None:
+                kept.append(i)
+            elif reject.reason == "near-duplicate":
+                assert reject.detail == f"of {min(similar)}"
+        assert 100 < len(kept) < 290
+
+
+def test_contaminated_rows_are_those_of_the_definition():
+    """Questions planted with words changed or cut: each row against each question, by the definition."""
+    rng = random.Random(0)
+    vocabulary = [f"w{chr(97 + i)}" for i in range(20)] + ["3", "14"]
+    questions = [" ".join(rng.choices(vocabulary, k=rng.randint(1, 25))) for _ in range(60)]
+    held_out = similarity.Contamination(0.6, [make(text, str(i)) for i, text in enumerate(questions)])
+
+    def grams(text: str, length: int) -> set[str]:
+        words = text.split()
+        return {" ".join(words[i : i + length]) for i in range(max(1, len(words) - length + 1))}
+
+    contaminated = 0
+    for _ in range(400):
+        planted = [word if rng.random() < 0.97 else "other" for word in rng.choice(questions).split()]
+        text = " ".join([*rng.choices(vocabulary, k=rng.randint(0, 4)), *planted[: rng.randint(1, 25)]])
+        details = []
+        for i, question in enumerate(questions):
+            size = len(question.split())
+            length = size if 4 <= size < 8 else 8
+            theirs, ours = grams(question, length), grams(text, length)
+            numbers = Counter(w for w in question.split() if w.isdigit())
+            enough = len(theirs & ours) >= 0.6 * len(theirs)
+            if enough and numbers <= Counter(w for w in text.split() if w.isdigit()):
+                details.append(f"holds {len(theirs & ours)} of {len(theirs)} n-grams of {i}")
+        reject = held_out.check(make("nothing", completion=text))
+        assert (reject.detail if reject else None) == (details[0] if details else None), text
+        contaminated += bool(details)
+    assert 100 < contaminated < 390
+
+
+def test_a_prompt_that_all_rows_share_does_not_make_each_row_a_candidate_for_all():
+    """25 words of instructions round each question, as `data.user_prompt` may put them."""
+    rng = random.Random(0)
+    prompt = " ".join(f"w{chr(97 + i)}" for i in range(25))
+    vocabulary = [f"v{chr(97 + i % 26)}{chr(97 + i // 26)}" for i in range(600)]
+    rows = [make(f"{prompt} {' '.join(rng.choices(vocabulary, k=15))}", str(i)) for i in range(4_000)]
+    started = time.process_time()
+    seen = similarity.Duplicates(0.9, rows[::10])
+    assert [seen.check(row) for row in rows] == [None] * len(rows)
+    held_out = similarity.Contamination(0.9, rows[:1_000])
+    assert [bool(held_out.check(row)) for row in rows] == [True] * 1_000 + [False] * 3_000
+    assert time.process_time() - started < 6  # each with all: 30 s
 
 
 @pytest.mark.parametrize(

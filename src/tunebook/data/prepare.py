@@ -30,10 +30,6 @@ from tunebook.recipe.sections import ChatSource, MMMathSource, Recipe
 from tunebook.runs.files import file_hash
 from tunebook.runs.stage import Stage
 
-BATCH = 500
-"""Rows that are compared together."""
-
-
 COLUMNS = {"prompt": "messages", "completion": "messages"} | dict.fromkeys(
     ("source_id", "gold", "slice", "group", "difficulty"), "string"
 )
@@ -149,6 +145,12 @@ class _Rows:
         with self.path.open(encoding="ascii") as lines:
             yield from ((i, line) for i, line in enumerate(lines) if self.kept[i])
 
+    def sample(self, size: int) -> Iterator[Row]:
+        """About so many of the rows, taken from all over."""
+        step = max(1, sum(self.kept) // size)
+        for _, line in itertools.islice(self.lines(), 0, None, step):
+            yield Row(**json.loads(line))
+
     def rows(self, what: str = "") -> Iterator[tuple[int, Row]]:
         """The same; `what` is done with them is shown."""
         for i, line in tqdm(
@@ -163,60 +165,45 @@ class _Rows:
 
 
 def _check(recipe: Recipe, folder: Path, put_aside: Callable[[Reject], None]) -> dict[str, _Rows]:
-    """The rows of each split that pass every check; the others are put aside. A held-out row wins over its copy in train."""
+    """The rows of each split that pass every check; the others are put aside."""
     splits = {split: _Rows(folder / f".{split}.jsonl") for split in SPLITS}
-    read = count_and_check(sources.read(recipe, folder / "images"), recipe.model, folder / "images")
-    for row in tqdm(read, desc="checking", unit="row", mininterval=1):
-        if isinstance(row, Row):
-            splits[row.split].add(row)
+    items = count_and_check(sources.read(recipe, folder / "images"), recipe.model, folder / "images")
+    for item in tqdm(items, desc="checking", unit="row", mininterval=1):
+        if isinstance(item, Row):
+            splits[item.split].add(item)
         else:
-            put_aside(row)
+            put_aside(item)
+
+    # A held-out row wins over its copy in train, and one of test over its copy in val.
     held_out: list[_Rows] = []
-    benchmarks = similarity.benchmarks(recipe)
     for split in ("test", "val", "train"):
-        contamination = similarity.Contamination(
-            recipe.data.contamination, (row for rows in held_out for _, row in rows.rows())
-        )
-        _compare(
-            splits[split],
-            [contamination, *([benchmarks] if split == "train" else [])],
-            recipe.data.near_duplicate,
-            put_aside,
-            split,
-        )
-        held_out.append(splits[split])
+        rows = splits[split]
+        unseen = [similarity.Contamination(recipe.data.contamination, _all_rows(held_out))]
+        if split == "train":
+            unseen.append(similarity.benchmarks(recipe))
+        duplicates = similarity.Duplicates(recipe.data.near_duplicate, rows.sample(similarity.SAMPLE))
+        _drop(rows, [*(seen.check for seen in unseen), duplicates.check], put_aside, f"comparing {split}")
+        held_out.append(rows)
     return splits
 
 
-def _compare(
-    rows: _Rows,
-    unseen: list[similarity.Contamination],
-    threshold: float,
-    put_aside: Callable[[Reject], None],
-    split: str,
+def _all_rows(splits: list[_Rows]) -> Iterator[Row]:
+    for split in splits:
+        for _, row in split.rows():
+            yield row
+
+
+def _drop(
+    rows: _Rows, checks: list[Callable[[Row], Reject | None]], put_aside: Callable[[Reject], None], title: str
 ) -> None:
-    """Drop what holds an item that must not be seen, then duplicates: only rows that may be alike are held in memory."""
-    places = array("q")
-    signatures = []
-    numbered = rows.rows(f"comparing {split}")
-    while batch := list(itertools.islice(numbered, BATCH)):
-        new = []
-        verdicts = zip(*(check.check_all([row for _, row in batch]) for check in unseen), strict=True)
-        for (i, row), found in zip(batch, verdicts, strict=True):
-            if reject := next(filter(None, found), None):
-                rows.kept[i] = False
+    """Put aside the rows that a check rejects; the first that does decides."""
+    for number, row in rows.rows(title):
+        for check in checks:
+            reject = check(row)
+            if reject:
+                rows.kept[number] = False
                 put_aside(reject)
-            else:
-                new.append(row)
-                places.append(i)
-        if new:
-            signatures.append(similarity.signatures(new, threshold))
-    suspects = {places[k] for k in similarity.alike(np.concatenate(signatures))} if signatures else set()
-    duplicates = similarity.Duplicates(threshold)
-    for i, line in rows.lines():
-        if i in suspects and (reject := duplicates.check(Row(**json.loads(line)))):
-            rows.kept[i] = False
-            put_aside(reject)
+                break
 
 
 def _write(rows: _Rows, path: Path, columns: dict[str, str]) -> dict[str, Any]:
