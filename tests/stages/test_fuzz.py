@@ -26,9 +26,9 @@ from fuzzing import (
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from tunebook.data import prepare, records, storage, tokens
-from tunebook.data.file_tokenizer import open_tokenizer
+from tunebook.data import checks, prepare, records, storage
 from tunebook.data.rows import Reject
+from tunebook.data.tokens import open_tokenizer
 from tunebook.models import chat_template
 from tunebook.models.tokenizer import load_tokenizer
 from tunebook.recipe.errors import UserError
@@ -39,7 +39,7 @@ from tunebook.recipe.loading import load_recipe
 def tokenizer(embedded):
     with pytest.MonkeyPatch.context() as patch:
         tok = open_tokenizer(load_recipe().model)
-        patch.setattr(tokens, "open_tokenizer", lambda config: tok)
+        patch.setattr(checks, "open_tokenizer", lambda config: tok)
         yield tok
 
 

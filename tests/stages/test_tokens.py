@@ -11,7 +11,7 @@ import pytest
 import tokenizers
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, trainers
 
-from tunebook.data.file_tokenizer import FileTokenizer, open_tokenizer
+from tunebook.data.tokens import FileTokenizer, open_tokenizer
 from tunebook.models.tokenizer import control_tokens, load_tokenizer
 from tunebook.recipe.errors import UserError
 from tunebook.recipe.files import ROOT

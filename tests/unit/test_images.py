@@ -54,10 +54,10 @@ def test_the_same_picture_is_stored_once_whatever_its_file_and_a_blank_one_besid
     )
     (path,) = (str(tmp_path / name) for name in names)
     other = str(tmp_path / images.store(drawing(8), tmp_path))
-    blank = images.instead("blank", [[path]])[0][0]
+    blank = images.swap_images("blank", [[path]])[0][0]
     assert Image.open(blank).size == (120, 90) and Image.open(blank).getextrema() == ((255, 255),) * 3
-    assert images.instead("swapped", [[path], [path], [other], []]) == [[other], [other], [], [path]]
-    assert images.instead("true", [[path]]) == [[path]]
+    assert images.swap_images("swapped", [[path], [path], [other], []]) == [[other], [other], [], [path]]
+    assert images.swap_images("true", [[path]]) == [[path]]
 
 
 @pytest.mark.parametrize(
@@ -122,7 +122,7 @@ def test_conversion_streams(tmp_path):
             yield Row(str(i), "train", [{"role": "user", "content": "?"}], [], images=[png(drawing(i))])
         yield Reject("bad", "schema")
 
-    found = images.stored(rows(), tmp_path, 64)
+    found = images.store_all(rows(), tmp_path, 64)
     first = next(found)
     assert isinstance(first, Row) and len(read) == images.CHUNK
     assert isinstance(list(found)[-1], Reject)

@@ -22,7 +22,8 @@ def read(path, format, **source):
     """What a source of the default recipe (which has a system prompt) gives, checks of content included."""
     given = {"format": format, "path": str(path), "split": "train"} | source
     recipe = load_recipe(overrides={"data.sources": [given]})
-    return list(checks.accepted(sources.read(recipe, recipe.run_dir / "images"), [checks.check_content]))
+    items = sources.read(recipe, recipe.run_dir / "images")
+    return [item if isinstance(item, Reject) else checks.check_content(item) or item for item in items]
 
 
 def asked(row) -> list[tuple[str, str]]:

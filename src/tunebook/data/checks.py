@@ -1,18 +1,23 @@
-"""Is a row sound, new, and unseen by the test? Each check passes a row on or says why not.
-
-Word n-grams are compared with the numbers of the text beside them: two problems of the same wording with
-different numbers are different problems, so a generator's (or a textbook's) own phrases do not drown real copies.
-"""
+"""Is a single row sound, and short enough? Each check returns why not, or None."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
+import jinja2
 
 from tunebook.checkers.maths import boxed, verify
 from tunebook.data.rows import Reject, Row, rejected
+from tunebook.data.tokens import open_tokenizer
+from tunebook.models import chat_template
 from tunebook.models.chat_template import Messages
+from tunebook.models.image_input import TokenCounter
+from tunebook.models.tokenizer import control_tokens, image_counter
+from tunebook.recipe.errors import first_line
+from tunebook.recipe.sections import ModelConfig
 
+# The beginning of an error message or a refusal.
 NOT_AN_ANSWER = re.compile(
     r"^\W*(error\b|api call failed|generation_error|traceback \(most recent|none\W*$|null\W*$|nan\W*$)"
     r"|^\W*(i'?m sorry,? but|i (can'?t|cannot|am unable to) (help|assist|answer|provide)|as an ai\b)",
@@ -20,21 +25,79 @@ NOT_AN_ANSWER = re.compile(
 )
 
 
+class RowChecker:
+    """All checks of a single row; fills in its `tokens`, and its `gold` where the answer shows it.
+
+    Args:
+        config: of the model whose tokenizer and chat template count.
+        folder: where the images of rows lie.
+    """
+
+    def __init__(self, config: ModelConfig, folder: Path) -> None:
+        self.config = config
+        self.folder = folder
+        self.tokenizer = open_tokenizer(config)
+        self.image_counter: TokenCounter | None = None
+        # Rendered, a control token in the text would end the turn. Without any, the pattern matches nowhere.
+        tokens = map(re.escape, control_tokens(self.tokenizer))
+        self.control_token = re.compile("|".join(tokens) or r"(?!)")
+
+    def check(self, row: Row) -> Reject | None:
+        """Reject a row that the trainer cannot learn from as it is."""
+        reject = check_content(row)
+        if reject:
+            return reject
+        for message in row.prompt + row.completion:
+            match = self.control_token.search(message["content"])
+            if match:
+                return rejected(row, "control token in the text", match[0])
+        try:
+            row.tokens = self._count_with_images(row) if row.images else self._count(row)
+        except jinja2.TemplateError as error:
+            return rejected(row, "refused by the chat template", first_line(error))
+        if row.tokens > self.config.max_seq_length:
+            return rejected(
+                row, "too long", f"{row.tokens} tokens, max_seq_length is {self.config.max_seq_length}"
+            )
+        return None
+
+    def _count(self, row: Row) -> int:
+        text = self.tokenizer.apply_chat_template(row.prompt + row.completion, tokenize=False)
+        return len(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def _count_with_images(self, row: Row) -> int:
+        # Only transformers' processors know what an image takes.
+        if self.image_counter is None:
+            self.image_counter = image_counter(self.config)
+        processor = self.image_counter.processor
+        messages = row.prompt + row.completion
+        text = chat_template.render(processor, messages, len(row.images), answer_next=False)
+        text_tokens = processor.tokenizer(text, add_special_tokens=False)["input_ids"]
+        return len(text_tokens) + self.image_counter.added(self.folder / name for name in row.images)
+
+
 def check_content(row: Row) -> Reject | None:
-    """Empty text, turns out of order, error messages and refusals, and solutions that do not end in their own `gold` answer."""
+    """Reject empty text, turns out of order, error messages, refusals, and answers that are not `gold`.
+
+    A row without `gold` gets it from the box in its answer, where there is one.
+    """
+    # The first check that fails gives the reason, so the plainest come first.
     answer = row.completion[0]["content"]
     if not row.question.strip():
         return rejected(row, "empty prompt")
     if not answer.strip():
         return rejected(row, "empty completion")
-    if broken := _broken_turn(row.prompt):
-        return rejected(row, "broken turns", broken)
+    broken_turn = _broken_turn(row.prompt)
+    if broken_turn:
+        return rejected(row, "broken turns", broken_turn)
     if NOT_AN_ANSWER.search(answer):
         return rejected(row, "error text or refusal", answer[:80])
-    if row.gold is not None and not (verdict := verify(answer, row.gold)).correct:
-        return rejected(row, "wrong answer", f"ends in {verdict.parsed!r}, the answer is {row.gold!r}")
-    if row.gold is None and boxed(answer) is not None:
+    if row.gold is None:
         row.gold = boxed(answer)
+        return None
+    verdict = verify(answer, row.gold)
+    if not verdict.correct:
+        return rejected(row, "wrong answer", f"ends in {verdict.parsed!r}, the answer is {row.gold!r}")
     return None
 
 
@@ -48,36 +111,3 @@ def _broken_turn(prompt: Messages) -> str:
         if not message["content"].strip():
             return f"turn {i + 1} is empty"
     return ""
-
-
-def without(tokens: list[str]) -> Callable[[Row], Reject | None]:
-    """A check for text that holds one of these control tokens: rendered, it would end the turn."""
-    found = re.compile("|".join(map(re.escape, tokens)) or r"(?!)")
-
-    def check(row: Row) -> Reject | None:
-        match = next(
-            (m for message in row.prompt + row.completion if (m := found.search(message["content"]))), None
-        )
-        return rejected(row, "control token in the text", match[0]) if match else None
-
-    return check
-
-
-def check_length(row: Row, limit: int) -> Reject | None:
-    """Rows that the trainer would have to cut."""
-    return (
-        rejected(row, "too long", f"{row.tokens} tokens, max_seq_length is {limit}")
-        if row.tokens > limit
-        else None
-    )
-
-
-def accepted(
-    rows: Iterable[Row | Reject], checks: list[Callable[[Row], Reject | None]]
-) -> Iterator[Row | Reject]:
-    """Put each row through the checks in order; the first that rejects it decides."""
-    for row in rows:
-        if isinstance(row, Row):
-            yield next((reject for check in checks if (reject := check(row))), row)
-        else:
-            yield row

@@ -1,4 +1,4 @@
-"""What data are made of: a `Row` is an example, a `Reject` is something that is not trained on, with the reason.
+"""What data are made of: a `Row` is an example, a `Reject` something that is not trained on, and why.
 
 A row is conversational, as TRL wants it: `prompt` and `completion` are lists of messages.
 """
@@ -17,7 +17,7 @@ SPLITS = ("train", "val", "test")
 
 @dataclass
 class Row:
-    """One example. `gold` is the exact final answer where there is one; `slice` and `group` are for reports."""
+    """One example. `gold` is the exact final answer where it has one; `slice` and `group` are for reports."""
 
     source_id: str
     split: str
@@ -40,11 +40,6 @@ class Row:
         return "\n".join(m["content"] for m in self.prompt if m["role"] != "system")
 
 
-def images_of(row: dict[str, Any]) -> list[str]:
-    """The image files of a row that was read back (`prepare.read_rows`); none where its data have no images."""
-    return row.get("images") or []
-
-
 @dataclass
 class Reject:
     """Something that is not trained on, and why. Ends in `quarantine.jsonl`."""
@@ -55,25 +50,44 @@ class Reject:
     row: dict[str, Any] = field(default_factory=dict)
 
 
-def split_of(text: str, val: float, test: float) -> str:
-    """By a hash of the text (of a question): the same row stays in the same split when rows are added or reordered."""
-    at = share(text)
-    return "test" if at < test else "val" if at < test + val else "train"
+class Unusable(ValueError):
+    """Why something is not trained on, while it is no row yet."""
 
-
-def share(text: str) -> float:
-    """A number from 0 to 1 that only the text decides."""
-    return int(hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:13], 16) / 16**13
+    def __init__(self, reason: str, detail: str = "") -> None:
+        super().__init__(detail)
+        self.reason = reason
 
 
 def rejected(row: Row, reason: str, detail: str = "") -> Reject:
     """The row as a reject."""
-    return Reject(
-        row.source_id, reason, detail, {"prompt": row.prompt, "completion": row.completion, "gold": row.gold}
-    )
+    content = {"prompt": row.prompt, "completion": row.completion, "gold": row.gold}
+    return Reject(row.source_id, reason, detail, content)
+
+
+def images_of(row: dict[str, Any]) -> list[str]:
+    """The image files of a row that was read back (`storage.read_rows`), if it has some."""
+    return row.get("images") or []
+
+
+def split_of(text: str, val: float, test: float) -> str:
+    """The split of a question, by its hash: the same however many rows are added or reordered."""
+    fraction = hash_fraction(text)
+    if fraction < test:
+        return "test"
+    if fraction < test + val:
+        return "val"
+    return "train"
+
+
+def hash_fraction(text: str) -> float:
+    """A number from 0 to 1 that only the text decides."""
+    # Half a surrogate pair, which a data set may hold, is no valid UTF-8.
+    digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+    return int(digest[:13], 16) / 16**13
 
 
 def evenly(rows: Sequence[Any], limit: int | None) -> list[Any]:
     """At most `limit` rows, taken from all over: they may be sorted by slice."""
+    # None means all of them.
     limit = min(limit or len(rows), len(rows))
     return [rows[i * len(rows) // limit] for i in range(limit)]

@@ -1,8 +1,8 @@
 """Texts compared: near-duplicates, and train rows that hold a held-out question.
 
-Both look for sets of word n-grams that overlap by a share t of a set with n members. Such a set shares one of any
-n - ceil(t·n) + 1 of its members with the other, so only these are looked up (prefix filtering: Chaudhuri et al.
-2006). Nothing is missed, and almost nothing is compared in vain.
+Both look for sets of word n-grams that share at least a part t of their n members. Such sets share one of any
+n - ceil(t·n) + 1 of these members, so only so many are looked up (prefix filtering: Chaudhuri et al. 2006).
+Nothing is missed, and almost nothing is compared in vain.
 """
 
 from __future__ import annotations
@@ -18,24 +18,18 @@ from tunebook.data.benchmark_items import benchmark_items
 from tunebook.data.rows import Reject, Row, rejected
 from tunebook.recipe.sections import Recipe
 
+# Words in an n-gram for decontamination: between the 13 of GPT-3 and what short problems have at all.
 NGRAM = 8
-"""Words in an n-gram for decontamination: between the 13 of GPT-3 and what short problems have at all."""
 
-
+# Words of a question that is looked for inside longer texts. A shorter one ("Why?", "What is inflation?") is
+# a phrase that others hold too: only the same text counts.
 FEWEST = 4
-"""Words of a question that is looked for inside longer texts.
 
-A shorter one ("Why?", "What is inflation?") is a phrase that others hold too: only the same text counts.
-"""
-
-
+# Words in an n-gram for near-duplicates.
 SHINGLE = 3
-"""Words in an n-gram for near-duplicates."""
 
-
+# Texts in which phrases are counted before texts are compared.
 SAMPLE = 2_000
-"""Texts in which phrases are counted before texts are compared."""
-
 
 SEEN = "in the test or val split"
 
@@ -43,35 +37,35 @@ SEEN = "in the test or val split"
 class Duplicates:
     """Exact and near-duplicates among the questions seen so far.
 
-    Near means a Jaccard similarity of word 3-grams of at least `threshold`, with the same numbers (and images):
-    a generator's or a textbook's own phrases with other numbers are other problems.
+    Near means a Jaccard similarity of word 3-grams of at least `threshold`, with the same numbers (and
+    images): a generator's or a textbook's own phrases with other numbers are other problems.
     """
 
     def __init__(self, threshold: float, sample: Iterable[Row] = ()) -> None:
         self.threshold = threshold
+        # Of the rows that were no duplicates, the first of each text:
+        self.ids_by_text: dict[int, str] = {}
         self.source_ids: list[str] = []
-        """Of the rows that were no duplicates."""
-        self.by_text: dict[int, str] = {}
         self.shingles = _Index(threshold, map(_shingles, sample))
 
     def check(self, row: Row) -> Reject | None:
         """Reject a duplicate, else remember the row."""
         text = hash((words(row.question), *row.images))
-        if text in self.by_text:
-            return rejected(row, "duplicate", f"of {self.by_text[text]}")
+        if text in self.ids_by_text:
+            return rejected(row, "duplicate", f"of {self.ids_by_text[text]}")
 
         shingles = _shingles(row)
-        first_shingles = self.shingles.first(shingles)
+        # All of them, so that the one which is named depends on no order.
         similar = []
-        for number in self.shingles.lookup(first_shingles):
-            other = self.shingles.sets[number]
-            both = len(shingles.intersection(other))
-            if both >= self.threshold * (len(shingles) + len(other) - both):
+        for number in self.shingles.lookup(self.shingles.rarest(shingles)):
+            others = self.shingles.sets[number]
+            shared = len(shingles.intersection(others))
+            if shared >= self.threshold * (len(shingles) + len(others) - shared):
                 similar.append(self.source_ids[number])
         if similar:
             return rejected(row, "near-duplicate", f"of {min(similar)}")
 
-        self.by_text[text] = row.source_id
+        self.ids_by_text[text] = row.source_id
         self.source_ids.append(row.source_id)
         self.shingles.add(shingles)
         return None
@@ -80,69 +74,70 @@ class Duplicates:
 class Contamination:
     """Finds rows that hold a question of `held_out`.
 
-    A row is contaminated when its question or its answer has at least `threshold` of a held-out question's word
-    8-grams (all its words in a row, where it has fewer: `FEWEST`) and all of its numbers, or when it has one of
-    its images. A question without a number is known by its image alone.
+    A row is contaminated when its question or its answer has at least `threshold` of a held-out question's
+    word 8-grams (all its words in a row, where it has fewer: `FEWEST`) and all of its numbers, or when it has
+    one of its images. A question without a number is known by its image alone.
     """
 
     def __init__(self, threshold: float, held_out: Iterable[Row], reason: str = SEEN) -> None:
         self.threshold = threshold
         self.reason = reason
+        self.ids_by_image: dict[str, str] = {}
+        # Of the held-out questions, in one order:
         self.source_ids: list[str] = []
-        """Of the held-out questions."""
         self.numbers: list[list[str]] = []
-        self.images: dict[str, str] = {}
-        """The id of the held-out row that an image is of."""
-        self.lengths = set[int]()
-        """Of the questions' n-grams, in words: rows are searched for no others."""
         questions = []
+        # Of their n-grams, in words: rows are searched for no others.
+        self.lengths = set[int]()
         for row in held_out:
             for image in row.images:
-                self.images[image] = row.source_id
+                self.ids_by_image[image] = row.source_id
             numbers = number_list(row.question)
             if numbers or not row.images:
                 length = len(words(row.question))
                 if not FEWEST <= length < NGRAM:
                     length = NGRAM
                 self.lengths.add(length)
-                questions.append(array("q", ngrams(row.question, length)))
                 self.source_ids.append(row.source_id)
                 self.numbers.append(numbers)
-        self.ngrams = _Index(threshold, questions[:: len(questions) // SAMPLE + 1])
-        for grams in questions:
-            self.ngrams.add(grams)
+                questions.append(array("q", ngrams(row.question, length)))
+        step = len(questions) // SAMPLE + 1
+        self.ngrams = _Index(threshold, questions[::step])
+        for question in questions:
+            self.ngrams.add(question)
 
     def check(self, row: Row) -> Reject | None:
         """Reject a row that holds a held-out question or image."""
         for image in row.images:
-            if image in self.images:
-                return rejected(row, self.reason, f"has the image of {self.images[image]}")
+            if image in self.ids_by_image:
+                return rejected(row, self.reason, f"has the image of {self.ids_by_image[image]}")
+        # Each by itself: the numbers of a question must stand beside its words.
         for text in (row.question, row.completion[0]["content"]):
-            held = self._held_in(text)
-            if held:
-                return rejected(row, self.reason, held)
+            match = self._match(text)
+            if match:
+                return rejected(row, self.reason, match)
         return None
 
-    def _held_in(self, text: str) -> str:
-        """Which question a text holds, and how much of it; empty when none."""
+    def _match(self, text: str) -> str:
+        """Which held-out question a text holds, and how much of it; empty when none."""
         grams = set[int]()
         for length in self.lengths:
             grams |= ngrams(text, length)
-        candidates = self.ngrams.lookup(grams)
         numbers = Counter(number_list(text))
-        for number in sorted(candidates):
+        for number in sorted(self.ngrams.lookup(grams)):
             question = self.ngrams.sets[number]
-            count = len(grams.intersection(question))
-            if count >= self.threshold * len(question) and Counter(self.numbers[number]) <= numbers:
-                return f"holds {count} of {len(question)} n-grams of {self.source_ids[number]}"
+            shared = len(grams.intersection(question))
+            has_numbers = Counter(self.numbers[number]) <= numbers
+            if has_numbers and shared >= self.threshold * len(question):
+                return f"holds {shared} of {len(question)} n-grams of {self.source_ids[number]}"
         return ""
 
 
 class _Index:
-    """Sets of 64-bit hashes, each found by its first members: those that are rarest in a sample of sets.
+    """Sets of 64-bit hashes, each found by the members that are rarest in a sample of sets.
 
-    Without the sample it is right as well, but what all sets share (the words of `data.user_prompt`) would make
-    each a candidate for every other: with 25 such words, 8,000 rows took 73 s instead of 0.7.
+    Without the sample it is right as well, but what all sets share (the words of `data.user_prompt`) would
+    make each a candidate for every other: with 25 such words, 8,000 rows took 73 s instead of 0.7.
     """
 
     def __init__(self, threshold: float, sample: Iterable[Iterable[int]]) -> None:
@@ -155,26 +150,28 @@ class _Index:
         self.first_set: dict[int, int] = {}
         self.further_sets: dict[int, list[int]] = {}
 
-    def first(self, hashes: Collection[int]) -> list[int]:
-        """So many members of a set that any other which shares `threshold` of it has one of them."""
-        rarest_first = sorted(hashes, key=lambda one: (self.frequency[one], one))
-        return rarest_first[: len(hashes) - math.ceil(self.threshold * len(hashes)) + 1]
+    def rarest(self, hashes: Collection[int]) -> list[int]:
+        """So many members of a set that a set which shares `threshold` of them has one of these."""
+        in_order = sorted(hashes, key=lambda member: (self.frequency[member], member))
+        return in_order[: len(hashes) - math.ceil(self.threshold * len(hashes)) + 1]
 
     def add(self, hashes: Collection[int]) -> None:
         """Remember a set; its number is its place in `sets`."""
         number = len(self.sets)
         self.sets.append(array("q", hashes))
-        for one in self.first(hashes):
-            if self.first_set.setdefault(one, number) != number:
-                self.further_sets.setdefault(one, []).append(number)
+        for member in self.rarest(hashes):
+            if member in self.first_set:
+                self.further_sets.setdefault(member, []).append(number)
+            else:
+                self.first_set[member] = number
 
     def lookup(self, hashes: Iterable[int]) -> set[int]:
-        """The numbers of the sets that have one of these hashes among their first."""
+        """The numbers of the sets that have one of these hashes among their rarest."""
         numbers = set[int]()
-        for one in hashes:
-            if one in self.first_set:
-                numbers.add(self.first_set[one])
-                numbers.update(self.further_sets.get(one, ()))
+        for member in hashes:
+            if member in self.first_set:
+                numbers.add(self.first_set[member])
+                numbers.update(self.further_sets.get(member, ()))
         return numbers
 
 
@@ -195,7 +192,10 @@ def number_list(text: str) -> list[str]:
 
 
 def ngrams(text: str, length: int, *beside: str) -> set[int]:
-    """The hashes of a text's word n-grams (of all its words, where it has fewer), each with what stands beside it."""
+    """The word n-grams of a text, each with what is `beside`; of a text with fewer words all words as one.
+
+    As 64-bit hashes, which take a fifth of the memory. They differ from process to process: never store them.
+    """
     parts = words(text)
     if len(parts) <= length:
         return {hash((parts, beside))}
@@ -205,5 +205,5 @@ def ngrams(text: str, length: int, *beside: str) -> set[int]:
 
 
 def _shingles(row: Row) -> set[int]:
-    """The hashes of a question's 3-grams, each with the numbers and images of the row."""
+    """The 3-grams of a question, each with the numbers and images of the row."""
     return ngrams(row.question, SHINGLE, *number_list(row.question), *row.images)

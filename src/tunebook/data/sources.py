@@ -1,7 +1,7 @@
 """Where rows come from: one function per format, each yielding `Row`s and, for what cannot be one, `Reject`s.
 
-A row is conversational, as TRL wants it: `prompt` and `completion` are lists of messages. Raw rows of every format first become
-`messages`, or `prompt` + `completion` (`FORMATS`), and then a row (`conversation`).
+A row is conversational, as TRL wants it: `prompt` and `completion` are lists of messages. Raw rows of every
+format first become `messages`, or `prompt` + `completion` (`FORMATS`), and then a row (`conversation`).
 """
 
 from __future__ import annotations
@@ -13,20 +13,28 @@ from school_geometry import problems
 from tunebook.data import images
 from tunebook.data.formats import FORMATS, Prompts, conversation, gold_of
 from tunebook.data.mm_math import read_mm_math
-from tunebook.data.records import drawn, records, renamed, source_name
+from tunebook.data.records import Raw, drawn, records, renamed, source_name
 from tunebook.data.rows import Reject, Row, split_of
 from tunebook.models.image_input import BadImage
 from tunebook.recipe.errors import UserError
 from tunebook.recipe.sections import ChatSource, GeometrySource, Recipe
 
+# Characters of a slice's name, which stands in tables.
+MAX_SLICE = 80
+
 
 def read(recipe: Recipe, folder: Path) -> Iterator[Row | Reject]:
-    """All sources of a recipe, one after the other, with their images checked and written to `folder`. The order is the same every time."""
+    """All sources of a recipe, one after the other, in the same order every time.
+
+    Args:
+        folder: where their images are written, once they are checked.
+    """
     prompts = Prompts(recipe)
     for source in recipe.data.sources:
         reader: Callable[..., Iterator[Row | Reject]] = READERS[source.format]
-        rows = images.stored(reader(source, recipe, prompts), folder, recipe.data.max_image_size)
-        for row in images.together(rows, source.val, source.test):
+        rows = images.store_all(reader(source, recipe, prompts), folder, recipe.data.max_image_size)
+        # Only now is a row's split known, and with it whether it is trained on.
+        for row in images.assign_splits(rows, source.val, source.test):
             if isinstance(row, Row) and row.split == "train":
                 row.use = source.use
             yield row
@@ -36,64 +44,66 @@ def read_geometry(source: GeometrySource, recipe: Recipe, prompts: Prompts) -> I
     """The project's own practice problems."""
     for split, number in (("train", source.train), ("val", source.val), ("test", source.test)):
         try:
-            drawn = list(problems.problems_of_split(split, number, recipe.seed, source.wordings))
+            of_split = list(problems.problems_of_split(split, number, recipe.seed, source.wordings))
         except ValueError as error:
             raise UserError(str(error)) from None
-        for p in drawn:
+        for problem in of_split:
             yield Row(
-                source_id=f"geometry/{p.id}/{p.wording}",
+                source_id=f"geometry/{problem.id}/{problem.wording}",
                 split=split,
-                prompt=prompts.ask(p.question),
-                completion=[{"role": "assistant", "content": p.solution}],
-                gold=p.answer,
-                slice=p.slice,
-                group=p.family,
-                difficulty=p.difficulty,
+                prompt=prompts.ask(problem.question),
+                completion=[{"role": "assistant", "content": problem.solution}],
+                gold=problem.answer,
+                slice=problem.slice,
+                group=problem.family,
+                difficulty=problem.difficulty,
             )
 
 
 def read_chat(source: ChatSource, recipe: Recipe, prompts: Prompts) -> Iterator[Row | Reject]:
     """A file or hub id in one of `FORMATS`, with an optional `answer`."""
     path = local_path(source, recipe)
-    find = images.finder(Path(source.images or Path(path).parent))
-    found = records(path, source.hub_split, "data.sources", source.hub_config)
+    find_image = images.finder(Path(source.images or Path(path).parent))
     name = source_name(source.path, source.hub_split)
-    for number, raw in drawn(found, source.rows, recipe.seed):
+    numbered = records(path, source.hub_split, "data.sources", source.hub_config)
+    for number, raw in drawn(numbered, source.rows, recipe.seed):
         if isinstance(raw, Reject):
             yield raw
             continue
         source_id = f"{name}:{number}"
         try:
-            row = FORMATS[source.format](renamed(raw, source.columns))
-            prompt, completion = conversation(row, prompts)
-            gold = gold_of(row)
-        except ValueError as error:
-            yield Reject(source_id, "schema", str(error), raw)
-            continue
-        out = Row(
-            source_id,
-            source.split or "train",
-            prompt,
-            completion,
-            gold=gold,
-            slice=str(row.get("slice") or "")[:80],
-        )
-        try:
-            out.images = images.of_row(raw, find)
+            row = _to_row(raw, source, source_id, prompts)
+            row.images = images.of_row(raw, find_image)
         except BadImage as error:
             yield Reject(source_id, error.reason, str(error), raw)
             continue
+        except ValueError as error:
+            yield Reject(source_id, "schema", str(error), raw)
+            continue
         if source.split is None:
-            out.split = "" if out.images else split_of(out.question, source.val, source.test)
-        yield out
+            # A row with images is given its split with the rows that share one.
+            row.split = "" if row.images else split_of(row.question, source.val, source.test)
+        yield row
 
 
 def local_path(source: ChatSource, recipe: Recipe) -> str:
-    """The source's path with the run folder in place of `{run}`. Raises UserError when `tunebook clean` has not made it yet."""
+    """The source's path with the run folder in place of `{run}`.
+
+    Raises UserError when `tunebook clean` has not made it yet.
+    """
     path = source.path.replace("{run}", str(recipe.run_dir))
     if path.startswith(str(recipe.run_dir / "clean")) and not Path(path).exists():
         raise UserError(f"no {path}: run `{recipe.command('clean')}` first")
     return path
+
+
+def _to_row(raw: Raw, source: ChatSource, source_id: str, prompts: Prompts) -> Row:
+    """A raw row of the source's format. Raises ValueError that names a field which cannot be read."""
+    fields = FORMATS[source.format](renamed(raw, source.columns))
+    prompt, completion = conversation(fields, prompts)
+    slice_name = str(fields.get("slice") or "")[:MAX_SLICE]
+    split = source.split or "train"
+    return Row(source_id, split, prompt, completion, gold=gold_of(fields), slice=slice_name)
 
 
 READERS: dict[str, Callable[..., Iterator[Row | Reject]]] = {

@@ -11,7 +11,7 @@ from statistics import fmean
 from typing import Any
 
 from tunebook.checkers.maths import equal, verify
-from tunebook.data.images import instead
+from tunebook.data.images import swap_images
 from tunebook.data.rows import evenly, images_of
 from tunebook.data.storage import load
 from tunebook.evaluation.statistics import column, compare, wilson
@@ -101,7 +101,7 @@ class Exam:
         items = [self.items[i] for i in places]
         correct = {"true": [predictions[i]["correct"] for i in places]}
         for kind in ("blank", "swapped"):
-            images = instead(kind, column(items, "images"))
+            images = swap_images(kind, column(items, "images"))
             answers = self._answer(f"predictions-{kind}.jsonl", items, self._greedy, f"{kind} image", images)
             correct[kind] = column(answers, "correct")
         # A model that looks at its image loses when the image is blank.

@@ -10,11 +10,11 @@ from typing import Any
 
 from tunebook.checkers.maths import verify
 from tunebook.data import checks, images, similarity
+from tunebook.data.checks import RowChecker
 from tunebook.data.formats import Prompts, conversation, gold_of
 from tunebook.data.records import drawn, is_file, records, renamed, source_name
-from tunebook.data.rows import Reject, Row, images_of, rejected
+from tunebook.data.rows import Reject, Row, Unusable, images_of, rejected
 from tunebook.data.storage import load
-from tunebook.data.tokens import RowChecker
 from tunebook.models import image_input
 from tunebook.models.chat_template import Messages
 from tunebook.pairs.pair import Pair, question_key
@@ -83,14 +83,6 @@ def read(recipe: Recipe, count_tokens: Callable[[str], int], folder: Path) -> It
         pair["chosen_tokens"] = count_tokens(pair["chosen"][0]["content"])
         pair["rejected_tokens"] = count_tokens(pair["rejected"][0]["content"])
         yield _first_reject(_rows(pair), row_checks) or pair
-
-
-class Unusable(ValueError):
-    """Why a pair is not trained on: `reason` is one of a few words, the text says more."""
-
-    def __init__(self, reason: str, detail: str = "") -> None:
-        super().__init__(detail)
-        self.reason = reason
 
 
 def _to_pair(raw: dict[str, Any], prompts: Prompts, min_margin: float | None) -> Pair:

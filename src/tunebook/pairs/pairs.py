@@ -13,11 +13,11 @@ from collections import Counter
 from typing import Any
 
 from tunebook.checkers.maths import verifier
-from tunebook.data.file_tokenizer import open_tokenizer
 from tunebook.data.prepare import data_stage, prepare
 from tunebook.data.records import is_file
-from tunebook.data.rows import share
+from tunebook.data.rows import hash_fraction
 from tunebook.data.storage import training_rows, write_parquet, write_quarantine
+from tunebook.data.tokens import open_tokenizer
 from tunebook.models import backend
 from tunebook.pairs.existing import dataset
 from tunebook.pairs.injected_error import injected_error
@@ -99,7 +99,7 @@ def _split(all_pairs: list[Pair], val: float) -> dict[str, list[Pair]]:
         prompts.setdefault(question_key(pair), []).append(pair)
     val_prompts = set()
     for key, of_prompt in prompts.items():
-        if share(f"pairs/{of_prompt[0]['source_id']}") < val:
+        if hash_fraction(f"pairs/{of_prompt[0]['source_id']}") < val:
             val_prompts.add(key)
     if len(val_prompts) == len(prompts):  # of a handful, all to train
         val_prompts = set()

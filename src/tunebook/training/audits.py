@@ -8,13 +8,13 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
-from tunebook.data.images import Instead, instead
+from tunebook.data.images import ImageSwap, swap_images
 from tunebook.models.image_input import TokenCounter
 from tunebook.recipe.errors import UserError
 
 AUDITED = 8  # rows that are looked at before the first step; the masks of two of them are shown
 MARGINS = 64  # pairs whose margin is taken with other images too
-KINDS: tuple[Instead, ...] = ("true", "blank", "swapped")
+KINDS: tuple[ImageSwap, ...] = ("true", "blank", "swapped")
 
 
 def audit_masks(trainer: Any, tokenizer: Any) -> dict[str, Any]:
@@ -147,7 +147,7 @@ def image_margins(trainer: Any, rows: Any) -> dict[str, float]:
     size = trainer.args.per_device_eval_batch_size
     margins: dict[str, float] = {}
     for kind in KINDS:
-        images = instead(kind, list(rows["images"]))
+        images = swap_images(kind, list(rows["images"]))
         pairs = [row | {"images": shown} for row, shown in zip(rows, images, strict=True)]
         total = 0.0
         for start in range(0, len(pairs), size):
