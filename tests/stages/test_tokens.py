@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from importlib.resources import files
 from pathlib import Path
 
@@ -226,3 +227,17 @@ def test_a_model_that_is_not_there_is_one_clear_line(embedded):
     assert len(tokenizer("Two words")["input_ids"]) == 2
     with pytest.raises(UserError, match="there is no folder"):
         open_tokenizer(load_recipe(overrides={"model.base": "/no/such/model"}).model)
+
+
+@pytest.mark.parametrize("revision", [None, "0123456789abcdef0123456789abcdef01234567"])
+def test_a_hub_model_on_this_disk_needs_no_network(qwen, tmp_path, monkeypatch, revision):
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    folder = tmp_path / "models--some--model"
+    shutil.copytree(qwen, folder / "snapshots" / commit)
+    (folder / "refs").mkdir()
+    (folder / "refs" / "main").write_text(commit)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    tokenizer = open_tokenizer(ModelConfig(base="some/model", revision=revision))
+    assert isinstance(tokenizer, FileTokenizer)
+    assert tokenizer.get_vocab() == FileTokenizer.read(qwen).get_vocab()

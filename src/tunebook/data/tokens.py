@@ -6,6 +6,7 @@ PyTorch for it, which takes 5 s and 600 MB; preparing data needs neither.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 from collections.abc import Callable
@@ -112,17 +113,22 @@ class FileTokenizer:
 
 
 def _fetch(config: ModelConfig) -> Path | None:
-    """The folder with the base model's files; None when they cannot be had (transformers then says why)."""
+    """The folder with the base model's files; None when they cannot be had."""
     backend.set_environment()
     base = builtin.resolve(config.base)
     if Path(base).is_dir():
         return Path(base)
-    import huggingface_hub
+    import httpx
+    from huggingface_hub import snapshot_download
 
-    try:
-        return Path(huggingface_hub.snapshot_download(base, revision=config.revision, allow_patterns=FILES))
-    except (OSError, ValueError):
-        return None
+    # Without a network a commit that is on this disk is found by the second try alone.
+    for on_disk in (False, True):
+        with contextlib.suppress(OSError, ValueError, httpx.HTTPError):
+            folder = snapshot_download(
+                base, revision=config.revision, allow_patterns=FILES, local_files_only=on_disk
+            )
+            return Path(folder)
+    return None
 
 
 def _template(folder: Path, settings: dict[str, Any]) -> str | None:
