@@ -247,7 +247,7 @@ def needs(recipe: Recipe, gpu: bool) -> Iterator[str]:
         # bitsandbytes keeps the optimiser's state in 8 bits, on a GPU only.
         yield "a CUDA GPU" if gpu else "a CUDA GPU (not here)"
     base = recipe.model.base
-    if base not in (builtin.EMBEDDED, builtin.TINY_VISION) and not Path(base).exists():
+    if base not in (builtin.EMBEDDED, builtin.TINY_VISION) and not Path(recipe.model.local_base).exists():
         yield f"the model {base} from the hub{_in_cache(base)}"
     for source in recipe.data.sources:
         # The project's own problems have no path, its own figures the path `sample`.

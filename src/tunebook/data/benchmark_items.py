@@ -16,12 +16,13 @@ QUESTIONS = ("question", "question_stem", "ctx", "sentence", "goal", "premise", 
 
 def benchmark_files(recipe: Recipe) -> list[Path]:
     """The files with items in `evaluate.benchmarks.data`; not few-shot examples (`<task>.train.jsonl`)."""
-    folder = recipe.evaluate.benchmarks.data
-    if not folder:
+    config = recipe.evaluate.benchmarks
+    if not config.data:
         return []
-    if not Path(folder).is_dir():
-        raise UserError(f"evaluate.benchmarks.data: no folder {folder}")
-    files = sorted(Path(folder).glob("*.jsonl"))
+    folder = config.find_path(config.data)
+    if not folder.is_dir():
+        raise UserError(f"evaluate.benchmarks.data: no folder {config.data}")
+    files = sorted(folder.glob("*.jsonl"))
     return [file.resolve() for file in files if not file.stem.endswith(".train")]
 
 

@@ -26,7 +26,7 @@ from tunebook.generation.answers import Answer, Usage
 from tunebook.generation.generate import AnswerFile
 from tunebook.generation.server import CHARACTERS_A_TOKEN, Client, Unanswered
 from tunebook.recipe.errors import UserError
-from tunebook.recipe.files import find_file, read_text
+from tunebook.recipe.files import read_text
 from tunebook.recipe.secrets import scrubbed, secret
 from tunebook.recipe.sections import PACE, CleanConfig, Recipe, RequestsConfig, ServerConfig
 from tunebook.runs.files import file_hash, fingerprint
@@ -83,16 +83,16 @@ def clean_stage(recipe: Recipe) -> Stage:
     settings["length_ratio"] = config.max_length_ratio
     settings["model"] = model
     settings["server"] = fingerprint(scrubbed(url)) if url else None  # the address is written nowhere
-    inputs = {"source": config.source, config.prompt: file_hash(find_file(config.prompt))}
+    inputs = {"source": config.source, config.prompt: file_hash(config.find_file(config.prompt))}
     if is_file(config.source):
-        inputs[config.source] = file_hash(find_file(config.source))
+        inputs[config.source] = file_hash(config.find_file(config.source))
     return Stage(recipe, "clean", settings, inputs)
 
 
 def estimate(recipe: Recipe) -> dict[str, float]:
     """Rows, tokens and cost, before anything is asked (`--dry-run`). Tokens by the length of the texts."""
     config = _config(recipe)
-    template = read_text(find_file(config.prompt))
+    template = read_text(config.find_file(config.prompt))
     rows = 0
     tokens_in = tokens_out = 0.0
     for raw in source_rows(config):
@@ -175,7 +175,7 @@ class Rewriter:
         self.config = config
         self.client = client
         self.answers = answers
-        self.template = read_text(find_file(config.prompt))
+        self.template = read_text(config.find_file(config.prompt))
         self.silent = 0
         """Requests without an answer since the last one that had one."""
 

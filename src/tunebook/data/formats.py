@@ -12,7 +12,7 @@ from typing import Any
 from tunebook.data.records import Raw
 from tunebook.models.chat_template import Messages
 from tunebook.recipe.errors import UserError
-from tunebook.recipe.files import find_file, read_text
+from tunebook.recipe.files import read_text
 from tunebook.recipe.sections import Recipe
 
 
@@ -24,9 +24,9 @@ class Prompts:
         self.system: str | None = None
         self.user = "{question}"
         if data.system_prompt:
-            self.system = read_text(find_file(data.system_prompt)).strip()
+            self.system = read_text(data.find_file(data.system_prompt)).strip()
         if data.user_prompt:
-            self.user = read_text(find_file(data.user_prompt)).strip()
+            self.user = read_text(data.find_file(data.user_prompt)).strip()
         if "{question}" not in self.user:
             raise UserError(f"{data.user_prompt} has no {{question}}")
 

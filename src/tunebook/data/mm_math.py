@@ -30,6 +30,7 @@ def read_mm_math(source: MMMathSource, recipe: Recipe, prompts: Prompts) -> Iter
     path = source.path
     if path == "sample":
         path = str(mm_math_sample(source.rows, recipe.seed))
+    path = str(source.find_path(path))
     place, numbered = _open(path, source.hub_split)
     find_image = images.finder(place)
     for number, raw in numbered:

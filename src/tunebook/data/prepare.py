@@ -24,7 +24,6 @@ from tunebook.data.records import is_file
 from tunebook.data.rows import SPLITS, Reject, Row
 from tunebook.data.storage import Quarantine, SplitFile, write_parquet
 from tunebook.recipe.errors import UserError
-from tunebook.recipe.files import find_file
 from tunebook.recipe.sections import ChatSource, MMMathSource, Recipe
 from tunebook.runs.files import file_hash
 from tunebook.runs.stage import Stage
@@ -239,10 +238,10 @@ def _inputs(recipe: Recipe) -> dict[str, str]:
     files = {}
     for name in (data.system_prompt, data.user_prompt, recipe.model.chat_template):
         if name:
-            files[name] = find_file(name)
+            files[name] = recipe.find_file(name)
     for source in data.sources:
         if isinstance(source, ChatSource) and is_file(source.path):
-            files[source.path] = find_file(sources.local_path(source, recipe))
+            files[source.path] = Path(sources.local_path(source, recipe))
     for path in benchmark_items.benchmark_files(recipe):
         files[f"benchmark {path.name}"] = path
     hashes = {name: file_hash(path) for name, path in files.items()}
@@ -254,6 +253,6 @@ def _inputs(recipe: Recipe) -> dict[str, str]:
             folder = source.path
         elif isinstance(source, ChatSource):
             folder = source.images
-        if folder and Path(folder).exists():
-            hashes[folder] = images.listing(Path(folder))
+        if folder and source.find_path(folder).exists():
+            hashes[folder] = images.listing(source.find_path(folder))
     return hashes

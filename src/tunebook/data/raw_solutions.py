@@ -13,10 +13,9 @@ from typing import Any
 from tunebook.checkers.maths import boxed, verify
 from tunebook.data import images
 from tunebook.data.checks import NOT_AN_ANSWER
-from tunebook.data.records import is_file, records
+from tunebook.data.records import is_file, located, records
 from tunebook.data.rows import Reject
 from tunebook.models import image_input
-from tunebook.recipe.files import find_file
 from tunebook.recipe.sections import CleanConfig
 
 FORMAT = re.compile(r"^### Solution\n+1\. .+?\n### Final Answer\n+.*\\boxed\s*\{", re.DOTALL)
@@ -39,9 +38,9 @@ class Raw:
 
 def source_rows(config: CleanConfig) -> Iterator[Raw | Reject]:
     """The source's rows; what cannot be asked comes as a Reject."""
-    folder = find_file(config.source).parent if is_file(config.source) else Path.cwd()
-    find = images.finder(folder)
-    rows = records(config.source, config.hub_split, "clean.source")
+    path = located(config, config.source)
+    find = images.finder(Path(path).parent if is_file(path) else Path.cwd())
+    rows = records(path, config.hub_split, "clean.source")
     for number, raw in itertools.islice(rows, config.limit):
         yield raw if isinstance(raw, Reject) else _raw(config, find, number, raw)
 
@@ -74,7 +73,7 @@ def count_rows(config: CleanConfig) -> int | None:
     """Rows of a .jsonl file, for the progress bar."""
     if not config.source.endswith(".jsonl"):
         return config.limit
-    with find_file(config.source).open("rb") as file:
+    with config.find_file(config.source).open("rb") as file:
         rows = sum(1 for line in file if line.strip())
     return min(rows, config.limit or rows)
 

@@ -12,7 +12,7 @@ from typing import Any
 from tunebook.data.rows import Reject, hash_fraction
 from tunebook.recipe.errors import UserError, first_line
 from tunebook.recipe.files import find_file
-from tunebook.recipe.sections import Rows
+from tunebook.recipe.sections import Rows, Section
 
 Raw = dict[str, Any]
 
@@ -35,6 +35,14 @@ def records(path: str, hub_split: str, key: str, hub_config: str | None = None) 
             yield from _hub(path, hub_config, hub_split)
     except (OSError, ValueError, RecursionError, csv.Error) as error:  # not found, no network, a damaged file
         raise UserError(f"{key}: cannot read {path} ({first_line(error)})") from None
+
+
+def located(section: Section, path: str) -> str:
+    """Where the file or folder lies that a section names; a hub id as it is.
+
+    Raises UserError when there is no such file.
+    """
+    return str(section.find_file(path) if is_file(path) else section.find_path(path))
 
 
 def is_file(path: str) -> bool:

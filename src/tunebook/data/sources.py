@@ -13,7 +13,7 @@ from school_geometry import problems
 from tunebook.data import images
 from tunebook.data.formats import FORMATS, Prompts, conversation, gold_of
 from tunebook.data.mm_math import read_mm_math
-from tunebook.data.records import Raw, drawn, records, renamed, source_name
+from tunebook.data.records import Raw, drawn, located, records, renamed, source_name
 from tunebook.data.rows import Reject, Row, split_of
 from tunebook.models.image_input import BadImage
 from tunebook.recipe.errors import UserError
@@ -63,7 +63,7 @@ def read_geometry(source: GeometrySource, recipe: Recipe, prompts: Prompts) -> I
 def read_chat(source: ChatSource, recipe: Recipe, prompts: Prompts) -> Iterator[Row | Reject]:
     """A file or hub id in one of `FORMATS`, with an optional `answer`."""
     path = local_path(source, recipe)
-    find_image = images.finder(Path(source.images or Path(path).parent))
+    find_image = images.finder(source.find_path(source.images) if source.images else Path(path).parent)
     name = source_name(source.path, source.hub_split)
     numbered = records(path, source.hub_split, "data.sources", source.hub_config)
     for number, raw in drawn(numbered, source.rows, recipe.seed):
@@ -87,14 +87,14 @@ def read_chat(source: ChatSource, recipe: Recipe, prompts: Prompts) -> Iterator[
 
 
 def local_path(source: ChatSource, recipe: Recipe) -> str:
-    """The source's path with the run folder in place of `{run}`.
+    """The source's path, with the run folder in place of `{run}`, where it lies on this machine.
 
-    Raises UserError when `tunebook clean` has not made it yet.
+    Raises UserError when there is no such file, or `tunebook clean` has not made it yet.
     """
     path = source.path.replace("{run}", str(recipe.run_dir))
     if path.startswith(str(recipe.run_dir / "clean")) and not Path(path).exists():
         raise UserError(f"no {path}: run `{recipe.command('clean')}` first")
-    return path
+    return located(source, path)
 
 
 def _to_row(raw: Raw, source: ChatSource, source_id: str, prompts: Prompts) -> Row:

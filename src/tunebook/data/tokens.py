@@ -115,7 +115,7 @@ class FileTokenizer:
 def _fetch(config: ModelConfig) -> Path | None:
     """The folder with the base model's files; None when they cannot be had."""
     backend.set_environment()
-    base = builtin.resolve(config.base)
+    base = builtin.resolve(config.local_base)
     if Path(base).is_dir():
         return Path(base)
     import httpx

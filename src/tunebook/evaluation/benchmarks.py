@@ -100,7 +100,7 @@ def _run(recipe: Recipe, missing: dict[tuple[str, str], Stage]) -> None:
 
     # It warns of what is meant to be: a loaded model, our settings.
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
-    manager = TaskManager(include_path=config.include)
+    manager = TaskManager(include_path=_included(config))
     for _, task in missing:
         _refuse_unknown(manager, task, config.include)
     model, tokenizer = load_stages(recipe, dict.fromkeys(name for name, _ in missing))
@@ -121,7 +121,7 @@ def _run(recipe: Recipe, missing: dict[tuple[str, str], Stage]) -> None:
             )
             try:
                 # A task of the user's may name its items by their path from its own folder.
-                with contextlib.chdir(config.include or "."):
+                with contextlib.chdir(_included(config) or "."):
                     result = simple_evaluate(
                         model=lm,
                         tasks=[_task(config, task)],
@@ -186,13 +186,19 @@ def _task(config: BenchmarksConfig, task: str) -> Any:
     return {"group": f"{task}_local", "task": [local_task]}
 
 
+def _included(config: BenchmarksConfig) -> str | None:
+    """The folder of the user's own tasks, where it lies on this machine."""
+    return str(config.find_path(config.include)) if config.include else None
+
+
 def _files(config: BenchmarksConfig, task: str) -> list[Path]:
     """What of the user's files a task depends on."""
     paths = []
     if config.data:  # items, and the examples for the prompt
-        paths += [Path(config.data) / f"{task}.jsonl", Path(config.data) / f"{task}.train.jsonl"]
+        folder = config.find_path(config.data)
+        paths += [folder / f"{task}.jsonl", folder / f"{task}.train.jsonl"]
     if config.include:
-        included = Path(config.include).rglob("*")
+        included = config.find_path(config.include).rglob("*")
         paths += sorted(path for path in included if path.suffix in (".yaml", ".jsonl", ".py"))
     return [path.resolve() for path in paths if path.is_file()]
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from tunebook.recipe.errors import UserError, first_line
-from tunebook.recipe.files import find_file, read_text
+from tunebook.recipe.files import read_text
 from tunebook.recipe.sections import ModelConfig
 
 Messages = list[dict[str, str]]
@@ -23,7 +23,7 @@ def fit_tokenizer(tokenizer: Any, config: ModelConfig) -> None:
     Raises UserError when it ends up without a template, or lacks the token.
     """
     if config.chat_template:
-        tokenizer.chat_template = read_text(find_file(config.chat_template))
+        tokenizer.chat_template = read_text(config.find_file(config.chat_template))
     if not tokenizer.chat_template:
         raise UserError(
             f"{config.base} has no chat template: set model.chat_template, for example to prompt/chatml.jinja"

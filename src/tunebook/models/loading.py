@@ -29,7 +29,7 @@ def load(recipe: Recipe) -> tuple[Any, Any]:
     attention.register()
     try:
         model, tokenizer = FastModel.from_pretrained(
-            model_name=resolve(config.base),
+            model_name=resolve(config.local_base),
             max_seq_length=config.max_seq_length,
             load_in_4bit=config.load_in_4bit,
             revision=config.revision,
@@ -48,7 +48,7 @@ def load(recipe: Recipe) -> tuple[Any, Any]:
         # Unsloth's CPU backend gives a plain tokenizer.
         from transformers import AutoProcessor
 
-        tokenizer = AutoProcessor.from_pretrained(resolve(config.base), revision=config.revision)
+        tokenizer = AutoProcessor.from_pretrained(resolve(config.local_base), revision=config.revision)
     fit_tokenizer(tokenizer, config)
     if config.eos_token:
         _end_turns(model, text_tokenizer(tokenizer).eos_token_id)

@@ -30,7 +30,7 @@ def load_tokenizer(config: ModelConfig, images: bool = False) -> Any:
 
     auto = AutoProcessor if images else AutoTokenizer
     try:
-        tokenizer = auto.from_pretrained(builtin.resolve(config.base), revision=config.revision)
+        tokenizer = auto.from_pretrained(builtin.resolve(config.local_base), revision=config.revision)
     except (OSError, ValueError) as error:
         raise UserError(f"model.base: {_no_model(config.base, error)}") from None
     chat_template.fit_tokenizer(tokenizer, config)

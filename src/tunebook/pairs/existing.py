@@ -12,14 +12,13 @@ from tunebook.checkers.maths import verify
 from tunebook.data import checks, images, similarity
 from tunebook.data.checks import RowChecker
 from tunebook.data.formats import Prompts, conversation, gold_of
-from tunebook.data.records import drawn, is_file, records, renamed, source_name
+from tunebook.data.records import drawn, located, records, renamed, source_name
 from tunebook.data.rows import Reject, Row, Unusable, images_of, rejected
 from tunebook.data.storage import load
 from tunebook.models import image_input
 from tunebook.models.chat_template import Messages
 from tunebook.pairs.pair import Pair, question_key
 from tunebook.pairs.work import Work
-from tunebook.recipe.files import find_file
 from tunebook.recipe.sections import Recipe
 
 
@@ -59,15 +58,15 @@ def read(recipe: Recipe, count_tokens: Callable[[str], int], folder: Path) -> It
         folder: Where their images (`image` or `images`, files beside the set) are written.
     """
     config = recipe.pairs
-    path = str(config.dataset)
+    path = located(config, str(config.dataset))
     prompts = Prompts(recipe)
-    find_image = images.finder((find_file(path) if is_file(path) else Path(path)).parent)
+    find_image = images.finder(Path(path).parent)
     row_checks = _checks(recipe)
     for number, raw in drawn(records(path, config.dataset_split, "pairs.dataset"), config.rows, recipe.seed):
         if isinstance(raw, Reject):
             yield raw
             continue
-        source_id = f"{source_name(path, config.dataset_split)}:{number}"
+        source_id = f"{source_name(str(config.dataset), config.dataset_split)}:{number}"
         raw = renamed(raw, config.columns)
         try:
             pair = _to_pair(raw, prompts, config.min_margin)

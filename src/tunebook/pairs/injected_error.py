@@ -9,7 +9,7 @@ from collections import Counter
 from tunebook.data.similarity import words
 from tunebook.pairs.pair import Pair, Sample, length_ratio, make_pair, reference
 from tunebook.pairs.work import Request, Work, count_verdicts
-from tunebook.recipe.files import find_file, read_text
+from tunebook.recipe.files import read_text
 from tunebook.recipe.sections import PairsConfig
 
 
@@ -19,7 +19,9 @@ def injected_error(work: Work) -> list[Pair]:
     Kept are those that really end wrong; a `process_error` is kept with either answer.
     """
     config = work.recipe.pairs
-    templates = {strategy: read_text(find_file(f"prompt/{strategy}.txt")) for strategy in config.strategies}
+    templates = {}
+    for strategy in config.strategies:
+        templates[strategy] = read_text(config.find_file(f"prompt/{strategy}.txt"))
     requests = []
     for row in work.rows:
         # The row and the round decide, so that other rows may come or go.

@@ -26,7 +26,6 @@ from tunebook.pairs.pair import COLUMNS, Pair, question_key
 from tunebook.pairs.shortcuts import format_only, shortcut_accuracy
 from tunebook.pairs.work import Work, source_opener
 from tunebook.recipe.errors import UserError
-from tunebook.recipe.files import find_file
 from tunebook.recipe.sections import PACE, Recipe
 from tunebook.runs.files import file_hash
 from tunebook.runs.stage import Stage, finished_key
@@ -156,7 +155,7 @@ def pairs_stage(recipe: Recipe, number: int = 1) -> Stage:
     if config.dataset and is_file(config.dataset):
         files.append(config.dataset)
     for name in files:
-        inputs[name] = file_hash(find_file(name))
+        inputs[name] = file_hash(config.find_file(name))
     return Stage(recipe, round_name("pairs", number), settings, inputs)
 
 

@@ -51,7 +51,10 @@ class Section(BaseModel):
 
     def find_path(self, name: str) -> Path:
         """The same for a file, a folder, or what is neither: then the name as it is, from where one works."""
-        return find_path(name, self._folders) or Path(name)
+        try:
+            return find_path(name, self._folders) or Path(name)
+        except OSError:  # a name that is too long, a folder that may not be read
+            return Path(name)
 
     def place(self, folders: list[str]) -> None:
         """Tell the section, and those in it, where the recipe lies."""
@@ -87,6 +90,11 @@ class ModelConfig(Section):
     adapter and every export."""
     eos_token: str | None = None
     """The token that ends an answer, for a base model, whose own ends a document. None: the model's own."""
+
+    @property
+    def local_base(self) -> str:
+        """`base`; of a folder, where it lies on this machine."""
+        return str(self.find_path(self.base))
 
 
 class Source(Section):

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from tunebook.recipe.errors import UserError
-from tunebook.recipe.files import find_file
 from tunebook.recipe.sections import Recipe
 from tunebook.runs.machine import rank, world_size
 from tunebook.training.callbacks import health, metrics_file, whole_checkpoints
@@ -31,7 +30,7 @@ def trainer_arguments(config: Any, recipe: Recipe, section: str, folder: Path) -
     if world_size() > 1:
         _divide(config, settings, section)
     if isinstance(settings.get("deepspeed"), str):
-        settings["deepspeed"] = str(find_file(settings["deepspeed"]))
+        settings["deepspeed"] = str(recipe.find_file(settings["deepspeed"]))
     try:
         args = config(output_dir=str(folder / "checkpoints"), **settings)
     except (ValueError, TypeError, ImportError) as error:

@@ -164,7 +164,7 @@ def make_plan(recipe: Recipe, args: Any, longest: int, section: str) -> Plan:
     from unsloth import is_bfloat16_supported
 
     model = recipe.model
-    config = AutoConfig.from_pretrained(builtin.resolve(model.base), revision=model.revision)
+    config = AutoConfig.from_pretrained(builtin.resolve(model.local_base), revision=model.revision)
     linear, other, trainable = count_parameters(headers(model), recipe.lora)
     weight_bytes = value_bytes = 2
     if model.dtype == "float32" or not (model.dtype or gpu or is_bfloat16_supported()):
@@ -217,7 +217,7 @@ def headers(model: ModelConfig) -> Iterator[Tensor]:
     import huggingface_hub
     from safetensors import safe_open
 
-    base = builtin.resolve(model.base)
+    base = builtin.resolve(model.local_base)
     if not Path(base).is_dir() and huggingface_hub.is_offline_mode():
         base = huggingface_hub.snapshot_download(base, revision=model.revision, local_files_only=True)
     if Path(base).is_dir():
