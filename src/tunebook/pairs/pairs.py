@@ -128,8 +128,10 @@ def existing_pairs(recipe: Recipe, number: int = 1) -> None:
 
     Sampling takes long and is not started unasked.
     """
+    if not _only_existing(recipe):
+        return
     stage = pairs_stage(recipe, number)
-    if _only_existing(recipe) and not stage.done and not stage.await_rank_0():
+    if not stage.done and not stage.await_rank_0():
         backend.backend()  # what comes after it in this process wants it first
         pairs(recipe, number)
 
