@@ -269,6 +269,22 @@ def test_the_origin_of_each_value(tmp_path, monkeypatch):
     assert "evaluate.samples" not in origins
 
 
+def test_the_readmes_recipe_is_one(tmp_path):
+    (text,) = [
+        block.partition("```")[0]
+        for block in (ROOT / "README.md").read_text().split("```yaml\n")[1:]
+        if block.startswith("extends:")
+    ]
+    recipe = load_recipe(write(tmp_path / "my recipe.yaml", text))
+    assert recipe.name == "my-recipe" and recipe.stages == ["sft"] and len(text.splitlines()) <= 10
+    assert recipe.model.base == "unsloth/Qwen3-4B-Instruct-2507" and recipe.sft["learning_rate"] == 2e-4
+
+
+def test_stages_that_are_set_are_handed_to_the_next_command():
+    recipe = load_recipe(overrides={"stages": ["sft"]})
+    assert recipe.command("evaluate") == """uv run tunebook evaluate --set 'stages=["sft"]'"""
+
+
 def test_the_base_extends_nothing():
     assert extended_file(DEFAULTS / "base.yaml", {}) is None
     assert extended_file(DEFAULTS / "qwen3.yaml", {"extends": "base"}) == DEFAULTS / "base.yaml"

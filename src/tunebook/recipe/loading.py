@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,9 @@ def load_recipe(
     source = str(recipe or os.environ.get("TUNEBOOK_RECIPE") or DEFAULT)
     path = _recipe_path(source)
     layers = read_layers(path)
-    content = {"name": path.stem, **layers.content, "folders": layers.folders}
+    # A file may be called `my recipe.yaml`, a run folder may not.
+    file_name = re.sub(r"[^\w.-]+", "-", path.stem).strip("-.") or "recipe"
+    content = {"name": file_name, **layers.content, "folders": layers.folders}
     origins = {"name": "the file's name", **layers.origins, "folders": "the recipe's place"}
     # 2) what is said beside it
     changes = {}

@@ -32,8 +32,8 @@ from tunebook.recipe.trainer_keys import DATACLASSES
 DEFAULT = "smollm2-math"
 """The recipe of a command without `--recipe`."""
 
-SHARED = ("model", "data", "pairs", "seed", *DATACLASSES)
-"""The sections that more than one stage reads."""
+SHARED = ("stages", "model", "data", "pairs", "seed", *DATACLASSES)
+"""The keys and sections that more than one stage reads."""
 
 
 class Section(BaseModel):
