@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tunebook import pipeline
 from tunebook.evaluation.compare import compare_manifests
 from tunebook.pipeline import run
 from tunebook.recipe.errors import UserError
@@ -254,6 +255,24 @@ def test_a_step_that_is_not_asked_for_is_named(tmp_path):
     with Stage(recipe, "dpo", {}, {}).open() as folder:
         (folder / "adapter").mkdir()
     assert model_names(recipe) == ["base", "sft", "dpo"]
+
+
+def test_a_repetition_does_what_was_done_and_takes_nothing_from_todays_defaults(tmp_path, monkeypatch):
+    recipe = load_recipe(write_recipe(tmp_path, "data sft dpo"), overrides={"sft.learning_rate": 0.5})
+    for name in ("data", "sft"):
+        with Stage(recipe, name, {}, {}).open() as folder:
+            (folder / "file").write_text(name)
+    ran = []
+    monkeypatch.setattr(pipeline, "run", lambda again, first, last: ran.append((again, first, last)))
+    monkeypatch.setattr(pipeline, "data_stage", lambda again: Stage(again, "data", {}, {}))
+    monkeypatch.setattr(pipeline, "compare_manifests", lambda old, new: "compared")
+    assert pipeline.repeat(recipe.run_dir / "manifest.json") == "compared"
+    again = load_recipe(recipe.run_dir.with_name("mine-again") / "recipe.yaml")
+    assert again.stages == ["sft"] and [first for _, first, _ in ran] == ["prepare", "sft"]
+    assert again.sft == recipe.sft and again.lora == recipe.lora and again.dpo == recipe.dpo
+    assert set(again.origins[f"sft.{key}"].rpartition("/")[2].partition(":")[0] for key in again.sft) == {
+        "recipe.yaml"
+    }
 
 
 def test_later_rounds_are_named_by_their_command():
