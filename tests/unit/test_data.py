@@ -57,6 +57,96 @@ def test_other_numbers_make_another_problem_in_the_same_words():
     )
 
 
+SOLUTIONS = ["60 / 40 * 60 = 90", "In 20 minutes 30 km, so in an hour 90", "The speed is 1.5 km a minute: 90"]
+
+
+@pytest.mark.parametrize(
+    ("compared", "kept"), [("prompt+completion", SOLUTIONS), ("prompt", SOLUTIONS[:1]), ("none", None)]
+)
+def test_what_makes_a_duplicate_is_a_setting(compared, kept):
+    """Several solutions of one problem are rows, the same one twice is not."""
+    question = "A train goes 60 km in 40 minutes. How far does it go in an hour?"
+    texts = [*SOLUTIONS, SOLUTIONS[1].upper()]
+    seen = similarity.Duplicates(0.9, (), compared)
+    assert [text for text in texts if seen.check(make(question, text, text)) is None] == (kept or texts)
+
+
+def test_near_duplicates_are_alike_in_prompt_and_completion():
+    words = [chr(97 + i) * 3 for i in range(26)]
+    question = " ".join(words) + " ".join(words[::-1])
+    seen = similarity.Duplicates(0.9)
+    assert seen.check(make(question, "first", " ".join(words))) is None
+    near = seen.check(make(question + " thanks", "second", " ".join(words) + " well"))
+    assert (near.reason, near.detail) == ("near-duplicate", "of first")
+    # A long prompt that is shared does not make two short answers alike.
+    assert seen.check(make(question, "third", "yes")) is None
+    assert seen.check(make(question, "fourth", "no")) is None
+    assert seen.check(make(question + " thanks", "fifth", "no")).detail == "of fourth"
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("Calculate 12 + 4.", "Calculate 12 - 4."),
+        ("What is the absolute value of -5?", "What is the absolute value of 5?"),
+        ("Solve x < 7 for whole x.", "Solve x > 7 for whole x."),
+        ("What does s[1:] give?", "What does s[:1] give?"),
+        ("In C: a && b", "In C: a || b"),
+        ("What does 😀 mean?", "What does 😡 mean?"),
+        ("What is 5!", "What is 5?"),
+        ("(2+3)*4", "2+(3*4)"),
+        ("Is x == y?", "Is x != y?"),
+        ("Is it $5 or €5?", "Is it $5 or £5?"),
+        ("甲乙两地相距三百公里，几小时可以到达？", "甲乙两地相距五百公里，几小时可以到达？"),
+        ("What is the plural of किताब?", "What is the plural of किताबें?"),
+    ],
+)
+def test_signs_and_symbols_make_another_question(one, other):
+    seen = similarity.Duplicates(0.9, (), "prompt")
+    story = " Give the reasons, step by step, in whole sentences, and name each rule that you use." * 3
+    for text in (one, other, one + story, other + story):
+        assert seen.check(make(text)) is None, text
+        assert similarity.Contamination(0.6, [make(text)]).check(make(text)), text
+
+
+def test_what_another_operator_asks_is_not_contaminated():
+    held_out = similarity.Contamination(0.6, [make("Calculate 12 - 4."), make("Is the sum of a and b < 3?")])
+    for text in ("Calculate 12 + 4.", "Is the sum of a and b > 3?", "Calculate 12 4"):
+        assert held_out.check(make(text)) is None
+    assert held_out.check(make("Please: **Calculate** 12 - 4, then stop."))
+
+
+def test_layout_is_no_difference():
+    plain = similarity.words("The highest well known mountain is it")
+    for text in (
+        "- The **highest** well-known mountain: is it?!",
+        "> the *highest* (well known) mountain is it",
+    ):
+        assert similarity.words(text) == plain
+    assert similarity.words("cafe\u0301 \u2212 3") == similarity.words("café - 3")
+    assert similarity.words("?!") != similarity.words("...")
+
+
+@pytest.mark.parametrize(
+    ("question", "before", "after"),
+    [
+        ("请解释一下什么是光合作用以及它对地球的意义。", "老师问：", "请用两句话回答。"),
+        ("甲乙两地相距三百公里，一辆汽车几小时可以到达？", "阅读下面的题目并作答：", "写出过程。"),
+        ("โปรดอธิบายว่าการสังเคราะห์ด้วยแสงคืออะไรและสำคัญต่อโลกอย่างไร", "", " ตอบสองประโยค"),
+        ("日本で一番高い山は何ですか。標高も教えてください。", "質問：", "短く答えて。"),
+        ("ទីក្រុងធំជាងគេនៅកម្ពុជាគឺជាអ្វី", "សំណួរ ", " ឆ្លើយខ្លី"),
+        ("Wie heißt der höchste Berg in Japan?", "Beantworte die Aufgabe: ", " Kurz, bitte."),
+    ],
+)
+def test_a_question_without_spaces_is_found_inside_a_longer_text(question, before, after):
+    held_out = similarity.Contamination(0.6, [make(question, "item")])
+    row = make(before + question + after)
+    assert held_out.check(row).detail.endswith("of item")
+    assert held_out.check(make(before + after)) is None
+    # Half of it is another question.
+    assert held_out.check(make(before + question[: len(question) // 2] + after)) is None
+
+
 def test_short_and_wordless_questions_are_compared_whole():
     held_out = similarity.Contamination(0.6, [make("What is 2 + 3?")])
     assert held_out.check(make("What is 2 + 3?")) is not None

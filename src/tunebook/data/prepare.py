@@ -139,7 +139,8 @@ def _check(recipe: Recipe, folder: Path, put_aside: Callable[[Reject], None]) ->
         if name == "train":
             checks.append(similarity.benchmarks(recipe).check)
         sample = rows.sample(similarity.SAMPLE)
-        checks.append(similarity.Duplicates(recipe.data.near_duplicate, sample).check)
+        data = recipe.data
+        checks.append(similarity.Duplicates(data.near_duplicate, sample, data.duplicates).check)
         _compare(rows, checks, put_aside, f"comparing {name}")
         held_out.append(rows)
     return splits

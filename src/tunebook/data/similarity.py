@@ -10,13 +10,14 @@ from __future__ import annotations
 import functools
 import math
 import re
+import unicodedata
 from array import array
 from collections import Counter
 from collections.abc import Collection, Iterable
 
 from tunebook.data.benchmark_items import benchmark_items
 from tunebook.data.rows import Reject, Row, rejected
-from tunebook.recipe.sections import Recipe
+from tunebook.recipe.sections import Compared, Recipe
 
 # Words in an n-gram for decontamination: between the 13 of GPT-3 and what short problems have at all.
 NGRAM = 8
@@ -24,6 +25,10 @@ NGRAM = 8
 # Words of a question that is looked for inside longer texts. A shorter one ("Why?", "What is inflation?") is
 # a phrase that others hold too: only the same text counts.
 FEWEST = 4
+
+# The same in characters, for texts that are written without spaces.
+CHARACTERS = 13
+FEWEST_CHARACTERS = 8
 
 # Words in an n-gram for near-duplicates.
 SHINGLE = 3
@@ -33,42 +38,113 @@ SAMPLE = 2_000
 
 SEEN = "in the test or val split"
 
+# Thai, Lao, Tibetan, Burmese, Khmer, Japanese and Chinese: no spaces between words, so a character is a word.
+UNSPACED = (
+    r"\u0e01-\u0e4e\u0e81-\u0ece\u0f00-\u0f1f\u0f34-\u0fbc\u1000-\u103f\u1050-\u109f\u1780-\u17d3"
+    r"\u3005-\u3007\u3041-\u30fa\u30fc-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
+)
+
+# Vowel signs and accents that stand inside words, though they are no letters for `re`.
+MARKS = (
+    r"\u0300-\u036f\u0591-\u05c7\u0610-\u061a\u064b-\u065f\u0670"
+    r"\u0900-\u0903\u093a-\u094f\u0951-\u0957\u0962\u0963\u0980-\u0dff"
+)
+
+# What changes the meaning of a text, other than the punctuation of prose.
+SYMBOLS = (
+    # Operators and code; a hyphen inside a word, a colon before a space and the `!` of a sentence are none.
+    r"[+/^%<>=&|~@#\[\]{}*`]|(?<![^\W\d_])-|-(?![^\W\d_])|:(?=[^\s\"'])|!(?=[\w=(])|(?<=\d)!"
+    # parentheses beside an operator
+    r"|(?<=[-+*/^])[()]|(?<=[-+*/^] )[()]|[()](?=\s?[-+*/^])"
+    # signs, currencies, arrows, mathematics, emoji
+    r"|[\u00a2-\u00a9\u00ac\u00ae-\u00b3\u00b5\u00b9\u00bc-\u00be\u00d7\u00f7"
+    r"\u20a0-\u20cf\u2100-\u2bff\U0001f000-\U0001faff]"
+)
+
+NUMBER = r"\d+(?:\.\d+)?"
+WORDS = re.compile(rf"{NUMBER}|[{UNSPACED}]|(?:(?![{UNSPACED}])[^\W\d_]|[{MARKS}])+|{SYMBOLS}")
+
+SYMBOL = re.compile(rf"[^\w\s{UNSPACED}{MARKS}]")
+
+# Emphasis of Markdown, and what begins its lines: layout.
+EMPHASIS = re.compile(r"(?<![\w*])(\*\*?)(?=[^\s*])([^*\n]+)(?<=\S)\1(?![\w*])")
+LINE_START = re.compile(r"^[ \t]*(?:[-*+>]|#+)[ \t]+", re.MULTILINE)
+
+# A number with the operator between it and what stands before it, or with its own minus. Chinese numerals
+# too: 三百公里 and 五百公里 are other problems.
+NUMBERS = re.compile(
+    rf"(?:(?<=[\w)])[-+*/^<>=×÷]|(?<=[\w)] )[-+*/^<>=×÷] ?|(?<!\S)-)?{NUMBER}"
+    r"|[〇零一二三四五六七八九十百千万亿兩两]+"
+)
+
 
 class Duplicates:
-    """Exact and near-duplicates among the questions seen so far.
+    """Exact and near-duplicates among the rows seen so far.
 
-    Near means a Jaccard similarity of word 3-grams of at least `threshold`, with the same numbers (and
-    images): a generator's or a textbook's own phrases with other numbers are other problems.
+    Near means a Jaccard similarity of word 3-grams of at least `threshold`, with the same numbers, symbols
+    and images: a generator's or a textbook's own phrases with other numbers are other problems.
+
+    Args:
+        compared: `prompt+completion`: both must be alike, so that several solutions of one problem stay;
+            `prompt`: one row of each question stays; `none`: all do.
     """
 
-    def __init__(self, threshold: float, sample: Iterable[Row] = ()) -> None:
+    def __init__(
+        self, threshold: float, sample: Iterable[Row] = (), compared: Compared = "prompt+completion"
+    ) -> None:
         self.threshold = threshold
+        self.compared = compared
         # Of the rows that were no duplicates, the first of each text:
         self.ids_by_text: dict[int, str] = {}
         self.source_ids: list[str] = []
-        self.shingles = _Index(threshold, map(_shingles, sample))
+        # How many of its shingles are the question's; the others are the completion's.
+        self.of_question = array("q")
+        self.shingles = _Index(threshold, (set().union(*self._shingles(row)) for row in sample))
 
     def check(self, row: Row) -> Reject | None:
         """Reject a duplicate, else remember the row."""
-        text = hash((words(row.question), *row.images))
+        if self.compared == "none":
+            return None
+        completion = row.completion[0]["content"] if self.compared == "prompt+completion" else ""
+        text = hash((words(row.question), words(completion), *row.images))
         if text in self.ids_by_text:
             return rejected(row, "duplicate", f"of {self.ids_by_text[text]}")
 
-        shingles = _shingles(row)
+        # Where both are alike their union is as well, so that is what is looked up.
+        of_question, of_completion = self._shingles(row)
+        shingles = of_question | of_completion
         # All of them, so that the one which is named depends on no order.
         similar = []
         for number in self.shingles.lookup(self.shingles.rarest(shingles)):
             others = self.shingles.sets[number]
-            shared = len(shingles.intersection(others))
-            if shared >= self.threshold * (len(shingles) + len(others) - shared):
+            theirs = self.of_question[number]
+            questions_alike = self._alike(of_question, others, theirs)
+            if questions_alike and self._alike(of_completion, others, len(others) - theirs):
                 similar.append(self.source_ids[number])
         if similar:
             return rejected(row, "near-duplicate", f"of {min(similar)}")
 
         self.ids_by_text[text] = row.source_id
         self.source_ids.append(row.source_id)
+        self.of_question.append(len(of_question))
         self.shingles.add(shingles)
         return None
+
+    def _alike(self, shingles: set[int], others: array[int], size: int) -> bool:
+        """Whether a question or completion is like the one that has `size` of the others."""
+        shared = len(shingles.intersection(others))
+        return shared >= self.threshold * (len(shingles) + size - shared)
+
+    def _shingles(self, row: Row) -> tuple[set[int], set[int]]:
+        """The 3-grams of question and completion, each with the numbers, symbols and images of its text.
+
+        No shingle of a question is one of a completion.
+        """
+        of_question = ngrams(row.question, SHINGLE, *_particulars(row.question), *row.images)
+        if self.compared == "prompt":
+            return of_question, set()
+        text = row.completion[0]["content"]
+        return of_question, ngrams(text, SHINGLE, "completion", *_particulars(text))
 
 
 class Contamination:
@@ -76,7 +152,8 @@ class Contamination:
 
     A row is contaminated when its question or its answer has at least `threshold` of a held-out question's
     word 8-grams (all its words in a row, where it has fewer: `FEWEST`) and all of its numbers, or when it has
-    one of its images. A question without a number is known by its image alone.
+    one of its images. A question without a number is known by its image alone. Of a question that is written
+    without spaces n-grams of characters count.
     """
 
     def __init__(self, threshold: float, held_out: Iterable[Row], reason: str = SEEN) -> None:
@@ -94,9 +171,7 @@ class Contamination:
                 self.ids_by_image[image] = row.source_id
             numbers = number_list(row.question)
             if numbers or not row.images:
-                length = len(words(row.question))
-                if not FEWEST <= length < NGRAM:
-                    length = NGRAM
+                length = _ngram_length(row.question)
                 self.lengths.add(length)
                 self.source_ids.append(row.source_id)
                 self.numbers.append(numbers)
@@ -182,13 +257,41 @@ def benchmarks(recipe: Recipe) -> Contamination:
 
 @functools.lru_cache(maxsize=64)  # the checks of a row ask for the same two texts
 def words(text: str) -> tuple[str, ...]:
-    """Lower-case words and numbers, punctuation and layout aside."""
-    return tuple(re.findall(r"\d+(?:\.\d+)?|[^\W\d_]+", text.lower()))
+    """Lower-case words, numbers and symbols, punctuation and layout aside.
+
+    Of scripts that put no spaces between words each character is one.
+    """
+    plain = EMPHASIS.sub(r"\2", LINE_START.sub("", _normal(text)))
+    found = tuple(WORDS.findall(plain))
+    # A text of nothing but punctuation is itself.
+    return found or tuple(text.split())
 
 
 def number_list(text: str) -> list[str]:
-    """The numbers of a text, sorted."""
-    return sorted(re.findall(r"\d+(?:\.\d+)?", text))
+    """The numbers of a text with their signs, sorted."""
+    numbers = NUMBERS.findall(_normal(text))
+    return sorted(number.replace(" ", "") for number in numbers)
+
+
+def _particulars(text: str) -> list[str]:
+    """Numbers and symbols: texts that differ in one of them say different things, however long they are."""
+    symbols = [word for word in words(text) if SYMBOL.fullmatch(word)]
+    return number_list(text) + sorted(symbols)
+
+
+def _normal(text: str) -> str:
+    """In lower case, letters with their accents as one character each, and one kind of minus."""
+    return unicodedata.normalize("NFC", text).lower().replace("\u2212", "-")
+
+
+def _ngram_length(question: str) -> int:
+    """How many words, or characters, of a held-out question are looked for in a row."""
+    parts = words(question)
+    characters = sum(1 for part in parts if re.fullmatch(f"[{UNSPACED}]", part))
+    fewest, most = FEWEST, NGRAM
+    if 2 * characters > len(parts):
+        fewest, most = FEWEST_CHARACTERS, CHARACTERS
+    return len(parts) if fewest <= len(parts) < most else most
 
 
 def ngrams(text: str, length: int, *beside: str) -> set[int]:
@@ -202,8 +305,3 @@ def ngrams(text: str, length: int, *beside: str) -> set[int]:
     # The words from the first on, from the second on, ... side by side.
     shifted = [parts[start:] for start in range(length)]
     return {hash((gram, beside)) for gram in zip(*shifted, strict=False)}
-
-
-def _shingles(row: Row) -> set[int]:
-    """The 3-grams of a question, each with the numbers and images of the row."""
-    return ngrams(row.question, SHINGLE, *number_list(row.question), *row.images)

@@ -182,6 +182,9 @@ class MMMathSource(SplitSource):
 AnySource = Annotated[GeometrySource | ChatSource | MMMathSource, Field(discriminator="format")]
 
 
+Compared = Literal["prompt+completion", "prompt", "none"]
+
+
 class DataConfig(Section):
     """The rows of a run, and the checks that they pass."""
 
@@ -191,8 +194,11 @@ class DataConfig(Section):
     """A file in `prompt/` for every conversation without a system message. None: the model's own default."""
     user_prompt: str | None = None
     """A file in `prompt/` with `{question}`, wrapped round every question that comes as bare text."""
+    duplicates: Compared = "prompt+completion"
+    """What makes a row a duplicate: prompt and completion, so that several answers to one prompt stay, or the
+    prompt alone. `none`: every row stays."""
     near_duplicate: float = Field(0.9, gt=0, le=1)
-    """Train rows whose prompts are as alike as this (Jaccard) and have the same numbers are duplicates."""
+    """Rows whose texts are as alike as this (Jaccard) and have the same numbers are duplicates."""
     for_pairs: float = Field(0.0, ge=0, lt=1)
     """The share of the train rows that SFT does not see. Preference pairs are made from these, so that the
     model's mistakes are those that it makes on new problems. 0: both use all."""
