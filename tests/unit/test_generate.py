@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import socket
+import threading
+import time
 from contextlib import nullcontext
 
 import pytest
@@ -19,7 +24,6 @@ from tunebook.recipe.sections import ServerConfig
 def test_a_refusal_names_the_variable_and_never_the_key(monkeypatch):
     """A stub at the edge: no server here asks for a key."""
     import http.server
-    import threading
 
     class Refuses(http.server.BaseHTTPRequestHandler):
         def do_POST(self):
@@ -50,7 +54,6 @@ def test_a_prompt_that_a_server_refuses_has_no_answer_and_stops_no_other(capsys)
     One that refuses all of them is a mistake in the settings.
     """
     import http.server
-    import threading
 
     class Picky(http.server.BaseHTTPRequestHandler):
         def do_POST(self):
@@ -94,7 +97,6 @@ def test_a_prompt_that_a_server_refuses_has_no_answer_and_stops_no_other(capsys)
 def test_a_budget_holds_over_interruptions_and_what_was_paid_for_is_kept(tmp_path):
     """A busy server is asked again when it says, and each request has the settings of its sample."""
     import http.server
-    import threading
 
     seen = []
 
@@ -163,21 +165,31 @@ def test_a_budget_holds_over_interruptions_and_what_was_paid_for_is_kept(tmp_pat
         }
 
 
-def test_ctrl_c_gives_up_what_is_under_way(monkeypatch):
-    import os
-    import signal
-    import socket
-    import threading
-    import time
+def test_ctrl_c_gives_up_what_is_under_way():
+    import openai  # noqa: F401 - an interrupt within its import may be swallowed there
 
     with socket.create_server(("127.0.0.1", 0)) as silent:
+        ended = threading.Event()
+
+        def interrupt() -> None:
+            silent.accept()  # a request is under way, and will never be answered
+            time.sleep(0.5)
+            os.kill(os.getpid(), signal.SIGINT)
+            if not ended.wait(30):  # a lost interrupt fails the test instead of hanging it
+                os.kill(os.getpid(), signal.SIGINT)
+
+        thread = threading.Thread(target=interrupt)
+        thread.start()
         config = ServerConfig(url=f"http://127.0.0.1:{silent.getsockname()[1]}/v1", model="m")
         prompt = [{"role": "user", "content": "?"}]
-        threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT)).start()
         started = time.monotonic()
-        with pytest.raises(KeyboardInterrupt):
-            list(generate.generate(config, [prompt] * 20, answers.Sampling(4)))
-        assert time.monotonic() - started < 10
+        try:
+            with pytest.raises(KeyboardInterrupt):
+                list(generate.generate(config, [prompt] * 20, answers.Sampling(4)))
+            assert time.monotonic() - started < 10
+        finally:
+            ended.set()
+            thread.join()
 
 
 def test_a_key_comes_from_the_environment_then_from_dotenv(tmp_path, monkeypatch):
