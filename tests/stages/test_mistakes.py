@@ -89,7 +89,10 @@ SAID = {
         "report",
         "{runs}/smollm2-math holds no finished stage: run `uv run tunebook run` first",
     ),
-    "own data not there": ("prepare --recipe {tmp}/lost.yaml", "no file my_rows.jsonl in {tmp} or {root}"),
+    "own data not there": (
+        "prepare --recipe {tmp}/lost.yaml",
+        "no file my_rows.jsonl, did you mean rows.jsonl?",
+    ),
     "own data with other columns": (
         "prepare --recipe {tmp}/own.yaml",
         "no training row is left: 3 schema (the first: prompt: missing); its columns are instruct, reply: "
