@@ -35,7 +35,7 @@ def chat(tmp_path):
         "too long": [long(55), long(56)],
         "not UTF-8": [b'{"prompt": "caf\xe9", "completion": "x"}', b"\xff\xfe{}"],
         "in the test or val split": [test[0], test[1] | {"prompt": "Please solve. " + test[1]["prompt"]}],
-        "error text or refusal": [
+        "error text": [
             {"prompt": "q 1", "completion": "Error: API call failed"},
             {"prompt": "q 2", "completion": "GENERATION_ERROR"},
         ],

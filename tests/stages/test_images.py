@@ -78,7 +78,7 @@ def test_every_kind_of_broken_image_and_row_is_put_aside_and_nothing_is_lost(mm_
         ("schema", row(49, file_name=7)),
         ("no answer", row(2, solution="It is obvious.")),
         ("empty prompt", row(3, question=" ")),
-        ("error text or refusal", row(4, solution="Error: API call failed \\boxed{4}")),
+        ("error text", row(4, solution="Error: API call failed \\boxed{4}")),
         ("bad JSON", b'{"file_name": "5.png", '),
         ("not UTF-8", b'{"question": "caf\xe9"}'),
     ]

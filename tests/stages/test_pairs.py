@@ -63,7 +63,7 @@ SET = [
     ),
     (GOOD | {"prompt": "A", "rejected": " The  Danube."}, "chosen is rejected"),
     (GOOD | {"prompt": "B", "rejected": ""}, "empty completion"),
-    (GOOD | {"prompt": "C", "rejected": "GENERATION_ERROR"}, "error text or refusal"),
+    (GOOD | {"prompt": "C", "rejected": "GENERATION_ERROR"}, "error text"),
     (GOOD | {"prompt": "D", "score_chosen": 4, "score_rejected": 4}, "scored no better"),
     (GOOD | {"prompt": "E", "chosen": messages("E", "x"), "rejected": messages("F", "y")}, "schema"),
     ({"prompt": "G", "chosen": "x"}, "schema"),

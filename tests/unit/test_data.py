@@ -280,27 +280,62 @@ def test_a_prompt_that_all_rows_share_does_not_make_each_row_a_candidate_for_all
     "text",
     [
         "Error: API call failed",
+        "API call failed after 3 retries",
         "GENERATION_ERROR",
-        "I'm sorry, but I can't help with that.",
+        'Traceback (most recent call last):\n  File "a.py", line 1\nKeyError',
         "None",
-        "I cannot answer this.",
+        " null\n",
+        "nan",
+        "NaN",
     ],
 )
 def test_error_text_is_never_training_text(text):
-    assert checks.check_content(make("question", completion=text)).reason == "error text or refusal"
+    assert checks.check_content(make("question", completion=text)).reason == "error text"
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
-        "The error is 3.",
-        "None of the angles is right. \\boxed{0}",
-        "Sorry states of matter",
-        "I can see that x = 3.",
-    ],
-)
+def test_none_is_an_answer_where_the_row_says_so():
+    row = make("What does print(None) print?", completion="None")
+    row.gold = "None"
+    reject = checks.check_content(row)
+    assert reject is None or reject.reason != "error text"
+
+
+KEPT = [
+    "The error is 3.",
+    "Error 404 means that a page was not found.",
+    "None of the angles is right. \\boxed{0}",
+    "None of the rooms is free.",
+    "Null is the German word for zero.",
+    "Sorry states of matter",
+    "I can see that x = 3.",
+    "I'm sorry, but the parcel is lost. We will send another one.",
+    "I cannot answer that for you, but my colleague can: call her.",
+    "As an AI, I have no taste, but people like it.",
+    "Traceback (most recent call last) is the first line of an error of Python.",
+    "Nan is a grandmother.",
+]
+REFUSALS = [
+    "I'm sorry, but I can't help with that.",
+    "I’m sorry, I can’t assist with this request.",
+    "I cannot answer this.",
+    "As an AI language model, I am unable to provide that.",
+    "Sorry, but I won't help with picking locks.",
+]
+
+
+@pytest.mark.parametrize("text", KEPT + REFUSALS)
 def test_answers_that_only_look_like_errors_stay(text):
     assert checks.check_content(make("question", completion=text)) is None
+    assert checks.is_refusal(text) == (text in REFUSALS)
+
+
+@pytest.mark.parametrize("text", ["", " \n", "\u200b", "\ufeff \u200d\u2060", "\u3164", "\u00ad\u200e"])
+def test_a_text_of_which_nothing_is_seen_is_empty(text):
+    assert checks.check_content(make(text)).reason == "empty prompt"
+    assert checks.check_content(make("question", completion=text)).reason == "empty completion"
+    visible = f"{text}a{text}"
+    assert checks.check_content(make(visible, completion=visible)) is None
+    assert checks.check_content(make("nan")).reason == "empty prompt"
 
 
 json_values = st.recursive(

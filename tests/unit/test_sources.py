@@ -84,7 +84,7 @@ def test_sharegpt_rows(tmp_path):
         turns(("human", "Hi"), ("gpt", "Hello!"), ("human", "bye")),
         turns(("human", "Hi"), ("observation", "42"), ("gpt", "42")),
         turns(("human", "Hi"), ("gpt", None)),
-        turns(("human", "Write it"), ("gpt", "I'm sorry, but I can't help with that.")),
+        turns(("human", "Write it"), ("gpt", "Error: API call failed")),
         {"conversations": "Hi"},
         turns(),
     ]
@@ -104,7 +104,7 @@ def test_sharegpt_rows(tmp_path):
             "conversations[1].from: 'observation' is none of human, user, gpt, chatgpt, assistant, system",
         ),
         ("schema", "conversations[1].value: not text"),
-        ("error text or refusal", "I'm sorry, but I can't help with that."),
+        ("error text", "Error: API call failed"),
         ("schema", "conversations: not a list of turns"),
         ("schema", "messages: not a list of messages"),
     ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from pathlib import Path
 
 import jinja2
@@ -15,14 +16,36 @@ from tunebook.models.chat_template import Messages
 from tunebook.models.image_input import TokenCounter
 from tunebook.models.tokenizer import control_tokens, image_counter
 from tunebook.recipe.errors import first_line
-from tunebook.recipe.sections import ModelConfig
+from tunebook.recipe.sections import ModelConfig, Refusals
 
-# The beginning of an error message or a refusal.
+# The beginning of an error message or a refusal, where a model was asked for a solution: in texts that are
+# generated. A person's own rows may begin so.
 NOT_AN_ANSWER = re.compile(
     r"^\W*(error\b|api call failed|generation_error|traceback \(most recent|none\W*$|null\W*$|nan\W*$)"
     r"|^\W*(i'?m sorry,? but|i (can'?t|cannot|am unable to) (help|assist|answer|provide)|as an ai\b)",
     re.IGNORECASE,
 )
+
+# What the machinery that made the rows left in place of an answer.
+ERROR_TEXT = re.compile(
+    r"^\W*(?:error\W+)?(?:api call failed|generation_error)\b"
+    r"|^\W*traceback \(most recent call last\):?\s*(?:\n|$)"
+    r"|^\s*(?:none|null|nan)\s*$",
+    re.IGNORECASE,
+)
+
+# An answer that does nothing but refuse: short, and without the `but` after which help follows.
+REFUSAL = re.compile(
+    r"^\W*(?:(?:i'?m|i am) (?:very |really )?sorry,? (?:but )?|sorry,? (?:but )?|i apologi[sz]e,? (?:but )?)?"
+    r"(?:as an ai(?: language model| assistant)?,? )?"
+    r"i (?:can'?t|cannot|can not|won'?t|will not|am unable to|am not able to|'?m unable to|'?m not able to) "
+    r"(?:help|assist|answer|provide|comply|fulfil|do that|support|engage)\b(?!.*\b(?:but|however|instead)\b)",
+    re.IGNORECASE | re.DOTALL,
+)
+LONGEST_REFUSAL = 300  # characters
+
+# They show nothing, though Unicode counts them as letters or marks.
+INVISIBLE = "\u034f\u115f\u1160\u2800\u3164\ufe0e\ufe0f\uffa0"
 
 
 class RowChecker:
@@ -31,11 +54,13 @@ class RowChecker:
     Args:
         config: of the model whose tokenizer and chat template count.
         folder: where the images of rows lie.
+        refusals: whether rows whose answer is a refusal are kept.
     """
 
-    def __init__(self, config: ModelConfig, folder: Path) -> None:
+    def __init__(self, config: ModelConfig, folder: Path, refusals: Refusals = "keep") -> None:
         self.config = config
         self.folder = folder
+        self.refusals = refusals
         self.tokenizer = open_tokenizer(config)
         self.image_counter: TokenCounter | None = None
         # Rendered, a control token in the text would end the turn. Without any, the pattern matches nowhere.
@@ -47,6 +72,9 @@ class RowChecker:
         reject = check_content(row)
         if reject:
             return reject
+        answer = row.completion[0]["content"]
+        if self.refusals == "drop" and is_refusal(answer):
+            return rejected(row, "refusal", answer[:80])
         for message in row.prompt + row.completion:
             match = self.control_token.search(message["content"])
             if match:
@@ -77,21 +105,21 @@ class RowChecker:
 
 
 def check_content(row: Row) -> Reject | None:
-    """Reject empty text, turns out of order, error messages, refusals, and answers that are not `gold`.
+    """Reject empty text, turns out of order, error messages, and answers that are not `gold`.
 
     A row without `gold` gets it from the box in its answer, where there is one.
     """
     # The first check that fails gives the reason, so the plainest come first.
     answer = row.completion[0]["content"]
-    if not row.question.strip():
-        return rejected(row, "empty prompt")
-    if not answer.strip():
+    if is_empty(row.question) or row.question.strip().lower() == "nan":
+        return rejected(row, "empty prompt", row.question.strip())
+    if is_empty(answer):
         return rejected(row, "empty completion")
     broken_turn = _broken_turn(row.prompt)
     if broken_turn:
         return rejected(row, "broken turns", broken_turn)
-    if NOT_AN_ANSWER.search(answer):
-        return rejected(row, "error text or refusal", answer[:80])
+    if ERROR_TEXT.search(answer) and not _is_gold(answer, row.gold):
+        return rejected(row, "error text", answer[:80])
     if row.gold is None:
         row.gold = boxed(answer)
         return None
@@ -101,6 +129,26 @@ def check_content(row: Row) -> Reject | None:
     return None
 
 
+def is_empty(text: str) -> bool:
+    """Whether nothing can be seen of a text: spaces and zero-width characters alone."""
+    for character in text:
+        # Cf: zero-width spaces, joiners and byte order marks; Cc: control characters.
+        hidden = character in INVISIBLE or unicodedata.category(character) in ("Cf", "Cc")
+        if not hidden and not character.isspace():
+            return False
+    return True
+
+
+def is_refusal(answer: str) -> bool:
+    """Whether an answer does nothing but refuse."""
+    return len(answer) <= LONGEST_REFUSAL and bool(REFUSAL.search(answer.replace("\u2019", "'")))
+
+
+def _is_gold(answer: str, gold: str | None) -> bool:
+    """Whether an answer is the right one to the letter: `None` may be what a line of Python prints."""
+    return gold is not None and answer.strip() == gold.strip()
+
+
 def _broken_turn(prompt: Messages) -> str:
     """What is wrong with the turns of a prompt, which ends with the user's; empty when nothing is."""
     turns = prompt[1:] if prompt[0]["role"] == "system" else prompt
@@ -108,6 +156,6 @@ def _broken_turn(prompt: Messages) -> str:
         expected = "user" if i % 2 == 0 else "assistant"
         if message["role"] != expected:
             return f"turn {i + 1} is the {message['role']}'s, the {expected}'s is expected"
-        if not message["content"].strip():
+        if is_empty(message["content"]):
             return f"turn {i + 1} is empty"
     return ""

@@ -122,7 +122,7 @@ def _check(recipe: Recipe, folder: Path, put_aside: Callable[[Reject], None]) ->
     """The rows of each split that pass every check; the others are put aside."""
     splits = {name: SplitFile(folder / f".{name}.jsonl") for name in SPLITS}
     # Rows are read, checked and written one by one: memory stays flat however many they are.
-    checker = RowChecker(recipe.model, folder / "images")
+    checker = RowChecker(recipe.model, folder / "images", recipe.data.refusals)
     items = sources.read(recipe, folder / "images")
     for item in tqdm(items, desc="checking", unit="row", mininterval=1):
         reject = item if isinstance(item, Reject) else checker.check(item)

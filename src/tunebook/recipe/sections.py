@@ -182,6 +182,9 @@ class MMMathSource(SplitSource):
 AnySource = Annotated[GeometrySource | ChatSource | MMMathSource, Field(discriminator="format")]
 
 
+Refusals = Literal["keep", "drop"]
+
+
 Compared = Literal["prompt+completion", "prompt", "none"]
 
 
@@ -199,6 +202,8 @@ class DataConfig(Section):
     prompt alone. `none`: every row stays."""
     near_duplicate: float = Field(0.9, gt=0, le=1)
     """Rows whose texts are as alike as this (Jaccard) and have the same numbers are duplicates."""
+    refusals: Refusals = "keep"
+    """Whether rows stay whose answer is nothing but a refusal ("I'm sorry, but I can't help with that.")."""
     for_pairs: float = Field(0.0, ge=0, lt=1)
     """The share of the train rows that SFT does not see. Preference pairs are made from these, so that the
     model's mistakes are those that it makes on new problems. 0: both use all."""
