@@ -296,8 +296,7 @@ def test_error_text_is_never_training_text(text):
 def test_none_is_an_answer_where_the_row_says_so():
     row = make("What does print(None) print?", completion="None")
     row.gold = "None"
-    reject = checks.check_content(row)
-    assert reject is None or reject.reason != "error text"
+    assert checks.check_content(row) is None
 
 
 KEPT = [
@@ -327,6 +326,15 @@ REFUSALS = [
 def test_answers_that_only_look_like_errors_stay(text):
     assert checks.check_content(make("question", completion=text)) is None
     assert checks.is_refusal(text) == (text in REFUSALS)
+
+
+def test_refusals_are_dropped_where_the_recipe_says_so(tmp_path, embedded):
+    model = load_recipe().model
+    row = make("How do I pick a lock?", completion=REFUSALS[0])
+    assert checks.RowChecker(model, tmp_path).check(row) is None
+    dropping = checks.RowChecker(model, tmp_path, "drop")
+    assert dropping.check(row).reason == "refusal"
+    assert [dropping.check(make("Write.", completion=text)) for text in KEPT] == [None] * len(KEPT)
 
 
 @pytest.mark.parametrize("text", ["", " \n", "\u200b", "\ufeff \u200d\u2060", "\u3164", "\u00ad\u200e"])

@@ -9,7 +9,7 @@ from fuzzing import scaled
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tunebook.checkers.maths import Verdict, boxed, equal, normalise, verify
+from tunebook.checkers.maths import Verdict, boxed, equal, is_words, normalise, verify
 
 SAME = [
     ("42", "42"), ("42", "42.0"), ("42", "$42$"), ("-3", "-3"), ("7", "7."), ("1234", "1,234"),
@@ -45,6 +45,53 @@ def test_where_the_answer_is_found():
     assert verify("I do not know.", "15") == Verdict(False, None, "none")
     assert verify(r"\boxed{} 15", "15") == Verdict(False, "", "boxed")
     assert verify(r"about 15 \boxed{15", "15").how == "last number"  # never closed
+
+
+@pytest.mark.parametrize(
+    ("text", "gold", "correct"),
+    [
+        ("The capital is Paris.", "Paris", True),
+        ("The capital is PARIS", "paris.", True),
+        ("The capital is Rome.", "Paris", False),
+        ("Paris is old. The capital is Rome.", "Paris", False),
+        ("Parisians say so.", "Paris", False),
+        ("It was founded early. New York City has it.", "New York", True),
+        ("Seven has no divisors but itself and one. Answer: Yes", "Yes", True),
+        ("Yes. Seven has no divisors.", "Yes", True),
+        ("No. Seven has no divisors.", "Yes", False),
+        ("The answer is B.", "B", True),
+        ("The answer is C.", "B", False),
+        ("B, since it comes later.", "B", True),
+        ("B, since A comes earlier.", "A", False),
+        ("A is too small, so it is B", "A", False),
+        ("A dog has four legs, so the answer is (b)", "B", True),
+        ("B) Because it is the larger one.", "B", True),
+        ("B. It has more of them than the others.", "B", True),
+        ("A cat cannot fly.", "A", False),
+        (r"So \boxed{\text{Paris}}", "Paris", True),
+        (r"So \boxed{B}", "b", True),
+        (r"Paris. So \boxed{Rome}", "Paris", False),
+        ("Because of Rayleigh scattering.", "because of Rayleigh scattering", True),
+        ("It is 42.195 km long.", "It is 42.195 km long.", True),
+        ("It is 43 km long.", "It is 42.195 km long.", False),
+        ("法国的首都是巴黎。", "巴黎", True),
+        ("法国的首都是罗马。", "巴黎", False),
+        ("It was written by J. W. Goethe.", "Goethe", True),
+        ("Das war Müller.", "müller", True),
+        ("...", "Yes", False),
+    ],
+)
+def test_a_word_a_letter_or_a_sentence_is_compared_as_such(text, gold, correct):
+    assert verify(text, gold).correct is correct
+    if "boxed" not in text:
+        assert verify(text, gold, boxed_only=True) == Verdict(False, None, "none")
+
+
+@pytest.mark.parametrize(
+    "gold", ["4", "-1.5", "100 degrees", "12 cm", r"\frac{1}{2}", "x + 1", "x=3", "2x", "1/2", "3 and 4", "?"]
+)
+def test_numbers_and_formulas_are_not_words(gold):
+    assert not is_words(gold)
 
 
 def test_boxed():

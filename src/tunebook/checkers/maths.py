@@ -34,27 +34,94 @@ class Verdict:
     correct: bool
     parsed: str | None
     """The final answer as it stands there, before it is normalised."""
-    how: Literal["boxed", "last number", "none"]
-    r"""Where it stands: in the last `\boxed{}`, as the last number of the text, or nowhere."""
+    how: Literal["boxed", "last number", "text", "none"]
+    r"""Where it stands: in the last `\boxed{}`, as the last number of the text, in its words, or nowhere."""
 
 
 def verifier() -> str:
     """Recorded with every score: scores of another version are not comparable without a look."""
-    return f"tunebook-1/math-verify-{version('math-verify')}"
+    return f"tunebook-2/math-verify-{version('math-verify')}"
 
 
 def verify(text: str, gold: str, *, boxed_only: bool = False) -> Verdict:
-    r"""Compare the final answer in `text` with `gold` (a number or LaTeX, without `\boxed`).
+    r"""Compare the final answer in `text` with `gold` (without `\boxed`).
 
-    The last `\boxed{}` counts; without one the last number does, unless `boxed_only`.
+    The last `\boxed{}` counts. Without one, and unless `boxed_only`, the last number does; where `gold` is a
+    word, a letter or a sentence, it is looked for at the end of the text.
     """
     answer = boxed(text)
+    in_words = is_words(gold)
     if answer is not None:
-        return Verdict(bool(answer.strip()) and equal(gold, answer), answer, "boxed")
+        same_words = in_words and bool(_plain(answer)) and _plain(answer) == _plain(gold)
+        return Verdict(bool(answer.strip()) and (same_words or equal(gold, answer)), answer, "boxed")
+    if in_words and not boxed_only:
+        return _verify_words(text, gold)
     numbers = [] if boxed_only else re.findall(r"-?\d[\d,]*(?:\.\d+)?(?:/\d+)?", text)
     if not numbers:
         return Verdict(False, None, "none")
     return Verdict(equal(gold, numbers[-1]), numbers[-1], "last number")
+
+
+def is_words(gold: str) -> bool:
+    """Whether a gold answer is a word, a letter or a sentence, rather than a number or a formula."""
+    if re.search(r"[\\$^=_{}]", gold):
+        return False
+    letters = re.findall(r"[^\W\d_]{2,}", gold)
+    # `100 degrees` and `12 cm` are numbers; `It is 42.195 km long.` is a sentence. `x + 1` is a formula.
+    if re.search(r"\d", gold):
+        return len(letters) >= 3 and not re.search(r"^\s*[-+]?\d", gold)
+    if len(letters) == 0:
+        return bool(re.fullmatch(r"\W*[^\W\d_]\W*", gold)) and not re.search(r"[-+*/<>]", gold)
+    return True
+
+
+def _verify_words(text: str, gold: str) -> Verdict:
+    """Look for a gold answer in words: at the end, in the last sentence, or as the first word by itself."""
+    wanted = _plain(gold)
+    found = _plain(text)
+    last_sentence = _last_sentence(text)
+    if found == wanted or found.endswith(f" {wanted}"):
+        return Verdict(True, gold, "text")
+    if len(wanted) == 1:
+        letter = _letter(text, last_sentence)
+        return Verdict(letter is not None and letter.lower() == wanted, letter, "text")
+    # Scripts without spaces have no whole words to look for.
+    unspaced = re.search(r"[\u0e00-\u0eff\u3040-\u30ff\u3400-\u9fff]", wanted)
+    plain_sentence = _plain(last_sentence)
+    in_sentence = f" {wanted} " in f" {plain_sentence} " or bool(unspaced and wanted in plain_sentence)
+    # `Yes. Seven has no divisors ...`
+    first = re.match(r"\W*([^.!?,:;\n]+)[.!?,:;\n]", text)
+    begins = first is not None and _plain(first[1]) == wanted
+    if in_sentence or begins:
+        return Verdict(True, gold, "text")
+    return Verdict(False, last_sentence[-MAX_LENGTH:], "text")
+
+
+def _letter(text: str, last_sentence: str) -> str | None:
+    """The choice that a text makes: at its end, in its last sentence, or at its start."""
+    # A letter at the end counts most; `A` before a word is an article, and `I` is a pronoun.
+    end = re.search(r"(?<!\w)([^\W\d_])\W*$", text)
+    if end:
+        return end[1]
+    letters = re.findall(r"(?<![\w'])(?!(?:A|I) [a-z])([A-Z])(?![\w'])", last_sentence)
+    if letters:
+        return str(letters[0])
+    start = re.match(r"\W*([A-Za-z])(?:[.):,;]|\s*\n)", text)
+    return start[1] if start else None
+
+
+def _last_sentence(text: str) -> str:
+    """What stands behind the last full stop, line break or the like that is followed by words."""
+    # A stop inside a number or an initial (`J. Verne`) ends nothing.
+    sentences = re.split(r"(?:(?<=[^\W\d_]{2})|(?<=[\d)\]\"']))[.!?]+\s+|[。！？]|\n+", text)
+    spoken = [sentence for sentence in sentences if re.search(r"\w", sentence)]
+    return spoken[-1] if spoken else ""
+
+
+def _plain(text: str) -> str:
+    """Words and numbers in lower case, with single spaces; punctuation aside."""
+    text = re.sub(r"\\(?:text|mathrm|mbox)\s*\{([^{}]*)\}", r" \1 ", text.casefold())
+    return " ".join(re.findall(r"\d+(?:[.,]\d+)*|[^\W_]+(?:['’][^\W_]+)*", text))
 
 
 def boxed(text: str) -> str | None:
