@@ -168,6 +168,7 @@ def test_a_budget_holds_over_interruptions_and_what_was_paid_for_is_kept(tmp_pat
 def test_ctrl_c_gives_up_what_is_under_way():
     import openai  # noqa: F401 - an interrupt within its import may be swallowed there
 
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
     with socket.create_server(("127.0.0.1", 0)) as silent:
         ended = threading.Event()
 
@@ -190,6 +191,7 @@ def test_ctrl_c_gives_up_what_is_under_way():
         finally:
             ended.set()
             thread.join()
+            signal.signal(signal.SIGINT, before)
 
 
 def test_a_key_comes_from_the_environment_then_from_dotenv(tmp_path, monkeypatch):
