@@ -275,7 +275,7 @@ def test_train_rows_that_hold_a_benchmark_item_are_quarantined(tmp_path, embedde
     path = lines(
         tmp_path / "t.jsonl", [{"prompt": p, "completion": "An answer."} for p in [*held.values(), *free]]
     )
-    given = {"data.sources": [{"format": "chat", "path": path, "split": "train"}]}
+    given = {"data.sources": [{"format": "chat", "path": path, "split": "train"}], "data.max_aside": 0.8}
     recipe = load_recipe(overrides=given | {"evaluate.benchmarks.data": str(folder)})
     record = prepare(recipe)
     rejects = [

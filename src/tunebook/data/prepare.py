@@ -16,14 +16,15 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 from tqdm.auto import tqdm
 
-from tunebook.data import benchmark_items, images, similarity, sources
+from tunebook.data import aside, benchmark_items, images, similarity, sources
 from tunebook.data.checks import RowChecker
 from tunebook.data.records import is_file
 from tunebook.data.rows import SPLITS, Reject, Row
 from tunebook.data.storage import Quarantine, SplitFile, write_parquet
-from tunebook.recipe.errors import UserError
+from tunebook.recipe.errors import UserError, shorten
 from tunebook.recipe.sections import ChatSource, MMMathSource, Recipe
 from tunebook.runs.files import file_hash
 from tunebook.runs.stage import Stage
@@ -46,15 +47,19 @@ def prepare(recipe: Recipe, force: bool = False) -> dict[str, Any]:
 
     Every row read ends in a split or in `quarantine.jsonl` with its reason.
 
-    Raises UserError when a source cannot be read or no training row is left.
+    Raises UserError when a source cannot be read, when no training row is left, and when too many are put
+    aside (`data.max_aside`).
     """
     stage = data_stage(recipe)
     if stage.await_rank_0() or stage.skip(force):
         return stage.result
     with stage.open(resume=False) as folder, Quarantine(folder / "quarantine.jsonl") as put_aside:
-        splits = _check(recipe, folder, put_aside.add)
+        end_tokens = aside.EndTokens()
+        splits = _check(recipe, folder, put_aside.add, end_tokens)
         if not any(splits["train"].kept):
             raise UserError(f"no training row is left: {_why_none(put_aside)}")
+        kept = sum(sum(split.kept) for split in splits.values())
+        aside.check_share(put_aside.reasons, kept, recipe.data.max_aside, _why_none(put_aside))
 
         # Columns that few data sets need are left out of all others.
         columns = dict(COLUMNS)
@@ -67,7 +72,7 @@ def prepare(recipe: Recipe, force: bool = False) -> dict[str, Any]:
         written = {name: _write(split, folder / f"{name}.parquet", columns) for name, split in splits.items()}
         for key in ("rows", "slices", "fingerprints", "tokens"):
             stage.record[key] = {name: of_split[key] for name, of_split in written.items()}
-        stage.record["quarantined"] = dict(put_aside.reasons)
+        stage.record.update(aside.record(put_aside.reasons, put_aside.first, end_tokens))
         if has_images:
             stage.record["images"] = {name: of_split["images"] for name, of_split in written.items()}
     return stage.result
@@ -99,13 +104,16 @@ def summary(record: dict[str, Any]) -> Table:
     # Of all rows that were read, whatever became of them.
     read = sum(record["rows"].values()) + sum(put_aside.values())
     too_long = put_aside.get("too long", 0) / max(1, read)
-    table.caption = f"quarantined: {reasons}; {too_long:.1%} of all rows would have been cut"
+    table.caption = Text(f"quarantined: {reasons}; {too_long:.1%} of all rows would have been cut")
     return table
 
 
 def show(record: dict[str, Any]) -> None:
-    """Print the summary table."""
+    """Print the summary table, and below it what became of all rows."""
     Console().print(summary(record))
+    # Not through rich, which would read `[/INST]` in a row as markup.
+    for line in aside.account(record):
+        print(line)
 
 
 def quarantine(recipe: Recipe, rows: int = 20) -> Table:
@@ -114,11 +122,14 @@ def quarantine(recipe: Recipe, rows: int = 20) -> Table:
     with (recipe.run_dir / "data" / "quarantine.jsonl").open(encoding="utf-8") as lines:
         for line in itertools.islice(lines, rows):
             reject = json.loads(line)
-            table.add_row(reject["source_id"], reject["reason"], reject["detail"])
+            # As text: markup in a row is its own.
+            table.add_row(*(Text(reject[name]) for name in ("source_id", "reason", "detail")))
     return table if table.rows else Table("nothing was put aside")
 
 
-def _check(recipe: Recipe, folder: Path, put_aside: Callable[[Reject], None]) -> dict[str, SplitFile]:
+def _check(
+    recipe: Recipe, folder: Path, put_aside: Callable[[Reject], None], end_tokens: aside.EndTokens
+) -> dict[str, SplitFile]:
     """The rows of each split that pass every check; the others are put aside."""
     splits = {name: SplitFile(folder / f".{name}.jsonl") for name in SPLITS}
     # Rows are read, checked and written one by one: memory stays flat however many they are.
@@ -130,6 +141,7 @@ def _check(recipe: Recipe, folder: Path, put_aside: Callable[[Reject], None]) ->
             put_aside(reject)
         else:
             splits[item.split].add(item)
+            end_tokens.add(item)
 
     # A held-out row wins over its copy in train, and one of test over its copy in val.
     held_out: list[SplitFile] = []
@@ -227,7 +239,9 @@ def _why_none(put_aside: Quarantine) -> str:
         )
     elif example.row and example.reason == "too long":
         advice = "; raise model.max_seq_length"
-    return f"{reasons} (the first: {example.detail}){advice}. All of them are in {put_aside.path}"
+    return (
+        f"{reasons} (the first: {shorten(example.detail, 200)}){advice}. All of them are in {put_aside.path}"
+    )
 
 
 def _inputs(recipe: Recipe) -> dict[str, str]:

@@ -204,6 +204,8 @@ class DataConfig(Section):
     """Rows whose texts are as alike as this (Jaccard) and have the same numbers are duplicates."""
     refusals: Refusals = "keep"
     """Whether rows stay whose answer is nothing but a refusal ("I'm sorry, but I can't help with that.")."""
+    max_aside: float = Field(0.5, ge=0, le=1)
+    """The stage stops when a larger share of all rows is put aside. 1: it never does for that."""
     for_pairs: float = Field(0.0, ge=0, lt=1)
     """The share of the train rows that SFT does not see. Preference pairs are made from these, so that the
     model's mistakes are those that it makes on new problems. 0: both use all."""

@@ -1,0 +1,105 @@
+"""What became of all rows, in plain lines: in, out, and aside with the reason and the setting that helps."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from typing import Any
+
+from tunebook.data.rows import Reject, Row
+from tunebook.recipe.errors import UserError, shorten
+
+# A larger share of rows that are put aside is a warning.
+LARGE_SHARE = 0.05
+
+# Rows with an end token of another model, from which on they are worth a warning.
+SEVERAL = 3
+
+# What ends a turn or a text in common chat templates. The model's own never get so far: they are put aside.
+END_TOKENS = re.compile(
+    r"<\|(?:eot_id|eom_id|end_of_text|endoftext|im_end|end|return)\|>|</s>|<eos>|<end_of_turn>|\[/INST\]"
+    r"|<｜end▁of▁sentence｜>"
+)
+
+# Of each reason the setting that lets such rows in.
+SETTINGS = {
+    "duplicate": "`data.duplicates: none` keeps them",
+    "near-duplicate": "`data.near_duplicate: 1` or `data.duplicates: none` keeps them",
+    "in the test or val split": "a higher `data.contamination` (1: all of the question) keeps more of them",
+    "in a benchmark": "a higher `data.contamination` (1: all of the item) keeps more of them",
+    "too long": "a higher `model.max_seq_length` keeps them",
+    "schema": "`columns` or `format` of the source says how its rows are read",
+    "wrong answer": "without a column `answer` or `gold` no answer is compared",
+    "refusal": "`data.refusals: keep` keeps them",
+    "refused by the chat template": "`model.chat_template` names another template",
+}
+
+
+class EndTokens:
+    """Counts the rows whose text has the end token of another model."""
+
+    def __init__(self) -> None:
+        self.rows = 0
+        self.tokens = Counter[str]()
+
+    def add(self, row: Row) -> None:
+        """Look at all messages of a row."""
+        found = set[str]()
+        for message in row.prompt + row.completion:
+            found.update(END_TOKENS.findall(message["content"]))
+        self.rows += bool(found)
+        self.tokens.update(found)
+
+
+def record(reasons: Counter[str], first: dict[str, Reject], end_tokens: EndTokens) -> dict[str, Any]:
+    """What a stage's record says of the rows that were put aside.
+
+    Args:
+        reasons: how many rows were put aside for each.
+        first: the first reject of each reason.
+    """
+    examples = {}
+    for reason, reject in first.items():
+        examples[reason] = f"{reject.source_id}: {shorten(reject.detail)}".removesuffix(": ")
+    entry: dict[str, Any] = {"quarantined": dict(reasons), "examples": examples}
+    if end_tokens.rows >= SEVERAL:
+        tokens = [token for token, _ in end_tokens.tokens.most_common(3)]
+        entry["end_tokens"] = {"rows": end_tokens.rows, "tokens": tokens}
+    return entry
+
+
+def check_share(reasons: Counter[str], kept: int, most: float, example: str) -> None:
+    """Raise UserError when more than the share `most` of all rows was put aside.
+
+    Args:
+        example: of the commonest reason, and where all of them are.
+    """
+    put_aside = reasons.total()
+    read = put_aside + kept
+    if put_aside > most * read:
+        raise UserError(
+            f"{put_aside} of {read} rows were put aside: {example}. "
+            f"If that is right, `data.max_aside: {min(1.0, put_aside / read + 0.01):.2f}` goes on"
+        )
+
+
+def account(entry: dict[str, Any]) -> list[str]:
+    """The last lines of `prepare`: rows in, out and aside, with an example of each reason and what helps."""
+    reasons = entry["quarantined"]
+    put_aside = sum(reasons.values())
+    kept = sum(entry["rows"].values())
+    read = kept + put_aside
+    lines = [f"rows: {read} in, {kept} out, {put_aside} aside (in data/quarantine.jsonl)"]
+    for reason, count in sorted(reasons.items(), key=lambda item: -item[1]):
+        example = entry.get("examples", {}).get(reason)
+        beginning = f"  {count} {reason}, the first {example}" if example else f"  {count} {reason}"
+        lines.append(f"{beginning}; {SETTINGS.get(reason, 'no setting keeps these: mend the rows')}")
+    if put_aside > LARGE_SHARE * read:
+        lines.append(f"WARNING: {put_aside / read:.0%} of the rows were put aside")
+    if "end_tokens" in entry:
+        tokens = ", ".join(entry["end_tokens"]["tokens"])
+        rows = entry["end_tokens"]["rows"]
+        lines.append(
+            f"WARNING: {rows} rows hold end tokens of another model ({tokens}); they are kept as text"
+        )
+    return lines
