@@ -84,6 +84,15 @@ def test_near_duplicates_are_alike_in_prompt_and_completion():
     assert seen.check(make(question + " thanks", "fifth", "no")).detail == "of fourth"
 
 
+def test_long_programs_are_compared_in_good_time():
+    """2,000 numbers and symbols each, which all n-grams of a row have beside them."""
+    programs = [f"def f{chr(97 + i)}(x): " + f"x[{i}] += y[{i + 1}] * 2; " * 300 for i in range(20)]
+    started = time.process_time()
+    seen = similarity.Duplicates(0.9)
+    assert [seen.check(make("Write it.", text, text)) for text in programs] == [None] * 20
+    assert time.process_time() - started < 3
+
+
 @pytest.mark.parametrize(
     ("one", "other"),
     [

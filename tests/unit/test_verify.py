@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 
 import pytest
 from fuzzing import scaled
@@ -85,6 +86,14 @@ def test_a_word_a_letter_or_a_sentence_is_compared_as_such(text, gold, correct):
     assert verify(text, gold).correct is correct
     if "boxed" not in text:
         assert verify(text, gold, boxed_only=True) == Verdict(False, None, "none")
+
+
+@pytest.mark.parametrize("text", ["✓ " * 100_000, "a " * 100_000, "*" * 100_000, "Yes" + "." * 100_000 + "x"])
+def test_words_are_looked_for_in_linear_time(text):
+    started = time.process_time()
+    verify(text, "Paris")
+    verify(text, "B")
+    assert time.process_time() - started < 3
 
 
 @pytest.mark.parametrize(

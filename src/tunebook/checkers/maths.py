@@ -90,8 +90,8 @@ def _verify_words(text: str, gold: str) -> Verdict:
     plain_sentence = _plain(last_sentence)
     in_sentence = f" {wanted} " in f" {plain_sentence} " or bool(unspaced and wanted in plain_sentence)
     # `Yes. Seven has no divisors ...`
-    first = re.match(r"\W*([^.!?,:;\n]+)[.!?,:;\n]", text)
-    begins = first is not None and _plain(first[1]) == wanted
+    first = re.match(r"[^.!?,:;\n]+(?=[.!?,:;\n])", text.lstrip())
+    begins = first is not None and _plain(first[0]) == wanted
     if in_sentence or begins:
         return Verdict(True, gold, "text")
     return Verdict(False, last_sentence[-MAX_LENGTH:], "text")

@@ -300,8 +300,10 @@ def ngrams(text: str, length: int, *beside: str) -> set[int]:
     As 64-bit hashes, which take a fifth of the memory. They differ from process to process: never store them.
     """
     parts = words(text)
+    # Once for all n-grams: a long program has hundreds of numbers and symbols.
+    particulars = hash(beside)
     if len(parts) <= length:
-        return {hash((parts, beside))}
+        return {hash((parts, particulars))}
     # The words from the first on, from the second on, ... side by side.
     shifted = [parts[start:] for start in range(length)]
-    return {hash((gram, beside)) for gram in zip(*shifted, strict=False)}
+    return {hash((gram, particulars)) for gram in zip(*shifted, strict=False)}
