@@ -64,6 +64,9 @@ SYMBOLS = (
 NUMBER = r"\d+(?:\.\d+)?"
 WORDS = re.compile(rf"{NUMBER}|[{UNSPACED}]|(?:(?![{UNSPACED}])[^\W\d_]|[{MARKS}])+|{SYMBOLS}")
 
+# The same for texts that have none of these characters, several times as fast.
+PLAIN_WORDS = re.compile(rf"{NUMBER}|[^\W\d_]+|{SYMBOLS}")
+SPECIAL = re.compile(f"[{UNSPACED}{MARKS}]")
 SYMBOL = re.compile(rf"[^\w\s{UNSPACED}{MARKS}]")
 
 # Emphasis of Markdown, and what begins its lines: layout.
@@ -262,7 +265,8 @@ def words(text: str) -> tuple[str, ...]:
     Of scripts that put no spaces between words each character is one.
     """
     plain = EMPHASIS.sub(r"\2", LINE_START.sub("", _normal(text)))
-    found = tuple(WORDS.findall(plain))
+    pattern = WORDS if SPECIAL.search(plain) else PLAIN_WORDS
+    found = tuple(pattern.findall(plain))
     # A text of nothing but punctuation is itself.
     return found or tuple(text.split())
 
