@@ -21,7 +21,7 @@ from tunebook.recipe.loading import load_recipe
 def test_the_row_number_is_the_line_in_the_file(tmp_path):
     path = tmp_path / "x.jsonl"
     path.write_bytes(json.dumps(good(1)).encode() + b"\n\n{broken\n")
-    rows = list(records.read_jsonl(path))
+    rows = list(records.read_json(path))
     assert [n for n, _ in rows] == [1, 3]
     assert isinstance(rows[1][1], Reject)
     assert rows[1][1].source_id == "x.jsonl:3"
@@ -389,10 +389,12 @@ fields = st.sampled_from(
         | json_values,
         max_size=5,
     ),
-    st.sampled_from(sorted(formats.FORMATS)),
+    st.sampled_from([None, *sorted(formats.FORMATS)]),
 )
 def test_any_json_is_a_row_or_a_reject(tmp_path_factory, values, form):
     path = tmp_path_factory.mktemp("fuzz") / "rows.jsonl"
+    # One object alone, or one array, may wrap rows; after another line each is a row of its own.
+    values = [{}, *values]
     path.write_text("".join(json.dumps(v) + "\n" for v in values))
     recipe = load_recipe(overrides={"data.sources": [{"format": form, "path": str(path), "split": "train"}]})
     out = list(sources.read(recipe, recipe.run_dir / "images"))

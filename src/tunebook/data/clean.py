@@ -19,8 +19,8 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
+from tunebook.data.files import is_file
 from tunebook.data.raw_solutions import Raw, check, count_rows, question_to, source_rows
-from tunebook.data.records import is_file
 from tunebook.data.rows import Reject
 from tunebook.generation.answers import Answer, Usage
 from tunebook.generation.generate import AnswerFile

@@ -1,17 +1,28 @@
 """The formats people have, one function each: a raw row becomes `messages`, or `prompt` and `completion`.
 
-To add one, write its function and its line in `FORMATS`; the recipe's `format` takes the same name.
+To add one, write its function and its line in `FORMS`; the recipe's `format` takes the same name.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from tunebook.data.records import Raw
+from tunebook.data.fields import (
+    MissingColumn,
+    Raw,
+    as_text,
+    is_missing,
+    messages_of,
+    parsed,
+    refuse_tools,
+    text_of,
+)
+from tunebook.data.rows import Unusable
 from tunebook.models.chat_template import Messages
-from tunebook.recipe.errors import UserError
+from tunebook.recipe.errors import UserError, shorten
 from tunebook.recipe.files import read_text
 from tunebook.recipe.sections import Recipe
 
@@ -44,48 +55,44 @@ class Prompts:
 # What rows of Alpaca's form have for an input when there is none.
 NO_INPUT = re.compile(r"\W*(?:no\W?input|n/a)\W*", re.IGNORECASE)
 
-# Who speaks in ShareGPT's form, as a message's role.
-ROLES = {
-    "human": "user",
-    "user": "user",
-    "gpt": "assistant",
-    "chatgpt": "assistant",
-    "assistant": "assistant",
-    "system": "system",
-}
+# The last line of a solution of GSM8K.
+GSM8K_RESULT = re.compile(r"####\s*[-+$]?[\d.,]+\s*$")
+
+# What NuminaMath has for an answer when there is none to check.
+NO_ANSWER = ("proof", "notfound")
+
+# Names of the question and of the answer, in the order in which they are looked for.
+QUESTIONS = ("prompt", "question", "instruction", "query", "problem", "input")
+ANSWERS = ("completion", "response", "output", "answer", "solution")
+
+
+def chat(raw: Raw) -> Raw:
+    """`messages` as OpenAI and TRL have them, or `prompt` and `completion`, each as text or messages."""
+    if raw.get("label") is False:
+        raise Unusable("labelled false", "label: the completion is a bad one; pairs are made of such rows")
+    return raw
 
 
 def alpaca(raw: Raw) -> Raw:
     """`instruction`, `input` (often empty) and `output`; the input stands below the instruction.
 
+    `history`, as LLaMA-Factory has it, is a list of earlier questions and answers.
+
     Source: Taori et al. 2023.
     """
-    prompt = _text(raw, "instruction")
-    if raw.get("input"):
-        below = _text(raw, "input")
-        # Only the beginning is looked at: the pattern is slow on a text of many thousand characters.
-        if below.strip() and not NO_INPUT.fullmatch(below[:100]):
-            prompt = f"{prompt}\n\n{below}".strip()
-    return {**raw, "messages": None, "prompt": prompt, "completion": _text(raw, "output")}
+    prompt = below(text_of(raw, "instruction"), raw)
+    own = {"messages": None, "prompt": prompt, "input": None, "context": None}
+    return {**raw, **own, "completion": text_of(raw, "output")}
 
 
 def sharegpt(raw: Raw) -> Raw:
     """`conversations` of turns `from` and `value` (or `role` and `content`); trained on the last answer."""
     turns = raw.get("conversations")
-    if not isinstance(turns, list):
-        raise ValueError("conversations: not a list of turns")
-    messages = []
-    for i, turn in enumerate(turns):
-        if not isinstance(turn, dict):
-            turn = {}
-        speaker = turn.get("from", turn.get("role"))
-        text = turn.get("value", turn.get("content"))
-        if not isinstance(speaker, str) or speaker not in ROLES:
-            raise ValueError(f"conversations[{i}].from: {speaker!r} is none of {', '.join(ROLES)}")
-        if not isinstance(text, str):
-            raise ValueError(f"conversations[{i}].value: not text")
-        messages.append({"role": ROLES[speaker], "content": text})
-    return {**raw, "messages": messages}
+    if turns is None:
+        turns = raw.get("conversation")
+    if turns is None:
+        raise MissingColumn("conversations")
+    return {**raw, "messages": messages_of(turns, "conversations")}
 
 
 def gsm8k(raw: Raw) -> Raw:
@@ -96,98 +103,249 @@ def gsm8k(raw: Raw) -> Raw:
     Source: Cobbe et al. 2021.
     """
     # The last mark counts: a solution may have others.
-    solution, mark, result = _text(raw, "answer").rpartition("####")
+    solution, mark, result = text_of(raw, "answer").rpartition("####")
     gold = result.strip().replace(",", "")
     if not mark or not result.strip():
-        raise ValueError("answer: no #### before the result")
+        raise Unusable("no result", "answer: no #### before the result")
     solution = re.sub(r"<<[^<>]*>>", "", solution).strip()
     return {
         **raw,
         "messages": None,
-        "prompt": _text(raw, "question"),
+        "prompt": text_of(raw, "question"),
         "completion": f"{solution}\n\\boxed{{{gold}}}".strip(),
         "answer": gold,
     }
 
 
-# Each makes of a raw row one with `messages`, or with `prompt` and `completion`; where it cannot, it raises
-# ValueError that names the field.
-FORMATS: dict[str, Callable[[Raw], Raw]] = {
-    "chat": dict,
-    "alpaca": alpaca,
-    "sharegpt": sharegpt,
-    "gsm8k": gsm8k,
-}
+def maths(raw: Raw) -> Raw:
+    """`problem` and `solution` with its result in `\\boxed{}`; an `answer` is checked where there is one.
+
+    Source: MATH (Hendrycks et al. 2021), NuminaMath (Li et al. 2024), whose `messages` hold the same.
+    """
+    answer = raw.get("answer")
+    if isinstance(answer, str) and answer.strip().lower() in NO_ANSWER:
+        answer = None
+    return {
+        **raw,
+        "messages": None,
+        "prompt": text_of(raw, "problem"),
+        "completion": text_of(raw, "solution"),
+        "answer": answer,
+    }
+
+
+def question_answer(raw: Raw) -> Raw:
+    """A question and an answer as text, under the commonest of their names.
+
+    `answer` is the exact answer only where something else is the completion. A `context`, as in Dolly, stands
+    below the question as an `input` does.
+    """
+    question = _first_of(QUESTIONS, raw)
+    # A column cannot be both: `instruction`, `input` and nothing else has no answer.
+    answer = _first_of([name for name in ANSWERS if name != question], raw)
+    row = {**raw, "messages": None, "input": None, "context": None, "completion": text_of(raw, answer)}
+    prompt = text_of(raw, question)
+    row["prompt"] = prompt if question == "input" else below(prompt, raw)
+    if answer == "answer":
+        row["answer"] = None
+    return row
+
+
+def _first_of(names: Sequence[str], raw: Raw) -> str:
+    """The first of these columns that a row has; the commonest, to be named as missing, where it has none."""
+    for name in names:
+        if not is_missing(raw.get(name)):
+            return name
+    for name in names:
+        if name in raw:
+            return name
+    return names[0]
+
+
+def below(prompt: str, raw: Raw) -> str:
+    """A prompt with the row's `input` (or `context`) below it, where it has one."""
+    name = "input" if raw.get("input") else "context"
+    if not raw.get(name):
+        return prompt
+    further = text_of(raw, name)
+    # Only the beginning is looked at: the pattern is slow on a text of many thousand characters.
+    if not further.strip() or NO_INPUT.fullmatch(further[:100]) or further == prompt:
+        return prompt
+    return f"{prompt}\n\n{further}".strip()
+
+
+def has_no_other_messages(raw: Raw) -> bool:
+    """Whether a row has no `messages`, or, as NuminaMath's, the same text in them."""
+    messages = raw.get("messages")
+    if not isinstance(messages, list) or not messages:
+        return True
+    first = messages[0]
+    return isinstance(first, dict) and first.get("content") == raw.get("problem")
+
+
+def ends_in_result(raw: Raw) -> bool:
+    """Whether a row's answer ends as those of GSM8K do."""
+    answer = raw.get("answer")
+    # From the last mark on, as the pattern would begin at each.
+    return isinstance(answer, str) and bool(GSM8K_RESULT.fullmatch(answer[answer.rfind("####") :][:100]))
+
+
+@dataclass(frozen=True)
+class Form:
+    """A form of rows: by which columns it is known, and what makes a row of it.
+
+    Where the recipe gives no `format`, the first form counts whose columns a row has. The function makes of a
+    raw row one with `messages`, or with `prompt` and `completion`; where it cannot, it raises Unusable.
+    """
+
+    name: str
+    columns: tuple[str, ...]
+    function: Callable[[Raw], Raw]
+    fits: Callable[[Raw], bool] = bool
+    """What else a row must be like."""
+
+
+FORMS = (
+    Form("maths", ("problem", "solution"), maths, has_no_other_messages),
+    Form("chat", ("messages",), chat),
+    Form("sharegpt", ("conversations",), sharegpt),
+    Form("sharegpt", ("conversation",), sharegpt),
+    Form("alpaca", ("instruction", "output"), alpaca),
+    Form("chat", ("prompt", "completion"), chat),
+    Form("gsm8k", ("question", "answer"), gsm8k, ends_in_result),
+    Form("question_answer", ("question", "answer"), question_answer),
+    Form("question_answer", ("question", "response"), question_answer),
+    Form("question_answer", ("prompt", "response"), question_answer),
+    Form("question_answer", ("instruction", "response"), question_answer),
+    Form("question_answer", ("query", "response"), question_answer),
+    Form("question_answer", ("prompt", "output"), question_answer),
+    Form("question_answer", ("input", "output"), question_answer),
+    Form("question_answer", ("prompt", "answer"), question_answer),
+    Form("question_answer", ("question", "output"), question_answer),
+    Form("question_answer", ("query", "answer"), question_answer),
+    Form("question_answer", ("problem", "answer"), question_answer),
+    Form("question_answer", ("question", "solution"), question_answer),
+)
+
+# By the names that a recipe's `format` takes.
+FORMATS: dict[str, Callable[[Raw], Raw]] = {form.name: form.function for form in FORMS}
+
+
+def recognised(raw: Raw) -> Form:
+    """The form of a row by its columns. Raises Unusable that says which it has and what can be done."""
+    # A column may be there and empty, as all columns of a Parquet or CSV file are in every row.
+    for is_there in (lambda name: not is_missing(raw.get(name)), lambda name: name in raw):
+        for form in FORMS:
+            if all(map(is_there, form.columns)) and form.fits(raw):
+                return form
+    columns = ", ".join(raw)
+    if not raw:
+        raise Unusable("unknown columns", "an empty row")
+    if "chosen" in raw and "rejected" in raw:
+        raise Unusable(
+            "unknown columns",
+            f"the columns {columns} are those of a preference set: name it in pairs.dataset, or train on "
+            "one side with `columns`, as in {completion: chosen}",
+        )
+    if list(raw) == ["text"]:
+        raise Unusable(
+            "no prompt", "rows of `text` alone have no prompt and no answer: split them into two columns"
+        )
+    raise Unusable(
+        "unknown columns",
+        f"no known form has the columns {columns}: name two of them in `columns`, as in "
+        f"{{prompt: {next(iter(raw))}, completion: {list(raw)[-1]}}}, or set `format` to one of "
+        f"{', '.join(FORMATS)}",
+    )
+
+
+def advice(name: str, raw: Raw, columns: dict[str, str]) -> str:
+    """The end of a message about a missing column: which ones the row has, and how one of them is named."""
+    if name in raw or raw.get(columns.get(name, "")):  # it is there, and empty
+        return ""
+    names = shorten(", ".join(raw), 200)
+    if name in columns:
+        return f"; `columns` takes it from {columns[name]!r}, but the row has {names}"
+    free = [column for column in raw if column not in columns.values()]
+    if not free:
+        return f"; the row has {names}"
+    example = ", ".join(f"{ours}: {theirs}" for ours, theirs in {**columns, name: free[0]}.items())
+    return f"; the row has {names}: name it in `columns`, as in {{{example}}}"
 
 
 def conversation(raw: Raw, prompts: Prompts) -> tuple[Messages, Messages]:
     """Prompt and completion of a raw row; its own `system` text goes before the recipe's.
 
-    Raises ValueError that names the field.
+    Raises Unusable that names the field.
     """
+    refuse_tools(raw)
     # A column that is there and empty counts as missing: Parquet and CSV have every column in every row.
-    if raw.get("messages") is not None:
-        messages = _messages(raw["messages"], "messages")
+    if not is_missing(raw.get("messages")):
+        messages = messages_of(raw["messages"], "messages")
         prompt = messages[:-1]
         completion = messages[-1:]
     else:
         prompt, completion = _prompt_and_completion(raw, prompts)
-    if len(completion) != 1 or completion[0]["role"] != "assistant":
-        raise ValueError("completion: the last message must be the assistant's, and alone")
+    if completion[-1]["role"] != "assistant":
+        raise Unusable("broken turns", f"the conversation ends with the {completion[-1]['role']}'s message")
+    if len(completion) != 1:
+        raise Unusable("broken turns", f"completion: {len(completion)} messages, the answer should be one")
     if not prompt or prompt[-1]["role"] != "user":
-        raise ValueError("prompt: must end with a user message")
-    if raw.get("system") and prompt[0]["role"] != "system":
-        prompt = [{"role": "system", "content": _text(raw, "system")}, *prompt]
+        raise Unusable("broken turns", "prompt: must end with a user message")
+    system = raw.get("system") or raw.get("system_prompt")
+    if system and prompt[0]["role"] != "system":
+        prompt = [{"role": "system", "content": as_text(system, "system")}, *prompt]
     return prompts.with_system(prompt), completion
 
 
 def gold_of(raw: Raw) -> str | None:
     """The exact final answer of a raw row (`answer` or `gold`), if it has one.
 
-    Raises ValueError for a list or an object.
+    Raises Unusable for a list or an object.
     """
     answer = raw.get("answer", raw.get("gold"))
     if isinstance(answer, list | dict | bytes):
-        raise ValueError("answer: neither text nor a number")
-    if answer is None or not str(answer).strip():
+        raise Unusable("wrong type", "answer: neither text nor a number")
+    if is_missing(answer) or not str(answer).strip():
         return None
     return str(answer)
 
 
 def _prompt_and_completion(raw: Raw, prompts: Prompts) -> tuple[Messages, Messages]:
-    """Either of the two may be text or a list of messages."""
+    """Either of the two may be text or messages; `history` and `input` go with a prompt that is text."""
     for name in ("prompt", "completion"):
-        if raw.get(name) is None:
-            raise ValueError(f"{name}: missing")
-    if isinstance(raw["prompt"], str):
-        prompt = prompts.ask(raw["prompt"])[-1:]  # the system prompt is put first later
+        if is_missing(raw.get(name)):
+            raise MissingColumn(name)
+    if isinstance(raw["prompt"], list | dict):
+        prompt = messages_of(raw["prompt"], "prompt", trained=False)
     else:
-        prompt = _messages(raw["prompt"], "prompt")
-    if isinstance(raw["completion"], str):
-        completion = [{"role": "assistant", "content": raw["completion"]}]
+        question = below(text_of(raw, "prompt"), raw)
+        # The system prompt is put first later.
+        prompt = [*_history(raw.get("history")), *prompts.ask(question)[-1:]]
+    if isinstance(raw["completion"], list | dict) and _are_messages(raw["completion"]):
+        completion = messages_of(raw["completion"], "completion")
     else:
-        completion = _messages(raw["completion"], "completion")
+        completion = [{"role": "assistant", "content": text_of(raw, "completion")}]
     return prompt, completion
 
 
-def _text(raw: Raw, name: str) -> str:
-    text = raw.get(name)
-    if text is None:
-        raise ValueError(f"{name}: missing")
-    if not isinstance(text, str):
-        raise ValueError(f"{name}: not text")
-    return text
+def _are_messages(value: Any) -> bool:
+    """Whether a list or object is meant for messages: a list of words is not."""
+    first = value[0] if isinstance(value, list) and value else value
+    return isinstance(first, dict)
 
 
-def _messages(value: Any, name: str) -> Messages:
-    if not isinstance(value, list) or not value:
-        raise ValueError(f"{name}: not a list of messages")
-    messages = []
-    for i, message in enumerate(value):
-        if not isinstance(message, dict) or not isinstance(message.get("content"), str):
-            raise ValueError(f"{name}[{i}].content: not text")
-        role = message.get("role")
-        if role not in ("system", "user", "assistant"):
-            raise ValueError(f"{name}[{i}].role: {role!r} is none of system, user, assistant")
-        messages.append({"role": role, "content": message["content"]})
-    return messages
+def _history(turns: Any) -> Messages:
+    """Earlier turns as `[[question, answer], ...]` or as messages."""
+    turns = parsed(turns)
+    if not turns:
+        return []
+    if isinstance(turns, list) and all(isinstance(turn, list) and len(turn) == 2 for turn in turns):
+        messages = []
+        for i, (question, answer) in enumerate(turns):
+            messages.append({"role": "user", "content": as_text(question, f"history[{i}]")})
+            messages.append({"role": "assistant", "content": as_text(answer, f"history[{i}]")})
+        return messages
+    if _are_messages(turns):
+        return messages_of(turns, "history", trained=False)
+    raise Unusable("wrong type", "history: neither pairs of question and answer nor messages")

@@ -19,9 +19,8 @@ from rich.table import Table
 from rich.text import Text
 from tqdm.auto import tqdm
 
-from tunebook.data import aside, benchmark_items, images, similarity, sources
+from tunebook.data import aside, benchmark_items, files, images, similarity, sources
 from tunebook.data.checks import RowChecker
-from tunebook.data.records import is_file
 from tunebook.data.rows import SPLITS, Reject, Row
 from tunebook.data.storage import Quarantine, SplitFile, write_parquet
 from tunebook.recipe.errors import UserError, shorten
@@ -231,13 +230,7 @@ def _why_none(put_aside: Quarantine) -> str:
     example = put_aside.first[commonest]
     # What helps against the reasons for which all rows of a source are put aside at once.
     advice = ""
-    if example.row and example.reason == "schema":
-        columns = list(example.row)
-        advice = (
-            f"; its columns are {', '.join(columns)}: "
-            f"name them in `columns`, for example {{prompt: {columns[0]}}}"
-        )
-    elif example.row and example.reason == "too long":
+    if example.row and example.reason == "too long":
         advice = "; raise model.max_seq_length"
     return (
         f"{reasons} (the first: {shorten(example.detail, 200)}){advice}. All of them are in {put_aside.path}"
@@ -250,16 +243,18 @@ def _inputs(recipe: Recipe) -> dict[str, str]:
     Files count by their content, folders of images by the names and sizes in them.
     """
     data = recipe.data
-    files = {}
+    hashes = {}
     for name in (data.system_prompt, data.user_prompt, recipe.model.chat_template):
         if name:
-            files[name] = recipe.find_file(name)
+            hashes[name] = file_hash(recipe.find_file(name))
     for source in data.sources:
-        if isinstance(source, ChatSource) and is_file(source.path):
-            files[source.path] = Path(sources.local_path(source, recipe))
+        if isinstance(source, ChatSource):
+            content = files.content_hash(sources.local_path(source, recipe), "data.sources")
+            # A hub id has no content that could be read here.
+            if content:
+                hashes[source.path] = content
     for path in benchmark_items.benchmark_files(recipe):
-        files[f"benchmark {path.name}"] = path
-    hashes = {name: file_hash(path) for name, path in files.items()}
+        hashes[f"benchmark {path.name}"] = file_hash(path)
 
     # A folder of images may be too large to be read for this.
     for source in data.sources:

@@ -13,7 +13,8 @@ from typing import Any
 from tunebook.checkers.maths import boxed, verify
 from tunebook.data import images
 from tunebook.data.checks import NOT_AN_ANSWER
-from tunebook.data.records import is_file, located, records
+from tunebook.data.files import is_file, located
+from tunebook.data.records import records
 from tunebook.data.rows import Reject
 from tunebook.models import image_input
 from tunebook.recipe.sections import CleanConfig

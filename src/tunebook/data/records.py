@@ -2,52 +2,80 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
 import heapq
+import itertools
 import json
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from tqdm.auto import tqdm
+
+from tunebook.data import files
+from tunebook.data.files import is_file, kind_of, open_bytes, open_text
 from tunebook.data.rows import Reject, hash_fraction
 from tunebook.recipe.errors import UserError, first_line
-from tunebook.recipe.files import find_file
-from tunebook.recipe.sections import Rows, Section
+from tunebook.recipe.sections import Rows
 
 Raw = dict[str, Any]
 
 # Raw rows (or what cannot be read as one), numbered from 1; of .jsonl by the line, as an editor counts.
 Numbered = Iterator[tuple[int, Raw | Reject]]
 
+# The same with what reports call them: `rows.jsonl:3`.
+Named = Iterator[tuple[str, Raw | Reject]]
 
-def records(path: str, hub_split: str, key: str, hub_config: str | None = None) -> Numbered:
-    """Numbered raw records of a file of a kind in `FILES` or of a hub data set.
+# An object with one of these is a row; without, `{"version": 1, "data": [...]}` may be the wrapping of rows.
+IN_ROWS = {"messages", "conversations", "conversation", "prompt", "completion", "chosen", "rejected"}
+IN_ROWS |= {"instruction", "question", "problem", "query", "input", "output", "text", "completions"}
+
+# Python's own limit of a cell is 128 KiB, which a long document has.
+csv.field_size_limit(2**24)
+
+
+def all_records(path: str, hub_split: str, key: str, hub_config: str | None = None) -> Named:
+    """The raw records of all files that a path stands for, or of a hub data set, each with its source id.
+
+    Args:
+        path: A file, a pattern, a folder of files or of `save_to_disk`, or a hub id.
+        hub_split: Of a hub id or a folder of `save_to_disk`.
+        key: Of the recipe, for messages.
 
     Raises UserError that names the recipe's `key` when it cannot be read.
     """
-    kind = Path(path).suffix.lower()
-    if kind[1:].isalpha() and not is_file(path):  # a hub id may end in a number: `data-v1.5`
-        raise UserError(f"{key}: cannot read {path}; give a {', '.join(FILES)} file or a hub id")
+    found = files.tables(path, key)
+    if len(found) > 1:
+        files.say_which(Path(path).name, list(found))
+    if not found:
+        found = {source_name(path, hub_split): Path(path)}
+    for name, place in found.items():
+        for number, record in records(str(place), hub_split, key, hub_config):
+            source_id = f"{name}:{number}"
+            if isinstance(record, Reject):
+                record.source_id = source_id
+            yield source_id, record
+
+
+def records(path: str, hub_split: str, key: str, hub_config: str | None = None) -> Numbered:
+    """Numbered raw records of one file, of a folder of `save_to_disk`, or of a hub data set.
+
+    Raises UserError that names the recipe's `key` when it cannot be read.
+    """
     try:
-        if is_file(path):
-            yield from FILES[kind](find_file(path))
+        if Path(path).is_dir() and files.is_saved_dataset(Path(path)):
+            yield from _saved(Path(path), hub_split)
+            return
+        tables = list(files.tables(path, key).values())
+        if len(tables) > 1:
+            raise UserError(f"{key}: {path} are {len(tables)} files, give one")
+        if tables:
+            yield from READERS[kind_of(tables[0])](tables[0])
         else:
             yield from _hub(path, hub_config, hub_split)
     except (OSError, ValueError, RecursionError, csv.Error) as error:  # not found, no network, a damaged file
         raise UserError(f"{key}: cannot read {path} ({first_line(error)})") from None
-
-
-def located(section: Section, path: str) -> str:
-    """Where the file or folder lies that a section names; a hub id as it is.
-
-    Raises UserError when there is no such file.
-    """
-    return str(section.find_file(path) if is_file(path) else section.find_path(path))
-
-
-def is_file(path: str) -> bool:
-    """Whether a source is a file, by its kind; else it is a hub id."""
-    return Path(path).suffix.lower() in FILES
 
 
 def source_name(path: str, hub_split: str) -> str:
@@ -57,97 +85,260 @@ def source_name(path: str, hub_split: str) -> str:
 
 
 def renamed(raw: Raw, columns: dict[str, str]) -> Raw:
-    """A raw row with our names beside its own; `columns` is {our name: its name}."""
-    row = dict(raw)
+    """A raw row with columns moved to our names; `columns` is {our name: its name}.
+
+    A column is never read under its own name besides: where `answer` is the completion it is no exact answer.
+    """
+    row = {name: value for name, value in raw.items() if name not in columns.values()}
     for our_name, its_name in columns.items():
         row[our_name] = raw.get(its_name)
     return row
 
 
-def drawn(numbered: Iterable[tuple[int, Raw | Reject]], rows: Rows, seed: int) -> Numbered:
-    """So many of the numbered records, or a share of them, in their order.
+def drawn(named: Iterable[tuple[str, Raw | Reject]], rows: Rows, seed: int) -> Named:
+    """So many of the records, or a share of them, in their order.
 
     A record is drawn by a hash of its content and the seed: it stays drawn when others are added or moved, as
     far as the number allows.
     """
 
-    def luck(item: tuple[int, Raw | Reject]) -> float:
-        _, record = item
+    def luck(record: Raw | Reject) -> float:
         content = record.row if isinstance(record, Reject) else record
         return hash_fraction(f"{seed}/{json.dumps(content, sort_keys=True, default=str)}")
 
     if isinstance(rows, float):
-        for item in numbered:
-            if luck(item) < rows:
-                yield item
+        for source_id, record in named:
+            if luck(record) < rows:
+                yield source_id, record
     elif rows:
         # Of all records only so many are in memory at a time.
-        luckiest = heapq.nsmallest(rows, numbered, key=luck)
-        yield from sorted(luckiest, key=lambda item: item[0])
+        numbered = enumerate(named)
+        luckiest = heapq.nsmallest(rows, numbered, key=lambda item: luck(item[1][1]))
+        for _, item in sorted(luckiest, key=lambda item: item[0]):
+            yield item
     else:
-        yield from numbered
-
-
-def read_jsonl(path: Path) -> Numbered:
-    """A row a line; a line that is none is a reject."""
-    # Bytes, because each line is decoded by itself: one that is not UTF-8 spoils no other.
-    with path.open("rb") as lines:
-        for number, line in enumerate(lines, 1):
-            source_id = f"{path.name}:{number}"
-            if not line.strip():
-                continue
-            try:
-                raw = json.loads(line.decode("utf-8-sig"))  # what Windows puts before the first one
-            except UnicodeDecodeError as error:
-                text = line.decode("utf-8", "replace")
-                yield number, Reject(source_id, "not UTF-8", str(error), {"line": text})
-            except (ValueError, RecursionError) as error:
-                yield number, Reject(source_id, "bad JSON", str(error), {"line": line.decode("utf-8")})
-            else:
-                yield number, _object(source_id, raw)
+        yield from named
 
 
 def read_json(path: Path) -> Numbered:
-    """An array of rows, or a row a line."""
-    # An array must be read whole; JSON lines under the wrong name need not be.
-    text = path.read_text(encoding="utf-8-sig")
-    if not text.lstrip().startswith("["):
-        yield from read_jsonl(path)
+    """An array of rows, an array wrapped in an object, or a row a line; the same for .jsonl.
+
+    Raises ValueError for what is neither.
+    """
+    rows = _whole(path)
+    if rows is None:
+        yield from _read_lines(path)
         return
-    for number, raw in enumerate(json.loads(text), 1):
+    for number, raw in enumerate(rows, 1):
         yield number, _object(f"{path.name}:{number}", raw)
 
 
+def _read_lines(path: Path) -> Numbered:
+    """A row a line; a line that is none is a reject."""
+    for number, line in enumerate(_byte_lines(path), 1):
+        source_id = f"{path.name}:{number}"
+        if not line.strip():
+            continue
+        try:
+            raw = json.loads(line.decode("utf-8-sig"))  # what Windows puts before the first one
+        except UnicodeDecodeError as error:
+            text = line.decode("utf-8", "replace")
+            yield number, Reject(source_id, "not UTF-8", str(error), {"line": text})
+        except (ValueError, RecursionError) as error:
+            yield number, Reject(source_id, "bad JSON", str(error), {"line": line.decode("utf-8")})
+        else:
+            yield number, _object(source_id, raw)
+
+
+def _byte_lines(path: Path) -> Iterator[bytes]:
+    """Lines as bytes, because each is decoded by itself: one that is not UTF-8 spoils no other."""
+    with open_bytes(path) as lines:
+        head = lines.readline()
+        if not head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+            yield head
+            yield from lines
+            return
+    # PowerShell's `>` writes UTF-16.
+    with open_text(path) as texts:
+        for text in texts:
+            yield text.encode("utf-8", "surrogatepass")
+
+
+def _whole(path: Path) -> list[Any] | None:
+    """The rows of a file that is one piece of JSON; None when it has a row a line."""
+    filled = (line for line in _byte_lines(path) if line.strip())
+    first = next(filled, b"").removeprefix(codecs.BOM_UTF8).lstrip()
+    has_more = next(filled, None) is not None
+    is_array = first.startswith(b"[")
+    is_json = kind_of(path) == ".json"
+    # Of many rows only the first line is looked at: all of them may not fit in memory.
+    if has_more and not is_array and (not is_json or _is_json(first)):
+        return None
+    try:
+        if has_more:
+            with open_text(path) as file:
+                value = json.load(file)
+        else:
+            value = json.loads(first.decode("utf-8"))
+    except (ValueError, RecursionError):
+        if is_array and is_json:
+            raise
+        return None
+    if isinstance(value, dict):
+        return _unwrapped(value, path.name, is_json)
+    if not isinstance(value, list):
+        return None
+    if is_json:
+        return value
+    if not value or not all(isinstance(row, dict) for row in value):
+        return None
+    tqdm.write(f"{path.name}: one array of {len(value)} rows, read as .json is")
+    return value
+
+
+def _is_json(line: bytes) -> bool:
+    try:
+        json.loads(line)
+    except (ValueError, RecursionError):
+        return False
+    return True
+
+
+def _unwrapped(value: Raw, name: str, is_json: bool) -> list[Any]:
+    """The rows in `{"version": 1, "data": [...]}`; an object that wraps none is a row itself."""
+    if is_json and _are_columns(value):
+        raise ValueError("columns instead of rows; with pandas: to_json(path, orient='records')")
+    if not IN_ROWS.isdisjoint(value):
+        return [value]
+    lists: dict[str, list[Any]] = {}
+    for key, rows in value.items():
+        is_list_of_rows = isinstance(rows, list) and rows and all(isinstance(row, dict) for row in rows)
+        if is_list_of_rows:
+            lists[key] = rows
+    if len(lists) > 1:
+        raise ValueError(f"several lists of rows: {', '.join(lists)}; save the one that is meant alone")
+    if lists:
+        ((key, rows),) = lists.items()
+        tqdm.write(f"{name}: the {len(rows)} rows under {key!r} are read")
+        return rows
+    return [value]
+
+
+def _are_columns(value: Raw) -> bool:
+    """Whether an object holds columns, each a list or, as pandas' `to_json()` writes them, `{"0": ...}`."""
+    sizes = set()
+    for column in value.values():
+        # A list of texts, or an object with the numbers of rows for keys; messages are neither.
+        if not isinstance(column, list | dict) or any(isinstance(cell, dict | list) for cell in column):
+            return False
+        if isinstance(column, dict) and not all(key.isdigit() for key in column):
+            return False
+        sizes.add(len(column))
+    return len(value) > 1 and len(sizes) == 1 and max(sizes) > 1
+
+
 def read_csv(path: Path) -> Numbered:
-    """Every value is text; an empty one is none."""
-    # Strict, because a quote that is never closed would take all further rows into one value.
-    with path.open(encoding="utf-8-sig", newline="") as lines:
-        for number, raw in enumerate(csv.DictReader(lines, strict=True), 1):
-            yield number, {str(name): value or None for name, value in raw.items()}
+    """Every value is text; an empty one is none. Columns are separated by `,`, `;`, a tab or `|`.
+
+    The separator is the one that gives the header the most columns, or what a first line `sep=;` says, which
+    Excel writes and reads.
+    """
+    with open_text(path) as lines:
+        header = next((line for line in lines if line.strip()), "")
+        separator = ""
+        if header.lower().startswith("sep="):
+            separator = header.strip()[4:5]
+            header = next(lines, "")
+        separator = separator or _separator(header)
+        if separator != SEPARATORS[kind_of(path)]:
+            tqdm.write(f"{path.name}: columns are separated by {separator!r}")
+        # A space before a quote would make the quote a part of the value.
+        has_spaces = f"{separator} " in header
+        # Strict, because a quote that is never closed would take all further rows into one value.
+        reader = csv.reader(
+            itertools.chain([header], lines), delimiter=separator, skipinitialspace=has_spaces, strict=True
+        )
+        names = [name.strip() for name in next(reader, [])]
+        filled = (cells for cells in reader if cells)
+        for number, cells in enumerate(filled, 1):
+            yield number, _row_of_cells(f"{path.name}:{number}", names, cells, separator)
+
+
+# What separates columns where nothing else does it better.
+SEPARATORS = {".csv": ",", ".tsv": "\t"}
+
+
+def _separator(header: str) -> str:
+    """The separator that gives a header the most columns."""
+    best = ","
+    most = 1
+    for separator in (",", ";", "\t", "|"):
+        try:
+            (names,) = csv.reader([header.strip("\r\n")], delimiter=separator, strict=True)
+        except (csv.Error, ValueError):  # a quote that the next character does not fit
+            continue
+        if len(names) > most:
+            best = separator
+            most = len(names)
+    return best
+
+
+def _row_of_cells(source_id: str, names: list[str], cells: list[str], separator: str) -> Raw | Reject:
+    # Text with a bare separator in it would be cut there.
+    if any(cell.strip() for cell in cells[len(names) :]):
+        detail = (
+            f"{len(cells)} cells, the header has {len(names)}: put quotes round text with {separator!r} in it"
+        )
+        return Reject(source_id, "too many cells", detail, {"cells": cells})
+    row: Raw = dict.fromkeys(names)
+    for name, cell in zip(names, cells, strict=False):
+        row[name] = cell or None
+    return row
 
 
 def read_parquet(path: Path) -> Numbered:
-    """Rows of a Parquet file. Raises ValueError when it holds fewer than it says."""
-    import datasets
+    """Rows of a Parquet file, images as they lie in it.
+
+    Raises ValueError when it holds fewer rows than it says.
+    """
     import pyarrow.parquet
 
-    rows = datasets.load_dataset("parquet", data_files=str(path), split="train", streaming=True)
-    number = 0
-    for number, raw in enumerate(_undecoded(rows), 1):
-        yield number, raw
+    with open_bytes(path) as file:
+        # Parquet is read from its end, which a compressed stream does not reach.
+        content = pyarrow.BufferReader(file.read()) if path.suffix.lower() != ".parquet" else path
+        table = pyarrow.parquet.ParquetFile(content)
+        number = 0
+        for batch in table.iter_batches(batch_size=256):
+            for raw in batch.to_pylist():
+                number += 1
+                yield number, raw
     # A damaged page may be read as an empty one.
-    recorded = pyarrow.parquet.read_metadata(path).num_rows
+    recorded = table.metadata.num_rows
     if number != recorded:
         raise ValueError(f"damaged: {number} of {recorded} rows can be read")
 
 
 # Readers by kind of file.
-FILES: dict[str, Callable[[Path], Numbered]] = {
-    ".jsonl": read_jsonl,
+READERS: dict[str, Callable[[Path], Numbered]] = {
+    ".jsonl": read_json,
+    ".ndjson": read_json,
     ".json": read_json,
     ".parquet": read_parquet,
     ".csv": read_csv,
+    ".tsv": read_csv,
 }
+
+
+def _saved(folder: Path, split: str) -> Numbered:
+    """Rows of a folder that `save_to_disk` has written. Raises ValueError when it has no such split."""
+    import datasets
+
+    rows = datasets.load_from_disk(str(folder))
+    if isinstance(rows, datasets.DatasetDict):
+        if split not in rows:
+            raise ValueError(f"no split {split}; there are: {', '.join(rows)}")
+        rows = rows[split]
+    yield from enumerate(_undecoded(rows), 1)
 
 
 def _hub(hub_id: str, config: str | None, split: str) -> Numbered:

@@ -9,12 +9,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from tqdm.auto import tqdm
+
 from school_geometry import problems
-from tunebook.data import images
-from tunebook.data.formats import FORMATS, Prompts, conversation, gold_of
+from tunebook.data import files, images
+from tunebook.data.fields import MissingColumn, Raw, images_in
+from tunebook.data.formats import FORMATS, Form, Prompts, advice, conversation, gold_of, recognised
 from tunebook.data.mm_math import read_mm_math
-from tunebook.data.records import Raw, drawn, located, records, renamed, source_name
-from tunebook.data.rows import Reject, Row, split_of
+from tunebook.data.records import all_records, drawn, renamed
+from tunebook.data.rows import Reject, Row, Unusable, split_of
 from tunebook.models.image_input import BadImage
 from tunebook.recipe.errors import UserError
 from tunebook.recipe.sections import ChatSource, GeometrySource, Recipe
@@ -61,24 +64,27 @@ def read_geometry(source: GeometrySource, recipe: Recipe, prompts: Prompts) -> I
 
 
 def read_chat(source: ChatSource, recipe: Recipe, prompts: Prompts) -> Iterator[Row | Reject]:
-    """A file or hub id in one of `FORMATS`, with an optional `answer`."""
+    """Files or a hub id in one of `FORMATS`, or whatever form is recognised, with an optional `answer`."""
     path = local_path(source, recipe)
-    find_image = images.finder(source.find_path(source.images) if source.images else Path(path).parent)
-    name = source_name(source.path, source.hub_split)
-    numbered = records(path, source.hub_split, "data.sources", source.hub_config)
-    for number, raw in drawn(numbered, source.rows, recipe.seed):
+    image_folder = source.find_path(source.images) if source.images else files.image_folder(path)
+    find_image = images.finder(image_folder)
+    named = all_records(path, source.hub_split, "data.sources", source.hub_config)
+    forms: set[Form] = set()
+    for source_id, raw in drawn(named, source.rows, recipe.seed):
         if isinstance(raw, Reject):
             yield raw
             continue
-        source_id = f"{name}:{number}"
         try:
-            row = _to_row(raw, source, source_id, prompts)
-            row.images = images.of_row(raw, find_image)
-        except BadImage as error:
-            yield Reject(source_id, error.reason, str(error), raw)
+            fields = _fields(raw, source, forms)
+            prompt, completion = conversation(fields, prompts)
+            row = Row(source_id, source.split or "train", prompt, completion, gold=gold_of(fields))
+            row.slice = str(fields.get("slice") or "")[:MAX_SLICE]
+            row.images = images.of_row(fields, find_image)
+        except MissingColumn as error:
+            yield Reject(source_id, error.reason, f"{error}{advice(error.name, raw, source.columns)}", raw)
             continue
-        except ValueError as error:
-            yield Reject(source_id, "schema", str(error), raw)
+        except (BadImage, Unusable) as error:
+            yield Reject(source_id, error.reason, str(error), raw)
             continue
         if source.split is None:
             # A row with images is given its split with the rows that share one.
@@ -94,20 +100,31 @@ def local_path(source: ChatSource, recipe: Recipe) -> str:
     path = source.path.replace("{run}", str(recipe.run_dir))
     if path.startswith(str(recipe.run_dir / "clean")) and not Path(path).exists():
         raise UserError(f"no {path}: run `{recipe.command('clean')}` first")
-    return located(source, path)
+    return files.located(source, path)
 
 
-def _to_row(raw: Raw, source: ChatSource, source_id: str, prompts: Prompts) -> Row:
-    """A raw row of the source's format. Raises ValueError that names a field which cannot be read."""
-    fields = FORMATS[source.format](renamed(raw, source.columns))
-    prompt, completion = conversation(fields, prompts)
-    slice_name = str(fields.get("slice") or "")[:MAX_SLICE]
-    split = source.split or "train"
-    return Row(source_id, split, prompt, completion, gold=gold_of(fields), slice=slice_name)
+def _fields(raw: Raw, source: ChatSource, forms: set[Form]) -> Raw:
+    """A raw row as `messages`, or `prompt` and `completion`. Raises Unusable that names what cannot be read.
+
+    Args:
+        forms: Those recognised so far; each is said once.
+    """
+    row = renamed(raw, source.columns)
+    if source.format:
+        fields = FORMATS[source.format](row)
+    else:
+        form = recognised(row)
+        if form not in forms:
+            forms.add(form)
+            tqdm.write(f"{source.path}: read as {form.name}, by the columns {', '.join(form.columns)}")
+        fields = form.function(row)
+    parts = images_in(fields.get("messages"))
+    return {**fields, "images": parts} if parts else fields
 
 
-READERS: dict[str, Callable[..., Iterator[Row | Reject]]] = {
+READERS: dict[str | None, Callable[..., Iterator[Row | Reject]]] = {
     "geometry": read_geometry,
     "mm_math": read_mm_math,
     **dict.fromkeys(FORMATS, read_chat),
+    None: read_chat,
 }

@@ -8,15 +8,19 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from tqdm.auto import tqdm
+
 from tunebook.checkers.maths import verify
-from tunebook.data import checks, images, similarity
+from tunebook.data import checks, files, images, similarity
 from tunebook.data.checks import RowChecker
-from tunebook.data.formats import Prompts, conversation, gold_of
-from tunebook.data.records import drawn, located, records, renamed, source_name
+from tunebook.data.fields import MissingColumn, Raw, images_in, messages_of
+from tunebook.data.formats import Prompts, advice, conversation, gold_of
+from tunebook.data.records import Named, all_records, drawn, renamed
 from tunebook.data.rows import Reject, Row, Unusable, images_of, rejected
 from tunebook.data.storage import load
 from tunebook.models import image_input
 from tunebook.models.chat_template import Messages
+from tunebook.pairs.forms import pair_labels, recognised, refuse_tie, with_scores
 from tunebook.pairs.pair import Pair, question_key
 from tunebook.pairs.work import Work
 from tunebook.recipe.sections import Recipe
@@ -50,32 +54,32 @@ def dataset(work: Work) -> list[Pair]:
 def read(recipe: Recipe, count_tokens: Callable[[str], int], folder: Path) -> Iterator[Pair | Reject]:
     """The rows of `pairs.dataset`, each as a pair or, with the reason, as a reject.
 
-    UltraFeedback's form (`chosen` and `rejected` as whole conversations, `score_chosen`, `score_rejected`),
-    plain text, or a message list each; `pairs.columns` for other names. Refused are pairs that are not sound,
-    and prompts of the val and test splits and of benchmarks.
+    `FORMS` has the forms that are read; `pairs.columns` is for other names. Refused are pairs that are not
+    sound, and prompts of the val and test splits and of benchmarks.
 
     Args:
         folder: Where their images (`image` or `images`, files beside the set) are written.
     """
     config = recipe.pairs
-    path = located(config, str(config.dataset))
+    path = files.located(config, str(config.dataset))
     prompts = Prompts(recipe)
-    find_image = images.finder(Path(path).parent)
+    find_image = images.finder(files.image_folder(path))
     row_checks = _checks(recipe)
-    for number, raw in drawn(records(path, config.dataset_split, "pairs.dataset"), config.rows, recipe.seed):
+    named = all_records(path, config.dataset_split, "pairs.dataset")
+    forms: set[str] = set()
+    for source_id, raw in pair_labels(_renamed(drawn(named, config.rows, recipe.seed), config.columns)):
         if isinstance(raw, Reject):
             yield raw
             continue
-        source_id = f"{source_name(str(config.dataset), config.dataset_split)}:{number}"
-        raw = renamed(raw, config.columns)
         try:
-            pair = _to_pair(raw, prompts, config.min_margin)
-            pair["images"] = _store_images(raw, find_image, folder, recipe.data.max_image_size)
+            row = _plain_row(raw, str(config.dataset), forms)
+            pair = _to_pair(row, prompts, config.min_margin)
+            pair["images"] = _store_images(row, find_image, folder, recipe.data.max_image_size)
+        except MissingColumn as error:
+            yield Reject(source_id, error.reason, f"{error}{advice(error.name, raw, {})}", raw)
+            continue
         except (Unusable, image_input.BadImage) as error:
             yield Reject(source_id, error.reason, str(error), raw)
-            continue
-        except ValueError as error:
-            yield Reject(source_id, "schema", str(error), raw)
             continue
         pair["source_id"] = source_id
         # Of the answers alone: what the length of a side would give away.
@@ -84,12 +88,31 @@ def read(recipe: Recipe, count_tokens: Callable[[str], int], folder: Path) -> It
         yield _first_reject(_rows(pair), row_checks) or pair
 
 
-def _to_pair(raw: dict[str, Any], prompts: Prompts, min_margin: float | None) -> Pair:
-    """A raw row as a pair. Raises Unusable, and ValueError that names a field which cannot be read."""
+def _renamed(named: Named, columns: dict[str, str]) -> Named:
+    for source_id, raw in named:
+        yield source_id, raw if isinstance(raw, Reject) else renamed(raw, columns)
+
+
+def _plain_row(raw: Raw, path: str, forms: set[str]) -> Raw:
+    """A raw row with `prompt`, `chosen`, `rejected` and perhaps scores. Raises Unusable.
+
+    Args:
+        forms: The names of those recognised so far; each is said once.
+    """
+    refuse_tie(raw)
+    form = recognised(raw)
+    if form.name not in forms:
+        forms.add(form.name)
+        tqdm.write(f"{path}: pairs of the form {form.name}, by the columns {', '.join(form.columns)}")
+    return with_scores(form.function(raw))
+
+
+def _to_pair(raw: Raw, prompts: Prompts, min_margin: float | None) -> Pair:
+    """A row with `prompt`, `chosen` and `rejected` as a pair. Raises Unusable that names the field."""
     prompt, chosen = _side(raw, "chosen", prompts)
     other_prompt, rejected = _side(raw, "rejected", prompts)
     if prompt != other_prompt:
-        raise ValueError("chosen and rejected answer different prompts")
+        raise Unusable("different prompts", "chosen and rejected answer different prompts")
     if chosen[0]["content"].split() == rejected[0]["content"].split():
         raise Unusable("chosen is rejected")
     margin = _margin(raw, needed=min_margin is not None)
@@ -119,46 +142,61 @@ def _to_pair(raw: dict[str, Any], prompts: Prompts, min_margin: float | None) ->
     }
 
 
-def _side(raw: dict[str, Any], side: str, prompts: Prompts) -> tuple[Messages, Messages]:
-    """Prompt and completion of one side. Raises ValueError that names the field."""
+def _side(raw: Raw, side: str, prompts: Prompts) -> tuple[Messages, Messages]:
+    """Prompt and completion of one side. Raises Unusable that names the field."""
     content = raw.get(side)
-    row = {"prompt": raw.get("prompt"), "completion": content, "system": raw.get("system")}
-    if isinstance(content, list) and len(content) > 1:  # a whole conversation
-        row["messages"] = content
+    row = {**raw, "messages": None, "completion": content}
     try:
+        # A whole conversation; a list of texts is none.
+        if isinstance(content, list) and len(content) > 1 and isinstance(content[0], dict):
+            row["messages"] = _with_system_of(raw.get("prompt"), messages_of(content, side))
         return conversation(row, prompts)
-    except ValueError as error:
-        raise ValueError(f"{side}: {error}") from None
+    except MissingColumn as error:
+        if error.name == "completion":
+            raise MissingColumn(side) from None
+        raise
+    except Unusable as error:
+        detail = str(error).replace("completion", side, 1)
+        raise Unusable(error.reason, detail if detail.startswith(side) else f"{side}: {detail}") from None
 
 
-def _margin(raw: dict[str, Any], needed: bool) -> float | None:
+def _with_system_of(prompt: Any, messages: Messages) -> Messages:
+    """A side's conversation with the system message that stands in the prompt's messages alone."""
+    if not isinstance(prompt, list):
+        return messages
+    first, *others = messages_of(prompt, "prompt", trained=False)
+    if first["role"] == "system" and others == messages[:-1]:
+        return [first, *messages]
+    return messages
+
+
+def _margin(raw: Raw, needed: bool) -> float | None:
     """By how much chosen is scored better; None where a pair has no scores.
 
-    Raises ValueError that names the field.
+    Raises Unusable that names the field.
     """
     scores = []
     for name in ("score_chosen", "score_rejected"):
         score = raw.get(name)
         if score is None:
             if needed:
-                raise ValueError(f"{name}: missing, and pairs.min_margin is set")
+                raise Unusable("missing column", f"{name}: missing, and pairs.min_margin is set")
             return None
         try:
             scores.append(float(score))  # a .csv file has text
         except (ValueError, TypeError, OverflowError):
-            raise ValueError(f"{name}: {str(score)[:80]!r} is not a number") from None
+            raise Unusable("wrong type", f"{name}: {str(score)[:80]!r} is not a number") from None
     margin = scores[0] - scores[1]  # of a score that is NaN or infinite it is no number
     if not math.isfinite(margin):
-        raise ValueError("score_chosen, score_rejected: not finite")
+        raise Unusable("wrong type", "score_chosen, score_rejected: not finite")
     return margin
 
 
-def _store_images(
-    raw: dict[str, Any], find: Callable[[str], Path | bytes], folder: Path, max_size: int
-) -> list[str]:
+def _store_images(raw: Raw, find: Callable[[str], Path | bytes], folder: Path, max_size: int) -> list[str]:
     """Check the images of a raw row and write them to `folder`; returns their names. Raises BadImage."""
     names = []
-    for image in images.of_row(raw, find):
+    parts = images_in(raw.get("prompt"))
+    for image in images.of_row({**raw, "images": parts} if parts else raw, find):
         folder.mkdir(parents=True, exist_ok=True)
         names.append(images.store(image_input.read(image, max_size), folder))
     return names

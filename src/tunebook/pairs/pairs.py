@@ -13,8 +13,8 @@ from collections import Counter
 from typing import Any
 
 from tunebook.checkers.maths import verifier
+from tunebook.data.files import content_hash, located
 from tunebook.data.prepare import data_stage, prepare
-from tunebook.data.records import is_file
 from tunebook.data.rows import hash_fraction
 from tunebook.data.storage import training_rows, write_parquet, write_quarantine
 from tunebook.data.tokens import open_tokenizer
@@ -154,10 +154,13 @@ def pairs_stage(recipe: Recipe, number: int = 1) -> Stage:
     files = []
     if "injected_error" in config.methods:
         files += [f"prompt/{strategy}.txt" for strategy in config.strategies]
-    if config.dataset and is_file(config.dataset):
-        files.append(config.dataset)
     for name in files:
         inputs[name] = file_hash(config.find_file(name))
+    if config.dataset:
+        content = content_hash(located(config, config.dataset), "pairs.dataset")
+        # A hub id has no content that could be read here.
+        if content:
+            inputs[config.dataset] = content
     return Stage(recipe, round_name("pairs", number), settings, inputs)
 
 

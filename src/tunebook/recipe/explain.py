@@ -45,7 +45,7 @@ WORDS = {
 }
 """What other tools call a key of a section, where spelling alone leads to another one."""
 
-_FORMATS = ("geometry", "mm_math", "chat", "alpaca", "sharegpt", "gsm8k")
+_FORMATS = ("geometry", "mm_math", "chat", "alpaca", "sharegpt", "gsm8k", "maths", "question_answer")
 """Parts of a key in pydantic's errors that stand in no recipe: which kind of source it took an item for."""
 
 _FILE_KINDS = ("csv", "tsv", "json", "jsonl", "ndjson", "parquet")
@@ -109,8 +109,6 @@ def _wrong_format(source: str, value: Any) -> str:
     """What is wrong with the `format` of a source, which pydantic gives whole or only by its format."""
     given = value.get("format") if isinstance(value, dict) else value
     choices = ", ".join(_FORMATS)
-    if given is None:
-        return f"{source}: format is missing: which columns a row has, one of {choices}"
     if isinstance(given, str) and given.lower().lstrip(".") in _FILE_KINDS:
         return (
             f"{source}.format: {given} is a kind of file, which is read off `path`; "

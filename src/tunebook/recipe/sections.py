@@ -18,9 +18,11 @@ from typing import Annotated, Any, Literal
 from pydantic import (
     BaseModel,
     ConfigDict,
+    Discriminator,
     Field,
     PlainValidator,
     PrivateAttr,
+    Tag,
     field_validator,
     model_validator,
 )
@@ -41,6 +43,11 @@ class Section(BaseModel):
 
     model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True, protected_namespaces=())
     _folders: list[str] = PrivateAttr(default_factory=list)
+
+    @property
+    def places(self) -> list[str]:
+        """Where files that the section names are looked for first."""
+        return self._folders
 
     def find_file(self, name: str) -> Path:
         """A file that the section names: beside the recipe, where one works, or in the project.
@@ -145,22 +152,25 @@ class SplitSource(Source):
 
 
 class ChatSource(SplitSource):
-    """Rows of a file or a hub id in one of the common formats.
+    """Rows of files or of a hub id in one of the common formats.
 
     A row may have an `answer`, against which its completion is checked.
     """
 
-    format: Literal["chat", "alpaca", "sharegpt", "gsm8k"]
-    """Which columns to read. `chat`: `messages`, or `prompt` and `completion`. `alpaca`: `instruction`,
-    `input`, `output`. `sharegpt`: `conversations` of `from` and `value`. `gsm8k`: `question`, and `answer`
-    with the result after `####`."""
+    format: Literal["chat", "alpaca", "sharegpt", "gsm8k", "maths", "question_answer"] | None = None
+    """Which columns to read. None: recognised by them, row by row. `chat`: `messages`, or `prompt` and
+    `completion`. `alpaca`: `instruction`, `input`, `output`. `sharegpt`: `conversations` of `from` and
+    `value`. `gsm8k`: `question`, and `answer` with the result after `####`. `maths`: `problem`, and `solution`
+    with the result in a box. `question_answer`: those two, or `query` and `response` and their like."""
     path: str
-    """A .jsonl, .json, .parquet or .csv file, or a hub id. `{run}/clean/rows.jsonl` is what `tunebook clean`
-    has made."""
+    """A .jsonl, .ndjson, .json, .csv, .tsv or .parquet file (also .gz or .zst), a pattern such as
+    `rows-*.jsonl`, a folder of such files or of `save_to_disk`, or a hub id. `{run}/clean/rows.jsonl` is what
+    `tunebook clean` has made."""
     hub_config: str | None = None
     """The configuration (subset) of a hub id, where it has several."""
     columns: dict[str, str] = {}
-    """Other names of the format's columns: `{prompt: instruct, completion: reply, answer: label}`."""
+    """Other names of the format's columns: `{prompt: instruct, completion: reply, answer: label}`. A column
+    named here is read for this alone."""
     rows: Rows = None
     """A number of rows (5000) or a share of them (0.1). They are drawn by a hash of the row and the recipe's
     seed, before any check, and do not depend on the other sources. None: all."""
@@ -179,7 +189,18 @@ class MMMathSource(SplitSource):
     """The number of rows of `sample`."""
 
 
-AnySource = Annotated[GeometrySource | ChatSource | MMMathSource, Field(discriminator="format")]
+def _kind_of_source(source: Any) -> Any:
+    """Which section a source is, by its format; one without a format is recognised by its rows' columns."""
+    name = source.get("format") if isinstance(source, dict) else getattr(source, "format", None)
+    return name if name in ("geometry", "mm_math") else "chat"
+
+
+AnySource = Annotated[
+    Annotated[GeometrySource, Tag("geometry")]
+    | Annotated[MMMathSource, Tag("mm_math")]
+    | Annotated[ChatSource, Tag("chat")],
+    Discriminator(_kind_of_source),
+]
 
 
 Refusals = Literal["keep", "drop"]
@@ -333,8 +354,8 @@ class PairsConfig(Section):
     A `process_error` may end in the right answer. Leave it out to keep verified wrong answers alone.
     """
     dataset: str | None = None
-    """A .jsonl, .json, .parquet or .csv file, or a hub id (`dataset`). It has `prompt`, `chosen` and
-    `rejected`, as text or messages, and images as a `chat` source has them."""
+    """Files or a hub id, as `path` of a source (`dataset`). Rows have `prompt`, `chosen` and `rejected`, as text
+    or messages, and images as a `chat` source has them; other common forms are recognised by their columns."""
     dataset_split: str = "train"
     """The split to read of a hub id."""
     columns: dict[str, str] = {}
@@ -365,7 +386,7 @@ class PairsConfig(Section):
     def _dataset_is_named(self) -> PairsConfig:
         if "dataset" in self.methods and self.dataset is None:
             raise ValueError(
-                "the method `dataset` needs pairs.dataset: a .jsonl, .json, .parquet or .csv file or a hub id"
+                "the method `dataset` needs pairs.dataset: a .jsonl, .json, .csv or .parquet file, a folder or a hub id"
             )
         return self
 

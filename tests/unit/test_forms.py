@@ -1,0 +1,488 @@
+"""The forms in which people and hubs have rows and preference pairs, each recognised by its columns."""
+
+from __future__ import annotations
+
+import base64
+import json
+from pathlib import Path
+
+import pytest
+
+from tunebook.data import sources
+from tunebook.data.rows import Reject
+from tunebook.pairs import existing
+from tunebook.recipe.errors import UserError
+from tunebook.recipe.loading import load_recipe
+
+PLAIN = {"data.system_prompt": None, "data.user_prompt": None}
+
+
+def user(text):
+    return {"role": "user", "content": text}
+
+
+def assistant(text, **more):
+    return {"role": "assistant", "content": text, **more}
+
+
+def system(text):
+    return {"role": "system", "content": text}
+
+
+def write(folder, rows) -> str:
+    path = Path(folder) / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return str(path)
+
+
+def read(folder, rows, **source) -> list:
+    """Of each row the conversation, and its gold answer where it has one; or the reason and detail."""
+    given = {"path": write(folder, rows), "split": "train", **source}
+    recipe = load_recipe(overrides={"data.sources": [given], **PLAIN})
+    found = []
+    for item in sources.read(recipe, recipe.run_dir / "images"):
+        if isinstance(item, Reject):
+            found.append((item.reason, item.detail))
+        else:
+            turns = item.prompt + item.completion
+            found.append((turns, item.gold) if item.gold else turns)
+    return found
+
+
+def one(folder, row, **source):
+    (found,) = read(folder, [row], **source)
+    return found
+
+
+# Rows for SFT
+
+
+def test_rows_without_a_format_are_read_by_their_columns(tmp_path, capsys):
+    question_answer = [user("Q"), assistant("A")]
+    cases = [
+        ({"messages": [user("Q"), assistant("A")]}, "chat"),
+        ({"prompt": "Q", "completion": "A"}, "chat"),
+        ({"prompt": [user("Q")], "completion": [assistant("A")]}, "chat"),
+        ({"prompt": [user("Q")], "completion": assistant("A")}, "chat"),
+        ({"conversations": [{"from": "human", "value": "Q"}, {"from": "gpt", "value": "A"}]}, "sharegpt"),
+        ({"conversation": [user("Q"), assistant("A")], "model": "x"}, "sharegpt"),
+        ({"instruction": "Q", "input": "", "output": "A"}, "alpaca"),
+        ({"question": "Q", "answer": "A"}, "question_answer"),
+        ({"prompt": "Q", "response": "A"}, "question_answer"),
+        ({"instruction": "Q", "context": "", "response": "A", "category": "open_qa"}, "question_answer"),
+        ({"query": "Q", "response": "A", "original_question": "?", "type": "GSM_SV"}, "question_answer"),
+        ({"id": 1, "input": "Q", "output": "A"}, "question_answer"),
+        ({"problem": "Q", "solution": "A", "level": "Level 5", "type": "Algebra"}, "maths"),
+        (
+            {"source": "olympiads", "problem": "Q", "solution": "A", "messages": [user("Q"), assistant("A")]},
+            "maths",
+        ),
+    ]
+    for row, name in cases:
+        assert one(tmp_path, row) == question_answer, row
+        assert f"read as {name}, by the columns" in capsys.readouterr().out, row
+    # Row by row, and each form is said once.
+    mixed = [row for row, _ in cases]
+    assert read(tmp_path, [*mixed, *mixed]) == [question_answer] * 2 * len(mixed)
+    assert capsys.readouterr().out.count("read as alpaca") == 1
+
+
+def test_answers_to_check_against(tmp_path):
+    gsm8k = {"question": "2*3?", "answer": "It is <<2*3=6>>6.\n#### 6"}
+    assert one(tmp_path, gsm8k) == ([user("2*3?"), assistant("It is 6.\n\\boxed{6}")], "6")
+    # A heading of prose is no result of GSM8K.
+    prose = {"question": "How?", "answer": "#### Steps\nFirst this, then that."}
+    assert one(tmp_path, prose) == [user("How?"), assistant("#### Steps\nFirst this, then that.")]
+    checked = {"prompt": "Bigger, A or B?", "completion": "It is B.", "answer": "B"}
+    assert one(tmp_path, checked) == ([user("Bigger, A or B?"), assistant("It is B.")], "B")
+    numina = {"problem": "P", "solution": "S", "answer": "42", "problem_type": "Algebra"}
+    assert one(tmp_path, numina) == ([user("P"), assistant("S")], "42")
+    for no_answer in ("proof", "notfound", None):
+        assert one(tmp_path, numina | {"answer": no_answer}) == [user("P"), assistant("S")]
+    # `messages` that say something else than the problem are the conversation.
+    other = {"problem": "P", "solution": "S", "messages": [user("Hi"), assistant("Hello")]}
+    assert one(tmp_path, other) == [user("Hi"), assistant("Hello")]
+
+
+def test_a_column_is_read_for_one_thing_alone(tmp_path):
+    rows = [{"question": "How far?", "answer": "A mile or so."}, {"question": "6 * 7?", "answer": "42"}]
+    as_prose = [[user("How far?"), assistant("A mile or so.")], [user("6 * 7?"), assistant("42")]]
+    columns = {"prompt": "question", "completion": "answer"}
+    assert read(tmp_path, rows, format="chat", columns=columns) == as_prose
+    assert read(tmp_path, rows, columns=columns) == as_prose
+    assert read(tmp_path, rows) == as_prose
+    # One column may still be named for two things, two may change places, and one may be sent away.
+    row = {"question": "6 * 7?", "text": "42", "answer": "no answer at all", "gold": "41"}
+    twice = {"prompt": "question", "completion": "text", "answer": "text"}
+    assert one(tmp_path, row, columns=twice) == ([user("6 * 7?"), assistant("42")], "42")
+    swapped = {"prompt": "completion", "completion": "prompt"}
+    assert one(tmp_path, {"prompt": "A", "completion": "Q"}, columns=swapped) == [user("Q"), assistant("A")]
+    away = {"prompt": "question", "completion": "text", "answer": "none"}
+    assert one(tmp_path, row, columns=away) == [user("6 * 7?"), assistant("42")]
+
+
+def test_numbers_are_their_text_and_lists_are_not(tmp_path):
+    def outputs(value):
+        return one(tmp_path, {"instruction": "Q", "input": "", "output": value}, format="alpaca")
+
+    for value, text in ((2, "2"), (0, "0"), (2.5, "2.5"), (-1, "-1"), (True, "true")):
+        assert outputs(value) == [user("Q"), assistant(text)]
+    assert outputs(["a", "b"]) == ("wrong type", "output is a list, write it as text")
+    assert outputs({"a": 1}) == ("wrong type", "output is an object, write it as text")
+    assert outputs(float("nan")) == ("missing column", "output: missing")
+    chat = {"prompt": "Q", "completion": ["a", "b"]}
+    assert one(tmp_path, chat) == ("wrong type", "completion is a list, write it as text")
+    assert one(tmp_path, {"prompt": 7, "completion": 8}) == [user("7"), assistant("8")]
+
+
+def test_the_advice_fits_the_error(tmp_path):
+    def chat(*messages):
+        return one(tmp_path, {"messages": list(messages)})
+
+    wrong_type = chat(user("Q"), assistant({"text": "A"}))
+    assert wrong_type == ("wrong type", "messages[1].content is an object, write it as text")
+    assert chat("Q") == ("wrong type", "messages[0]: not a message with role and content")
+    role, detail = chat(user("Q"), {"role": "critic", "content": "A"})
+    assert role == "wrong role" and detail.startswith(
+        "messages[1].role: 'critic' is none of system, developer"
+    )
+    ends = ("broken turns", "the conversation ends with the user's message")
+    assert chat(user("Q"), assistant("A"), user("Thanks")) == ends
+    assert chat(user("Q")) == ends
+    assert chat(assistant("A")) == ("broken turns", "prompt: must end with a user message")
+    # A missing column: what the row has, and what to write; never what is written already.
+    row = {"instruct": "Q", "reply": "A"}
+    assert one(tmp_path, row, format="chat") == (
+        "missing column",
+        "prompt: missing; the row has instruct, reply: name it in `columns`, as in {prompt: instruct}",
+    )
+    assert one(tmp_path, row, format="chat", columns={"prompt": "instruct"}) == (
+        "missing column",
+        "completion: missing; the row has instruct, reply: name it in `columns`, "
+        "as in {prompt: instruct, completion: reply}",
+    )
+    assert one(tmp_path, row, format="chat", columns={"prompt": "instruct", "completion": "answer"}) == (
+        "missing column",
+        "completion: missing; `columns` takes it from 'answer', but the row has instruct, reply",
+    )
+    # No form at all: what was seen, and two ways out.
+    reason, detail = one(tmp_path, row)
+    assert reason == "unknown columns"
+    assert "the columns instruct, reply" in detail and "{prompt: instruct, completion: reply}" in detail
+    assert "or set `format` to one of" in detail
+    assert one(tmp_path, {"text": "Once upon a time."})[0] == "no prompt"
+    reason, detail = one(tmp_path, {"prompt": "Q", "chosen": "A", "rejected": "B"})
+    assert reason == "unknown columns" and "name it in pairs.dataset" in detail
+    labelled = {"prompt": "Q", "completion": "A", "label": False}
+    assert one(tmp_path, labelled)[0] == "labelled false"
+    assert one(tmp_path, labelled | {"label": True}) == [user("Q"), assistant("A")]
+    with pytest.raises(UserError, match=r"data\.sources\.0\.format: should be one of .*did you mean alpaca"):
+        one(tmp_path, row, format="alpacca")
+
+
+def test_what_changes_a_rows_meaning_is_honoured_or_named(tmp_path):
+    earlier = [
+        user("Be funny."),
+        assistant("Ha.", weight=0),
+        user("Be serious."),
+        assistant("Yes.", weight=1),
+    ]
+    context = [user("Be funny."), assistant("Ha."), user("Be serious."), assistant("Yes.")]
+    assert one(tmp_path, {"messages": earlier}) == context
+    reason, detail = one(tmp_path, {"messages": [user("Q"), assistant("A", weight=0)]})
+    assert (reason, detail) == ("weight 0", "messages[1]: the answer has weight 0, which carries no loss")
+    history = [["Hi", "Hello"], ["How are you?", "Well."]]
+    alpaca = {
+        "system": "Be brief.",
+        "instruction": "Sort",
+        "input": "3, 1",
+        "output": "1, 3",
+        "history": history,
+    }
+    assert one(tmp_path, alpaca) == [
+        system("Be brief."),
+        user("Hi"),
+        assistant("Hello"),
+        user("How are you?"),
+        assistant("Well."),
+        user("Sort\n\n3, 1"),
+        assistant("1, 3"),
+    ]
+    for none in ([], None, "[]"):
+        assert one(tmp_path, alpaca | {"history": none})[1:] == [user("Sort\n\n3, 1"), assistant("1, 3")]
+    assert one(tmp_path, alpaca | {"history": "Hi"})[0] == "wrong type"
+    mapped = one(tmp_path, alpaca, format="chat", columns={"prompt": "instruction", "completion": "output"})
+    assert mapped[-2:] == [user("Sort\n\n3, 1"), assistant("1, 3")] and len(mapped) == 7
+    dolly = {"instruction": "Who?", "context": "Ann has won.", "response": "Ann."}
+    assert one(tmp_path, dolly) == [user("Who?\n\nAnn has won."), assistant("Ann.")]
+    orca = {"system_prompt": "Be exact.", "question": "Q", "response": "A"}
+    assert one(tmp_path, orca) == [system("Be exact."), user("Q"), assistant("A")]
+
+
+def test_rows_with_tools_or_reasoning_apart_go_aside_with_that_reason(tmp_path):
+    call = {"type": "function", "function": {"name": "tide", "arguments": "{}"}}
+    turns = [
+        user("When is high tide?"),
+        assistant(None, tool_calls=[call]),
+        {"role": "tool", "content": "14:05"},
+        assistant("At 14:05."),
+    ]
+    rows = [
+        {"messages": turns},
+        {"messages": [user("Q"), assistant("A")], "tools": [call]},
+        {"messages": [user("Q"), assistant("A")], "tools": json.dumps([call])},
+        {"messages": [turns[0], *turns[2:]]},
+        {"conversations": [{"from": "human", "value": "Q"}, {"from": "function_call", "value": "{}"}]},
+        {"conversations": [{"from": "human", "value": "Q"}, {"from": "gpt", "value": "A"}], "tools": [call]},
+    ]
+    found = read(tmp_path, rows)
+    assert [reason for reason, _ in found] == ["tools"] * 6
+    assert all(detail.endswith("tools are not trained yet") for _, detail in found)
+    plain = [user("Q"), assistant("A")]
+    for none in ([], "[]", "", None, "a hammer and a saw"):
+        assert one(tmp_path, {"messages": plain, "tools": none, "parallel_tool_calls": True}) == plain
+    reason, detail = one(tmp_path, {"messages": [user("Q"), assistant("A", reasoning_content="Well...")]})
+    assert reason == "reasoning" and detail.startswith("messages[1].reasoning_content: not trained yet")
+    assert one(tmp_path, {"messages": [user("Q"), assistant("A", reasoning_content=None)]}) == plain
+
+
+def test_openai_messages(tmp_path, monkeypatch):
+    parts = [{"type": "text", "text": "What is"}, {"type": "text", "text": "2 + 2?"}]
+    answer = assistant([{"type": "text", "text": "4"}])
+    developer = {"role": "developer", "content": "Be brief."}
+    row = {"messages": [developer, user(parts), answer]}
+    conversation = [system("Be brief."), user("What is\n2 + 2?"), assistant("4")]
+    assert one(tmp_path, row) == conversation
+    # As CSV and Parquet files have them: JSON in a text.
+    assert one(tmp_path, {"messages": json.dumps(row["messages"])}) == conversation
+    reason, detail = one(tmp_path, {"messages": [user([{"type": "input_audio"}]), answer]})
+    assert (reason, detail) == (
+        "wrong type",
+        "messages[0].content[0]: 'input_audio' is not read, only text and images are",
+    )
+    # Images in parts are those of a column `images`.
+    named = []
+    monkeypatch.setattr(sources.images, "of_row", lambda raw, find: named.append(raw.get("images")) or [])
+    data = base64.b64encode(b"pixels").decode()
+    for url, image in (("a.png", "a.png"), (f"data:image/png;base64,{data}", {"bytes": b"pixels"})):
+        picture = {"type": "image_url", "image_url": {"url": url}}
+        assert one(tmp_path, {"messages": [user([picture, *parts]), answer]}) == conversation[1:]
+        assert named.pop() == [image]
+    web = {"type": "image_url", "image_url": {"url": "https://x.org/a.png"}}
+    reason, detail = one(tmp_path, {"messages": [user([web, *parts]), answer]})
+    assert reason == "image" and "images are not fetched" in detail
+    late = {"type": "image", "image": "b.png"}
+    reason, detail = one(tmp_path, {"messages": [user("Hi"), assistant("Hello"), user([late]), answer]})
+    assert reason == "image" and "put them into the first" in detail
+
+
+# Preference pairs
+
+
+@pytest.fixture
+def pairs_of(tmp_path, monkeypatch, embedded):
+    monkeypatch.setattr(existing, "load", lambda recipe, split: [])
+
+    def read_pairs(rows, **config) -> list:
+        """Of each pair the prompt, both answers and the margin; or the reason and detail of a reject."""
+        keys = {f"pairs.{name}": value for name, value in config.items()}
+        given = {"pairs.methods": ["dataset"], "pairs.dataset": write(tmp_path, rows), **keys, **PLAIN}
+        recipe = load_recipe(overrides=given)
+        found = []
+        for item in existing.read(recipe, len, tmp_path / "images"):
+            if isinstance(item, Reject):
+                found.append((item.reason, item.detail))
+            else:
+                sides = [item[side][0]["content"] for side in ("chosen", "rejected")]
+                found.append((item["prompt"], *sides, item["margin"]))
+        return found
+
+    return read_pairs
+
+
+GOOD, BAD = "It goes round the Sun.", "It is made of cheese."
+ASKED = "What does the Earth do?"
+PAIR = ([user(ASKED)], GOOD, BAD, None)
+
+
+def test_preference_sets_are_recognised_by_their_columns(pairs_of, capsys):
+    sides = {"chosen": GOOD, "rejected": BAD}
+    turns = {"chosen": {"from": "gpt", "value": GOOD}, "rejected": {"from": "gpt", "value": BAD}}
+    whole = {"chosen": [user(ASKED), assistant(GOOD)], "rejected": [user(ASKED), assistant(BAD)]}
+    openai = {
+        "input": {"messages": [user(ASKED)], "tools": [], "parallel_tool_calls": True},
+        "preferred_output": [assistant(GOOD)],
+        "non_preferred_output": [assistant(BAD)],
+    }
+    rows = [
+        {"prompt": ASKED, **sides},
+        {"prompt": [user(ASKED)], "chosen": [assistant(GOOD)], "rejected": [assistant(BAD)]},
+        {"prompt": ASKED, "chosen": assistant(GOOD), "rejected": assistant(BAD)},
+        whole,
+        {"prompt": ASKED, **whole, "messages": whole["chosen"]},
+        {"prompt": [user(ASKED)], **whole},
+        {"prompt": ASKED, "chosen": f"{ASKED} {GOOD}", "rejected": f"{ASKED}\n{BAD}"},
+        {"chosen": f"{ASKED} {GOOD}", "rejected": f"{ASKED} {BAD}"},
+        {"chosen": f"{ASKED}\n{GOOD}", "rejected": f"{ASKED}\n{BAD}"},
+        openai,
+        {"conversations": [{"from": "human", "value": ASKED}], **turns},
+        {"instruction": ASKED, "input": "", **sides},
+        {"system": "", "question": ASKED, **sides},
+        {"input": ASKED, **sides, "status": "swapped"},
+        {"messages": whole["chosen"], "rejected_response": BAD},
+        {"query": ASKED, "response": GOOD, "rejected_response": BAD},
+        {
+            "chosen": f"\n\nHuman: {ASKED}\n\nAssistant: {GOOD}",
+            "rejected": f"\n\nHuman: {ASKED}\n\nAssistant: {BAD}",
+        },
+        {"prompt": f"\n\nHuman: {ASKED}\n\nAssistant:", **sides},
+    ]
+    assert pairs_of(rows) == [PAIR] * len(rows)
+    printed = capsys.readouterr().out
+    assert printed.count("pairs of the form OpenAI's, by the columns input, preferred_output") == 1
+
+
+def test_earlier_turns_inputs_and_system_messages_stay_in_the_prompt(pairs_of):
+    sides = {"chosen": GOOD, "rejected": BAD}
+    talk = "\n\nHuman: Hi\n\nAssistant: Hello!\n\nHuman: {}\n\nAssistant: {}"
+    hh = {"chosen": talk.format(ASKED, GOOD), "rejected": talk.format(ASKED, BAD)}
+    alpaca = {"instruction": "Answer.", "input": ASKED, "history": [["Hi", "Hello!"]], **sides}
+    mapped = {"system": "Be exact.", "question": ASKED, **sides}
+    apart = {
+        "prompt": [system("Be exact."), user(ASKED)],
+        "chosen": [user(ASKED), assistant(GOOD)],
+        "rejected": [user(ASKED), assistant(BAD)],
+    }
+    before = [user("Hi"), assistant("Hello!")]
+    assert [pair[0] for pair in pairs_of([hh, alpaca, mapped, apart])] == [
+        [*before, user(ASKED)],
+        [*before, user(f"Answer.\n\n{ASKED}")],
+        [system("Be exact."), user(ASKED)],
+        [system("Be exact."), user(ASKED)],
+    ]
+    assert pairs_of([alpaca], columns={"prompt": "instruction"})[0][0][-1] == user(f"Answer.\n\n{ASKED}")
+    # `input` may be the prompt itself.
+    assert pairs_of([{"input": ASKED, **sides}], columns={"prompt": "input"}) == [PAIR]
+
+
+def test_the_common_beginning_ends_where_a_sentence_does(pairs_of):
+    def prompt(chosen, rejected):
+        (found,) = pairs_of([{"chosen": chosen, "rejected": rejected}])
+        return (found[0][0]["content"], *found[1:3]) if len(found) > 2 else found
+
+    assert prompt("Name one. The Po.", "Name one. The Nile.") == ("Name one.", "The Po.", "The Nile.")
+    assert prompt("Pi is 3.1", "Pi is 3.2") == ("Pi is", "3.1", "3.2")
+    assert prompt("Translate: bonjour", "Translate: baguette") == ("Translate:", "bonjour", "baguette")
+    assert prompt("首都はどこ？東京です。", "首都はどこ？東北です。") == (
+        "首都はどこ？",
+        "東京です。",
+        "東北です。",
+    )
+    assert prompt("Yes.", "No.") == (
+        "no prompt",
+        "chosen and rejected begin with nothing in common, a prompt is missing",
+    )
+
+
+def test_scored_answers_give_the_best_and_the_worst_and_ties_none(pairs_of):
+    def ultrafeedback(*scores):
+        answers = zip((GOOD, "It shines.", BAD), scores, strict=False)
+        completions = [{"model": "m", "response": text, "overall_score": score} for text, score in answers]
+        return {"source": "x", "instruction": ASKED, "models": ["m"], "completions": completions}
+
+    def generated(*ratings):
+        return {"instruction": ASKED, "generations": [GOOD, BAD], "ratings": list(ratings)}
+
+    sides = {"prompt": ASKED, "chosen": GOOD, "rejected": BAD}
+    found = pairs_of(
+        [
+            ultrafeedback(8.0, 5.0, 3.0),
+            ultrafeedback(7.0, 7.0, 7.0),
+            ultrafeedback(7.0, None, None),
+            generated(5, 1.5),
+            generated(4.0, 4.0),
+            {**sides, "chosen-rating": 5.0, "rejected-rating": 4.5},
+            {**sides, "rating_chosen": 5, "rating_rejected": 4},
+            {**sides, "status": "tie"},
+            {**sides, "rating": [9.0, 9.0], "status": "unchanged"},
+            {**sides, "rating": [9.0, 7.0], "status": "unchanged"},
+        ]
+    )
+    assert [item if len(item) == 2 else item[1:] for item in found] == [
+        (GOOD, BAD, 5.0),
+        ("tie", "all 3 answers are scored 7"),
+        ("no scores", "1 of 3 answers have a score, two are needed"),
+        (GOOD, BAD, 3.5),
+        ("tie", "all 2 answers are scored 4"),
+        (GOOD, BAD, 0.5),
+        (GOOD, BAD, 1.0),
+        ("tie", "status: tie"),
+        ("tie", "rating [9.0, 9.0]"),
+        (GOOD, BAD, None),
+    ]
+
+
+def test_labels_are_paired_by_prompt_and_the_rest_is_counted(pairs_of, capsys):
+    def row(prompt, completion, label):
+        return {"prompt": prompt, "completion": completion, "label": label}
+
+    found = pairs_of(
+        [
+            row(ASKED, BAD, False),
+            row("Alone?", "Yes.", True),
+            row(ASKED, GOOD, "true"),
+            row(ASKED, "It shines.", 1),
+            row(ASKED, "No idea.", "maybe"),
+            {"prompt": ASKED, "chosen": GOOD, "rejected": BAD},
+        ]
+    )
+    assert found == [
+        ("wrong type", "label: maybe is neither true nor false"),
+        PAIR,
+        PAIR,
+        ("no counterpart", "no further row answers this prompt with label false"),
+        ("no counterpart", "no further row answers this prompt with label false"),
+    ]
+    assert "2 of 4 rows with a label make 1 pairs" in capsys.readouterr().out
+
+
+def test_pairs_that_cannot_be_read_say_why(pairs_of):
+    call = [{"type": "function", "function": {"name": "f", "arguments": "{}"}}]
+    differ = {
+        "chosen": [user("Q"), assistant("a"), user("Sure?"), assistant("Yes.")],
+        "rejected": [user("Q"), assistant("b"), user("Sure?"), assistant("No.")],
+    }
+    found = pairs_of(
+        [
+            {
+                "prompt": [user("Q")],
+                "chosen": [assistant(None, tool_calls=call)],
+                "rejected": [assistant("A")],
+            },
+            {"prompt": "Q", "chosen": ["a", "b"], "rejected": "c"},
+            {"prompt": "Q", "chosen": "a"},
+            {"query": "Q", "good": "a", "bad": "b"},
+            {"prompt": "Q", "chosen": assistant("a", weight=0), "rejected": "b"},
+            {"prompt": "Q", "chosen": user("a"), "rejected": "b"},
+            differ,
+            {"prompt": "Q", "chosen": 2, "rejected": 3},
+        ]
+    )
+    assert found == [
+        ("tools", "chosen[0].tool_calls: tools are not trained yet"),
+        ("wrong type", "chosen is a list, write it as text"),
+        (
+            "missing column",
+            "rejected: missing; the row has prompt, chosen: name it in `columns`, as in {rejected: prompt}",
+        ),
+        (
+            "unknown columns",
+            "no known form of preference pairs has the columns query, good, bad: "
+            "name them in `pairs.columns`, as in {prompt: question, chosen: good, rejected: bad}, "
+            "or write prompt, chosen and rejected",
+        ),
+        ("weight 0", "chosen[0]: the answer has weight 0, which carries no loss"),
+        ("broken turns", "chosen: the conversation ends with the user's message"),
+        ("different prompts", "chosen and rejected answer different prompts"),
+        ([user("Q")], "2", "3", None),
+    ]
