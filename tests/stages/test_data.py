@@ -29,7 +29,8 @@ def chat(tmp_path):
     test = [good(i) for i in range(100, 110)]
     broken: dict[str, list[dict | bytes]] = {
         "bad JSON": [b'{"prompt": "x", ', b"not json"],
-        "schema": [{"prompt": "only a prompt"}, {"messages": [{"role": "user", "content": "no answer"}]}],
+        "missing column": [{"prompt": "only a prompt"}, {"completion": "only an answer"}],
+        "broken turns": [{"messages": [{"role": "user", "content": text}]} for text in ("no answer", "none")],
         "empty completion": [good(51) | {"completion": ""}, good(52) | {"completion": " \n"}],
         "wrong answer": [good(53) | {"answer": "1"}, good(54) | {"completion": "no box, 17"}],
         "too long": [long(55), long(56)],
@@ -71,7 +72,7 @@ def test_broken_rows_end_in_the_quarantine_and_the_rest_trains(chat, embedded):
     assert record["rows"] == {"train": 40, "val": 0, "test": 10}
     assert record["rows"]["train"] + len(rejects) == lines  # none lost
     by_reason = {r["reason"]: r for r in rejects}
-    assert "missing" in next(r["detail"] for r in rejects if r["reason"] == "schema")
+    assert "missing" in next(r["detail"] for r in rejects if r["reason"] == "missing column")
     assert by_reason["bad JSON"]["source_id"].startswith("train.jsonl:")
     assert load(recipe, "train")[0]["completion"][0]["content"].startswith("### Solution")
     assert load(recipe, "train")[0]["prompt"][0] == {
@@ -95,14 +96,14 @@ def test_unchanged_data_is_not_prepared_again_and_an_edited_file_is(chat, embedd
 def test_no_row_left_is_one_clear_line(tmp_path, embedded):
     data = tmp_path / "bad.jsonl"
     data.write_text("{}\n")
-    with pytest.raises(UserError, match=r"no training row is left: 1 schema \(the first: "):
+    with pytest.raises(UserError, match=r"no training row is left: 1 missing column \(the first: "):
         prepare(
             load_recipe(overrides={"data.sources": [{"format": "chat", "path": str(data), "split": "train"}]})
         )
     (tmp_path / "bad.parquet").write_text("PAR1 not")
     for path, message in (
         (tmp_path / "bad.parquet", "cannot read"),
-        ("rows.xlsx", "give a .jsonl, .json, .parquet, .csv file or a hub id"),
+        ("rows.xlsx", "a folder or pattern of them, or a hub id"),
         ("no-such/hub-id", "cannot read"),
     ):
         with pytest.raises(UserError, match=message):

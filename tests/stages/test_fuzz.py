@@ -27,6 +27,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from tunebook.data import checks, prepare, records, storage
+from tunebook.data.files import encoding_of
 from tunebook.data.rows import Reject
 from tunebook.data.tokens import open_tokenizer
 from tunebook.models import chat_template
@@ -113,11 +114,8 @@ def test_rows_of_csv(tokenizer, found, kind, noise):
     content = out.getvalue().encode("utf-8", "replace") + noise
     with file_of(content, "rows.csv") as path, one_line(30):
         reached = ended(path, kind)
-        assert (
-            reached
-            == sum(bool(cells) for cells in csv.reader(io.StringIO(content.decode("utf-8-sig"), newline="")))
-            - 1
-        )
+        lines = csv.reader(io.StringIO(content.decode(encoding_of(path)), newline=""))
+        assert reached == sum(bool(cells) for cells in lines) - 1
 
 
 @pytest.mark.parametrize("key", ["line", "answer", "slice", "prompt", "images", "messages"])

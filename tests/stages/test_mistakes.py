@@ -95,9 +95,9 @@ SAID = {
     ),
     "own data with other columns": (
         "prepare --recipe {tmp}/own.yaml",
-        "no training row is left: 3 schema (the first: prompt: missing); its columns are instruct, reply: "
-        "name them in `columns`, for example "
-        "{{prompt: instruct}}. All of them are in {runs}/own/.data.partial/quarantine.jsonl",
+        "no training row is left: 3 missing column (the first: prompt: missing; the row has instruct, reply: "
+        "name it in `columns`, as in {{prompt: instruct}}). "
+        "All of them are in {runs}/own/.data.partial/quarantine.jsonl",
     ),
     "rows too long": (
         "prepare --recipe {tmp}/short.yaml --set model.max_seq_length=16",

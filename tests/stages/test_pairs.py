@@ -65,8 +65,11 @@ SET = [
     (GOOD | {"prompt": "B", "rejected": ""}, "empty completion"),
     (GOOD | {"prompt": "C", "rejected": "GENERATION_ERROR"}, "error text"),
     (GOOD | {"prompt": "D", "score_chosen": 4, "score_rejected": 4}, "scored no better"),
-    (GOOD | {"prompt": "E", "chosen": messages("E", "x"), "rejected": messages("F", "y")}, "schema"),
-    ({"prompt": "G", "chosen": "x"}, "schema"),
+    (
+        GOOD | {"prompt": "E", "chosen": messages("E", "x"), "rejected": messages("F", "y")},
+        "different prompts",
+    ),
+    ({"prompt": "G", "chosen": "x"}, "missing column"),
     (GOOD | {"prompt": "H", "chosen": "\\boxed{6}", "answer": "5"}, "chosen is wrong"),
     (
         GOOD | {"prompt": "I", "chosen": "\\boxed{5}", "rejected": "\\boxed{5.0}", "answer": "5"},
@@ -119,7 +122,7 @@ def test_an_existing_set_is_read_in_every_form_and_each_bad_row_named(tmp_path):
     assert [(int(r["source_id"].split(":")[1]), r["reason"]) for r in quarantine] == [
         (i, why) for i, (_, why) in enumerate(rows, 1) if why
     ]
-    assert record["quarantined"]["schema"] == 2 and record["strategies"] == {"dataset": 6}
+    assert record["quarantined"]["missing column"] == 1 and record["strategies"] == {"dataset": 6}
 
 
 @pytest.fixture(scope="session")

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import math
 
+import datasets
 import pytest
 import tiny_text
 import whole_recipe
 import yaml
 
 from tunebook.data.prepare import prepare
+from tunebook.data.records import all_records
 from tunebook.data.rows import Reject
 from tunebook.pairs import existing
 from tunebook.recipe.errors import UserError
@@ -76,8 +78,8 @@ def test_preference_sets_as_they_are_published(tmp_path, embedded):
         ("scored no better", "chosen 8.5, rejected 8.5"),
         ("empty completion", ""),
         ("empty completion", ""),
-        ("schema", "chosen and rejected answer different prompts"),
-        ("schema", "score_chosen: 'high' is not a number"),
+        ("different prompts", "chosen and rejected answer different prompts"),
+        ("wrong type", "score_chosen: 'high' is not a number"),
         ("in the test or val split", found[-1].detail),
     ]
     # argilla/ultrafeedback-binarized-preferences-cleaned
@@ -101,6 +103,18 @@ def test_preference_sets_as_they_are_published(tmp_path, embedded):
     assert [p["margin"] for p in found] == [None, None]
 
 
+def test_a_folder_of_save_to_disk_is_read_like_a_file(tmp_path):
+    rows = [{"prompt": f"Bird {i}?", "completion": "A tern."} for i in range(3)]
+    train = datasets.Dataset.from_list(rows)
+    train.save_to_disk(tmp_path / "birds")
+    found = list(all_records(str(tmp_path / "birds"), "train", "key"))
+    assert found == [(f"birds:{i}", row) for i, row in enumerate(rows, 1)]
+    datasets.DatasetDict({"train": train, "test": train.select([2])}).save_to_disk(tmp_path / "split")
+    assert list(all_records(str(tmp_path / "split"), "test", "key")) == [("split:1", rows[2])]
+    with pytest.raises(UserError, match=r"key: cannot read .*split \(no split val; there are: train, test\)"):
+        list(all_records(str(tmp_path / "split"), "val", "key"))
+
+
 def test_pairs_of_too_small_a_margin_are_quarantined(tmp_path, embedded):
     def row(i: int, **scores: float) -> dict:
         return {"prompt": f"Question {i}?", "chosen": "Yes.", "rejected": "No."} | scores
@@ -112,7 +126,7 @@ def test_pairs_of_too_small_a_margin_are_quarantined(tmp_path, embedded):
     assert [p["margin"] for p in found if isinstance(p, dict)] == [2.0, 3.0, 4.0]
     assert reasons(found) == [
         ("margin too small", "chosen 5.0, rejected 4.0"),
-        ("schema", "score_chosen: missing, and pairs.min_margin is set"),
+        ("missing column", "score_chosen: missing, and pairs.min_margin is set"),
     ]
     assert len(pairs_of(path, rows=2)) == 2
 

@@ -263,7 +263,7 @@ def advice(name: str, raw: Raw, columns: dict[str, str]) -> str:
     """The end of a message about a missing column: which ones the row has, and how one of them is named."""
     if name in raw or raw.get(columns.get(name, "")):  # it is there, and empty
         return ""
-    names = shorten(", ".join(raw), 200)
+    names = shorten(", ".join(raw), 200) or "no columns"
     if name in columns:
         return f"; `columns` takes it from {columns[name]!r}, but the row has {names}"
     free = [column for column in raw if column not in columns.values()]

@@ -303,15 +303,18 @@ def read_parquet(path: Path) -> Numbered:
     """
     import pyarrow.parquet
 
-    with open_bytes(path) as file:
-        # Parquet is read from its end, which a compressed stream does not reach.
-        content = pyarrow.BufferReader(file.read()) if path.suffix.lower() != ".parquet" else path
+    number = 0
+    try:
+        with open_bytes(path) as file:
+            # Parquet is read from its end, which a compressed stream does not reach.
+            content = path if path.suffix.lower() == ".parquet" else pyarrow.BufferReader(file.read())
         table = pyarrow.parquet.ParquetFile(content)
-        number = 0
         for batch in table.iter_batches(batch_size=256):
             for raw in batch.to_pylist():
                 number += 1
                 yield number, raw
+    except pyarrow.ArrowException as error:  # not all of its kinds are ValueErrors
+        raise ValueError(first_line(error)) from None
     # A damaged page may be read as an empty one.
     recorded = table.metadata.num_rows
     if number != recorded:
