@@ -20,7 +20,7 @@ def read_text(path: Path) -> str:
 
 
 def find_file(path: str | Path, folders: Iterable[str | Path] = ()) -> Path:
-    """A file named in a recipe: beside the recipe, then from the working folder, then from the project's root.
+    """A file named in a recipe: beside the recipe, then from the working folder, then from the project.
 
     Args:
         path: As it is named.

@@ -160,8 +160,9 @@ class ChatSource(SplitSource):
     format: Literal["chat", "alpaca", "sharegpt", "gsm8k", "maths", "question_answer"] | None = None
     """Which columns to read. None: recognised by them, row by row. `chat`: `messages`, or `prompt` and
     `completion`. `alpaca`: `instruction`, `input`, `output`. `sharegpt`: `conversations` of `from` and
-    `value`. `gsm8k`: `question`, and `answer` with the result after `####`. `maths`: `problem`, and `solution`
-    with the result in a box. `question_answer`: those two, or `query` and `response` and their like."""
+    `value`. `gsm8k`: `question`, and `answer` with the result after `####`. `maths`: `problem`, and
+    `solution` with the result in a box. `question_answer`: those two, or `query` and `response` and their
+    like."""
     path: str
     """A .jsonl, .ndjson, .json, .csv, .tsv or .parquet file (also .gz or .zst), a pattern such as
     `rows-*.jsonl`, a folder of such files or of `save_to_disk`, or a hub id. `{run}/clean/rows.jsonl` is what
@@ -354,8 +355,9 @@ class PairsConfig(Section):
     A `process_error` may end in the right answer. Leave it out to keep verified wrong answers alone.
     """
     dataset: str | None = None
-    """Files or a hub id, as `path` of a source (`dataset`). Rows have `prompt`, `chosen` and `rejected`, as text
-    or messages, and images as a `chat` source has them; other common forms are recognised by their columns."""
+    """Files or a hub id, as `path` of a source (`dataset`). Rows have `prompt`, `chosen` and `rejected`, as
+    text or messages, and images as a `chat` source has them; other common forms are recognised by their
+    columns."""
     dataset_split: str = "train"
     """The split to read of a hub id."""
     columns: dict[str, str] = {}
@@ -386,7 +388,8 @@ class PairsConfig(Section):
     def _dataset_is_named(self) -> PairsConfig:
         if "dataset" in self.methods and self.dataset is None:
             raise ValueError(
-                "the method `dataset` needs pairs.dataset: a .jsonl, .json, .csv or .parquet file, a folder or a hub id"
+                "the method `dataset` needs pairs.dataset: "
+                "a .jsonl, .json, .csv or .parquet file, a folder or a hub id"
             )
         return self
 
