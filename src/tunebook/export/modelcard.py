@@ -15,7 +15,7 @@ from tunebook.evaluation.tables import accuracy_table
 from tunebook.models import builtin, chat_template
 from tunebook.recipe.sections import Recipe
 from tunebook.runs.files import read_json
-from tunebook.runs.manifest import recorded_recipe
+from tunebook.runs.manifest import manifest, recorded_recipe
 from tunebook.runs.stages import training_behind
 
 HUB_NAMES = {builtin.EMBEDDED: "HuggingFaceTB/SmolLM2-135M-Instruct"}
@@ -39,7 +39,8 @@ def card(recipe: Recipe, stage: str, name: str) -> str:
         tags=["tunebook", "unsloth", "trl", *trained],
         base_model_relation={"adapter": "adapter", "gguf": "quantized"}.get(target, "finetune"),
     )
-    stages = read_json(recipe.run_dir / "manifest.json").get("stages", {})
+    # A run folder may have lost its manifest: what the stages themselves recorded is the same.
+    stages = read_json(recipe.run_dir / "manifest.json").get("stages") or manifest(recipe.run_dir)["stages"]
     text = ModelCard.from_template(
         data,
         str(TEMPLATE),
