@@ -41,9 +41,10 @@ MODULES = {module_of(path) for path in FILES}
 
 
 def room_of(module: str) -> str:
-    """`data` of `tunebook.data.rows`; `doors` of `tunebook.cli`."""
+    """`data` of `tunebook.data.rows`; `doors` of `tunebook.cli` and `tunebook.commands.use`."""
     first = module.split(".")[1]
-    return first if (SOURCE / "tunebook" / first).is_dir() else "doors"
+    is_room = first != "commands" and (SOURCE / "tunebook" / first).is_dir()
+    return first if is_room else "doors"
 
 
 def floor_of(module: str) -> int:

@@ -26,7 +26,7 @@ class StageSpec:
     notebook: str = ""
     """The notebook by which `tunebook run` runs it, without `.ipynb`."""
     help: str = ""
-    """The help of its command. Only of a stage that trains: the other commands are written in `cli.py`."""
+    """The help of its command. Only of a stage that trains: the other commands are written in `commands/`."""
     needs: tuple[str, ...] = ()
     """The stages whose results it reads."""
     decides: tuple[str, ...] = ()

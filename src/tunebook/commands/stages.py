@@ -1,0 +1,255 @@
+"""The commands of stages: each calls the function that the notebooks call."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+from typer import Argument, Option
+
+from tunebook.commands.options import (
+    ForceOption,
+    ModelsArgument,
+    RecipeOption,
+    ResumeOption,
+    RoundOption,
+    RunOption,
+    SetOption,
+    app,
+    print_done,
+    read_recipe,
+)
+from tunebook.recipe.errors import UserError
+from tunebook.recipe.loading import load_recipe
+from tunebook.runs.stages import STAGES, StageSpec, next_command, round_name
+
+# For the help of `run`.
+STEPS = ", ".join(f"`{spec.command}`" for spec in STAGES.values() if spec.notebook)
+
+
+@app.command()
+def run(
+    recipe: RecipeOption = None,
+    run: RunOption = None,
+    set_: SetOption = None,
+    first: Annotated[
+        str | None, Option("--from", metavar="STEP", help=f"The first step to run: {STEPS}.")
+    ] = None,
+    until: Annotated[str | None, Option("--until", metavar="STEP", help="The last step to run.")] = None,
+    force: ForceOption = False,
+    dry_run: Annotated[bool, Option("--dry-run", help="Say what would run and why, and do nothing.")] = False,
+    manifest: Annotated[
+        Path | None,
+        Option(
+            "--from-manifest",
+            metavar="FILE",
+            help="Repeat the run of this manifest.json, and say what differs. --run: where.",
+        ),
+    ] = None,
+) -> None:
+    """Everything the recipe asks for: the notebooks in order, into `runs/<run>/notebooks/`.
+
+    Its sections say what that is: `sft` asks for SFT, `pairs` or `dpo` for pairs and DPO. Steps whose inputs
+    and settings are unchanged are left out.
+
+        uv run tunebook run --until sft
+        uv run tunebook run --from-manifest runs/smollm2-math/manifest.json
+    """
+    from tunebook import pipeline
+
+    if manifest:
+        if recipe or set_ or first or until or force or dry_run:
+            raise UserError("--from-manifest repeats a run as it was: give no other option than --run")
+        print(pipeline.repeat(manifest, run))
+        return
+    parsed = read_recipe(recipe, run, set_)
+    print(parsed.describe())
+    if not pipeline.run(parsed, first, until, force, dry_run):
+        print("Nothing to do.")
+
+
+@app.command()
+def prepare(
+    recipe: RecipeOption = None, run: RunOption = None, set_: SetOption = None, force: ForceOption = False
+) -> None:
+    """Read, check and write the data of a recipe.
+
+    Rows that fail a check end in `runs/<run>/data/quarantine.jsonl` with the reason.
+
+        uv run tunebook prepare --set data.sources.0.train=500
+    """
+    from tunebook.data import prepare
+
+    parsed = read_recipe(recipe, run, set_)
+    print(parsed.describe())
+    prepare.show(prepare.prepare(parsed, force))
+    print_done(parsed, "data", next_command(parsed, "prepare"))
+
+
+@app.command()
+def clean(
+    recipe: RecipeOption = None,
+    run: RunOption = None,
+    set_: SetOption = None,
+    force: ForceOption = False,
+    dry_run: Annotated[
+        bool, Option("--dry-run", help="Rows, tokens and cost, and nothing is asked.")
+    ] = False,
+) -> None:
+    """Rewrite raw solutions into numbered steps by an OpenAI-compatible API, each checked by its answer.
+
+    `API_KEY`, `BASE_URL` and `MODEL` come from the environment or `.env`. Rows that fail the checks twice end
+    in `runs/<run>/clean/quarantine.jsonl`.
+
+        uv run tunebook clean --recipe my.yaml --dry-run
+    """
+    from tunebook.data import clean
+
+    parsed = read_recipe(recipe, run, set_)
+    if dry_run:
+        print(", ".join(f"{name}: {value:,}" for name, value in clean.estimate(parsed).items()))
+        return
+    record = clean.clean(parsed, force)
+    rows = ", ".join(f"{count} {outcome}" for outcome, count in record["rows"].items())
+    print(f"{rows}; {record['requests']} requests, cost {record['cost']:.2f}")
+    for question, before, after in clean.examples(parsed):
+        print(f"\n--- {question}\n\n{before}\n\n->\n\n{after}")
+    print_done(parsed, "clean", parsed.command("prepare"))
+
+
+@app.command()
+def pairs(
+    recipe: RecipeOption = None,
+    run: RunOption = None,
+    set_: SetOption = None,
+    force: ForceOption = False,
+    number: RoundOption = 1,
+) -> None:
+    """Preference pairs: chosen verified right, rejected verified wrong.
+
+    By default from the SFT model's own answers. `pairs.methods` also takes `injected_error` and `dataset`;
+    `pairs.server` lets an OpenAI-compatible server answer.
+
+        uv run tunebook pairs --set pairs.samples=8 --set 'pairs.methods=[on_policy, injected_error]'
+    """
+    from tunebook.pairs import pairs, summary
+
+    parsed = read_recipe(recipe, run, set_)
+    pairs.pairs(parsed, number, force)
+    summary.show(pairs.pairs_stage(parsed, number))
+    name = round_name("pairs", number)
+    print_done(parsed, name, next_command(parsed, name))
+
+
+def _add_trainer(spec: StageSpec) -> None:
+    """Add the command of a stage that trains."""
+
+    def train(
+        recipe: RecipeOption = None,
+        run: RunOption = None,
+        set_: SetOption = None,
+        force: ForceOption = False,
+        resume: ResumeOption = True,
+        number: RoundOption = 1,
+    ) -> None:
+        parsed = read_recipe(recipe, run, set_)
+        options: dict[str, Any] = {"force": force, "resume": resume}
+        if spec.has_rounds:
+            options["number"] = number
+        record = spec.run(parsed, **options)
+        metrics = {name: value for name, value in record["metrics"].items() if value is not None}
+        print("  ".join(f"{name}: {value}" for name, value in metrics.items()))
+        following = next_command(parsed, round_name(spec.command, number))
+        print_done(parsed, f"{round_name(spec.name, number)}/adapter", following)
+
+    # Typer reads the options out of the signature: this one has no --round.
+    def train_once(
+        recipe: RecipeOption = None,
+        run: RunOption = None,
+        set_: SetOption = None,
+        force: ForceOption = False,
+        resume: ResumeOption = True,
+    ) -> None:
+        train(recipe, run, set_, force, resume)
+
+    help_text = (
+        f"{spec.help} On several GPUs: `NPROC_PER_NODE=4 bash train_{spec.command}.sh`.\n\n"
+        f"    uv run tunebook {spec.command} --set {spec.command}.learning_rate=2e-4"
+    )
+    app.command(spec.command, help=help_text)(train if spec.has_rounds else train_once)
+
+
+# A row of the table is a command; nothing is to be written here for a new trainer.
+for _spec in STAGES.values():
+    if _spec.trains:
+        _add_trainer(_spec)
+
+
+@app.command()
+def evaluate(
+    stages: ModelsArgument = None,
+    recipe: RecipeOption = None,
+    run: RunOption = None,
+    set_: SetOption = None,
+    force: ForceOption = False,
+    gate_: Annotated[
+        bool, Option("--gate", help="Fail when the recipe's `evaluate.gate` does not hold.")
+    ] = False,
+) -> None:
+    """Let each stage's model answer the same held-out items, and compare them pair by pair.
+
+    uv run tunebook evaluate base sft --set evaluate.split=val --set evaluate.limit=100
+    """
+    from tunebook.evaluation import evaluate, gate, tables
+
+    parsed = read_recipe(recipe, run, set_)
+    tables.show(parsed, evaluate.evaluate(parsed, stages, force))
+    print_done(parsed, "eval", next_command(parsed, "evaluate"))
+    # Last, so that a failed gate leaves the table and the results.
+    failures = gate.gate(parsed) if gate_ else []
+    if failures:
+        raise UserError(f"gate: {'; '.join(failures)}")
+
+
+@app.command()
+def bench(
+    stages: ModelsArgument = None,
+    recipe: RecipeOption = None,
+    run: RunOption = None,
+    set_: SetOption = None,
+    force: ForceOption = False,
+) -> None:
+    """Benchmarks of lm-evaluation-harness for each stage's model. Needs `uv sync --extra eval`.
+
+    uv run tunebook bench --set 'evaluate.benchmarks.tasks=[gsm8k]' --set evaluate.benchmarks.limit=200
+    """
+    from tunebook.evaluation import benchmarks, tables
+
+    parsed = read_recipe(recipe, run, set_)
+    summary = benchmarks.bench(parsed, stages, force)
+    tables.benchmark_table(summary["tasks"]).print("benchmarks")
+    tables.comparison_table(summary["comparisons"]).print("the same items, pair by pair")
+    print_done(parsed, "bench", parsed.command("report"))
+
+
+@app.command()
+def report(
+    runs: Annotated[
+        list[str] | None, Argument(help="Run folders. Default: the recipe's. Several are put side by side.")
+    ] = None,
+    recipe: RecipeOption = None,
+    run: RunOption = None,
+) -> None:
+    """The report card of a run: `report.md` and `report.html` in its folder. Of several runs: a comparison.
+
+    uv run tunebook report runs/smollm2-math runs/trial-2
+    """
+    from tunebook.evaluation.compare import compare_runs
+    from tunebook.evaluation.report import write
+
+    folders = [Path(r) for r in runs] if runs else [load_recipe(recipe, run).run_dir]
+    if len(folders) > 1:
+        print(compare_runs(folders))
+        return
+    for path in write(folders[0]):
+        print(f"Wrote {path}")
