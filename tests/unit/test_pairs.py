@@ -208,7 +208,7 @@ def test_rounds_take_the_next_prompts_and_start_again(monkeypatch):
     recipe = load_recipe(overrides={"pairs.prompts": 2})
     assert [[r["gold"] for r in _rows(recipe, n)] for n in (1, 2, 3)] == [["0", "1"], ["2", "3"], ["4", "0"]]
     assert len(_rows(load_recipe(overrides={"pairs.prompts": 99}), 2)) == 5
-    assert [(round_name("dpo", n), policy_name(n)) for n in (1, 2, 3)] == [
+    assert [(round_name("dpo", n), policy_name(recipe, n)) for n in (1, 2, 3)] == [
         ("dpo", "sft"),
         ("dpo-2", "dpo"),
         ("dpo-3", "dpo-2"),

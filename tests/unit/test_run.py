@@ -213,7 +213,7 @@ def test_rounds_repeat_pairs_and_dpo_between_sft_and_the_evaluation():
 ONLY = [
     # (the recipe's sections, the steps of `tunebook run`, the models that can be asked)
     ("data", ["prepare", "sft", "evaluate"], ["base", "sft"]),
-    ("pairs", ["pairs", "dpo"], ["base", "dpo"]),
+    ("pairs", ["pairs", "dpo", "evaluate"], ["base", "dpo"]),
     ("data dpo", ["prepare", "pairs", "dpo", "evaluate"], ["base", "dpo"]),
     ("data sft dpo", ["prepare", "sft", "pairs", "dpo", "evaluate"], ["base", "sft", "dpo"]),
 ]

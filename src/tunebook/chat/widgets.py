@@ -218,13 +218,13 @@ def browse(predictions: Mapping[str, list[Prediction]]) -> Any:
 def item_table(item: dict[str, Prediction]) -> str:
     """One item's answers by model, each with the checker's verdict, as HTML."""
     first = next(iter(item.values()))
-    question = Markup("{} <b>answer: {}</b> ({})").format(
-        first["prompt"], first["gold"], first["slice"] or first["group"]
-    )
+    question = Markup("{}").format(first["prompt"])
+    if first["gold"] is not None:
+        question += Markup(" <b>answer: {}</b> ({})").format(first["gold"], first["slice"] or first["group"])
+    signs = {True: "✓ ", False: "✗ ", None: ""}  # None: nothing to check it against
     cells = {}
     for name, prediction in item.items():
-        sign = "✓" if prediction["correct"] else "✗"
-        cells[f"{sign} {name}"] = prediction["answer"]
+        cells[f"{signs[prediction['correct']]}{name}"] = prediction["answer"]
     table = Table()
     table.add(**cells)
     return table.html(question)
@@ -233,7 +233,7 @@ def item_table(item: dict[str, Prediction]) -> str:
 def _by_outcome(predictions: list[list[Prediction]]) -> dict[str, list[int]]:
     """The numbers of items by what became of them from the first model to the second, if there are two."""
     kinds: dict[str, list[int]] = {"all": list(range(len(predictions[-1])))}
-    if len(predictions) == 1:
+    if len(predictions) == 1 or predictions[0][0]["correct"] is None:
         return kinds
     # The kind of an item by whether the first model was right, and the second.
     names = {

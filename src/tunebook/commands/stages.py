@@ -181,7 +181,7 @@ def _add_trainer(spec: StageSpec) -> None:
 
 # A row of the table is a command; nothing is to be written here for a new trainer.
 for _spec in STAGES.values():
-    if _spec.trains:
+    if _spec.help:
         _add_trainer(_spec)
 
 

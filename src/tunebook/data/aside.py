@@ -36,6 +36,14 @@ SETTINGS = {
     "refused by the chat template": "`model.chat_template` names another template",
 }
 
+# The same of preference sets.
+PAIR_SETTINGS = {
+    "tie": "a tie shows no preference",
+    "missing column": "`pairs.columns` names the column that has it",
+}
+for _reason in ("in the test or val split", "in a benchmark", "too long", "refused by the chat template"):
+    PAIR_SETTINGS[_reason] = SETTINGS[_reason]
+
 
 class EndTokens:
     """Counts the rows whose text has the end token of another model."""
@@ -85,17 +93,23 @@ def check_share(reasons: Counter[str], kept: int, most: float, example: str) -> 
         )
 
 
-def account(entry: dict[str, Any]) -> list[str]:
-    """The last lines of `prepare`: rows in, out and aside, with an example of each reason and what helps."""
+def account(entry: dict[str, Any], stage: str = "data", settings: dict[str, str] = SETTINGS) -> list[str]:
+    """The last lines of `prepare` and `pairs`: rows in, out and aside, with an example and what helps.
+
+    Args:
+        entry: the stage's record.
+        stage: its folder, where the quarantine lies.
+        settings: of each reason the setting that lets such rows in.
+    """
     reasons = entry["quarantined"]
     put_aside = sum(reasons.values())
     kept = sum(entry["rows"].values())
     read = kept + put_aside
-    lines = [f"rows: {read} in, {kept} out, {put_aside} aside (in data/quarantine.jsonl)"]
+    lines = [f"rows: {read} in, {kept} out, {put_aside} aside (in {stage}/quarantine.jsonl)"]
     for reason, count in sorted(reasons.items(), key=lambda item: -item[1]):
         example = entry.get("examples", {}).get(reason)
         beginning = f"  {count} {reason}, the first {example}" if example else f"  {count} {reason}"
-        lines.append(f"{beginning}; {SETTINGS.get(reason, 'no setting keeps these: mend the rows')}")
+        lines.append(f"{beginning}; {settings.get(reason, 'no setting keeps these: mend the rows')}")
     if put_aside > LARGE_SHARE * read:
         lines.append(f"WARNING: {put_aside / read:.0%} of the rows were put aside")
     if "end_tokens" in entry:

@@ -17,7 +17,7 @@ from tunebook.runs.files import file_hash, fingerprint
 
 # The kinds of files with rows, by the ends of their names.
 KINDS = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
-COMPRESSED = (".gz", ".zst")
+COMPRESSED = {".gz": "gzip", ".zst": "zstd"}  # by what PyArrow calls them
 ADVICE = f"give a {', '.join(KINDS)} file (also {' or '.join(COMPRESSED)}), a folder or pattern of them"
 
 # What `datasets` leaves in a folder that `save_to_disk` has written: of one split, and of several.
@@ -179,12 +179,13 @@ def content_hash(path: str, key: str) -> str:
 
 def open_bytes(path: Path) -> BinaryIO:
     """A file's bytes, decompressed where its name says that it is compressed."""
-    if path.suffix.lower() not in COMPRESSED:
+    compression = COMPRESSED.get(path.suffix.lower())
+    if compression is None:
         return path.open("rb")
     import pyarrow
 
     # PyArrow, which `datasets` brings, reads both kinds; Python has zstd only from 3.14 on.
-    return io.BufferedReader(pyarrow.input_stream(str(path)))
+    return io.BufferedReader(pyarrow.input_stream(str(path), compression=compression))
 
 
 def open_text(path: Path) -> TextIO:

@@ -71,7 +71,7 @@ def _accuracies(summaries: dict[str, Any], stages: Iterable[str]) -> str:
     table = Table(**ACCURACY)
     for stage in stages:
         for run, summary in summaries.items():
-            if stage in summary["stages"]:
+            if "accuracy" in summary["stages"].get(stage, {}):
                 table.add(run=run, stage=stage, **accuracy_cells(summary["stages"][stage]))
     return table.markdown()
 
@@ -89,8 +89,13 @@ def _paired(first: Path, other: Path, stages: Iterable[str]) -> list[dict[str, A
 
 
 def _scores(run: Path, stage: str) -> dict[str, float]:
-    """1 for an item that was answered right, else 0. Two runs may have numbered their items otherwise."""
-    return {item: prediction["correct"] for item, prediction in predictions(run, stage).items()}
+    """1 for an item that was answered right, else 0; of answers that nothing can check, nothing."""
+    # By the item's text: two runs may have numbered their items otherwise.
+    scores = {}
+    for item, prediction in predictions(run, stage).items():
+        if prediction["correct"] is not None:
+            scores[item] = prediction["correct"]
+    return scores
 
 
 def _spread(summaries: dict[str, Any]) -> str:
@@ -177,7 +182,8 @@ def _results(run: Path, recorded_stages: dict[str, Any], common: set[str]) -> di
         if "summary" in stage:  # it was evaluated
             answers = read_records(run / name / "predictions.jsonl")
             results[f"{name}: answers"] = {p["index"]: p["answer"] for p in answers} or None
-            results[f"{name}: right answers"] = stage["summary"]["correct"]
+            results[f"{name}: right answers"] = stage["summary"].get("correct")
+            results[f"{name}: held-out loss"] = stage["summary"].get("loss")
     # Stages may have been made on different days; the last one speaks for the run.
     last = max(stages.values(), key=lambda stage: str(stage["ended"]))
     results["code"] = last["git"]["commit"]

@@ -8,12 +8,28 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterable
 from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import Any
 
 from tunebook.checkers.maths import verifier
 from tunebook.data.prepare import data_stage, prepare
-from tunebook.data.rows import images_of
-from tunebook.evaluation.items import Exam, answers_by_model, held_out_items, summarise
+from tunebook.data.rows import evenly, images_of
+from tunebook.evaluation.held_out import (
+    ANSWERED,
+    compare_losses,
+    held_out_answers,
+    measure_losses,
+    summarise_losses,
+)
+from tunebook.evaluation.items import (
+    Exam,
+    Item,
+    Source,
+    answers_by_model,
+    held_out_items,
+    summarise,
+    summarise_answers,
+)
 from tunebook.evaluation.statistics import compared_steps
 from tunebook.generation.generate import read_records
 from tunebook.generation.local import Local, local
@@ -22,7 +38,7 @@ from tunebook.models.adapters import load_stages
 from tunebook.recipe.errors import UserError
 from tunebook.recipe.sections import Recipe
 from tunebook.runs.files import read_json, write_json
-from tunebook.runs.stage import Stage, adapter_key, command
+from tunebook.runs.stage import Stage, adapter_key, command, finished_key
 from tunebook.runs.stages import trained_models
 
 
@@ -37,6 +53,9 @@ def evaluate(
     Args:
         only: The stages to evaluate; by default `base` and those that are trained.
 
+    Where no item has an answer to check against, the loss of the held-out answers is measured instead
+    (`held_out.py`), and some items are answered to be read.
+
     Raises UserError for a stage that is not trained, naming the command that trains it.
     """
     stages = {}
@@ -49,8 +68,19 @@ def evaluate(
         print(f"Nothing is trained in {recipe.run_dir}: the base model alone is evaluated.")
     if missing:
         _answer(recipe, missing, force)
+    stages = {name: stage for name, stage in stages.items() if stage.done}
+    if not stages:
+        print("Nothing is held out (val and test are empty), so nothing is evaluated.")
+        return {}
     results = {name: stage.result["summary"] for name, stage in stages.items()}
-    summary = {"split": recipe.evaluate.split, "stages": results, "comparisons": comparisons(stages)}
+    summary: dict[str, Any] = {"split": recipe.evaluate.split, "stages": results}
+    if not recipe.data.sources:
+        summary["split"] = "val"  # of the pairs
+    if "loss" in next(iter(results.values())):
+        summary["comparisons"] = []
+        summary["losses"] = compare_losses({name: stage.dir for name, stage in stages.items()})
+    else:
+        summary["comparisons"] = comparisons(stages)
     write_json(recipe.run_dir / "eval" / "summary.json", summary)
     return results
 
@@ -69,6 +99,8 @@ def eval_stage(recipe: Recipe, name: str) -> Stage:
         "verifier": verifier(),
     }
     inputs = {"data": data_stage(recipe).key, "adapter": adapter_key(recipe, name)}
+    if not recipe.data.sources:  # the pairs that are kept for evaluation
+        inputs["pairs"] = finished_key(recipe, "pairs")
     return Stage(recipe, f"eval/{name}", settings, inputs)
 
 
@@ -81,8 +113,15 @@ def comparisons(stages: dict[str, Stage]) -> list[dict[str, Any]]:
     return compared_steps(correct)
 
 
+def examples(recipe: Recipe, count: int) -> list[Item]:
+    """The first held-out items, to look at: rows of `evaluate.split`, or of DPO alone pairs of `val`."""
+    return held_out_answers(recipe, None)[:count]
+
+
 def answers(recipe: Recipe, names: list[str], rows: list[dict[str, Any]]) -> list[dict[str, str]]:
     """The same few rows answered by each stage's model: {stage: text} for each row."""
+    if not rows:
+        return []
     for name in names:
         eval_stage(recipe, name)  # refuses what is not trained
     backend.backend()
@@ -91,18 +130,33 @@ def answers(recipe: Recipe, names: list[str], rows: list[dict[str, Any]]) -> lis
     return [{name: answer.text for name, answer in row.items()} for row in by_model]
 
 
+def _items(recipe: Recipe) -> tuple[list[Item], bool]:
+    """The held-out items, and whether answers to them can be checked."""
+    if recipe.data.sources:
+        items = held_out_items(recipe, recipe.evaluate.limit)
+        if items:
+            return items, True
+    return held_out_answers(recipe, recipe.evaluate.limit), False
+
+
 def _answer(recipe: Recipe, missing: dict[str, Stage], force: bool) -> None:
-    """Fill the folders of the stages whose answers are missing."""
+    """Fill the folders of the stages whose answers are missing, if there is anything to answer."""
     backend.backend()  # Unsloth comes before whatever imports transformers
-    train = prepare(recipe)["fingerprints"]["train"]
-    for name in missing:
-        _refuse_learnt(recipe, name, train)
-    items = held_out_items(recipe, recipe.evaluate.limit)
+    if recipe.data.sources:
+        train = prepare(recipe)["fingerprints"]["train"]
+        for name in missing:
+            _refuse_learnt(recipe, name, train)
+    items, checkable = _items(recipe)
+    if not items:
+        return
     # One base model carries the adapters of all stages.
     model, tokenizer = load_stages(recipe, missing)
     for name, stage in missing.items():
         source = functools.partial(_open, model, tokenizer, name)
         with stage.open(resume=not force) as folder:
+            if not checkable:
+                stage.record = {"summary": _measure(recipe, name, source, items, folder)}
+                continue
             exam = Exam(recipe, name, source, items, folder)
             predictions = exam.answer()
             summary = summarise(predictions)
@@ -116,6 +170,15 @@ def _answer(recipe: Recipe, missing: dict[str, Stage], force: bool) -> None:
                     "to their end: it has collapsed"
                 )
             stage.record = {"summary": summary, "verifier": verifier()}
+
+
+def _measure(recipe: Recipe, name: str, source: Source, items: list[Item], folder: Path) -> dict[str, Any]:
+    """Of a stage whose answers nothing can check: the loss of the held-out ones, and some of its own."""
+    with source() as opened:
+        measure_losses(opened, items, folder, name)
+    answered = evenly(items, ANSWERED)
+    predictions = Exam(recipe, name, source, answered, folder).answer()
+    return {**summarise_losses(folder), "answers": summarise_answers(predictions), "slices": {}}
 
 
 def _open(model: Any, tokenizer: Any, name: str) -> AbstractContextManager[Local]:

@@ -30,6 +30,8 @@ def _failure(recipe: Recipe, rule: GateRule) -> str:
     if rule.slice is not None:
         first = [prediction for prediction in first if prediction["slice"] == rule.slice]
         second = [prediction for prediction in second if prediction["slice"] == rule.slice]
+    if first and first[0]["correct"] is None:
+        return "the held-out rows have no `answer` that could be checked"
     if not first or not same_items:
         return "not both have been evaluated on the same items"
     compared = compare(column(first, "correct"), column(second, "correct"))

@@ -30,21 +30,16 @@ def held_out_items(recipe: Recipe, limit: int | None, checkable: bool = True) ->
     """At most `limit` items of the recipe's `evaluate.split`, evenly from all of it.
 
     Args:
-        checkable: Only items that have an answer to check against.
+        checkable: Only items that have an answer to check against; there may be none.
 
-    Raises UserError when there are none.
+    Raises UserError when there are none of the others.
     """
     split = recipe.evaluate.split
     items = load(recipe, split)
     if checkable:
         items = [item for item in items if item["gold"] is not None]
-    if items:
+    if items or checkable:
         return evenly(items, limit)
-    if checkable:
-        raise UserError(
-            f"the {split} split has no row with an answer to check against: add a source that has "
-            "(an `answer` column, or format gsm8k), or run `uv run tunebook bench`"
-        )
     raise UserError(
         f"the {split} split is empty: export compares answers to held-out questions, "
         f"run `{recipe.command('prepare')}`"
@@ -148,8 +143,10 @@ def answers_by_model(
 
 def checked(item: Item, answer: Answer) -> Prediction:
     """An answer with the checker's verdict, and what of the item the tables and reports need."""
-    # A number in an answer that was cut off is not its final answer.
-    verdict = verify(answer.text, item["gold"], boxed_only=answer.truncated)
+    verdict: dict[str, Any] = {"correct": None, "parsed": None, "how": "none"}
+    if item["gold"] is not None:
+        # A number in an answer that was cut off is not its final answer.
+        verdict = asdict(verify(answer.text, item["gold"], boxed_only=answer.truncated))
     return {
         "source_id": item["source_id"],
         "slice": item["slice"],
@@ -158,7 +155,7 @@ def checked(item: Item, answer: Answer) -> Prediction:
         "gold": item["gold"],
         "prompt": item["prompt"][-1]["content"],
         "answer": answer.text,
-        **asdict(verdict),
+        **verdict,
         "tokens": answer.tokens,
         "truncated": answer.truncated,
     }
@@ -185,6 +182,17 @@ def summarise(predictions: list[Prediction]) -> dict[str, Any]:
         if prediction["slice"]:
             slices.setdefault(prediction["slice"], []).append(prediction)
     return {**_shares(predictions), "slices": {name: _shares(slices[name]) for name in sorted(slices)}}
+
+
+def summarise_answers(predictions: list[Prediction]) -> dict[str, Any]:
+    """Of answers that nothing checks: how many end by themselves, how long they are, how many repeat."""
+    n = len(predictions)
+    return {
+        "n": n,
+        "ended": 1 - fmean(column(predictions, "truncated")),
+        "mean_tokens": fmean(column(predictions, "tokens")),
+        "repeating": sum(repeats(prediction["answer"]) for prediction in predictions) / n,
+    }
 
 
 def _shares(predictions: list[Prediction]) -> dict[str, Any]:

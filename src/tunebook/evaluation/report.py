@@ -16,6 +16,7 @@ from typing import Any
 import yaml
 from matplotlib.figure import Figure
 
+from tunebook.data.rows import evenly
 from tunebook.evaluation import plots, tables
 from tunebook.evaluation.statistics import ALPHA
 from tunebook.evaluation.tables import Table
@@ -24,6 +25,9 @@ from tunebook.recipe.errors import UserError
 from tunebook.recipe.files import ROOT
 from tunebook.runs.files import log_history, read_json, write_text
 from tunebook.runs.stages import STAGES
+
+SHOWN = 20
+"""Answers side by side, of a run whose answers nothing can check."""
 
 Part = str | tuple[str, Figure]
 """Markdown, or a figure with its name."""
@@ -97,6 +101,16 @@ def _headline(stages: dict[str, Any], summary: dict[str, Any]) -> str:
             f"({100 * compared['difference']:+.1f} points, "
             f"95% interval {100 * low:+.1f} to {100 * high:+.1f}, n = {compared['n']})."
         )
+    for compared in summary.get("losses", []):
+        low, high = compared["interval"]
+        verdict = "not shown to be different"
+        if compared["p"] < ALPHA and not low <= 0 <= high:
+            verdict = "better" if high < 0 else "worse"
+        lines.append(
+            f"- **{compared['second']} against {compared['first']}: {verdict}** "
+            f"(held-out loss per token {compared['difference']:+.3f}, "
+            f"95% interval {low:+.3f} to {high:+.3f}, n = {compared['n']})."
+        )
     return "\n".join(lines)
 
 
@@ -105,6 +119,15 @@ def _results(summary: dict[str, Any]) -> list[Part]:
     if not summary:
         return ["## Results", "Not evaluated."]
     stages = summary["stages"]
+    if "losses" in summary:
+        return [
+            f"## Results on the `{summary['split']}` split",
+            tables.loss_table(stages).markdown(),
+            "No held-out row has an answer that could be checked, so this is how likely the held-out answers "
+            "are to each model: a lower loss is better. Perplexity is e to the loss. "
+            "Intervals: bootstrap over rows, 95%.",
+            tables.loss_comparison_table(summary["losses"]).markdown(),
+        ]
     comparisons = summary.get("comparisons", [])
     compared_table = tables.comparison_table(comparisons)
     for compared, row in zip(comparisons, compared_table.rows, strict=True):
@@ -139,6 +162,8 @@ def _examples(run: Path, summary: dict[str, Any]) -> list[Part]:
     stages = list(summary.get("stages", {}))[-2:]
     if len(stages) < 2:
         return []
+    if "losses" in summary:
+        return _answers(run, list(summary["stages"]))
     after = predictions(run, stages[1])
     examples: dict[str, list[Part]] = {"won": [], "lost": []}
     for item, first in predictions(run, stages[0]).items():
@@ -155,6 +180,21 @@ def _examples(run: Path, summary: dict[str, Any]) -> list[Part]:
     if not shown:
         return []
     return [f"## Won and lost, {stages[0]} → {stages[1]}", *shown]
+
+
+def _answers(run: Path, stages: list[str]) -> list[Part]:
+    """Some items with every model's answer below them."""
+    by_stage = {stage: predictions(run, stage) for stage in stages}
+    items = evenly(list(by_stage[stages[0]]), SHOWN)
+    shown: list[Part] = [f"## {len(items)} answers, side by side"]
+    for item in items:
+        lines = [f"**{by_stage[stages[0]][item]['prompt']}**"]
+        for stage in stages:
+            answer = by_stage[stage].get(item)
+            if answer is not None:
+                lines.append(f"{stage}:\n\n```text\n{answer['answer']}\n```")
+        shown.append("\n\n".join(lines))
+    return shown
 
 
 def _data(data: dict[str, Any]) -> str:

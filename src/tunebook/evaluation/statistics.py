@@ -63,6 +63,34 @@ def bootstrap_interval(change: Any, seed: int) -> list[float]:
     return [float(bound) for bound in result.confidence_interval]
 
 
+def ratio_interval(amounts: Sequence[float], sizes: Sequence[float], seed: int = 0) -> list[float]:
+    """Percentile-bootstrap interval, over items, of sum(amounts) / sum(sizes): a mean per token, say."""
+    import numpy
+    from scipy.stats import bootstrap
+
+    if len(amounts) == 1:  # nothing to resample: it may be anything
+        return [-math.inf, math.inf]
+
+    def ratio(amount: Any, size: Any, axis: int) -> Any:
+        return amount.sum(axis) / size.sum(axis)
+
+    arrays = (numpy.asarray(amounts, float), numpy.asarray(sizes, float))
+    if not arrays[0].any():  # every resample is the same
+        return [0.0, 0.0]
+    result = bootstrap(
+        arrays,
+        ratio,
+        paired=True,
+        vectorized=True,
+        n_resamples=RESAMPLES,
+        batch=max(1, DRAWN_AT_ONCE // len(amounts)),
+        confidence_level=LEVEL,
+        method="percentile",
+        rng=seed,
+    )
+    return [float(bound) for bound in result.confidence_interval]
+
+
 def mcnemar(won: int, lost: int) -> float:
     """p of the exact McNemar test: a two-sided binomial test on the items that differ."""
     from scipy.stats import binomtest

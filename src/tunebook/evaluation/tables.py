@@ -80,6 +80,8 @@ def accuracy_table(results: dict[str, dict[str, Any]]) -> Table:
     """Accuracy of each stage, overall and by slice, with Wilson's interval and what explains it."""
     table = Table(**ACCURACY)
     for stage, summary in results.items():
+        if "accuracy" not in summary:  # nothing could be checked
+            continue
         table.add(stage=stage, slice="all", **accuracy_cells(summary))
         for name, shares in summary["slices"].items():
             table.add(stage="", slice=name, **accuracy_cells(shares))
@@ -100,6 +102,48 @@ def accuracy_cells(shares: dict[str, Any]) -> dict[str, str]:
         "no_answer": f"{shares['no_answer']:.0%}",
         "tokens": f"{shares['mean_tokens']:.0f}",
     }
+
+
+def loss_table(results: dict[str, dict[str, Any]]) -> Table:
+    """Of stages whose answers nothing can check: how likely held-out answers are, how long their own."""
+    table = Table(
+        loss="loss per token (95% interval)", ended="own answers that end", length="tokens of an answer"
+    )
+    for stage, summary in results.items():
+        if "loss" in summary:
+            low, high = summary["loss_interval"]
+            table.add(
+                stage=stage,
+                n=summary["n"],
+                loss=f"{summary['loss']:.3f} ({low:.3f} to {high:.3f})",
+                perplexity=f"{summary['perplexity']:.2f}",
+                ended=f"{summary['answers']['ended']:.0%} of {summary['answers']['n']}",
+                length=f"{summary['answers']['mean_tokens']:.0f}",
+            )
+    return table
+
+
+def loss_comparison_table(comparisons: list[dict[str, Any]]) -> Table:
+    """Paired comparisons of held-out losses: below 0 the second model finds the held-out answers likelier.
+
+    `prefers`, of pairs: in how many of them chosen gained more than rejected.
+    """
+    table = Table(difference="change of the loss (95% interval)", p="p (sign test)")
+    for compared in comparisons:
+        low, high = compared["interval"]
+        prefers = {}
+        if "prefers" in compared:
+            prefers["prefers"] = _share(compared["prefers"], compared["prefers_interval"])
+        table.add(
+            step=f"{compared['first']} → {compared['second']}",
+            n=compared["n"],
+            difference=f"{compared['difference']:+.3f} ({low:+.3f} to {high:+.3f})",
+            lower=compared["lower"],
+            higher=compared["higher"],
+            p=f"{compared['p']:.2g}" if compared["p"] >= 1e-4 else "< 0.0001",
+            **prefers,
+        )
+    return table
 
 
 def sampled_table(results: dict[str, dict[str, Any]]) -> Table:
@@ -220,11 +264,15 @@ def side_by_side(pair: dict[str, Any]) -> str:
 
 def show(recipe: Recipe, results: dict[str, dict[str, Any]]) -> None:
     """Print accuracies and comparisons."""
-    comparisons = read_json(recipe.run_dir / "eval" / "summary.json")["comparisons"]
+    if not results:
+        return
+    summary = read_json(recipe.run_dir / "eval" / "summary.json")
+    loss_table(results).print("held-out answers")
+    loss_comparison_table(summary.get("losses", [])).print("the same answers, one by one")
     accuracy_table(results).print("held-out accuracy")
     sampled_table(results).print("sampled answers")
     image_table(results).print("does it look at the image?")
-    comparison_table(comparisons).print("the same items, pair by pair")
+    comparison_table(summary["comparisons"]).print("the same items, pair by pair")
 
 
 def _share(share: float, interval: list[float]) -> str:

@@ -30,7 +30,10 @@ def card(recipe: Recipe, stage: str, name: str) -> str:
     target = name.partition("-")[0]  # "gguf" of "gguf-q8_0"
     base = HUB_NAMES.get(recipe.model.base, recipe.model.base)
     sees_images = chat_template.has_processor(recipe.run_dir / stage / "adapter")
-    trained = training_behind(stage)
+    # A run folder may have lost its manifest: what the stages themselves recorded is the same.
+    stages = read_json(recipe.run_dir / "manifest.json").get("stages") or manifest(recipe.run_dir)["stages"]
+    # DPO alone has no SFT behind it.
+    trained = [name for name in training_behind(stage) if name in stages]
     data = ModelCardData(
         base_model=base,
         license=recipe.export.license or "unknown",
@@ -39,8 +42,6 @@ def card(recipe: Recipe, stage: str, name: str) -> str:
         tags=["tunebook", "unsloth", "trl", *trained],
         base_model_relation={"adapter": "adapter", "gguf": "quantized"}.get(target, "finetune"),
     )
-    # A run folder may have lost its manifest: what the stages themselves recorded is the same.
-    stages = read_json(recipe.run_dir / "manifest.json").get("stages") or manifest(recipe.run_dir)["stages"]
     text = ModelCard.from_template(
         data,
         str(TEMPLATE),

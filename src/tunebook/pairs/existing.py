@@ -11,7 +11,7 @@ from typing import Any
 from tqdm.auto import tqdm
 
 from tunebook.checkers.maths import verify
-from tunebook.data import checks, files, images, similarity
+from tunebook.data import aside, checks, files, images, similarity
 from tunebook.data.checks import RowChecker
 from tunebook.data.fields import MissingColumn, Raw, images_in, messages_of
 from tunebook.data.formats import Prompts, advice, conversation, gold_of
@@ -31,6 +31,7 @@ def dataset(work: Work) -> list[Pair]:
     folder = work.folder / "images"
     checker = RowChecker(work.recipe.model, folder)
     first_ids: dict[int, str] = {}  # of what has been seen, by its hash
+    end_tokens = aside.EndTokens()
     pairs = []
     for item in read(work.recipe, work.count_tokens, folder):
         if isinstance(item, Reject):
@@ -43,7 +44,10 @@ def dataset(work: Work) -> list[Pair]:
             work.rejects.append(reject)
         else:
             pairs.append(item)
-    work.record["quarantined"] = dict(Counter(reject.reason for reject in work.rejects))
+            end_tokens.add(chosen)
+    reasons = Counter(reject.reason for reject in work.rejects)
+    first = {reject.reason: reject for reject in reversed(work.rejects)}
+    work.record.update(aside.record(reasons, first, end_tokens))
     margins = sorted(pair["margin"] for pair in pairs if pair["margin"] is not None)
     if margins:
         median = margins[len(margins) // 2]
@@ -207,7 +211,8 @@ def _checks(recipe: Recipe) -> list[Callable[[Row], Reject | None]]:
     # A pair about a held-out question would teach its answer.
     held_out = []
     for split in ("val", "test"):
-        for row in load(recipe, split):
+        rows = load(recipe, split) if recipe.data.sources else []
+        for row in rows:
             names = [Path(path).name for path in images_of(row)]
             held_out.append(Row(row["source_id"], "train", row["prompt"], row["completion"], images=names))
     contamination = similarity.Contamination(recipe.data.contamination, held_out)

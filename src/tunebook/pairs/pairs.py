@@ -10,22 +10,25 @@ reference. `dataset`: an existing preference set. Whatever the method, one outpu
 from __future__ import annotations
 
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 from tunebook.checkers.maths import verifier
+from tunebook.data import aside
 from tunebook.data.files import content_hash, located
 from tunebook.data.prepare import data_stage, prepare
-from tunebook.data.rows import hash_fraction
+from tunebook.data.rows import Reject, hash_fraction
 from tunebook.data.storage import training_rows, write_parquet, write_quarantine
 from tunebook.data.tokens import open_tokenizer
 from tunebook.models import backend
+from tunebook.models.start import start, start_stage
 from tunebook.pairs.existing import dataset
 from tunebook.pairs.injected_error import injected_error
 from tunebook.pairs.on_policy import on_policy
 from tunebook.pairs.pair import COLUMNS, Pair, question_key
 from tunebook.pairs.shortcuts import format_only, shortcut_accuracy
 from tunebook.pairs.work import Work, source_opener
-from tunebook.recipe.errors import UserError
+from tunebook.recipe.errors import UserError, shorten
 from tunebook.recipe.sections import PACE, Recipe
 from tunebook.runs.files import file_hash
 from tunebook.runs.stage import Stage, finished_key
@@ -52,7 +55,9 @@ def pairs(recipe: Recipe, number: int = 1, force: bool = False) -> dict[str, Any
         return stage.result
     if _uses_model(recipe):
         backend.backend()  # Unsloth comes before whatever imports transformers
-    prepare(recipe)
+    if recipe.data.sources:
+        prepare(recipe)
+    start(recipe)
     tokenizer = open_tokenizer(recipe.model)
 
     def count_tokens(text: str) -> int:
@@ -65,6 +70,10 @@ def pairs(recipe: Recipe, number: int = 1, force: bool = False) -> dict[str, Any
         for method in recipe.pairs.methods:
             all_pairs += METHODS[method](work)
         write_quarantine(work.rejects, folder / "quarantine.jsonl")
+        if _only_existing(recipe):
+            example = _why_aside(work.rejects, folder / "quarantine.jsonl")
+            reasons = Counter(reject.reason for reject in work.rejects)
+            aside.check_share(reasons, len(all_pairs), recipe.data.max_aside, example)
         if not all_pairs:
             raise UserError(f"nothing gave a pair{_why_none(work.record)}")
         split = _split(all_pairs, recipe.pairs.val)
@@ -106,6 +115,16 @@ def _split(all_pairs: list[Pair], val: float) -> dict[str, list[Pair]]:
     for pair in all_pairs:
         split["val" if question_key(pair) in val_prompts else "train"].append(pair)
     return split
+
+
+def _why_aside(rejects: list[Reject], quarantine: Path) -> str:
+    """The reasons for which rows of an existing set were put aside, one of them, and where all are."""
+    counts = Counter(reject.reason for reject in rejects).most_common()
+    if not counts:
+        return ""
+    reasons = ", ".join(f"{count} {reason}" for reason, count in counts)
+    first = next(reject for reject in rejects if reject.reason == counts[0][0])
+    return f"{reasons} (the first, {first.source_id}: {shorten(first.detail, 200)}). All are in {quarantine}"
 
 
 def _why_none(record: dict[str, Any]) -> str:
@@ -150,7 +169,13 @@ def pairs_stage(recipe: Recipe, number: int = 1) -> Stage:
     # What the pairs are made from: the rows, the model, prompt files and an existing set.
     inputs = {"data": data_stage(recipe).key}
     if _uses_model(recipe):
-        inputs[policy_name(number)] = finished_key(recipe, policy_name(number))
+        policy = policy_name(recipe, number)
+        if policy == "base":
+            settings["model"] = recipe.model.model_dump(mode="json")
+        elif policy == "start":
+            inputs["start"] = start_stage(recipe).key
+        else:
+            inputs[policy] = finished_key(recipe, policy)
     files = []
     if "injected_error" in config.methods:
         files += [f"prompt/{strategy}.txt" for strategy in config.strategies]

@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from tunebook.data import aside
 from tunebook.data.storage import read_parquet
 from tunebook.pairs.shortcuts import marked
 from tunebook.runs.stage import Stage
@@ -52,15 +53,19 @@ def show(stage: Stage) -> None:
     console.print(summary(stage.result))
     pairs = read_parquet(stage.dir / "train.parquet")
     for pair in pairs.select(range(min(3, len(pairs)))):
-        question = pair["prompt"][-1]["content"]
+        question = Text(pair["prompt"][-1]["content"])
         if pair["gold"] is not None:
-            question += f" (answer: {pair['gold']})"
+            question.append(f" (answer: {pair['gold']})")
         rejected = Text()
         for part, is_new in marked(pair):
             rejected.append(part, "bold red" if is_new else "")
         table = Table("chosen", "rejected", title=question, title_justify="left")
         table.add_row(Text(pair["chosen"][0]["content"]), rejected)
         console.print(table)
+    if set(stage.settings["pairs"]["methods"]) == {"dataset"}:
+        # Not through rich, which would read `[/INST]` in a row as markup.
+        for line in aside.account(stage.result, stage.name, aside.PAIR_SETTINGS):
+            print(line)
 
 
 def _rated(accuracy: float, mend: str) -> str:

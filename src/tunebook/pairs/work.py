@@ -124,16 +124,19 @@ def source_opener(recipe: Recipe, number: int) -> Callable[[], Source]:
     if server is not None:  # nothing to load
         return lambda: contextlib.nullcontext(server)
 
+    policy = policy_name(recipe, number)
+
     @functools.cache
     def load() -> tuple[Any, Any]:
         model, tokenizer = loading.load(recipe)
-        adapter = recipe.run_dir / policy_name(number) / "adapter"
-        return adapters.load_adapters(model, {"policy": adapter}), tokenizer
+        if policy == "base":
+            return model, tokenizer
+        return adapters.load_adapters(model, {policy: recipe.run_dir / policy / "adapter"}), tokenizer
 
     # The model is loaded once for all methods, and only when something is left to ask.
     @contextlib.contextmanager
     def open_model() -> Iterator[Local]:
-        with local(*load(), "policy") as source:
+        with local(*load(), None if policy == "base" else policy) as source:
             yield source
 
     return open_model

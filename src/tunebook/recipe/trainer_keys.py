@@ -38,6 +38,11 @@ _UNSLOTH_LORA: dict[str, Any] = {
 _EARLY_STOPPING: dict[str, Any] = {"early_stopping_patience": int, "early_stopping_threshold": float}
 """Arguments of transformers' EarlyStoppingCallback, taken out before the config is made."""
 
+_START = (
+    "What DPO starts from: `sft` (where the recipe asks for SFT), `base` (where it does not), or the folder "
+    "or hub id of a LoRA adapter that was trained elsewhere."
+)
+
 _OURS = {"output_dir", "resume_from_checkpoint", "task_type", "local_rank", "hub_token"}
 """Set by the stages themselves, or a secret."""
 
@@ -51,6 +56,8 @@ def trainer_section(section: str) -> type[BaseModel]:
     fields: dict[str, Any] = {}
     for key, kind in (_UNSLOTH_LORA if section == "lora" else _EARLY_STOPPING).items():
         fields[key] = (kind, "")
+    if section == "dpo":
+        fields["start"] = (str, _START)
     for package, file, name in DATACLASSES[section]:
         fields.update(_dataclass_fields(package, file, name))
     defined = {}

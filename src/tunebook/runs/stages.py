@@ -26,7 +26,7 @@ class StageSpec:
     notebook: str = ""
     """The notebook by which `tunebook run` runs it, without `.ipynb`."""
     help: str = ""
-    """The help of its command. Only of a stage that trains: the other commands are written in `commands/`."""
+    """The help of its command. Only of one that trains: the other commands are written in `commands/`."""
     needs: tuple[str, ...] = ()
     """The stages whose results it reads."""
     decides: tuple[str, ...] = ()
@@ -70,6 +70,8 @@ _SPECS = (
         decides=("model", "lora", "sft"),
         trains=True,
     ),
+    # What `dpo.start` names; it is copied before pairs or DPO need it, and has no command.
+    StageSpec(name="start", command="start", module="tunebook.models.start", decides=("model",), trains=True),
     StageSpec(
         name="pairs",
         command="pairs",
@@ -141,11 +143,13 @@ def round_name(name: str, number: int) -> str:
 def asked_for(recipe: Recipe, spec: StageSpec) -> bool:
     """Whether a recipe asks for a stage: `recipe.stages` says what is trained (`recipe/asked.py`).
 
-    Without data sources there are no rows to prepare and no held-out items to answer.
+    Without data sources there are no rows to prepare.
     """
     if spec.name in get_args(StageName):
         return spec.name in recipe.stages
-    if spec.name in ("data", "eval"):
+    if spec.name == "start":
+        return policy_name(recipe, 1) == "start"
+    if spec.name == "data":
         return bool(recipe.data.sources)
     return True
 
@@ -198,9 +202,18 @@ def next_command(recipe: Recipe, name: str) -> str:
     return recipe.command(following[0].words if following else "report")
 
 
-def policy_name(number: int) -> str:
-    """The stage whose model a round of pairs and DPO starts from: `sft`, then the round before."""
-    return "sft" if number == 1 else round_name("dpo", number - 1)
+def policy_name(recipe: Recipe, number: int) -> str:
+    """The model that a round of pairs and DPO starts from.
+
+    The first round: `sft` where the recipe asks for SFT, `base` where it does not, `start` for what
+    `dpo.start` names. Later ones: the round before.
+    """
+    if number > 1:
+        return round_name("dpo", number - 1)
+    start = recipe.dpo.get("start")
+    if start is None:
+        return "sft" if "sft" in recipe.stages else "base"
+    return start if start in ("sft", "base") else "start"
 
 
 def model_names(recipe: Recipe) -> list[str]:

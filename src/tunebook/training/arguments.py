@@ -17,6 +17,9 @@ ROWS, STEPS = "per_device_train_batch_size", "gradient_accumulation_steps"
 # Keys of a section that go to a callback, not to the trainer's arguments.
 STOPPING = ("early_stopping_patience", "early_stopping_threshold")
 
+# And those that only this project knows.
+OURS = ("start",)
+
 
 def trainer_arguments(config: Any, recipe: Recipe, section: str, folder: Path) -> Any:
     """The recipe's section as `config`, TRL's class of arguments; checkpoints go to `folder`/checkpoints.
@@ -25,7 +28,7 @@ def trainer_arguments(config: Any, recipe: Recipe, section: str, folder: Path) -
     """
     settings = _defaults(recipe, section)
     for key, value in getattr(recipe, section).items():
-        if key not in STOPPING:
+        if key not in (*STOPPING, *OURS):
             settings[key] = value
     if world_size() > 1:
         _divide(config, settings, section)

@@ -1,9 +1,9 @@
-"""`tunebook dpo`: direct preference optimisation (Rafailov et al. 2023) of the SFT adapter on checked pairs.
+"""`tunebook dpo`: direct preference optimisation (Rafailov et al. 2023) of an adapter on checked pairs.
 
     uv run tunebook dpo --recipe smollm2-math --set dpo.learning_rate=2e-4
 
 Twin of `sft.py`: recipe, rows, arguments, model, adapter, trainer, audit, training, record. The reference is
-the SFT model: TRL keeps a frozen copy of the adapter it starts from under the name `ref`.
+the model it starts from (`dpo.start`): TRL keeps a frozen copy of that adapter under the name `ref`.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from tunebook.data.storage import read_rows
 from tunebook.models import adapters, backend, loading
 from tunebook.models.cpu.shared_prefixes import share_prefixes
 from tunebook.models.prefix import common_start
+from tunebook.models.start import start, with_shape_of
 from tunebook.pairs.pairs import existing_pairs, pairs_stage
 from tunebook.recipe.errors import UserError
 from tunebook.recipe.sections import Recipe
@@ -34,29 +35,33 @@ def dpo(recipe: Recipe, number: int = 1, force: bool = False, resume: bool = Tru
 
     A later round (`number`) fills `dpo-2/`, ... and starts from the one before, which is then its reference.
 
-    Raises UserError when pairs or the SFT adapter are missing, or when policy and reference differ before the
-    first step.
+    Raises UserError when pairs or the adapter to start from are missing, or when policy and reference differ
+    before the first step.
     """
     print(recipe.describe())
+    start(recipe)
     existing_pairs(recipe, number)
     stage = dpo_stage(recipe, number)
     if stage.skip(force):
         return stage.result
     pairs = pairs_stage(recipe, number)
-    start = policy_name(number)
+    policy = policy_name(recipe, number)
     if not pairs.done:
         raise UserError(
-            f"the pairs in {pairs.dir} are of other settings or another {start} model: "
+            f"the pairs in {pairs.dir} are of other settings or another {policy} model: "
             f"run `{recipe.command('pairs')}` again"
         )
     backend.backend()  # Unsloth comes before whatever imports transformers
     rows = {split: read_rows(recipe, pairs.dir / f"{split}.parquet") for split in ("train", "val")}
+    if policy_name(recipe, 1) == "start":
+        recipe = with_shape_of(recipe, recipe.run_dir / "start" / "adapter")
     with stage.open(resume and not force) as folder:
         args = dpo_arguments(recipe, rows, folder)
         needed = memory.preflight(recipe, args, rows["train"], "dpo")
         model, tokenizer = loading.load(recipe)
         model = adapters.add_lora(model, recipe)
-        model = adapters.restore_lora(model, recipe.run_dir / start / "adapter")
+        if policy != "base":
+            model = adapters.restore_lora(model, recipe.run_dir / policy / "adapter")
         trainer = dpo_trainer(model, tokenizer, rows, recipe, args)
         audit = audits.audit_step_0(trainer, tokenizer)
         metrics = train(trainer, folder)
@@ -67,7 +72,7 @@ def dpo(recipe: Recipe, number: int = 1, force: bool = False, resume: bool = Tru
             "warnings": preference_warnings(trainer.state.log_history, args.beta),
             "rows": {"train": len(trainer.train_dataset)},
             "preflight": needed,
-            "learnt": _learnt(recipe, start),
+            "learnt": _learnt(recipe, policy),
         }
         if audits.sees_images(trainer):
             compared = rows["val"] if len(rows["val"]) else rows["train"]
@@ -87,13 +92,16 @@ def dpo_stage(recipe: Recipe, number: int = 1) -> Stage:
         "seed": recipe.seed,
         "compare": recipe.pairs.compare,
     }
-    inputs = {name: finished_key(recipe, name) for name in (round_name("pairs", number), policy_name(number))}
+    made_from = [round_name("pairs", number)]
+    if policy_name(recipe, number) != "base":
+        made_from.append(policy_name(recipe, number))
+    inputs = {name: finished_key(recipe, name) for name in made_from}
     return Stage(recipe, round_name("dpo", number), settings, inputs)
 
 
-def _learnt(recipe: Recipe, start: str) -> list[str]:
+def _learnt(recipe: Recipe, policy: str) -> list[str]:
     """Fingerprints of the train splits behind the adapter that it starts from, and behind its pairs."""
-    fingerprints = set(read_json(recipe.run_dir / start / "stage.json").get("learnt", []))
+    fingerprints = set(read_json(recipe.run_dir / policy / "stage.json").get("learnt", []))
     fingerprints.add(data_stage(recipe).result.get("fingerprints", {}).get("train"))
     return sorted(fingerprints - {None})
 
