@@ -39,6 +39,7 @@ def pytest_configure(config):
 @pytest.fixture(autouse=True)
 def _runs(tmp_path, monkeypatch):
     monkeypatch.setenv("TUNEBOOK_RUNS", str(tmp_path / "runs"))
+    monkeypatch.setenv("UV_RUN_RECURSION_DEPTH", "1")  # commands are printed as `uv run` has them
     for name in [k for k in os.environ if k.startswith("TUNEBOOK__")] + ["TUNEBOOK_RECIPE", "TUNEBOOK_RUN"]:
         monkeypatch.delenv(name, raising=False)
 

@@ -12,10 +12,10 @@ import shlex
 import sys
 from pathlib import Path
 
-from tunebook.commands import check, stages, use  # noqa: F401 - each adds its commands to the program
+from tunebook.commands import begin, check, stages, use  # noqa: F401 - each adds its commands to the program
 from tunebook.commands.options import app
 from tunebook.recipe.errors import UserError
-from tunebook.recipe.files import ROOT
+from tunebook.recipe.files import ROOT, program
 from tunebook.runs.files import disk_full_as_user_error
 from tunebook.training import launch
 
@@ -45,7 +45,7 @@ def main() -> None:
     except SystemExit as end:
         if end.code != INTERRUPTED:
             raise
-        again = shlex.join(["uv", "run", "tunebook", *sys.argv[1:]])
+        again = f"{program()} {shlex.join(sys.argv[1:])}"
         print(
             f"\ntunebook: interrupted; what was saved is kept. Go on with: {again}",
             file=sys.stderr,

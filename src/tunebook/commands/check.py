@@ -7,6 +7,8 @@ import json
 from typer import Exit, Typer
 
 from tunebook.commands.options import (
+    CHECK,
+    START,
     RecipeOption,
     RunOption,
     SetOption,
@@ -15,7 +17,7 @@ from tunebook.commands.options import (
 )
 
 recipe_app = Typer(no_args_is_help=True, help="Show a recipe with all its values, or the schema of recipes.")
-app.add_typer(recipe_app, name="recipe")
+app.add_typer(recipe_app, name="recipe", rich_help_panel=CHECK)
 
 
 @recipe_app.command("show")
@@ -40,7 +42,7 @@ def print_schema() -> None:
     print(json.dumps(recipe_schema(), indent=1, ensure_ascii=False))
 
 
-@app.command()
+@app.command(rich_help_panel=START)
 def doctor(recipe: RecipeOption = None, run: RunOption = None, set_: SetOption = None) -> None:
     """What is on this machine, what each recipe needs, and the command that mends what is missing.
 

@@ -6,12 +6,52 @@ import importlib.metadata
 from typing import Annotated, Any
 
 from typer import Argument, Exit, Option, Typer
+from typer.core import TyperGroup
 
+from tunebook.recipe.errors import UserError
 from tunebook.recipe.loading import load_recipe
 from tunebook.recipe.overrides import parse_set
 from tunebook.recipe.sections import DEFAULT, Recipe
 
+# The groups of `tunebook --help`.
+START, STEPS, USE, CHECK = "Start", "Stages", "Use", "Check"
+
+# What people type, and what does it here.
+OTHER_WORDS = {
+    "train": "`tunebook sft` trains on answers, `tunebook dpo` on preferences, `tunebook run` does all",
+    "finetune": "`tunebook sft` trains on answers, `tunebook dpo` on preferences, `tunebook run` does all",
+    "fine-tune": "`tunebook sft` trains on answers, `tunebook dpo` on preferences, `tunebook run` does all",
+    "eval": "`tunebook evaluate`",
+    "test": "`tunebook evaluate`",
+    "benchmark": "`tunebook bench`",
+    "infer": "`tunebook chat`",
+    "inference": "`tunebook chat`",
+    "generate": "`tunebook chat`",
+    "ask": "`tunebook chat`",
+    "data": "`tunebook prepare`",
+    "preprocess": "`tunebook prepare`",
+    "merge": "`tunebook export --to merged`",
+    "gguf": "`tunebook export --to gguf`",
+    "ollama": "`tunebook export --to ollama`",
+    "schema": "`tunebook recipe schema`",
+    "config": "`tunebook recipe show`",
+    "start": "`tunebook init my.csv`",
+}
+
+
+class Commands(TyperGroup):
+    """Answers a word that other tools use with the command that does it here."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """The command that the first argument names. Raises UserError for a known other word."""
+        # A command of that name, should there be one some day, comes first.
+        if args and args[0] in OTHER_WORDS and args[0] not in self.commands:
+            raise UserError(f"there is no command {args[0]!r}: {OTHER_WORDS[args[0]]}")
+        return super().resolve_command(ctx, args)
+
+
 app = Typer(
+    cls=Commands,
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode="markdown",
@@ -62,12 +102,13 @@ def program(
     Each command reads a recipe (`configs/*.yaml`) and the stage before it, and writes one folder of
     `runs/<run>/`. A stage whose inputs and settings are unchanged is not run again (`--force` does).
 
-        uv run tunebook doctor                                what this machine lacks, and for which recipe
-        uv run tunebook run                                   the whole chain of the default recipe
-        uv run tunebook recipe show --recipe my.yaml          all values, and where each comes from
-        uv run tunebook sft --recipe my.yaml --run trial-2    another recipe, another run folder
-        uv run tunebook sft --set sft.learning_rate=2e-4      one value changed
-        uv run tunebook chat                                  ask what is trained
+        uv run tunebook init my.csv         a recipe for your own rows
+
+        uv run tunebook run -r my.yaml      all that the recipe asks for
+
+        uv run tunebook sft -r my.yaml --set sft.learning_rate=1e-4
+
+        uv run tunebook chat -r my.yaml     ask what is trained
     """
 
 

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 from typer import Argument, Option
 
 from tunebook.commands.options import (
+    STEPS,
     ForceOption,
     ModelsArgument,
     RecipeOption,
@@ -24,16 +25,16 @@ from tunebook.recipe.loading import load_recipe
 from tunebook.runs.stages import STAGES, StageSpec, next_command, round_name
 
 # For the help of `run`.
-STEPS = ", ".join(f"`{spec.command}`" for spec in STAGES.values() if spec.notebook)
+NAMES = ", ".join(f"`{spec.command}`" for spec in STAGES.values() if spec.notebook)
 
 
-@app.command()
+@app.command(rich_help_panel=STEPS)
 def run(
     recipe: RecipeOption = None,
     run: RunOption = None,
     set_: SetOption = None,
     first: Annotated[
-        str | None, Option("--from", metavar="STEP", help=f"The first step to run: {STEPS}.")
+        str | None, Option("--from", metavar="STEP", help=f"The first step to run: {NAMES}.")
     ] = None,
     until: Annotated[str | None, Option("--until", metavar="STEP", help="The last step to run.")] = None,
     force: ForceOption = False,
@@ -68,7 +69,7 @@ def run(
         print("Nothing to do.")
 
 
-@app.command()
+@app.command(rich_help_panel=STEPS)
 def prepare(
     recipe: RecipeOption = None, run: RunOption = None, set_: SetOption = None, force: ForceOption = False
 ) -> None:
@@ -86,7 +87,7 @@ def prepare(
     print_done(parsed, "data", next_command(parsed, "prepare"))
 
 
-@app.command()
+@app.command(rich_help_panel=STEPS)
 def clean(
     recipe: RecipeOption = None,
     run: RunOption = None,
@@ -117,7 +118,7 @@ def clean(
     print_done(parsed, "clean", parsed.command("prepare"))
 
 
-@app.command()
+@app.command(rich_help_panel=STEPS)
 def pairs(
     recipe: RecipeOption = None,
     run: RunOption = None,
@@ -176,7 +177,7 @@ def _add_trainer(spec: StageSpec) -> None:
         f"{spec.help} On several GPUs: `NPROC_PER_NODE=4 bash train_{spec.command}.sh`.\n\n"
         f"    uv run tunebook {spec.command} --set {spec.command}.learning_rate=2e-4"
     )
-    app.command(spec.command, help=help_text)(train if spec.has_rounds else train_once)
+    app.command(spec.command, help=help_text, rich_help_panel=STEPS)(train if spec.has_rounds else train_once)
 
 
 # A row of the table is a command; nothing is to be written here for a new trainer.
@@ -185,7 +186,7 @@ for _spec in STAGES.values():
         _add_trainer(_spec)
 
 
-@app.command()
+@app.command(rich_help_panel=STEPS)
 def evaluate(
     stages: ModelsArgument = None,
     recipe: RecipeOption = None,
@@ -211,7 +212,7 @@ def evaluate(
         raise UserError(f"gate: {'; '.join(failures)}")
 
 
-@app.command()
+@app.command(rich_help_panel=STEPS)
 def bench(
     stages: ModelsArgument = None,
     recipe: RecipeOption = None,
@@ -232,7 +233,7 @@ def bench(
     print_done(parsed, "bench", parsed.command("report"))
 
 
-@app.command()
+@app.command(rich_help_panel=STEPS)
 def report(
     runs: Annotated[
         list[str] | None, Argument(help="Run folders. Default: the recipe's. Several are put side by side.")

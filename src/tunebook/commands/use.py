@@ -7,6 +7,7 @@ from typing import Annotated
 from typer import Argument, Option
 
 from tunebook.commands.options import (
+    USE,
     RecipeOption,
     RunOption,
     SetOption,
@@ -18,7 +19,7 @@ from tunebook.recipe.loading import load_recipe
 from tunebook.recipe.overrides import parse_set
 
 
-@app.command()
+@app.command(rich_help_panel=USE)
 def chat(
     question: Annotated[
         str | None,
@@ -59,7 +60,7 @@ def chat(
     )
 
 
-@app.command()
+@app.command(rich_help_panel=USE)
 def export(
     to: Annotated[
         str | None, Option("--to", metavar="LIST", help="Of `adapter,merged,gguf,ollama`, with commas.")
@@ -112,7 +113,7 @@ def export(
     print_done(parsed, "export", parsed.command("chat --model merged"))
 
 
-@app.command()
+@app.command(rich_help_panel=USE)
 def serve(
     gguf: Annotated[
         str | None, Argument(help="A GGUF file. Default: the first that the run has exported.")

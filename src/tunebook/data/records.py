@@ -16,6 +16,7 @@ from tqdm.auto import tqdm
 from tunebook.data import files
 from tunebook.data.files import is_file, kind_of, open_bytes, open_text
 from tunebook.data.rows import Reject, hash_fraction
+from tunebook.models import hub
 from tunebook.recipe.errors import UserError, first_line
 from tunebook.recipe.sections import Rows
 
@@ -345,8 +346,10 @@ def _saved(folder: Path, split: str) -> Numbered:
 
 
 def _hub(hub_id: str, config: str | None, split: str) -> Numbered:
+    hub.use_if_reachable()
     import datasets
 
+    datasets.config.HF_HUB_OFFLINE |= hub.is_offline()
     rows = datasets.load_dataset(hub_id, config, split=split, streaming=True)
     yield from enumerate(_undecoded(rows), 1)
 

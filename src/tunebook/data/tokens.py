@@ -21,7 +21,7 @@ from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from tunebook.models import backend, builtin, chat_template
+from tunebook.models import backend, builtin, chat_template, hub
 from tunebook.models.chat_template import Messages
 from tunebook.models.tokenizer import load_tokenizer
 from tunebook.recipe.sections import ModelConfig
@@ -120,6 +120,8 @@ def _fetch(config: ModelConfig) -> Path | None:
         return Path(base)
     import httpx
     from huggingface_hub import snapshot_download
+
+    hub.use_if_reachable()
 
     # Without a network a commit that is on this disk is found by the second try alone.
     for on_disk in (False, True):

@@ -182,8 +182,10 @@ def _results(run: Path, recorded_stages: dict[str, Any], common: set[str]) -> di
         if "summary" in stage:  # it was evaluated
             answers = read_records(run / name / "predictions.jsonl")
             results[f"{name}: answers"] = {p["index"]: p["answer"] for p in answers} or None
-            results[f"{name}: right answers"] = stage["summary"].get("correct")
-            results[f"{name}: held-out loss"] = stage["summary"].get("loss")
+            if "loss" in stage["summary"]:
+                results[f"{name}: held-out loss"] = stage["summary"]["loss"]
+            else:
+                results[f"{name}: right answers"] = stage["summary"]["correct"]
     # Stages may have been made on different days; the last one speaks for the run.
     last = max(stages.values(), key=lambda stage: str(stage["ended"]))
     results["code"] = last["git"]["commit"]

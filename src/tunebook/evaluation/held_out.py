@@ -114,6 +114,7 @@ def compare_losses(folders: dict[str, Path]) -> list[dict[str, Any]]:
         `lower` and `higher`: how many items' losses fell and rose, and `p` of the sign test. Of pairs also
         `prefers`: the share of pairs in which chosen gained more than rejected, with its Wilson interval.
     """
+    # By item, in one order: `read_records` sorts by the item's number.
     records = {name: read_records(folder / LOSSES) for name, folder in folders.items()}
     comparisons = []
     for first, second in _steps(list(records)):
@@ -133,6 +134,7 @@ def compare_losses(folders: dict[str, Path]) -> list[dict[str, Any]]:
             "p": mcnemar(lower, higher),
         }
         if before and "rejected_nats" in before[0]:
+            # Above 0: chosen became likelier than rejected, measured from the first model on.
             gains = 0
             for old, new, chosen_change in zip(before, after, change, strict=True):
                 gains += chosen_change < new["rejected_nats"] - old["rejected_nats"]

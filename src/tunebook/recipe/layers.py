@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from tunebook.recipe.errors import UserError, did_you_mean, shorten
-from tunebook.recipe.files import ROOT, find_file
+from tunebook.recipe.files import ROOT, find_file, shipped
 from tunebook.recipe.secrets import check_values
 from tunebook.recipe.trainer_keys import DATACLASSES
 from tunebook.recipe.yaml_files import key_lines, read_yaml
 
-DEFAULTS = ROOT / "configs" / "defaults"
+DEFAULTS = shipped("configs/defaults")
 """The family defaults. Their sections give values and ask for no stage."""
 
 BASE = "base"

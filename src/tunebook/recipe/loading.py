@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from tunebook.recipe.asked import asked_stages, check_rows
 from tunebook.recipe.errors import UserError, did_you_mean, shorten
 from tunebook.recipe.explain import SHORT, explain
-from tunebook.recipe.files import ROOT, find_file
+from tunebook.recipe.files import find_file, shipped
 from tunebook.recipe.layers import leaf_keys, read_layers
 from tunebook.recipe.overrides import PREFIX, from_environment, section_of
 from tunebook.recipe.secrets import check_values
@@ -115,10 +115,10 @@ def _all_overrides(
 def _recipe_path(source: str) -> Path:
     if source.endswith((".yaml", ".yml")):
         return find_file(source)
-    names = sorted(path.stem for path in (ROOT / "configs").glob("*.yaml"))
+    names = sorted(path.stem for path in shipped("configs").glob("*.yaml"))
     if source not in names:
         raise UserError(
             f"no recipe {shorten(repr(source))}{did_you_mean(source, names)}; "
             f"there are: {', '.join(names)} (or give a path to a .yaml file)"
         )
-    return ROOT / "configs" / f"{source}.yaml"
+    return shipped("configs") / f"{source}.yaml"

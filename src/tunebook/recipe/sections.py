@@ -27,7 +27,7 @@ from pydantic import (
     model_validator,
 )
 
-from tunebook.recipe.files import ROOT, find_file, find_path
+from tunebook.recipe.files import ROOT, find_file, find_path, program
 from tunebook.recipe.overrides import from_environment
 from tunebook.recipe.trainer_keys import DATACLASSES
 
@@ -567,7 +567,7 @@ class Recipe(Section):
                 if is_read and environment.get(key) != value:
                     text = value if isinstance(value, str) else json.dumps(value)
                     options += ["--set", f"{key}={text}"]
-        return f"uv run tunebook {shlex.join([*words, *options])}"
+        return f"{program()} {shlex.join([*words, *options])}"
 
     def describe(self) -> str:
         """One line: which recipe and run, and what was overridden."""

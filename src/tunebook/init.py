@@ -1,0 +1,297 @@
+"""`tunebook init my.csv` writes a recipe for a file of rows, `tunebook new` lays out a project.
+
+uv run tunebook init my.csv --goal sft
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+import shutil
+import subprocess
+import tempfile
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from rich.console import Console
+from rich.text import Text
+
+from tunebook.data import formats, sources
+from tunebook.data.records import all_records
+from tunebook.data.rows import Reject, Row, Unusable
+from tunebook.data.tokens import open_tokenizer
+from tunebook.models.builtin import EMBEDDED
+from tunebook.models.chat_template import Messages
+from tunebook.pairs import existing, forms
+from tunebook.recipe.errors import UserError, shorten
+from tunebook.recipe.files import PACKAGED, shipped
+from tunebook.recipe.loading import load_recipe
+from tunebook.recipe.sections import Recipe
+
+Goal = Literal["sft", "dpo", "both"]
+
+LOOKED_AT = 2_000
+"""Rows that are read to see what a file holds."""
+
+FEW = 1_000
+"""Up to so many rows a tenth is held out for val and for test, else a twentieth."""
+
+SHOWN = 2
+"""Rows that are shown as the model will see them."""
+
+# By a part of a model's name, the family default that a recipe for it extends.
+FAMILIES = {"smollm": "smollm2", "qwen3": "qwen3", "gemma-3n": "gemma3n", "llama-3": "llama3"}
+
+# Without `--model`: the smallest GPU memory in GB, and the family whose default model trains in it.
+BY_MEMORY = ((15, "qwen3"), (11, "llama3"))
+
+
+@dataclass
+class Look:
+    """What the first rows of a file hold."""
+
+    path: str
+    rows: int = 0
+    has_more: bool = False
+    is_preference: bool = False
+    form: str = ""
+    columns: list[str] = field(default_factory=list)
+    unreadable: Counter[str] = field(default_factory=Counter)
+    """Rows that cannot be read, by reason."""
+    example: str = ""
+    """Of the first of them, what is wrong."""
+
+
+def init(
+    path: str,
+    model: str | None = None,
+    goal: Goal | None = None,
+    out: Path | None = None,
+    force: bool = False,
+) -> Path:
+    """Look at a file, write a recipe of a few lines for it, and print what was seen and what comes next.
+
+    Args:
+        path: A file, a pattern, a folder or a hub id, as a source's `path`.
+        model: A hub id or a folder. By default what fits this machine.
+        goal: By default SFT for rows of questions and answers, DPO for a preference set.
+        out: Where the recipe is written. By default `<name of the file>.yaml` where one works.
+
+    Returns:
+        The recipe's path.
+
+    Raises UserError when the file holds no rows that can be read, or the recipe is there already.
+    """
+    look = look_at(path)
+    if not look.form:
+        raise UserError(f"{path}: {look.example or 'no rows'}")
+    out = out or Path(f"{_stem(path)}.yaml")
+    if out.exists() and not force:
+        raise UserError(f"{out} is there already: give another --out, or --force to replace it")
+    # A guess, which the last lines say, so that another --goal can be given.
+    goal = goal or ("dpo" if look.is_preference else "sft")
+    family, model = _model(model)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    before = out.read_bytes() if out.exists() else None
+    out.write_text(recipe_text(look, goal, family, model, out), encoding="utf-8")
+    try:
+        recipe = load_recipe(out)
+        examples = list(itertools.islice(_examples(recipe, look), SHOWN))
+    except UserError:
+        # What cannot be read back is not left lying about.
+        if before is None:
+            out.unlink()
+        else:
+            out.write_bytes(before)
+        raise
+    _say(look, goal, recipe, out)
+    _show(recipe, examples)
+    _say_next(recipe, goal)
+    return out
+
+
+NEW = ("configs", "prompt", "notebooks", "resources/sample")
+"""What `tunebook new` lays out."""
+
+
+def new(folder: Path) -> None:
+    """Lay out recipes, prompts, notebooks and sample data in a folder: a project to work in.
+
+    Raises UserError when the folder holds something already.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"{folder} is there already and not empty: give the name of a new folder")
+    for name in NEW:
+        shutil.copytree(PACKAGED / name, folder / name)
+    (folder / ".gitignore").write_text("runs/\n.env\n", encoding="utf-8")
+
+
+def look_at(path: str) -> Look:
+    """The form, the columns and the number of a file's rows. Raises UserError when it cannot be opened."""
+    look = Look(path)
+    names = Counter[str]()
+    # The whole of a large file would take minutes, and says nothing more.
+    for _, raw in all_records(path, "train", "init"):
+        if look.rows == LOOKED_AT:
+            look.has_more = True
+            break
+        look.rows += 1
+        try:
+            if isinstance(raw, Reject):
+                raise Unusable(raw.reason, raw.detail)
+            name, is_preference = _form(raw)
+        except Unusable as error:
+            look.unreadable[error.reason] += 1
+            look.example = look.example or str(error)
+            continue
+        names[name] += 1
+        look.is_preference |= is_preference
+        look.columns = look.columns or list(raw)
+    if names:
+        look.form = names.most_common(1)[0][0]
+    return look
+
+
+def _form(raw: dict[str, Any]) -> tuple[str, bool]:
+    """The name of a row's form, and whether it is one of preference sets. Raises Unusable."""
+    # KTO's rows: one answer each, with a label; two of one prompt make a pair.
+    if isinstance(raw.get("label"), bool) and "completion" in raw:
+        return "answers with a label", True
+    with contextlib.suppress(Unusable):
+        return forms.recognised(raw).name, True
+    return formats.recognised(raw).name, False
+
+
+def _stem(path: str) -> str:
+    """`my` of `data/my.jsonl.gz`; of a pattern or a hub id a name that can be a file's."""
+    name = Path(path.rstrip("/")).name.split(".")[0].replace("*", "").strip("-_ ")
+    return name or "recipe"
+
+
+def _model(model: str | None) -> tuple[str, str | None]:
+    """The family default to extend, and the model where it is not the family's own."""
+    if model is None:
+        memory = gpu_memory_gb()
+        for least, family in BY_MEMORY:
+            if memory >= least:
+                return family, None
+        return "smollm2", None
+    # By its name: a model that is not fetched yet cannot be asked.
+    for part, family in FAMILIES.items():
+        if part in model.lower():
+            return family, None if model == EMBEDDED else model
+    return "base", model
+
+
+def gpu_memory_gb() -> float:
+    """The memory of the first GPU that `nvidia-smi` lists, in GB; 0 without one."""
+    if os.environ.get("UNSLOTH_FORCE_CPU") == "1":
+        return 0.0
+    command = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
+    try:
+        listed = subprocess.run(command, capture_output=True, text=True, check=True, timeout=20).stdout
+        return float(listed.splitlines()[0]) / 1024
+    except (OSError, ValueError, IndexError, subprocess.SubprocessError):
+        return 0.0
+
+
+def recipe_text(look: Look, goal: Goal, family: str, model: str | None, out: Path) -> str:
+    """The recipe as YAML: the schema for editors, how to run it, and what is asked for."""
+    schema = os.path.relpath(shipped("configs") / "recipe.schema.json", out.parent)
+    lines = [
+        f"# yaml-language-server: $schema={schema}",
+        f"# tunebook run --recipe {out}",
+        f"extends: {family}",
+    ]
+    if model:
+        lines.append(f"model: {{base: {_quoted(model)}}}")
+    path = _quoted(_from(look.path, out.parent))
+    if look.is_preference:
+        lines.append(f"pairs: {{dataset: {path}}}")
+        if goal != "dpo":
+            raise UserError(
+                f"{look.path} is a preference set, with which DPO alone can be done (--goal dpo). "
+                "For SFT before it give the recipe a `data` section too"
+            )
+        return "\n".join([*lines, "dpo:"]) + "\n"
+    # A twentieth of two hundred rows would be ten: too few to show anything.
+    share = 0.1 if look.rows <= FEW and not look.has_more else 0.05
+    lines.append(f"data: {{sources: [{{path: {path}, val: {share}, test: {share}}}]}}")
+    if goal in ("sft", "both"):
+        lines.append("sft:")
+    if goal in ("dpo", "both"):
+        lines.append(
+            "pairs: {methods: [on_policy]}  # of questions with an `answer`: right and wrong samples"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def _from(path: str, folder: Path) -> str:
+    """A local path as the recipe names it, from its own folder; a hub id as it is."""
+    place = Path(path)
+    is_local = place.exists() or (place.parent.is_dir() and not place.is_absolute() and len(place.parts) == 1)
+    if place.is_absolute() or not is_local:
+        return path
+    return os.path.relpath(path, folder)
+
+
+def _quoted(text: str) -> str:
+    return yaml.safe_dump(text, width=1_000, allow_unicode=True).removesuffix("\n...\n").strip()
+
+
+def _examples(recipe: Recipe, look: Look) -> Iterator[tuple[Messages, list[tuple[str, Messages]]]]:
+    """Rows as they are trained on: the prompt, and the answers below it with what each is called."""
+    with tempfile.TemporaryDirectory() as folder:
+        if look.is_preference:
+            for item in existing.read(recipe, len, Path(folder)):
+                if not isinstance(item, Reject):
+                    yield item["prompt"], [("chosen", item["chosen"]), ("rejected", item["rejected"])]
+            return
+        for row in sources.read(recipe, Path(folder)):
+            if isinstance(row, Row):
+                yield row.prompt, [("trained", row.completion)]
+
+
+def _say(look: Look, goal: Goal, recipe: Recipe, out: Path) -> None:
+    """What was seen in the file, in a few plain lines."""
+    more = "more than " if look.has_more else ""
+    kind = "preference pairs" if look.is_preference else "rows"
+    print(f"{look.path}: {more}{look.rows} {kind} of the form {look.form} ({', '.join(look.columns)})")
+    if look.unreadable:
+        reasons = ", ".join(f"{count} {reason}" for reason, count in look.unreadable.most_common())
+        print(f"  not readable: {reasons} (the first: {shorten(look.example, 200)})")
+    goals = {"sft": "SFT", "dpo": "DPO", "both": "SFT, then DPO on the model's own right and wrong answers"}
+    print(f"  goal: {goals[goal]} of {recipe.model.base}")
+    print(f"Wrote {out}; `tunebook recipe show --recipe {out}` prints all its values")
+
+
+def _show(recipe: Recipe, examples: list[tuple[Messages, list[tuple[str, Messages]]]]) -> None:
+    """The examples rendered by the model's chat template; between `>>>` and `<<<` is what carries loss."""
+    try:
+        tokenizer = open_tokenizer(recipe.model)
+    except UserError as error:
+        print(f"  the rows are not shown as the model sees them: {error}")
+        return
+    console = Console(highlight=False, soft_wrap=True)
+    for number, (prompt, answers) in enumerate(examples, 1):
+        # As text: a row's own markup is none of ours.
+        before = tokenizer.apply_chat_template(prompt, tokenize=False, add_generation_prompt=True)
+        console.print(Text(f"\nRow {number} as the model sees it:\n"), Text(before, "dim"), end="")
+        for name, answer in answers:
+            whole = tokenizer.apply_chat_template(prompt + answer, tokenize=False)
+            trained = whole[len(before) :] if whole.startswith(before) else answer[-1]["content"]
+            console.print(Text(f">>>{trained.rstrip()}<<<", "green"), Text(f" ({name})"))
+
+
+def _say_next(recipe: Recipe, goal: Goal) -> None:
+    """The commands that come next."""
+    stage = "sft" if goal == "sft" else "dpo"
+    print("\nNext:")
+    print(f"  {recipe.command('run --dry-run')}    what will be done")
+    print(f"  {recipe.command('run')}              all of it, to a report")
+    print(f"  {recipe.command('chat --model ' + stage)}   afterwards: ask it")

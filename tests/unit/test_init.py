@@ -1,0 +1,134 @@
+"""`tunebook init` looks at a file and writes a recipe for it; `new`, `recipes`, words of other tools."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tunebook import init
+from tunebook.recipe import files
+from tunebook.recipe.errors import UserError
+from tunebook.recipe.loading import load_recipe
+
+QUESTIONS = [{"question": f"What is number {i}?", "answer": f"It is [b]{i}[/b]."} for i in range(30)]
+PAIRS = [{"prompt": f"Number {i}?", "chosen": f"It is {i}.", "rejected": "Cheese."} for i in range(30)]
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(init, "gpu_memory_gb", lambda: 0.0)
+    return tmp_path
+
+
+def write(name: str, rows: list[dict]) -> str:
+    Path(name).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return name
+
+
+def test_questions_and_answers_become_a_recipe_of_a_few_lines(here, embedded, capsys):
+    path = init.init(write("my.jsonl", QUESTIONS))
+    lines = path.read_text().splitlines()
+    assert path == Path("my.yaml") and len(lines) <= 10
+    assert lines[0].startswith("# yaml-language-server: $schema=")
+    assert (here / lines[0].partition("=")[2]).is_file()
+    recipe = load_recipe(path)
+    assert recipe.stages == ["sft"] and recipe.model.base == "smollm2-135m-instruct"
+    (source,) = recipe.data.sources
+    assert (source.path, source.val, source.test) == ("my.jsonl", 0.1, 0.1)
+    said = capsys.readouterr().out
+    assert "my.jsonl: 30 rows of the form question_answer (question, answer)" in said
+    # The prompt as the model sees it, the trained part marked, a row's markup as it is.
+    assert "<|im_start|>user\nWhat is number 0?<|im_end|>" in said
+    assert ">>>It is [b]0[/b].<|im_end|><<< (trained)" in " ".join(said.split(" ")).replace("  (", " (")
+    assert "uv run tunebook run --recipe my.yaml" in said
+
+
+def test_a_preference_set_becomes_dpo_alone(here, embedded, capsys):
+    recipe = load_recipe(init.init(write("p.jsonl", PAIRS)))
+    assert recipe.stages == ["pairs", "dpo"] and not recipe.data.sources
+    said = capsys.readouterr().out
+    assert ">>>It is 0.<|im_end|><<<" in said and ">>>Cheese.<|im_end|><<<" in said
+    with pytest.raises(UserError, match="a preference set, with which DPO alone can be done"):
+        init.init("p.jsonl", goal="sft", out=Path("other.yaml"))
+    assert not Path("other.yaml").exists()
+
+
+def test_nothing_is_overwritten_and_nothing_unreadable_is_written(here, embedded, capsys):
+    write("my.jsonl", QUESTIONS)
+    Path("my.yaml").write_text("mine: true\n")
+    with pytest.raises(UserError, match=r"my\.yaml is there already: give another --out, or --force"):
+        init.init("my.jsonl")
+    assert Path("my.yaml").read_text() == "mine: true\n"
+    init.init("my.jsonl", force=True)
+    assert yaml.safe_load(Path("my.yaml").read_text())["extends"] == "smollm2"
+    with pytest.raises(UserError, match="no known form has the columns left, right"):
+        init.init(write("odd.jsonl", [{"left": "1", "right": "2"}]))
+    with pytest.raises(UserError, match=r"no file nothing\.csv"):
+        init.init("nothing.csv")
+    assert not Path("odd.yaml").exists() and not Path("nothing.yaml").exists()
+    init.init(write("some.jsonl", [*QUESTIONS, {"left": "1"}]))
+    assert "not readable: 1 unknown columns (the first: no known form" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("model", "memory", "family", "named"),
+    [
+        (None, 0, "smollm2", None),
+        (None, 12, "llama3", None),
+        (None, 24, "qwen3", None),
+        ("Qwen/Qwen3-0.6B", 0, "qwen3", "Qwen/Qwen3-0.6B"),
+        ("unsloth/Llama-3.2-1B-Instruct", 0, "llama3", "unsloth/Llama-3.2-1B-Instruct"),
+        ("mistralai/Mistral-7B-v0.3", 0, "base", "mistralai/Mistral-7B-v0.3"),
+    ],
+)
+def test_the_family_is_that_of_the_model_or_of_the_gpu(model, memory, family, named, monkeypatch):
+    monkeypatch.setattr(init, "gpu_memory_gb", lambda: memory)
+    assert init._model(model) == (family, named)
+
+
+def test_a_recipe_elsewhere_names_its_rows_from_its_own_folder(here, embedded):
+    write("my.jsonl", QUESTIONS)
+    recipe = load_recipe(init.init("my.jsonl", out=Path("recipes") / "mine.yaml"))
+    assert recipe.data.sources[0].path == "../my.jsonl"
+
+
+def test_a_project_is_laid_out_once(here, run_cli):
+    assert run_cli("new", "mine").returncode == 0
+    for name in ("configs/recipe.schema.json", "notebooks/02_sft.ipynb", "prompt/system.txt"):
+        assert (here / "mine" / name).is_file()
+    assert (here / "mine" / "resources" / "sample" / "alpaca.jsonl").is_file()
+    again = run_cli("new", "mine")
+    assert again.returncode == 2 and "mine is there already and not empty" in again.stderr
+
+
+def test_an_installed_package_works_where_one_is(here, monkeypatch):
+    """A project's root: the folder that `tunebook new` has laid out, or the one where one works."""
+    monkeypatch.setattr(files, "PACKAGED", here / "lib" / "tunebook" / "project")
+    monkeypatch.delenv("TUNEBOOK_HOME", raising=False)
+    assert files._root() == here
+    deeper = here / "notebooks" / "deep"
+    deeper.mkdir(parents=True)
+    (here / "configs").mkdir()
+    (here / "configs" / "recipe.schema.json").write_text("{}")
+    monkeypatch.chdir(deeper)
+    assert files._root() == here
+
+
+def test_recipes_are_listed_and_copied(here, run_cli):
+    listed = run_cli("recipes").stdout
+    assert "smollm2-math " in listed and "The default recipe" in listed
+    assert run_cli("recipes", "--copy", "smollm2-math").returncode == 0
+    assert load_recipe("smollm2-math.yaml").name == "smollm2-math"
+    assert "no recipe 'none'" in run_cli("recipes", "--copy", "none").stderr
+
+
+@pytest.mark.parametrize(
+    ("word", "command"), [("train", "tunebook sft"), ("infer", "chat"), ("gguf", "export")]
+)
+def test_words_of_other_tools_are_answered(word, command, run_cli):
+    done = run_cli(word)
+    assert done.returncode == 2 and command in done.stderr and done.stderr.strip().count("\n") == 0
