@@ -158,6 +158,17 @@ def test_documented_fields():
 
 
 SAID_OURSELVES = [
+    (
+        "sft.max_seq_length=45",
+        "unknown key sft.max_seq_length: the length is set once, in model.max_seq_length",
+    ),
+    ("dpo.max_prompt_length=45", "the length is set once, in model.max_seq_length"),
+    ("sft.warmup_ratio=0.1", "it is warmup_steps now; a value below 1 is a share of all steps"),
+    ("dpo.rpo_alpha=1", "it is loss_type: [sigmoid, sft] with loss_weights: [1.0, alpha] now"),
+    ("sft.evaluation_strategy=no", "it is eval_strategy now"),
+    ("sft.group_by_length=true", "it is train_sampling_strategy: group_by_length now"),
+    ("sft.tokenizer=x", "the tokenizer is the one of model.base"),
+    ("sft.output_dir=x", "choose its name with --run"),
     ("lora.rank=8", "unknown key lora.rank, did you mean lora.r?"),
     ("lora.alpha=8", "unknown key lora.alpha, did you mean lora.lora_alpha?"),
     ("lora.dropout=0", "unknown key lora.dropout, did you mean lora.lora_dropout?"),

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ValidationError
 from tunebook.recipe.errors import did_you_mean, shorten
 from tunebook.recipe.layers import file_label
 from tunebook.recipe.sections import Recipe, Section
-from tunebook.recipe.trainer_keys import DATACLASSES, trainer_section
+from tunebook.recipe.trainer_keys import DATACLASSES, GONE_KEYS, trainer_section
 
 SHORT = {
     "lr": "learning_rate",
@@ -123,6 +123,8 @@ def _unknown_key(parts: list[str]) -> str:
     known_word = WORDS.get(parts[0], {}).get(parts[-1]) if len(parts) == 2 else None
     if known_word:
         return f"unknown key {shorten(key)}, did you mean {parts[0]}.{known_word}?"
+    if len(parts) == 2 and parts[0] in ("sft", "dpo") and parts[1] in GONE_KEYS:
+        return f"unknown key {key}: {GONE_KEYS[parts[1]]}"
     hint = _belongs_to(key) or did_you_mean(parts[-1], _known_keys(parts))
     if not hint and len(parts) == 1:
         hint = f"; a recipe has {', '.join(Recipe.model_fields)}"

@@ -47,6 +47,36 @@ _OURS = {"output_dir", "resume_from_checkpoint", "task_type", "local_rank", "hub
 """Set by the stages themselves, or a secret."""
 
 
+_LENGTH = "the length is set once, in model.max_seq_length: longer rows are put aside, none is cut"
+_FOLDER = "a run writes into runs/<run>: choose its name with --run"
+_OWN_TEMPLATE = "rows are put through the model's chat template by tunebook itself"
+
+GONE_KEYS = {
+    "max_seq_length": _LENGTH,
+    "max_seq_len": _LENGTH,
+    "cutoff_len": _LENGTH,
+    "max_prompt_length": _LENGTH,
+    "max_completion_length": _LENGTH,
+    "warmup_ratio": "it is warmup_steps now; a value below 1 is a share of all steps",
+    "rpo_alpha": "it is loss_type: [sigmoid, sft] with loss_weights: [1.0, alpha] now",
+    "evaluation_strategy": "it is eval_strategy now",
+    "group_by_length": "it is train_sampling_strategy: group_by_length now",
+    "tokenizer": "the tokenizer is the one of model.base",
+    "processing_class": "the tokenizer is the one of model.base",
+    "dataset_text_field": _OWN_TEMPLATE,
+    "formatting_func": _OWN_TEMPLATE,
+    "output_dir": _FOLDER,
+    "overwrite_output_dir": _FOLDER,
+    "logging_dir": _FOLDER,
+    "resume_from_checkpoint": "an interrupted run of the same settings goes on by itself",
+}
+"""Keys of `sft` and `dpo` in older TRL and in other tools, and what stands for them now.
+
+The nearest spelling would name a key of another meaning. A key that an installed class still has is no
+unknown key, so its line is never said.
+"""
+
+
 @functools.cache
 def trainer_section(section: str) -> type[BaseModel]:
     """A pydantic model with the fields of the classes that a section is handed on to.
