@@ -100,7 +100,10 @@ def run(form: str, rows: Callable[[int], dict[str, Any]], stages: str, *options:
     subprocess.run([TUNEBOOK, "init", f"{form}.jsonl", *options], check=True)
     recipe = Path(f"{form}.yaml")
     if more:
-        recipe.write_text(recipe.read_text(encoding="utf-8").rstrip().removesuffix("dpo:") + more)
+        text = recipe.read_text(encoding="utf-8")
+        if more.startswith("dpo:"):
+            text = text.replace("dpo:\n", "")
+        recipe.write_text(text + more, encoding="utf-8")
     lines = len(recipe.read_text(encoding="utf-8").splitlines())
     steps = [option for stage in stages.split() for option in STEPS[stage]]
     subprocess.run([TUNEBOOK, "run", "--recipe", str(recipe), *SHORT, *steps], check=True)
@@ -120,7 +123,8 @@ def main() -> None:
     os.environ["TUNEBOOK_RUNS"] = str(Path(folder) / "runs")
     run("prose", prose, "sft")
     run("numbers", numbers, "sft")
-    run("turns", turns, "sft")
+    # The embedded model's own template shows no tools.
+    run("turns", turns, "sft", more="model: {chat_template: prompt/chatml_tools.jinja}\n")
     run("preference", preference, "dpo")
     subprocess.run([sys.executable, "-c", ADAPTER], check=True)
     run("elsewhere", preference, "dpo", more="dpo: {start: elsewhere}\n")

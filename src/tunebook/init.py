@@ -26,7 +26,7 @@ from tunebook.data.records import all_records
 from tunebook.data.rows import Reject, Row, Unusable
 from tunebook.data.tokens import open_tokenizer
 from tunebook.models.builtin import EMBEDDED
-from tunebook.models.chat_template import Messages
+from tunebook.models.turns import Conversation, TurnMarks, trained_spans
 from tunebook.pairs import existing, forms
 from tunebook.recipe.errors import UserError, shorten
 from tunebook.recipe.files import PACKAGED, shipped
@@ -244,17 +244,17 @@ def _quoted(text: str) -> str:
     return yaml.safe_dump(text, width=1_000, allow_unicode=True).removesuffix("\n...\n").strip()
 
 
-def _examples(recipe: Recipe, look: Look) -> Iterator[tuple[Messages, list[tuple[str, Messages]]]]:
-    """Rows as they are trained on: the prompt, and the answers below it with what each is called."""
+def _examples(recipe: Recipe, look: Look) -> Iterator[dict[str, Any]]:
+    """Rows as they are trained on, or pairs."""
     with tempfile.TemporaryDirectory() as folder:
         if look.is_preference:
             for item in existing.read(recipe, len, Path(folder)):
                 if not isinstance(item, Reject):
-                    yield item["prompt"], [("chosen", item["chosen"]), ("rejected", item["rejected"])]
+                    yield item
             return
         for row in sources.read(recipe, Path(folder)):
             if isinstance(row, Row):
-                yield row.prompt, [("trained", row.completion)]
+                yield vars(row)
 
 
 def _say(look: Look, goal: Goal, recipe: Recipe, out: Path) -> None:
@@ -270,7 +270,7 @@ def _say(look: Look, goal: Goal, recipe: Recipe, out: Path) -> None:
     print(f"Wrote {out}; `tunebook recipe show --recipe {out}` prints all its values")
 
 
-def _show(recipe: Recipe, examples: list[tuple[Messages, list[tuple[str, Messages]]]]) -> None:
+def _show(recipe: Recipe, examples: list[dict[str, Any]]) -> None:
     """The examples rendered by the model's chat template; between `>>>` and `<<<` is what carries loss."""
     try:
         tokenizer = open_tokenizer(recipe.model)
@@ -278,14 +278,32 @@ def _show(recipe: Recipe, examples: list[tuple[Messages, list[tuple[str, Message
         print(f"  the rows are not shown as the model sees them: {error}")
         return
     console = Console(highlight=False, soft_wrap=True)
-    for number, (prompt, answers) in enumerate(examples, 1):
-        # As text: a row's own markup is none of ours.
-        before = tokenizer.apply_chat_template(prompt, tokenize=False, add_generation_prompt=True)
-        console.print(Text(f"\nRow {number} as the model sees it:\n"), Text(before, "dim"), end="")
-        for name, answer in answers:
-            whole = tokenizer.apply_chat_template(prompt + answer, tokenize=False)
-            trained = whole[len(before) :] if whole.startswith(before) else answer[-1]["content"]
-            console.print(Text(f">>>{trained.rstrip()}<<<", "green"), Text(f" ({name})"))
+    for number, example in enumerate(examples, 1):
+        print(f"\nRow {number} as the model sees it:\n")
+        if "chosen" in example:
+            for side in ("chosen", "rejected"):
+                pair = {"prompt": example["prompt"], "completion": example[side]}
+                console.print(f"({side})", _marked(pair, tokenizer, "last"))
+        else:
+            console.print(_marked(example, tokenizer, recipe.data.train_on or "all"))
+
+
+def _marked(row: dict[str, Any], tokenizer: Any, train_on: str) -> Text:
+    """A row's rendered text with marks around each turn that carries loss."""
+    text = Conversation.of(row).render(tokenizer)
+    try:
+        spans = trained_spans(row, tokenizer, TurnMarks.of(tokenizer), train_on)
+    except (ValueError, UserError):  # turns cannot be told apart: the last answer is trained, as TRL does it
+        before = tokenizer.apply_chat_template(row["prompt"], tokenize=False, add_generation_prompt=True)
+        spans = [(len(before), len(text))]
+    # As text: a row's own markup is none of ours.
+    shown = Text()
+    end = 0
+    for start, stop in spans:
+        shown.append(text[end:start], "dim")
+        shown.append(f">>>{text[start:stop]}<<<", "green")
+        end = stop
+    return shown.append(text[end:], "dim")
 
 
 def _say_next(recipe: Recipe, goal: Goal) -> None:

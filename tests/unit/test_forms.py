@@ -35,12 +35,17 @@ def write(folder, rows) -> str:
     return str(path)
 
 
-def read(folder, rows, **source) -> list:
-    """Of each row the conversation, and its gold answer where it has one; or the reason and detail."""
+def rows_of(folder, rows, **source) -> list:
+    """The rows of a source, read."""
     given = {"path": write(folder, rows), "split": "train", **source}
     recipe = load_recipe(overrides={"data.sources": [given], **PLAIN})
+    return list(sources.read(recipe, recipe.run_dir / "images"))
+
+
+def read(folder, rows, **source) -> list:
+    """Of each row the conversation, and its gold answer where it has one; or the reason and detail."""
     found = []
-    for item in sources.read(recipe, recipe.run_dir / "images"):
+    for item in rows_of(folder, rows, **source):
         if isinstance(item, Reject):
             found.append((item.reason, item.detail))
         else:
@@ -219,31 +224,40 @@ def test_what_changes_a_rows_meaning_is_honoured_or_named(tmp_path):
     assert one(tmp_path, orca) == [system("Be exact."), user("Q"), assistant("A")]
 
 
-def test_rows_with_tools_or_reasoning_apart_go_aside_with_that_reason(tmp_path):
+def test_rows_with_tools_or_reasoning_keep_their_whole_conversation(tmp_path):
     call = {"type": "function", "function": {"name": "tide", "arguments": "{}"}}
+    as_object = {"type": "function", "function": {"name": "tide", "arguments": {}}}
     turns = [
         user("When is high tide?"),
         assistant(None, tool_calls=[call]),
         {"role": "tool", "content": "14:05"},
         assistant("At 14:05."),
     ]
+    plain = [user("Q"), assistant("A")]
     rows = [
         {"messages": turns},
-        {"messages": [user("Q"), assistant("A")], "tools": [call]},
-        {"messages": [user("Q"), assistant("A")], "tools": json.dumps([call])},
-        {"messages": [turns[0], *turns[2:]]},
-        {"conversations": [{"from": "human", "value": "Q"}, {"from": "function_call", "value": "{}"}]},
+        {"messages": plain, "tools": [call]},
+        {"messages": plain, "tools": json.dumps([call])},
         {"conversations": [{"from": "human", "value": "Q"}, {"from": "gpt", "value": "A"}], "tools": [call]},
+        {"messages": [user("Q"), assistant("A", reasoning_content="Well...")]},
     ]
-    found = read(tmp_path, rows)
-    assert [reason for reason, _ in found] == ["tools"] * 6
-    assert all(detail.endswith("tools are not trained yet") for _, detail in found)
-    plain = [user("Q"), assistant("A")]
+    kept = [json.loads(row.chat) for row in rows_of(tmp_path, rows)]
+    assert [message["role"] for message in kept[0]["messages"]] == ["user", "assistant", "tool", "assistant"]
+    assert kept[0]["messages"][1]["tool_calls"] == [as_object] and kept[0]["tools"] is None
+    assert [chat["tools"] for chat in kept[1:4]] == [[call]] * 3
+    assert all(chat["messages"] == plain for chat in kept[1:4])
+    assert kept[4]["messages"][1] == assistant("A", reasoning_content="Well...")
+    # A result without a call, and a call without what it is of.
+    assert one(tmp_path, {"messages": [turns[0], *turns[2:]]})[0] == "broken turns"
+    human = {"from": "human", "value": "Q"}
+    assert (
+        one(tmp_path, {"conversations": [human, {"from": "function_call", "value": "{}"}]})[0] == "wrong type"
+    )
     for none in ([], "[]", "", None, "a hammer and a saw"):
-        assert one(tmp_path, {"messages": plain, "tools": none, "parallel_tool_calls": True}) == plain
-    reason, detail = one(tmp_path, {"messages": [user("Q"), assistant("A", reasoning_content="Well...")]})
-    assert reason == "reasoning" and detail.startswith("messages[1].reasoning_content: not trained yet")
-    assert one(tmp_path, {"messages": [user("Q"), assistant("A", reasoning_content=None)]}) == plain
+        (row,) = rows_of(tmp_path, [{"messages": plain, "tools": none, "parallel_tool_calls": True}])
+        assert row.prompt + row.completion == plain and not row.chat
+    (row,) = rows_of(tmp_path, [{"messages": [user("Q"), assistant("A", reasoning_content=None)]}])
+    assert not row.chat
 
 
 def test_openai_messages(tmp_path, monkeypatch):

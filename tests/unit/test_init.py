@@ -43,7 +43,7 @@ def test_questions_and_answers_become_a_recipe_of_a_few_lines(here, embedded, ca
     assert "my.jsonl: 30 rows of the form question_answer (question, answer)" in said
     # The prompt as the model sees it, the trained part marked, a row's markup as it is.
     assert "<|im_start|>user\nWhat is number 0?<|im_end|>" in said
-    assert ">>>It is [b]0[/b].<|im_end|><<< (trained)" in " ".join(said.split(" ")).replace("  (", " (")
+    assert "<|im_start|>assistant\n>>>It is [b]0[/b].<|im_end|><<<" in said
     assert "uv run tunebook run --recipe my.yaml" in said
 
 

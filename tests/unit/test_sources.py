@@ -102,7 +102,7 @@ def test_sharegpt_rows(tmp_path):
         ("broken turns", "turn 2 is empty"),
         ("empty completion", ""),
         ("broken turns", "the conversation ends with the user's message"),
-        ("tools", "conversations[1]: role 'observation'; tools are not trained yet"),
+        ("broken turns", "turn 2 is the tool's, the assistant's is expected"),
         ("wrong type", "conversations[1].value is empty, it should be text"),
         ("error text", "Error: API call failed"),
         ("wrong type", "conversations: not a list of messages"),

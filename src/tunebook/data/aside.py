@@ -33,6 +33,8 @@ SETTINGS = {
     "labelled false": "`pairs.dataset` makes pairs of such rows",
     "wrong answer": "without a column `answer` or `gold` no answer is compared",
     "refusal": "`data.refusals: keep` keeps them",
+    # The embedded model's own shows none.
+    "tools": "`model.chat_template: prompt/chatml_tools.jinja` shows tools, as many models' templates do",
     "refused by the chat template": "`model.chat_template` names another template",
 }
 

@@ -15,6 +15,7 @@ from tunebook.models import chat_template
 from tunebook.models.chat_template import Messages
 from tunebook.models.image_input import TokenCounter
 from tunebook.models.tokenizer import control_tokens, image_counter
+from tunebook.models.turns import Conversation, TurnMarks, trained_spans
 from tunebook.recipe.errors import first_line
 from tunebook.recipe.sections import ModelConfig, Refusals
 
@@ -55,12 +56,17 @@ class RowChecker:
         config: of the model whose tokenizer and chat template count.
         folder: where the images of rows lie.
         refusals: whether rows whose answer is a refusal are kept.
+        train_on: which assistant turns carry loss (`data.train_on`).
     """
 
-    def __init__(self, config: ModelConfig, folder: Path, refusals: Refusals = "keep") -> None:
+    def __init__(
+        self, config: ModelConfig, folder: Path, refusals: Refusals = "keep", train_on: str | None = None
+    ) -> None:
         self.config = config
         self.folder = folder
         self.refusals = refusals
+        self.train_on = train_on
+        self.marks: TurnMarks | None = None
         self.tokenizer = open_tokenizer(config)
         self.image_counter: TokenCounter | None = None
         # Rendered, a control token in the text would end the turn. Without any, the pattern matches nowhere.
@@ -79,6 +85,10 @@ class RowChecker:
             match = self.control_token.search(message["content"])
             if match:
                 return rejected(row, "control token in the text", match[0])
+        if row.chat:
+            dropped = self._dropped(row)
+            if dropped:
+                return rejected(row, *dropped)
         try:
             row.tokens = self._count_with_images(row) if row.images else self._count(row)
         except jinja2.TemplateError as error:
@@ -90,8 +100,26 @@ class RowChecker:
         return None
 
     def _count(self, row: Row) -> int:
-        text = self.tokenizer.apply_chat_template(row.prompt + row.completion, tokenize=False)
+        text = Conversation.of(vars(row)).render(self.tokenizer)
         return len(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def _dropped(self, row: Row) -> tuple[str, str] | None:
+        """Reason and detail when the chat template leaves out tools, or a turn that is to be trained."""
+        conversation = Conversation.of(vars(row))
+        if self.marks is None:
+            self.marks = TurnMarks.of(self.tokenizer)
+        try:
+            without_tools = Conversation(conversation.messages)
+            text = conversation.render(self.tokenizer)
+            if conversation.tools and text == without_tools.render(self.tokenizer):
+                return "tools", "the chat template does not show the row's tools"
+            trained = trained_spans(vars(row), self.tokenizer, self.marks, self.train_on or "all")
+        except (jinja2.TemplateError, ValueError) as error:
+            has_calls = any(message.get("tool_calls") for message in conversation.messages)
+            return "tools" if has_calls else "refused by the chat template", first_line(error)
+        if not trained:
+            return "weight 0", "no turn that data.train_on names carries loss"
+        return None
 
     def _count_with_images(self, row: Row) -> int:
         # Only transformers' processors know what an image takes.
@@ -111,6 +139,8 @@ def check_content(row: Row) -> Reject | None:
     """
     # The first check that fails gives the reason, so the plainest come first.
     answer = row.completion[0]["content"]
+    if row.chat:  # its turns are checked where it is read
+        return None
     if is_empty(row.question) or row.question.strip().lower() == "nan":
         return rejected(row, "empty prompt", row.question.strip())
     if is_empty(answer):

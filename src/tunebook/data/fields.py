@@ -129,7 +129,7 @@ def _message(message: Raw, name: str) -> dict[str, str]:
             )
     content = message.get(content_key)
     if isinstance(content, list):
-        content = _text_of_parts(content, f"{name}.{content_key}")
+        content = text_of_parts(content, f"{name}.{content_key}")
     return {"role": ROLES[role], "content": as_text(content, f"{name}.{content_key}")}
 
 
@@ -143,7 +143,7 @@ def refuse_tools(raw: Raw, name: str = "") -> None:
             raise Unusable("tools", f"{place}: tools are not trained yet")
 
 
-def _text_of_parts(parts: list[Any], name: str) -> str:
+def text_of_parts(parts: list[Any], name: str) -> str:
     """The text of OpenAI's content parts, one a line; images are read by `images_in`."""
     texts = []
     for i, part in enumerate(parts):

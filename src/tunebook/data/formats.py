@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from tunebook.data import tools
 from tunebook.data.fields import (
     MissingColumn,
     Raw,
@@ -92,6 +93,9 @@ def sharegpt(raw: Raw) -> Raw:
         turns = raw.get("conversation")
     if turns is None:
         raise MissingColumn("conversations")
+    # With tools, reasoning or weights the turns are read as they are (`tools.py`).
+    if tools.has_more_than_text(turns):
+        return {**raw, "messages": turns}
     return {**raw, "messages": messages_of(turns, "conversations")}
 
 
@@ -278,7 +282,7 @@ def conversation(raw: Raw, prompts: Prompts) -> tuple[Messages, Messages]:
 
     Raises Unusable that names the field.
     """
-    refuse_tools(raw)
+    refuse_tools(raw)  # of other forms than `messages`, and of preference sets
     # A column that is there and empty counts as missing: Parquet and CSV have every column in every row.
     if not is_missing(raw.get("messages")):
         messages = messages_of(raw["messages"], "messages")

@@ -64,6 +64,8 @@ def prepare(recipe: Recipe, force: bool = False) -> dict[str, Any]:
         columns = dict(COLUMNS)
         if any(source.use for source in recipe.data.sources):
             columns["use"] = "string"
+        if any(split.has_chats for split in splits.values()):
+            columns["chat"] = "string"
         has_images = any(split.has_images for split in splits.values())
         if has_images:
             columns["images"] = "files"
@@ -132,7 +134,7 @@ def _check(
     """The rows of each split that pass every check; the others are put aside."""
     splits = {name: SplitFile(folder / f".{name}.jsonl") for name in SPLITS}
     # Rows are read, checked and written one by one: memory stays flat however many they are.
-    checker = RowChecker(recipe.model, folder / "images", recipe.data.refusals)
+    checker = RowChecker(recipe.model, folder / "images", recipe.data.refusals, recipe.data.train_on)
     items = sources.read(recipe, folder / "images")
     for item in tqdm(items, desc="checking", unit="row", mininterval=1):
         reject = item if isinstance(item, Reject) else checker.check(item)

@@ -29,6 +29,8 @@ class Row:
     difficulty: str = ""
     images: list[Any] = field(default_factory=list)
     """A reader gives files (or their bytes); in the data they are names in `data/images`."""
+    chat: str = ""
+    """The whole conversation as JSON, of a row with tools, reasoning or weights (`tools.py`)."""
     use: str | None = None
     """The stage that a train row is for, where it is for one alone: `sft` or `pairs`."""
     tokens: int = 0

@@ -12,7 +12,7 @@ from pathlib import Path
 from tqdm.auto import tqdm
 
 from school_geometry import problems
-from tunebook.data import files, images
+from tunebook.data import files, images, tools
 from tunebook.data.fields import MissingColumn, Raw, images_in
 from tunebook.data.formats import FORMATS, Form, Prompts, advice, conversation, gold_of, recognised
 from tunebook.data.mm_math import read_mm_math
@@ -76,8 +76,11 @@ def read_chat(source: ChatSource, recipe: Recipe, prompts: Prompts) -> Iterator[
             continue
         try:
             fields = _fields(raw, source, forms)
-            prompt, completion = conversation(fields, prompts)
+            chat = tools.conversation(fields, prompts.with_system)
+            prompt, completion = tools.as_texts(chat) if chat else conversation(fields, prompts)
             row = Row(source_id, source.split or "train", prompt, completion, gold=gold_of(fields))
+            if chat:
+                row.chat = tools.dumped(chat)
             row.slice = str(fields.get("slice") or "")[:MAX_SLICE]
             row.images = images.of_row(fields, find_image)
         except MissingColumn as error:

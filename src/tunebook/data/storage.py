@@ -112,18 +112,20 @@ class SplitFile:
         # Of each row whether it is kept: a byte each, where a list would take eight.
         self.kept = bytearray()
         self.has_images = False
+        self.has_chats = False
         self.out = path.open("w", encoding="ascii")
 
     def add(self, row: Row) -> None:
         """Write a row at the end."""
         values = dict(vars(row))
         # Rows that have none keep the fingerprint they had before there were such fields.
-        for name in ("images", "use"):
+        for name in ("images", "use", "chat"):
             if not values[name]:
                 del values[name]
         self.out.write(json.dumps(values, sort_keys=True) + "\n")
         self.kept.append(True)
         self.has_images = self.has_images or bool(row.images)
+        self.has_chats = self.has_chats or bool(row.chat)
 
     def drop(self, number: int) -> None:
         """Keep a row no longer."""

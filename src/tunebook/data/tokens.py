@@ -97,7 +97,11 @@ class FileTokenizer:
         return {"input_ids": self.text_tokenizer.encode(text, add_special_tokens=add_special_tokens).ids}
 
     def apply_chat_template(
-        self, messages: Messages, tokenize: bool = False, add_generation_prompt: bool = False
+        self,
+        messages: Messages,
+        tokenize: bool = False,
+        add_generation_prompt: bool = False,
+        tools: list[dict[str, Any]] | None = None,
     ) -> str:
         """Messages as text. Raises jinja2.TemplateError where the template refuses them."""
         names: dict[str, Any] = dict(self.special_tokens)
@@ -105,7 +109,7 @@ class FileTokenizer:
             names["eos_token"] = self.eos_token
         return _compile(str(self.chat_template)).render(
             messages=messages,
-            tools=None,
+            tools=tools,
             documents=None,
             add_generation_prompt=add_generation_prompt,
             **names,

@@ -115,7 +115,7 @@ def comparisons(stages: dict[str, Stage]) -> list[dict[str, Any]]:
 
 def examples(recipe: Recipe, count: int) -> list[Item]:
     """The first held-out items, to look at: rows of `evaluate.split`, or of DPO alone pairs of `val`."""
-    return held_out_answers(recipe, None)[:count]
+    return [item for item in held_out_answers(recipe, None) if not item.get("chat")][:count]
 
 
 def answers(recipe: Recipe, names: list[str], rows: list[dict[str, Any]]) -> list[dict[str, str]]:
@@ -175,8 +175,11 @@ def _answer(recipe: Recipe, missing: dict[str, Stage], force: bool) -> None:
 def _measure(recipe: Recipe, name: str, source: Source, items: list[Item], folder: Path) -> dict[str, Any]:
     """Of a stage whose answers nothing can check: the loss of the held-out ones, and some of its own."""
     with source() as opened:
-        measure_losses(opened, items, folder, name)
-    answered = evenly(items, ANSWERED)
+        measure_losses(opened, items, folder, name, recipe.data.train_on or "all")
+    # A row with tools is no question that can be asked as text.
+    answered = evenly([item for item in items if not item.get("chat")], ANSWERED)
+    if not answered:
+        return {**summarise_losses(folder), "answers": None, "slices": {}}
     predictions = Exam(recipe, name, source, answered, folder).answer()
     return {**summarise_losses(folder), "answers": summarise_answers(predictions), "slices": {}}
 

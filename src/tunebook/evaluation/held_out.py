@@ -19,7 +19,8 @@ from tunebook.data.storage import load, read_rows
 from tunebook.evaluation.statistics import column, mcnemar, ratio_interval, wilson
 from tunebook.generation.generate import AnswerFile, read_records
 from tunebook.generation.local import Local, encode
-from tunebook.models.chat_template import Messages, render
+from tunebook.models.chat_template import Messages, render, text_tokenizer
+from tunebook.models.turns import NO_LOSS, TurnMarks, labelled
 from tunebook.recipe.sections import Recipe
 
 ANSWERED = 100
@@ -52,23 +53,45 @@ def held_out_answers(recipe: Recipe, limit: int | None) -> list[dict[str, Any]]:
     return list(evenly(items, limit))
 
 
-def measure_losses(source: Local, items: list[dict[str, Any]], folder: Path, label: str) -> None:
+def measure_losses(
+    source: Local, items: list[dict[str, Any]], folder: Path, label: str, train_on: str = "all"
+) -> None:
     """Write the `nats` and `tokens` of each item's answer to `folder`, and those of its rejected one.
 
     An interrupted run goes on where it was.
+
+    Args:
+        train_on: Of rows with tools, the turns that count: those that carry loss in training.
     """
     with AnswerFile(folder / LOSSES) as file:
         done = set(file)
         for i, item in enumerate(tqdm(items, desc=f"{label} loss", unit="row", mininterval=1)):
             if i in done:
                 continue
-            nats, tokens = answer_loss(source, item["prompt"], item["completion"], images_of(item))
+            if item.get("chat"):
+                nats, tokens = conversation_loss(source, item, train_on)
+            else:
+                nats, tokens = answer_loss(source, item["prompt"], item["completion"], images_of(item))
             record = {"index": i, "source_id": item["source_id"], "nats": nats, "tokens": tokens}
             if "rejected" in item:
                 record["rejected_nats"], _ = answer_loss(
                     source, item["prompt"], item["rejected"], images_of(item)
                 )
             file.write([record])
+
+
+def conversation_loss(source: Local, item: dict[str, Any], train_on: str) -> tuple[float, int]:
+    """The same as `answer_loss` of all turns of a conversation with tools that carry loss."""
+    import torch
+
+    tokenizer = text_tokenizer(source.tokenizer)
+    row = labelled(item, tokenizer, TurnMarks.of(tokenizer), train_on)
+    ids = torch.tensor([row["input_ids"]], device=source.model.device)
+    labels = torch.tensor(row["labels"], device=source.model.device)
+    with torch.inference_mode():
+        logits = source.model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits[0, :-1].float()
+        nats = torch.nn.functional.cross_entropy(logits, labels[1:], reduction="sum", ignore_index=NO_LOSS)
+    return float(nats), int((labels[1:] != NO_LOSS).sum())
 
 
 def answer_loss(source: Local, prompt: Messages, answer: Messages, images: list[Any]) -> tuple[float, int]:

@@ -37,7 +37,8 @@ def held_out_items(recipe: Recipe, limit: int | None, checkable: bool = True) ->
     split = recipe.evaluate.split
     items = load(recipe, split)
     if checkable:
-        items = [item for item in items if item["gold"] is not None]
+        # A row with tools is no question that can be asked as text.
+        items = [item for item in items if item["gold"] is not None and not item.get("chat")]
     if items or checkable:
         return evenly(items, limit)
     raise UserError(

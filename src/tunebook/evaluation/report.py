@@ -185,6 +185,8 @@ def _examples(run: Path, summary: dict[str, Any]) -> list[Part]:
 def _answers(run: Path, stages: list[str]) -> list[Part]:
     """Some items with every model's answer below them."""
     by_stage = {stage: predictions(run, stage) for stage in stages}
+    if not by_stage[stages[0]]:
+        return []
     items = evenly(list(by_stage[stages[0]]), SHOWN)
     shown: list[Part] = [f"## {len(items)} answers, side by side"]
     for item in items:

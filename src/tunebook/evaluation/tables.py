@@ -112,13 +112,14 @@ def loss_table(results: dict[str, dict[str, Any]]) -> Table:
     for stage, summary in results.items():
         if "loss" in summary:
             low, high = summary["loss_interval"]
+            answers = summary["answers"]  # None of rows with tools, which cannot be asked as text
             table.add(
                 stage=stage,
                 n=summary["n"],
                 loss=f"{summary['loss']:.3f} ({low:.3f} to {high:.3f})",
                 perplexity=f"{summary['perplexity']:.2f}",
-                ended=f"{summary['answers']['ended']:.0%} of {summary['answers']['n']}",
-                length=f"{summary['answers']['mean_tokens']:.0f}",
+                ended=f"{answers['ended']:.0%} of {answers['n']}" if answers else "–",
+                length=f"{answers['mean_tokens']:.0f}" if answers else "–",
             )
     return table
 

@@ -199,7 +199,11 @@ def _only_existing(recipe: Recipe) -> bool:
 
 def _rows(recipe: Recipe, number: int) -> list[dict[str, Any]]:
     """The training rows of a round: the next `pairs.prompts`, from the start again when they are used up."""
-    rows = [row for row in training_rows(recipe, "pairs") if row["gold"] is not None]
+    rows = []
+    for row in training_rows(recipe, "pairs"):
+        # A row with tools is no question that can be asked as text.
+        if row["gold"] is not None and not row.get("chat"):
+            rows.append(row)
     if not rows:
         raise UserError(
             "no training row has an answer to check against: "

@@ -224,6 +224,10 @@ class DataConfig(Section):
     prompt alone. `none`: every row stays."""
     near_duplicate: float = Field(0.9, gt=0, le=1)
     """Rows whose texts are as alike as this (Jaccard) and have the same numbers are duplicates."""
+    train_on: Literal["last", "all"] | None = None
+    """Which of a conversation's assistant turns carry loss. None: all of them, but for rows with images and
+    chat templates in which turns cannot be told apart, whose last one does. A message with `weight: 0`
+    carries none."""
     refusals: Refusals = "keep"
     """Whether rows stay whose answer is nothing but a refusal ("I'm sorry, but I can't help with that.")."""
     max_aside: float = Field(0.5, ge=0, le=1)

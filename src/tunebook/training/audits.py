@@ -10,7 +10,7 @@ from rich.text import Text
 
 from tunebook.data.images import ImageSwap, swap_images
 from tunebook.models.image_input import TokenCounter
-from tunebook.recipe.errors import UserError
+from tunebook.recipe.errors import UserError, shorten
 
 AUDITED = 8  # rows that are looked at before the first step; the masks of two of them are shown
 MARGINS = 64  # pairs whose margin is taken with other images too
@@ -45,6 +45,10 @@ def audit_masks(trainer: Any, tokenizer: Any) -> dict[str, Any]:
     )
     for ids, labels, real in rows[:2]:
         console.print(_coloured(tokenizer, ids, labels, real))
+        turns = _trained_turns(tokenizer, ids, labels)
+        if len(turns) > 1:
+            for number, text in enumerate(turns, 1):
+                console.print(Text(f"    trained turn {number}: {shorten(text, 100)}"))
     if share == 0:
         raise UserError(
             "mask audit: no token carries loss; the completions were cut off or are empty "
@@ -59,6 +63,19 @@ def audit_masks(trainer: Any, tokenizer: Any) -> dict[str, Any]:
     if images:
         audit |= audit_images(trainer, tokenizer, batches[0])
     return audit
+
+
+def _trained_turns(tokenizer: Any, ids: list[int], labels: list[int]) -> list[str]:
+    """The text of each run of tokens that carry loss."""
+    turns: list[list[int]] = []
+    before = -100
+    for token, label in zip(ids, labels, strict=True):
+        if label != -100 and before == -100:
+            turns.append([])
+        if label != -100:
+            turns[-1].append(token)
+        before = label
+    return [tokenizer.decode(turn) for turn in turns]
 
 
 def _no_padding(batch: Any) -> Any:

@@ -16,9 +16,10 @@ from tunebook.models import adapters, backend, loading
 from tunebook.recipe.sections import Recipe
 from tunebook.runs.stage import Stage
 from tunebook.training import arguments, audits, memory
+from tunebook.training.masks import masked_splits
 from tunebook.training.trainer import train
 
-COLUMNS = ["prompt", "completion", "images"]
+COLUMNS = ["prompt", "completion", "images", "input_ids", "labels"]
 
 
 def sft(recipe: Recipe, force: bool = False, resume: bool = True) -> dict[str, Any]:
@@ -85,6 +86,7 @@ def sft_trainer(model: Any, tokenizer: Any, rows: dict[str, Any], recipe: Recipe
     """TRL's SFTTrainer of a model with an adapter on it. `rows` are the splits `train` and `val`."""
     from trl import SFTTrainer
 
+    rows = masked_splits(rows, tokenizer, recipe.data.train_on)
     return SFTTrainer(
         model=model,
         args=args,

@@ -1,0 +1,157 @@
+"""Where the assistant's turns lie in a rendered conversation.
+
+The text of a whole conversation is searched for what the chat template writes before and after an answer.
+Prefixes of a conversation need not be prefixes of its text: Qwen3's template drops earlier turns' reasoning.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from tunebook.recipe.errors import UserError
+
+# Texts that no template writes by itself.
+QUESTION, ANSWER = "qqquestionqqq", "aaanswerqaaa"
+
+
+NO_LOSS = -100
+"""The label that PyTorch's cross entropy leaves out."""
+
+
+@dataclass(frozen=True)
+class TurnMarks:
+    """What a chat template writes around an answer."""
+
+    before: str
+    """The header of the assistant's turn, such as `<|im_start|>assistant` and a line break."""
+    after: str
+    """The end of a turn, such as `<|im_end|>`."""
+
+    @classmethod
+    def of(cls, tokenizer: Any) -> TurnMarks:
+        """The marks of a tokenizer's chat template.
+
+        Raises UserError for a template in which turns cannot be told apart, such as Mistral's.
+        """
+        question = [{"role": "user", "content": QUESTION}]
+        asked = tokenizer.apply_chat_template(question, tokenize=False)
+        opened = tokenizer.apply_chat_template(question, tokenize=False, add_generation_prompt=True)
+        answered = [*question, {"role": "assistant", "content": ANSWER}]
+        whole = tokenizer.apply_chat_template(answered, tokenize=False)
+        # What only the generation prompt adds is the header of an answer.
+        before = opened.removeprefix(asked)
+        after = whole.partition(ANSWER)[2].strip()
+        if not before or before == opened or not after or before not in whole:
+            raise UserError(
+                "the chat template writes nothing by which the assistant's turns could be told apart: "
+                "set data.train_on=last"
+            )
+        return cls(before, after)
+
+    def spans(self, text: str) -> list[tuple[int, int]]:
+        """Of each assistant turn in a rendered conversation: from after its header to behind its end mark.
+
+        Rows whose text holds a control token are put aside before, so nothing a person wrote is found here.
+        """
+        spans: list[tuple[int, int]] = []
+        end = 0
+        while True:
+            start = text.find(self.before, end)
+            if start < 0:
+                return spans
+            start += len(self.before)
+            end = text.find(self.after, start)
+            end = len(text) if end < 0 else end + len(self.after)
+            spans.append((start, end))
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """A conversation with all that its chat template may write: tools, their calls, reasoning."""
+
+    messages: list[dict[str, Any]]
+    tools: list[dict[str, Any]] | None = None
+
+    @classmethod
+    def of(cls, row: dict[str, Any]) -> Conversation:
+        """That of a row of the data: its `chat`, where it has one, else prompt and completion."""
+        chat = row.get("chat")
+        if chat:
+            content = json.loads(chat)
+            return cls(content["messages"], content.get("tools"))
+        return cls([*row["prompt"], *row["completion"]])
+
+    def render(self, tokenizer: Any) -> str:
+        """Its text by a tokenizer's chat template."""
+        # A weight is for us; some templates write every key of a message.
+        messages = []
+        for message in self.messages:
+            messages.append({key: value for key, value in message.items() if key != "weight"})
+        return str(tokenizer.apply_chat_template(messages, tools=self.tools, tokenize=False))
+
+    def trained_turns(self, train_on: str) -> list[bool]:
+        """Of each assistant turn whether it carries loss.
+
+        Args:
+            train_on: `last` or `all`; a turn of weight 0 carries none either way.
+        """
+        answers = [message for message in self.messages if message["role"] == "assistant"]
+        trained = []
+        for number, message in enumerate(answers, 1):
+            is_chosen = train_on == "all" or number == len(answers)
+            trained.append(is_chosen and message.get("weight", 1) != 0)
+        return trained
+
+
+def trained_spans(
+    row: dict[str, Any], tokenizer: Any, marks: TurnMarks, train_on: str
+) -> list[tuple[int, int]]:
+    """The parts of a row's rendered text that carry loss, in characters.
+
+    Raises ValueError that says why when the template shows fewer turns than the row has, or drops an answer.
+    """
+    conversation = Conversation.of(row)
+    text = conversation.render(tokenizer)
+    spans = marks.spans(text)
+    trained = conversation.trained_turns(train_on)
+    if len(spans) != len(trained):
+        raise ValueError(f"the row has {len(trained)} assistant turns, the chat template shows {len(spans)}")
+    # A template may show a turn and leave out what was said in it.
+    answers = [message for message in conversation.messages if message["role"] == "assistant"]
+    kept = []
+    for span, message, is_trained in zip(spans, answers, trained, strict=True):
+        if not is_trained:
+            continue
+        shown = text[slice(*span)]
+        for part in _parts(message):
+            if part not in shown:
+                raise ValueError(f"the chat template drops {part[:40]!r} of an assistant turn")
+        kept.append(span)
+    return kept
+
+
+def labelled(row: dict[str, Any], tokenizer: Any, marks: TurnMarks, train_on: str) -> dict[str, list[int]]:
+    """Token ids and labels of one row. A token carries loss when it begins inside a trained turn."""
+    text = Conversation.of(row).render(tokenizer)
+    try:
+        spans = trained_spans(row, tokenizer, marks, train_on)
+    except ValueError as error:
+        raise UserError(
+            f"{row['source_id']}: {error}; set data.train_on=last or another chat template"
+        ) from None
+    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+    labels = []
+    for token, (start, _) in zip(encoded["input_ids"], encoded["offset_mapping"], strict=True):
+        is_trained = any(first <= start < end for first, end in spans)
+        labels.append(token if is_trained else NO_LOSS)
+    return {"input_ids": encoded["input_ids"], "labels": labels}
+
+
+def _parts(message: dict[str, Any]) -> list[str]:
+    """What a template must show of an assistant's message: its text and the tools that it calls."""
+    parts = [str(message.get("content") or "").strip()]
+    for call in message.get("tool_calls") or []:
+        parts.append(call["function"]["name"])
+    return [part for part in parts if part]

@@ -1,0 +1,140 @@
+"""Which part of a rendered conversation carries loss, turn by turn, for three families of chat templates."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from templates import ENDS, FAMILIES
+
+from tunebook.data import prepare, tools
+from tunebook.data.rows import Unusable
+from tunebook.data.tokens import open_tokenizer
+from tunebook.models.turns import Conversation, TurnMarks, trained_spans
+from tunebook.recipe.errors import UserError
+from tunebook.recipe.loading import load_recipe
+
+TURNS = [
+    {"role": "user", "content": "One?"},
+    {"role": "assistant", "content": "First."},
+    {"role": "user", "content": "Two?"},
+    {"role": "assistant", "content": "Second."},
+    {"role": "user", "content": "Three?"},
+    {"role": "assistant", "content": "Third."},
+]
+TOOL = {"type": "function", "function": {"name": "tide", "parameters": {"type": "object"}}}
+CALL = {"type": "function", "function": {"name": "tide", "arguments": '{"harbour": "Kiel"}'}}
+WITH_TOOLS = [
+    {"role": "user", "content": "Hello"},
+    {"role": "assistant", "content": "Welcome.", "reasoning_content": "A greeting."},
+    {"role": "user", "content": "High tide in Kiel?"},
+    {"role": "assistant", "content": None, "tool_calls": [CALL]},
+    {"role": "tool", "content": "7:30"},
+    {"role": "assistant", "content": "At 7:30.", "reasoning_content": "The tool says 7:30."},
+]
+
+
+@pytest.fixture
+def tokenizer(embedded):
+    def with_template(family):
+        text = open_tokenizer(load_recipe().model)
+        text.chat_template = FAMILIES[family]
+        return text
+
+    return with_template
+
+
+def row_of(messages, tool_list=None):
+    chat = tools.conversation({"messages": messages, "tools": tool_list}, lambda turns: turns)
+    if chat is None:
+        return {"prompt": messages[:-1], "completion": messages[-1:]}
+    prompt, completion = tools.as_texts(chat)
+    return {"prompt": prompt, "completion": completion, "chat": tools.dumped(chat)}
+
+
+def trained(row, tokenizer, train_on="all"):
+    text = Conversation.of(row).render(tokenizer)
+    spans = trained_spans(row, tokenizer, TurnMarks.of(tokenizer), train_on)
+    return [text[slice(*span)] for span in spans]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_answer_with_its_end_or_the_last_alone(family, tokenizer):
+    end = ENDS[family]
+    row = row_of(TURNS)
+    assert trained(row, tokenizer(family)) == [f"First.{end}", f"Second.{end}", f"Third.{end}"]
+    assert trained(row, tokenizer(family), "last") == [f"Third.{end}"]
+    muted = [dict(turn) for turn in TURNS]
+    muted[3]["weight"] = 0
+    assert trained(row_of(muted), tokenizer(family)) == [f"First.{end}", f"Third.{end}"]
+    muted[5]["weight"] = 0
+    assert trained(row_of(muted), tokenizer(family), "last") == []
+
+
+def test_calls_and_reasoning_carry_loss_results_and_definitions_none(tokenizer):
+    turns = trained(row_of(WITH_TOOLS, [TOOL]), tokenizer("qwen3"))
+    assert turns == [
+        "Welcome.<|im_end|>",  # whose reasoning the template drops
+        '<tool_call>\n{"name": "tide", "arguments": {"harbour": "Kiel"}}\n</tool_call><|im_end|>',
+        "<think>\nThe tool says 7:30.\n</think>\n\nAt 7:30.<|im_end|>",
+    ]
+    text = Conversation.of(row_of(WITH_TOOLS, [TOOL])).render(tokenizer("qwen3"))
+    assert '<tools>\n{"type": "function", "function": {"name": "tide"' in text
+    assert "<tool_response>\n7:30\n</tool_response>" in text
+
+
+def test_a_template_that_drops_a_turn_or_tells_none_apart_is_refused(tokenizer):
+    text = tokenizer("chatml")
+    with pytest.raises(ValueError, match="the chat template drops 'tide' of an assistant turn"):
+        trained(row_of(WITH_TOOLS, [TOOL]), text)
+    text.chat_template = "{% for m in messages[-2:] %}" + FAMILIES["chatml"].removeprefix(
+        "{% for m in messages %}"
+    )
+    with pytest.raises(ValueError, match="the row has 3 assistant turns, the chat template shows 1"):
+        trained(row_of(TURNS), text)
+    text.chat_template = "{% for m in messages %}{{ m.content }}</s>{% endfor %}"
+    with pytest.raises(UserError, match=r"turns could be told apart: set data\.train_on=last"):
+        TurnMarks.of(text)
+
+
+def test_sharegpt_calls_become_the_same_conversation():
+    turns = [
+        {"from": "human", "value": "High tide in Kiel?"},
+        {"from": "function_call", "value": '{"name": "tide", "arguments": {"harbour": "Kiel"}}'},
+        {"from": "observation", "value": "7:30"},
+        {"from": "gpt", "value": "At 7:30."},
+    ]
+    chat = tools.conversation({"messages": turns}, lambda messages: messages)
+    assert [message["role"] for message in chat.messages] == ["user", "assistant", "tool", "assistant"]
+    call = {"type": "function", "function": {"name": "tide", "arguments": {"harbour": "Kiel"}}}
+    assert chat.messages[1]["tool_calls"] == [call] and chat.messages[2]["content"] == "7:30"
+
+
+def test_what_is_no_conversation_says_why():
+    def reason(messages):
+        with pytest.raises(Unusable) as error:
+            tools.conversation({"messages": messages}, lambda turns: turns)
+        return error.value.reason
+
+    mute = {"role": "assistant", "content": "A.", "weight": 0}
+    assert reason([{"role": "user", "content": "Q"}, mute]) == "weight 0"
+    assert reason([mute, {"role": "user", "content": "Q"}]) == "broken turns"
+    assert reason(WITH_TOOLS[:-1]) == "broken turns"
+    assert reason([*WITH_TOOLS, {"role": "nobody", "content": "x"}]) == "wrong role"
+    assert reason([WITH_TOOLS[0], {"role": "assistant", "tool_calls": [{"function": {}}]}]) == "wrong type"
+
+
+def test_prepare_keeps_rows_with_tools_where_the_template_shows_them(tmp_path, embedded):
+    path = tmp_path / "rows.jsonl"
+    rows = []
+    for number in range(4):
+        messages = [dict(turn) for turn in WITH_TOOLS]
+        messages[2] = {"role": "user", "content": f"High tide in harbour {number}?"}
+        rows.append({"messages": messages, "tools": [TOOL]})
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    keys = {"data.sources": [{"path": str(path), "split": "train"}], "data.max_aside": 1}
+    recipe = load_recipe(overrides={**keys, "model.chat_template": "prompt/chatml_tools.jinja"})
+    record = prepare.prepare(recipe)
+    assert (record["rows"]["train"], record["quarantined"]) == (4, {})
+    with pytest.raises(UserError, match=r"4 tools .*does not show the row's tools"):
+        prepare.prepare(load_recipe(overrides=keys))
