@@ -1,4 +1,4 @@
-"""Keep a finished run's results in `resources/<run>/` and put its table into the README.
+"""Keep a finished run's results in `resources/<run>/`; put its tables into README and docs/results.md.
 
 uv run python scripts/record.py runs/smollm2-math
 """
@@ -17,9 +17,46 @@ MARKS = ("<!-- results -->\n", "<!-- /results -->")
 
 
 def section(folder: Path) -> str:
-    """What the README says of a recorded run: where it ran, how long it took, the tables."""
-    stages = json.loads((folder / "manifest.json").read_text())["stages"]
+    """What the README says of a recorded run: where it ran, and one table of all items."""
     summary = json.loads((folder / "summary.json").read_text())
+    table = tables.Table(
+        accuracy="right (95% interval)",
+        cut_off="cut off",
+        against="against the model before, in points (95% interval)",
+    )
+    before = ""
+    for stage, results in summary["stages"].items():
+        cells = tables.accuracy_cells(results)
+        row = {"model": stage, "n": cells["n"], "accuracy": cells["accuracy"], "cut_off": cells["cut_off"]}
+        table.add(**row, against=_against(summary["comparisons"], before, stage))
+        before = stage
+    return (
+        "\n\n".join([f"{_where(folder, summary)} ([all tables](docs/results.md)):", table.markdown()]) + "\n"
+    )
+
+
+def details(folder: Path) -> str:
+    """What docs/results.md says of a recorded run: all tables."""
+    summary = json.loads((folder / "summary.json").read_text())
+    paragraphs = [
+        f"{_where(folder, summary)}:",
+        tables.accuracy_table(summary["stages"]).markdown(),
+        "The same items, pair by pair (differences in points):",
+        tables.comparison_table(summary["comparisons"]).markdown(),
+    ]
+    if (folder / "parity.json").exists():
+        rows = json.loads((folder / "parity.json").read_text())
+        paragraphs += [
+            "What was exported, each loaded afresh and compared with the adapter on held-out questions "
+            "(Δ log p: of the tokens of the adapter's own answers):",
+            tables.parity_table(rows).markdown(),
+        ]
+    return "\n\n".join(paragraphs) + "\n"
+
+
+def _where(folder: Path, summary: dict[str, Any]) -> str:
+    """How long the run took and on what."""
+    stages = json.loads((folder / "manifest.json").read_text())["stages"]
     # Exports may have been made at any later time.
     chain = {name: stage for name, stage in stages.items() if "export" not in name}
 
@@ -34,25 +71,16 @@ def section(folder: Path) -> str:
     hardware = sft["hardware"]
     peaks = [stage["peak_memory_gb"]["process"] for stage in chain.values() if "peak_memory_gb" in stage]
     where = f"{hardware['cores']} cores of an {hardware['cpu']}, peak memory {max(peaks)} GB"
+    return f"One recorded run ({trained} on {where}; `{summary['split']}` split, greedy)"
 
-    links = f"[manifest](resources/{folder.name}/manifest.json)"
-    if (folder / "report.md").exists():
-        links = f"[report card](resources/{folder.name}/report.md), {links}"
 
-    paragraphs = [
-        f"One recorded run ({trained} on {where}; `{summary['split']}` split, greedy; {links}):",
-        tables.accuracy_table(summary["stages"]).markdown(),
-        "The same items, pair by pair (differences in points):",
-        tables.comparison_table(summary["comparisons"]).markdown(),
-    ]
-    if (folder / "parity.json").exists():
-        rows = json.loads((folder / "parity.json").read_text())
-        paragraphs += [
-            "What was exported, each loaded afresh and compared with the adapter on held-out questions "
-            "(Δ log p: of the tokens of the adapter's own answers):",
-            tables.parity_table(rows).markdown(),
-        ]
-    return "\n\n".join(paragraphs) + "\n"
+def _against(comparisons: list[dict[str, Any]], first: str, second: str) -> str:
+    """The difference between two models' answers to the same items; empty when they were not compared."""
+    for compared in comparisons:
+        if (compared["first"], compared["second"]) == (first, second):
+            low, high = (100 * end for end in compared["interval"])
+            return f"{100 * compared['difference']:+.1f} ({low:+.1f} to {high:+.1f})"
+    return ""
 
 
 def write_compact(manifest: dict[str, Any], path: Path) -> None:
@@ -71,11 +99,11 @@ def main(run: Path) -> None:
     shutil.copytree(run / "figures", folder / "figures", dirs_exist_ok=True)
     if (run / "export" / "parity.json").exists():
         shutil.copy(run / "export" / "parity.json", folder)
-    readme = ROOT / "README.md"
-    start, end = MARKS
-    before, _, rest = readme.read_text().partition(start)
-    _, _, after = rest.partition(end)
-    readme.write_text(before + start + section(folder) + end + after)
+    for name, text in (("README.md", section(folder)), ("docs/results.md", details(folder))):
+        page = ROOT / name
+        before, _, rest = page.read_text().partition(MARKS[0])
+        after = rest.partition(MARKS[1])[2]
+        page.write_text(before + MARKS[0] + text + MARKS[1] + after)
 
 
 def _seconds(stage: dict[str, Any]) -> float:

@@ -1,25 +1,29 @@
-"""What README and CONTRIBUTING say is so: commands and paths exist, results come from the recorded run."""
+"""What README, docs and CONTRIBUTING say is so: commands and paths exist, results are of the recorded run."""
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import re
 
 import pytest
+import record
 
 from tunebook.recipe.files import ROOT
 
 README = (ROOT / "README.md").read_text()
+RESULTS = (ROOT / "docs" / "results.md").read_text()
+DOCS = "\n".join(path.read_text() for path in sorted((ROOT / "docs").glob("*.md")))
 
 
 def test_the_results_come_from_the_recorded_run():
-    spec = importlib.util.spec_from_file_location("record", ROOT / "scripts" / "record.py")
-    record = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(record)
     start, end = record.MARKS
-    assert README.split(start)[1].split(end)[0] == record.section(ROOT / "resources" / "smollm2-math")
+    folder = ROOT / "resources" / "smollm2-math"
+    assert README.split(start)[1].split(end)[0] == record.section(folder)
+    assert RESULTS.split(start)[1].split(end)[0] == record.details(folder)
+    # By hand, out of summary.json.
+    assert "| sft | 600 | 35.7% (31.9 to 39.6) | 0% | +33.7 (+29.7 to +37.7) |" in README
+    assert "| sft → dpo | 600 | +9.5 (+5.5 to +13.5) | 109 | 52 |" in RESULTS
 
 
 def test_the_recorded_manifest_is_enough_to_repeat_the_run():
@@ -53,8 +57,15 @@ def test_ci_calls_the_test_command_of_the_readme():
 
 
 def test_linked_files_exist():
-    for target in re.findall(r"\]\(([^)#:]+)\)", README):
+    for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", README):
         assert (ROOT / target).exists(), target
+
+
+def test_paths_that_the_docs_name_exist():
+    for path in re.findall(
+        r"`((?:src|tests|scripts|benchmarks|resources|configs|prompt|notebooks)/[\w/.-]*)`", DOCS
+    ):
+        assert (ROOT / path).exists(), path
 
 
 def test_contributing_names_every_room_and_only_paths_that_there_are():
@@ -73,7 +84,7 @@ def test_contributing_names_every_room_and_only_paths_that_there_are():
 
 @pytest.mark.parametrize(
     "command",
-    sorted(set(re.findall(r"tunebook (\w+)", re.sub(r"src/tunebook|`tunebook`", "", README))) - {"lies"}),
+    sorted(set(re.findall(r"uv run tunebook (\w+)", README + DOCS))),
 )
 def test_every_command_exists_and_its_help_teaches(run_cli, command):
     done = run_cli(command, "--help", env=os.environ | {"COLUMNS": "200", "TERM": "dumb"})

@@ -138,7 +138,7 @@ def test_notebook_parameters_fit_the_recipe(path):
 
 
 def test_documented_fields():
-    """Every field of a section of ours explains itself, in the class and so in the README's table."""
+    """Every field of a section of ours explains itself, in the class and so in the reference of the docs."""
     from tunebook.recipe import loading, sections
 
     for section in (

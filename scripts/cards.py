@@ -1,0 +1,153 @@
+"""The tables of docs/gpus.md: what models take of a GPU's memory, and how long training takes. Estimates.
+
+    uv run python scripts/cards.py
+
+Memory is the formula that a stage prints before it starts (`training/memory.py`), with the published shapes
+of Qwen3. Time is the floating-point operations of a token over what a card does in a second. Nothing of it
+was measured on a card.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+
+from tunebook.training.memory import Plan
+
+PAGE = Path(__file__).parents[1] / "docs" / "gpus.md"
+MARKS = ("<!-- {} -->\n", "<!-- /{} -->")
+
+RANK, LENGTH = 16, 1024
+CONTEXT = 1.5 * 2**30
+"""Bytes for CUDA's context, workspaces, and the layers that Unsloth's 4-bit files keep in 16 bit: a guess."""
+
+FLOPS = 8
+"""Operations for a token and parameter: forward, forward again (checkpointing), backward through frozen
+weights, and a third on top for dequantising and LoRA."""
+
+CALL = 0.3
+"""Seconds of a batch that the processor needs, however fast the card. Unsloth measured 0.25 to 0.4 for 4
+billion parameters (`unsloth/utils/padding_choice.py`)."""
+
+
+@dataclass(frozen=True)
+class Model:
+    """The shape of one of the Qwen3 models, as its config.json has it."""
+
+    name: str
+    layers: int
+    hidden: int
+    inner: int
+    heads: int
+    tied: bool
+
+    def plan(self, rows: int, sides: int) -> Plan:
+        """In 4 bit, with LoRA on all linear layers, checkpointing and an 8-bit optimiser."""
+        head, groups, vocabulary = 128, 8, 151_936
+        wide, narrow = self.heads * head, groups * head
+        attention = [(self.hidden, wide), (self.hidden, narrow), (self.hidden, narrow), (wide, self.hidden)]
+        shapes = [*attention, (self.hidden, self.inner), (self.hidden, self.inner), (self.inner, self.hidden)]
+        linear = trainable = 0
+        for rows_, columns in shapes:
+            linear += self.layers * rows_ * columns
+            trainable += self.layers * RANK * (rows_ + columns)
+        config = SimpleNamespace(
+            num_hidden_layers=self.layers,
+            hidden_size=self.hidden,
+            intermediate_size=self.inner,
+            num_attention_heads=self.heads,
+            head_dim=head,
+            vocab_size=vocabulary,
+        )
+        embeddings = vocabulary * self.hidden * (1 if self.tied else 2)
+        return Plan(
+            config=config,
+            linear=linear,
+            other=embeddings,
+            trainable=trainable,
+            rows=rows,
+            length=LENGTH,
+            sides=sides,
+            four_bit=True,
+            checkpointing=True,
+            optimizer=2,
+        )
+
+    def memory(self, rows: int, sides: int) -> str:
+        """GB on a card."""
+        return f"{(self.plan(rows, sides).total + CONTEXT) / 2**30:.0f}"
+
+
+MODELS = (
+    Model("Qwen3-1.7B", 28, 2048, 6144, 16, True),
+    Model("Qwen3-4B", 36, 2560, 9728, 32, True),
+    Model("Qwen3-8B", 36, 4096, 12288, 32, False),
+    Model("Qwen3-14B", 40, 5120, 17408, 40, False),
+    Model("Qwen3-32B", 64, 5120, 25600, 64, False),
+)
+
+# Teraflops of dense 16-bit products by the data sheets, and the share of them that training reaches: a guess.
+CARDS = (
+    ("RTX 3060, 12 GB", 25, 0.5),
+    ("T4, 16 GB (Colab, Kaggle)", 65, 0.4),
+    ("L4, 24 GB", 121, 0.5),
+    ("RTX 4090, 24 GB", 165, 0.5),
+    ("L40S, 48 GB", 362, 0.45),
+    ("A100, 80 GB", 312, 0.45),
+    ("H100, 80 GB", 990, 0.4),
+)
+
+
+def memory_table() -> str:
+    """GB that SFT and DPO of each model take at rows of `LENGTH` tokens."""
+    lines = [
+        "| model, 4 bit | SFT, 4 rows | SFT, 1 row | DPO, 2 pairs | DPO, 1 pair |",
+        "|---|---|---|---|---|",
+    ]
+    for model in MODELS:
+        cells = [model.memory(4, 1), model.memory(1, 1), model.memory(2, 2), model.memory(1, 2)]
+        lines.append(f"| {model.name} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def seconds(model: Model, peak: float, share: float, tokens: int, batches: int) -> float:
+    """How long so many tokens in so many batches take: the card or the processor, whichever is slower."""
+    linear = model.plan(1, 1).linear
+    card = FLOPS * linear * tokens / (peak * share * 1e12)
+    return max(card, CALL * batches)
+
+
+def time_table() -> str:
+    """For Qwen3-4B and rows of 300 tokens: three epochs of 1,000, 1,000 pairs, one epoch of 50,000."""
+    model = MODELS[1]
+    lines = [
+        "| card | SFT, 1,000 rows, 3 epochs | DPO, 1,000 pairs, 1 epoch | SFT, 50,000 rows, 1 epoch |",
+        "|---|---|---|---|",
+    ]
+    for name, peak, share in CARDS:
+        small = seconds(model, peak, share, tokens=900_000, batches=750)
+        # The reference is a forward pass more: 10 operations in place of 8.
+        pairs = seconds(model, peak, share, tokens=750_000, batches=500)
+        large = seconds(model, peak, share, tokens=15_000_000, batches=12_500)
+        lines.append(f"| {name} | {_said(small)} | {_said(pairs)} | {_said(large)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _said(seconds: float) -> str:
+    if seconds < 90 * 60:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h"
+
+
+def filled(text: str) -> str:
+    """The page with its tables made anew."""
+    for name, table in (("memory", memory_table()), ("time", time_table())):
+        start, end = (mark.format(name) for mark in MARKS)
+        before, _, rest = text.partition(start)
+        text = before + start + table + end + rest.partition(end)[2]
+    return text
+
+
+if __name__ == "__main__":
+    PAGE.write_text(filled(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
