@@ -39,10 +39,12 @@ def run(
     last: str | None = None,
     force: bool = False,
     dry_run: bool = False,
+    fresh: bool = False,
 ) -> list[str]:
     """Execute the notebooks from `first` to `last` whose stages are not up to date.
 
     Executed notebooks lie in `runs/<run>/notebooks/`. Stops at the first failure; what came before stays.
+    With `fresh`, a training starts over where an interrupted one of other settings is.
 
     Returns the names of the steps that were (or would be) run.
     Raises UserError that names the failing notebook, its cell and the error.
@@ -76,7 +78,7 @@ def run(
         print(f"{name:9} {'would run' if dry_run else 'runs'}: {reason}", flush=True)
         started = time.monotonic()
         if not dry_run:
-            _execute(todo[name], recipe, force)
+            _execute(todo[name], recipe, force, fresh)
         seconds[name] = time.monotonic() - started
 
     if seconds and not dry_run:
@@ -136,7 +138,7 @@ def _why(step: Step, recipe: Recipe) -> str | None:
     return None
 
 
-def _execute(step: Step, recipe: Recipe, force: bool) -> None:
+def _execute(step: Step, recipe: Recipe, force: bool, fresh: bool) -> None:
     import papermill
     from papermill.exceptions import PapermillExecutionError
 
@@ -152,6 +154,8 @@ def _execute(step: Step, recipe: Recipe, force: bool) -> None:
     }
     if step.spec.has_rounds:
         parameters["round"] = step.round
+    if step.spec.trains:
+        parameters["fresh"] = fresh
     try:
         papermill.execute_notebook(
             str(shipped("notebooks") / f"{step.spec.notebook}.ipynb"),

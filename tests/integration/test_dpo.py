@@ -41,9 +41,10 @@ def test_the_pipeline_skips_what_is_done_and_stops_at_the_first_failure(paired, 
     changed = load_recipe(
         tiny_recipe,
         run="chain",
-        overrides={k: v for k, (_, v) in recipe.overrides.items()} | {"dpo.loss_type": ["nonsense", "sft"]},
+        overrides={k: v for k, (_, v) in recipe.overrides.items()}
+        | {"dpo.loss_type": ["sigmoid", "sft"], "dpo.loss_weights": [1.0, 1.0], "dpo.use_weighting": True},
     )
-    with pytest.raises(UserError, match=r"04_dpo\.ipynb, cell \d+: .*nonsense"):
+    with pytest.raises(UserError, match=r"04_dpo\.ipynb, cell \d+: .*dpo\.use_weighting"):
         pipeline.run(changed)
     assert (recipe.run_dir / "dpo" / "adapter").exists()
     with pytest.raises(UserError, match="no step 'dop'"):

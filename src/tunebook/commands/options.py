@@ -73,6 +73,12 @@ ForceOption = Annotated[bool, Option("--force", help="Run again though nothing h
 ResumeOption = Annotated[
     bool, Option("--resume/--no-resume", help="Go on from the last checkpoint of an interrupted run.")
 ]
+FreshOption = Annotated[
+    bool,
+    Option(
+        "--fresh", help="Start over where an interrupted training of other settings is; it is kept aside."
+    ),
+]
 RoundOption = Annotated[
     int,
     Option(

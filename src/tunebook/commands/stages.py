@@ -10,6 +10,7 @@ from typer import Argument, Option
 from tunebook.commands.options import (
     STEPS,
     ForceOption,
+    FreshOption,
     ModelsArgument,
     RecipeOption,
     ResumeOption,
@@ -38,6 +39,7 @@ def run(
     ] = None,
     until: Annotated[str | None, Option("--until", metavar="STEP", help="The last step to run.")] = None,
     force: ForceOption = False,
+    fresh: FreshOption = False,
     dry_run: Annotated[bool, Option("--dry-run", help="Say what would run and why, and do nothing.")] = False,
     manifest: Annotated[
         Path | None,
@@ -59,13 +61,13 @@ def run(
     from tunebook import pipeline
 
     if manifest:
-        if recipe or set_ or first or until or force or dry_run:
+        if recipe or set_ or first or until or force or fresh or dry_run:
             raise UserError("--from-manifest repeats a run as it was: give no other option than --run")
         print(pipeline.repeat(manifest, run))
         return
     parsed = read_recipe(recipe, run, set_)
     print(parsed.describe())
-    if not pipeline.run(parsed, first, until, force, dry_run):
+    if not pipeline.run(parsed, first, until, force, dry_run, fresh):
         print("Nothing to do.")
 
 
@@ -151,10 +153,11 @@ def _add_trainer(spec: StageSpec) -> None:
         set_: SetOption = None,
         force: ForceOption = False,
         resume: ResumeOption = True,
+        fresh: FreshOption = False,
         number: RoundOption = 1,
     ) -> None:
         parsed = read_recipe(recipe, run, set_)
-        options: dict[str, Any] = {"force": force, "resume": resume}
+        options: dict[str, Any] = {"force": force, "resume": resume, "fresh": fresh}
         if spec.has_rounds:
             options["number"] = number
         record = spec.run(parsed, **options)
@@ -170,8 +173,9 @@ def _add_trainer(spec: StageSpec) -> None:
         set_: SetOption = None,
         force: ForceOption = False,
         resume: ResumeOption = True,
+        fresh: FreshOption = False,
     ) -> None:
-        train(recipe, run, set_, force, resume)
+        train(recipe, run, set_, force, resume, fresh)
 
     help_text = (
         f"{spec.help} On several GPUs: `NPROC_PER_NODE=4 bash train_{spec.command}.sh`.\n\n"

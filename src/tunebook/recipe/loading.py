@@ -18,6 +18,7 @@ from tunebook.recipe.overrides import PREFIX, from_environment, section_of
 from tunebook.recipe.secrets import check_values
 from tunebook.recipe.sections import DEFAULT, Recipe
 from tunebook.recipe.trainer_keys import DATACLASSES, trainer_section
+from tunebook.recipe.trainer_values import check_trainer_values
 
 
 def load_recipe(
@@ -60,6 +61,10 @@ def load_recipe(
             setattr(parsed, title, arguments.model_dump(exclude_unset=True))
     except ValidationError as error:
         raise UserError(f"recipe {path.stem}: {explain(error, origins, path)}") from None
+    try:
+        check_trainer_values(parsed)
+    except UserError as error:
+        raise UserError(f"recipe {path.stem}: {error}") from None
     origins["extends"] = "each value stands below"
     if not parsed.stages:
         origins["stages"] = "asked for by the sections"

@@ -21,6 +21,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from tunebook.recipe.effects import differences, of_the_weights
 from tunebook.recipe.errors import UserError
 from tunebook.recipe.sections import Recipe
 from tunebook.runs.files import checksums, disk_full_as_user_error, fingerprint, read_json, write_json
@@ -56,9 +57,9 @@ class Stage:
 
     @property
     def done(self) -> bool:
-        """Whether a finished result of just these settings and inputs is there."""
+        """Whether a finished result is there, of these inputs and all settings that it depends on."""
         stage = read_json(self.dir / "stage.json")
-        if stage.get("key") != self.key:
+        if not self._is_same(stage):
             return False
         current_hashes = self.input_hashes()
         for name, recorded_hash in stage.get("made_from", {}).items():
@@ -66,6 +67,17 @@ class Stage:
             if current_hashes.get(name, recorded_hash) != recorded_hash:
                 return False
         return True
+
+    def _is_same(self, record: dict[str, Any]) -> bool:
+        """Whether a record of this or an earlier run (`stage.json`, `started.json`) leads to the same result.
+
+        The settings are compared, and not only the key, which changes with what merely watches.
+        """
+        if not record or record.get("key") == self.key:
+            return bool(record)
+        if "settings" not in record or record.get("inputs") != self.inputs:
+            return False
+        return of_the_weights(record["settings"]) == of_the_weights(self.settings)
 
     def input_hashes(self) -> dict[str, str]:
         """A hash of the rows and weights of each stage that this one builds on, by its name.
@@ -97,13 +109,16 @@ class Stage:
         if force:
             return False
         if rank() == 0:
-            whole = read_json(self.partial / "stage.json").get("key") == self.key
+            whole = self._is_same(read_json(self.partial / "stage.json"))
             if whole or (self.done and not self._is_published()):
                 with _lock(self.recipe.run_dir):
                     self._publish()
         if not self.done:
             return False
         print(f"{self.name} is up to date ({self.dir}); force runs it again")
+        changed = differences(read_json(self.dir / "stage.json").get("settings", {}), self.settings)
+        if changed:
+            print(f"Its weights do not depend on what has changed: {', '.join(changed)}")
         return True
 
     def await_rank_0(self) -> bool:
@@ -124,23 +139,25 @@ class Stage:
     def open(self, resume: bool = True) -> Iterator[Path]:
         """Yield the folder to write into; it becomes the stage's folder when the block succeeds.
 
-        With `resume`, what an interrupted run of the same settings left is kept; else the folder starts
-        empty. Of several processes the first does all this and the others are only told the folder.
+        With `resume`, what an interrupted run has left is kept, if it leads to the same result; else the
+        folder starts empty. Checkpoints of a run that is not gone on with lie in `.<name>.before` until the
+        new result is whole. Of several processes the first does all this and the others are only told the
+        folder.
 
-        Raises UserError when another process is at work in this run folder, and when the disk is full.
+        Raises UserError when another process is at work in this run folder, when the disk is full, and when
+        with `resume` there are checkpoints of other settings.
         """
         if rank():
             yield self.partial
             return
         # Started again with smaller batches, it goes on even from what `--force` has begun.
         with disk_full_as_user_error(self.recipe.run_dir), _lock(self.recipe.run_dir):
-            # 1) what an earlier run of the same settings has begun is kept, anything else removed
+            # 1) what an earlier run has begun is gone on with, put aside or removed
             _recover(self.dir)
-            begun = read_json(self.partial / "started.json").get("key") == self.key
-            if not (resume and begun):
-                shutil.rmtree(self.partial, ignore_errors=True)
+            self._take_over(resume)
             self.partial.mkdir(parents=True, exist_ok=True)
-            write_json(self.partial / "started.json", {"key": self.key})
+            begun = {"key": self.key, "settings": self.settings, "inputs": self.inputs}
+            write_json(self.partial / "started.json", begun)
             # 2) the stage does its work
             started = _now()
             yield self.partial
@@ -148,15 +165,50 @@ class Stage:
             write_json(self.partial / "stage.json", self._entry(started))
             self._publish()
 
+    def _take_over(self, resume: bool) -> None:
+        """Keep what an earlier run has left in the partial folder, put it aside, or remove it."""
+        begun = read_json(self.partial / "started.json")
+        checkpoints = list((self.partial / "checkpoints").glob("checkpoint-*"))
+        # By their step: a copied folder may have any times.
+        checkpoints.sort(key=lambda path: int(path.name.rpartition("-")[2]))
+        changed = differences(begun.get("settings", self.settings), self.settings)
+        if resume and self._is_same(begun):
+            if changed and checkpoints:
+                print(f"{', '.join(changed)}: goes on from {checkpoints[-1].name}")
+            return
+        if not checkpoints:
+            shutil.rmtree(self.partial, ignore_errors=True)
+            return
+        if resume:
+            if begun.get("inputs", self.inputs) != self.inputs:
+                changed.append("what it builds on has changed")
+            reason = ", ".join(changed[:3]) or "other settings"
+            raise UserError(
+                f"an unfinished {self.name} is there, up to {checkpoints[-1].name}, and what has changed "
+                f"decides the weights ({reason}). Start over with --fresh (in a notebook: fresh = True), "
+                "keep both with --run NAME, or set it back to go on"
+            )
+        # Days of work may lie there, and the new run may turn out worse.
+        shutil.rmtree(self._before, ignore_errors=True)
+        self.partial.rename(self._before)
+        print(f"Starts over; the unfinished run lies in {self._before} until the new one is whole.")
+
+    @property
+    def _before(self) -> Path:
+        """Where an unfinished run lies that was started over."""
+        return self.dir.with_name(f".{self.dir.name}.before")
+
     def _is_published(self) -> bool:
         """Whether nothing is left to do: the manifest knows the result, and the one before it is removed."""
         recorded = read_json(self.recipe.run_dir / "manifest.json").get("stages", {})
-        return recorded.get(self.name, {}).get("key") == self.key and not _old(self.dir).exists()
+        key = read_json(self.dir / "stage.json").get("key")
+        return recorded.get(self.name, {}).get("key") == key and not _old(self.dir).exists()
 
     def _publish(self) -> None:
         """Put a whole result in its place and into the manifest. Works again after a kill at any point."""
         if (self.partial / "stage.json").exists():
             (self.partial / "started.json").unlink(missing_ok=True)
+            shutil.rmtree(self._before, ignore_errors=True)
             _replace(self.partial, self.dir)
         _recover(self.dir)
         write_json(self.recipe.run_dir / "manifest.json", manifest(self.recipe.run_dir))

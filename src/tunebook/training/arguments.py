@@ -7,12 +7,11 @@ import math
 from pathlib import Path
 from typing import Any
 
+from tunebook.recipe.effects import ROWS, STEPS
 from tunebook.recipe.errors import UserError
 from tunebook.recipe.sections import Recipe
 from tunebook.runs.machine import rank, world_size
 from tunebook.training.callbacks import health, metrics_file, whole_checkpoints
-
-ROWS, STEPS = "per_device_train_batch_size", "gradient_accumulation_steps"
 
 # Keys of a section that go to a callback, not to the trainer's arguments.
 STOPPING = ("early_stopping_patience", "early_stopping_threshold")

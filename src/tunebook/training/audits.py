@@ -36,7 +36,8 @@ def audit_masks(trainer: Any, tokenizer: Any) -> dict[str, Any]:
         parts = (batch["input_ids"], batch["labels"], _no_padding(batch))
         rows += zip(*(part.tolist() for part in parts), strict=True)
     trained = sum(int((batch["labels"] != -100).sum()) for batch in batches)
-    share = trained / sum(int(_no_padding(batch).sum()) for batch in batches)
+    tokens = sum(int(_no_padding(batch).sum()) for batch in batches)
+    share = trained / max(1, tokens)  # no token at all is no token with loss
 
     console = Console()
     console.print(

@@ -48,11 +48,18 @@ def _step(checkpoint: Path) -> int:
 
 
 def whole_checkpoints() -> Any:
-    """A callback that ends the writing of a checkpoint, with checksums of its files."""
+    """A callback that ends the writing of a checkpoint, with checksums of its files.
+
+    Going on from one, the steps at which it logs, evaluates and saves are those of now.
+    """
     from accelerate import PartialState
     from transformers import TrainerCallback
 
     class WholeCheckpoints(TrainerCallback):  # type: ignore[misc]
+        def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            # transformers goes on with the checkpoint's logging, evaluation and saving steps, not with ours.
+            state.compute_steps(args, state.max_steps)
+
         def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             processes = PartialState()
             processes.wait_for_everyone()  # each writes files of its own

@@ -30,13 +30,16 @@ from tunebook.training.trainer import train
 COLUMNS = ["prompt", "chosen", "rejected", "images"]
 
 
-def dpo(recipe: Recipe, number: int = 1, force: bool = False, resume: bool = True) -> dict[str, Any]:
+def dpo(
+    recipe: Recipe, number: int = 1, force: bool = False, resume: bool = True, fresh: bool = False
+) -> dict[str, Any]:
     """Train the adapter in `dpo/adapter` of the run folder, unless it lies there already; returns the record.
 
     A later round (`number`) fills `dpo-2/`, ... and starts from the one before, which is then its reference.
 
-    Raises UserError when pairs or the adapter to start from are missing, or when policy and reference differ
-    before the first step.
+    Raises UserError when pairs or the adapter to start from are missing, when an interrupted run of settings
+    that lead to another result is there (`fresh` starts over), or when policy and reference differ before the
+    first step.
     """
     print(recipe.describe())
     start(recipe)
@@ -55,7 +58,7 @@ def dpo(recipe: Recipe, number: int = 1, force: bool = False, resume: bool = Tru
     rows = {split: read_rows(recipe, pairs.dir / f"{split}.parquet") for split in ("train", "val")}
     if policy_name(recipe, 1) == "start":
         recipe = with_shape_of(recipe, recipe.run_dir / "start" / "adapter")
-    with stage.open(resume and not force) as folder:
+    with stage.open(resume and not (force or fresh)) as folder:
         args = dpo_arguments(recipe, rows, folder)
         needed = memory.preflight(recipe, args, rows["train"], "dpo")
         model, tokenizer = loading.load(recipe)

@@ -22,13 +22,15 @@ from tunebook.training.trainer import train
 COLUMNS = ["prompt", "completion", "images", "input_ids", "labels"]
 
 
-def sft(recipe: Recipe, force: bool = False, resume: bool = True) -> dict[str, Any]:
+def sft(recipe: Recipe, force: bool = False, resume: bool = True, fresh: bool = False) -> dict[str, Any]:
     """Train the adapter in `sft/adapter` of the run folder, unless it lies there already; returns the record.
 
     Prepares the data first where it is missing. Loss is on the completion alone. With `resume`, an
-    interrupted run of the same settings goes on from its last checkpoint.
+    interrupted run goes on from its last checkpoint, if the weights depend on nothing that has changed;
+    `fresh` starts over.
 
-    Raises UserError when the mask audit fails (no token, or every token, would be trained on).
+    Raises UserError when an interrupted run of settings that lead to another result is there, and when the
+    mask audit fails (no token, or every token, would be trained on).
     """
     print(recipe.describe())
     stage = sft_stage(recipe)
@@ -43,7 +45,7 @@ def sft(recipe: Recipe, force: bool = False, resume: bool = True) -> dict[str, A
             f"{len(rows['train'])} rows; {kept} of the train rows are kept for preference pairs "
             "(`use` of a source, data.for_pairs)"
         )
-    with stage.open(resume and not force) as folder:
+    with stage.open(resume and not (force or fresh)) as folder:
         args = sft_arguments(recipe, rows, folder)
         needed = memory.preflight(recipe, args, rows["train"], "sft")
         model, tokenizer = loading.load(recipe)

@@ -15,10 +15,11 @@ from typing import Any
 
 from rich.table import Table
 
+from tunebook.recipe.effects import ROWS, STEPS
 from tunebook.recipe.errors import UserError
 from tunebook.runs.files import read_json
 from tunebook.runs.machine import rank, world_size
-from tunebook.training.arguments import ROWS, STEPS, halve_batch
+from tunebook.training.arguments import halve_batch
 from tunebook.training.callbacks import last_checkpoint
 
 # What a RuntimeError says for want of memory.

@@ -1,0 +1,179 @@
+"""Values of `lora`, `sft` and `dpo` that a library refuses late, or takes and does something else with.
+
+They are answered when the recipe is read, before seconds go into imports and minutes into a model.
+"""
+
+from __future__ import annotations
+
+import ast
+import functools
+import importlib.util
+import re
+from pathlib import Path
+from typing import Any
+
+from tunebook.recipe.effects import ROWS, STEPS, TRAINERS
+from tunebook.recipe.errors import UserError, did_you_mean, shorten
+from tunebook.recipe.sections import Recipe
+
+TRACKERS = {
+    "azure_ml": ["azureml.core"],
+    "clearml": ["clearml"],
+    "codecarbon": ["codecarbon"],
+    "comet_ml": ["comet_ml"],
+    "dagshub": ["dagshub", "mlflow"],
+    "dvclive": ["dvclive"],
+    "flyte": ["flytekit"],
+    "kubeflow": [],
+    "mlflow": ["mlflow"],
+    "neptune": ["neptune"],
+    "swanlab": ["swanlab"],
+    "tensorboard": ["tensorboard"],
+    "trackio": ["trackio"],
+    "wandb": ["wandb"],
+}
+"""What `report_to` may name in transformers, and the packages that each needs."""
+
+BASE_CHANGING = ("pissa", "olora", "corda", "loftq", "lora_ga")
+"""`lora.init_lora_weights` by which the weights of the base are changed too."""
+
+_FIRST = ("sigmoid", "nll")
+"""The plain losses, named first in a message."""
+
+
+def check_trainer_values(recipe: Recipe) -> None:
+    """Put values into the form that the libraries take, and refuse those that lead to no training.
+
+    Raises UserError in one line that says what to set.
+    """
+    _check_lora(recipe.lora)
+    for section in TRAINERS:
+        values = getattr(recipe, section)
+        _check_numbers(section, values)
+        _check_length(section, values, recipe.model.max_seq_length)
+        _check_trackers(section, values)
+        _check_loss(section, values)
+    if recipe.sft.get("assistant_only_loss"):
+        raise UserError(
+            "sft.assistant_only_loss: leave it out; the loss is on the completion alone, which is the last "
+            "answer of a chat"
+        )
+    beta = recipe.dpo.get("beta")
+    if beta is not None and not beta > 0:
+        raise UserError(
+            f"dpo.beta: should be above 0, for example 0.1 (it is {beta}); at 0 nothing is preferred"
+        )
+
+
+def _check_lora(lora: dict[str, Any]) -> None:
+    if "r" in lora and not (lora["r"] or 0) > 0:
+        raise UserError(f"lora.r: should be 1 or more, for example 16 (it is {lora['r']})")
+    # LLaMA-Factory's form; a regular expression may hold a comma too, but not between names alone.
+    targets = lora.get("target_modules")
+    if isinstance(targets, str) and re.fullmatch(r"[\w.]+(\s*,\s*[\w.]+)+", targets.strip()):
+        lora["target_modules"] = re.split(r"\s*,\s*", targets.strip())
+    if targets in ("", []):
+        raise UserError("lora.target_modules: names no layer; leave it out for all linear ones")
+    # All models are compared on one base: pissa moved its log-probabilities by up to 4.7 nats.
+    init = lora.get("init_lora_weights")
+    if isinstance(init, str) and init.lower().startswith(BASE_CHANGING):
+        raise UserError(
+            f"lora.init_lora_weights: {init} changes the base model, and `evaluate` would compare with "
+            "another one: leave it out, or set gaussian or orthogonal"
+        )
+
+
+def _check_numbers(section: str, values: dict[str, Any]) -> None:
+    for key in (ROWS, STEPS, "per_device_eval_batch_size"):
+        value = values.get(key)
+        if isinstance(value, int) and value < 1:
+            raise UserError(f"{section}.{key}: should be 1 or more (it is {value})")
+    # Half an epoch is fine, and `max_steps` makes the epochs count for nothing.
+    epochs = values.get("num_train_epochs")
+    has_steps = (values.get("max_steps") or 0) > 0
+    if epochs is not None and not epochs > 0 and not has_steps:
+        raise UserError(
+            f"{section}.num_train_epochs: should be above 0 (it is {epochs}), or set {section}.max_steps"
+        )
+
+
+def _check_length(section: str, values: dict[str, Any], most: int) -> None:
+    """A trainer's own length below the model's would cut rows, the end of the turn with them."""
+    length = values.get("max_length")
+    if length is not None and length < most:
+        raise UserError(
+            f"{section}.max_length: {length} would cut rows: set model.max_seq_length={length} in its place, "
+            "then longer rows are put aside and said"
+        )
+
+
+def _check_trackers(section: str, values: dict[str, Any]) -> None:
+    """Trackers must be known and installed; null means none."""
+    if "report_to" not in values:
+        return
+    named = values["report_to"]
+    if named is None or str(named).lower() in ("none", "null", "[]"):
+        values["report_to"] = "none"
+        return
+    names = [named] if isinstance(named, str) else list(named)
+    for name in names:
+        if name in ("all", "none"):
+            continue
+        if name not in TRACKERS:
+            hint = did_you_mean(str(name), TRACKERS)
+            raise UserError(
+                f"{section}.report_to: no tracker {shorten(name)}{hint}; "
+                f"set none, or one of {', '.join(TRACKERS)}"
+            )
+        for package in TRACKERS[name]:
+            if not _is_installed(package):
+                raise UserError(
+                    f"{section}.report_to: {name} needs the package {package}, which is not installed: "
+                    f"`uv pip install {package.partition('.')[0]}`, or set {section}.report_to=none "
+                    "(the losses lie in metrics.jsonl of the run folder)"
+                )
+
+
+def _is_installed(package: str) -> bool:
+    names = [package]
+    if package == "tensorboard":
+        names.append("tensorboardX")
+    for name in names:
+        try:
+            if importlib.util.find_spec(name) is not None:
+                return True
+        except ModuleNotFoundError:  # the package around it
+            continue
+    return False
+
+
+def _check_loss(section: str, values: dict[str, Any]) -> None:
+    named = values.get("loss_type")
+    if named is None:
+        return
+    # TRL itself looks at a name of DPO only in the first step.
+    losses = loss_types(section)
+    for name in [named] if isinstance(named, str) else named:
+        if losses and name not in losses:
+            raise UserError(f"{section}.loss_type: no loss {shorten(name)}; there are {', '.join(losses)}")
+
+
+@functools.cache
+def loss_types(section: str) -> tuple[str, ...]:
+    """The losses that TRL's trainer knows: what its source compares `loss_type` with.
+
+    Empty where the source tells none: then TRL itself has to answer.
+    """
+    spec = importlib.util.find_spec("trl")
+    if spec is None or not spec.submodule_search_locations:
+        return ()
+    names = set()
+    for file in (f"{section}_trainer.py", f"{section}_config.py"):
+        source = Path(spec.submodule_search_locations[0]) / "trainer" / file
+        for node in ast.walk(ast.parse(source.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Compare) and ast.unparse(node.left).rpartition(".")[2] == "loss_type":
+                for part in ast.walk(node.comparators[0]):
+                    if isinstance(part, ast.Constant) and isinstance(part.value, str):
+                        names.add(part.value)
+    first = [name for name in _FIRST if name in names]
+    return (*first, *sorted(names.difference(first)))

@@ -1,0 +1,208 @@
+"""Everyday changes: no work is thrown away, nothing is cut, a late refusal is one line early on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tunebook.recipe import trainer_values
+from tunebook.recipe.effects import differences, of_the_weights
+from tunebook.recipe.errors import UserError
+from tunebook.recipe.loading import load_recipe
+from tunebook.runs.files import read_json
+from tunebook.runs.stage import Stage
+
+SFT = {"learning_rate": 1e-3, "per_device_train_batch_size": 4, "logging_steps": 10, "save_steps": 5}
+
+
+def stage(data: str = "abc", **changes: Any) -> Stage:
+    return Stage(load_recipe(), "sft", {"seed": 1, "sft": SFT | changes}, {"data": data})
+
+
+def interrupted(**changes: Any) -> Path:
+    """An SFT that has ended at checkpoint 10."""
+    begun = stage(**changes)
+    with pytest.raises(KeyboardInterrupt), begun.open() as folder:
+        for step in (5, 10):
+            (folder / "checkpoints" / f"checkpoint-{step}").mkdir(parents=True)
+        raise KeyboardInterrupt
+    return begun.partial / "checkpoints" / "checkpoint-10"
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"logging_steps": 5},
+        {"save_steps": 2, "save_total_limit": 1, "eval_steps": 3},
+        {"report_to": "wandb"},
+        {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2},
+        {"gradient_checkpointing": True, "dataloader_num_workers": 2},
+    ],
+)
+def test_what_only_watches_or_splits_goes_on_from_the_checkpoint(changes, capsys):
+    checkpoint = interrupted()
+    with stage(**changes).open():
+        assert checkpoint.exists()
+    assert ": goes on from checkpoint-10" in capsys.readouterr().out
+
+
+def test_going_on_is_said_with_both_values_and_recorded_for_the_next_time(capsys):
+    interrupted()
+    changed = stage(logging_steps=5)
+    with pytest.raises(KeyboardInterrupt), changed.open():
+        raise KeyboardInterrupt
+    assert "sft.logging_steps 10 -> 5: goes on from checkpoint-10" in capsys.readouterr().out
+    assert read_json(changed.partial / "started.json")["settings"]["sft"]["logging_steps"] == 5
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"learning_rate": 2e-3},
+        {"per_device_train_batch_size": 2},
+        {"dataloader_drop_last": True},
+        {"load_best_model_at_end": True},
+        {"data": "other rows"},
+    ],
+)
+def test_what_decides_the_weights_is_asked_about_and_the_checkpoints_stay(changes):
+    checkpoint = interrupted()
+    line = r"up to checkpoint-10, .* --fresh .* --run NAME"
+    with pytest.raises(UserError, match=line) as refused, stage(**changes).open():
+        pass
+    assert checkpoint.exists()
+    if "learning_rate" in changes:
+        assert "sft.learning_rate 0.001 -> 0.002" in str(refused.value)
+    if "data" in changes:
+        assert "what it builds on has changed" in str(refused.value)
+
+
+def test_fresh_keeps_the_unfinished_run_until_the_new_one_is_whole(capsys):
+    interrupted()
+    again = stage(learning_rate=2e-3)
+    before = again.dir.with_name(".sft.before")
+    with again.open(resume=False) as folder:
+        assert not (folder / "checkpoints").exists()
+        assert (before / "checkpoints" / "checkpoint-10").exists()
+    assert again.done and not before.exists()
+    assert f"lies in {before} until the new one is whole" in capsys.readouterr().out
+
+
+def test_checkpoints_of_a_version_that_recorded_no_settings_are_not_thrown_away():
+    checkpoint = interrupted()
+    (stage().partial / "started.json").write_text('{"key": "of long ago"}')
+    with pytest.raises(UserError, match=r"other settings.*--fresh"), stage().open():
+        pass
+    assert checkpoint.exists()
+
+
+def test_a_finished_stage_is_up_to_date_whatever_watched_it(capsys):
+    first = stage()
+    with first.open():
+        pass
+    recorded = (first.dir / "stage.json").stat().st_mtime_ns
+    assert stage(logging_steps=5).skip(force=False)
+    assert (
+        "Its weights do not depend on what has changed: sft.logging_steps 10 -> 5" in capsys.readouterr().out
+    )
+    assert (first.dir / "stage.json").stat().st_mtime_ns == recorded
+    assert not stage(learning_rate=1).done and not stage(data="other").done
+
+
+def test_evaluations_decide_the_weights_where_the_best_checkpoint_or_the_schedule_rests_on_them():
+    for deciding in (
+        {"load_best_model_at_end": True},
+        {"early_stopping_patience": 2},
+        {"lr_scheduler_type": "reduce_lr_on_plateau"},
+    ):
+        often = of_the_weights({"sft": {"eval_steps": 2, "save_total_limit": 1, **deciding}})
+        seldom = of_the_weights({"sft": {"eval_steps": 5, "save_total_limit": 2, **deciding}})
+        assert often != seldom
+        assert seldom == of_the_weights({"sft": {"eval_steps": 5, "save_total_limit": 3, **deciding}})
+
+
+def test_the_product_of_batch_and_accumulation_counts_with_the_defaults_of_transformers():
+    rows = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 4}
+    assert of_the_weights({"dpo": {}}) == of_the_weights({"dpo": rows})
+    assert of_the_weights({"dpo": {}}) != of_the_weights({"dpo": {"gradient_accumulation_steps": 2}})
+    # A stage that does not train has no such settings, and each of its own counts.
+    assert of_the_weights({"logging_steps": 1}) == {"logging_steps": 1}
+
+
+def test_differences_name_what_was_added_and_what_is_gone():
+    before, now = {"sft": {"a": 1, "b": 2}, "seed": 1}, {"sft": {"a": 1, "c": [3]}, "seed": 1}
+    assert differences(before, now) == ["sft.b 2 -> not set", "sft.c not set -> [3]"]
+
+
+REFUSED = [
+    ("sft.max_length", 45, "sft.max_length: 45 would cut rows: set model.max_seq_length=45 in its place"),
+    ("dpo.max_length", 45, "dpo.max_length: 45 would cut rows"),
+    ("lora.r", 0, "lora.r: should be 1 or more"),
+    ("lora.target_modules", [], "lora.target_modules: names no layer"),
+    ("lora.init_lora_weights", "pissa", "pissa changes the base model"),
+    ("lora.init_lora_weights", "olora", "olora changes the base model"),
+    ("sft.per_device_train_batch_size", 0, "sft.per_device_train_batch_size: should be 1 or more"),
+    ("dpo.gradient_accumulation_steps", 0, "dpo.gradient_accumulation_steps: should be 1 or more"),
+    ("sft.num_train_epochs", 0, "sft.num_train_epochs: should be above 0 (it is 0"),
+    ("dpo.beta", 0, "dpo.beta: should be above 0, for example 0.1 (it is 0"),
+    (
+        "dpo.loss_type",
+        "kto_pair",
+        "dpo.loss_type: no loss kto_pair; there are sigmoid, ",
+    ),
+    ("dpo.loss_type", ["sigmoid", "orpo"], "dpo.loss_type: no loss orpo"),
+    ("sft.loss_type", "focal", "sft.loss_type: no loss focal; there are nll, "),
+    ("sft.assistant_only_loss", True, "the loss is on the completion alone"),
+    ("sft.report_to", "wand", "sft.report_to: no tracker wand, did you mean wandb?"),
+]
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "line"), REFUSED, ids=[f"{key}={value}" for key, value, _ in REFUSED]
+)
+def test_what_a_library_refuses_late_is_one_line_when_the_recipe_is_read(key, value, line):
+    overrides = {key: value}
+    if key.endswith("epochs"):
+        overrides["sft.max_steps"] = -1
+    with pytest.raises(UserError) as refused:
+        load_recipe(overrides=overrides)
+    assert line in str(refused.value) and "\n" not in str(refused.value)
+
+
+def test_values_that_are_right_are_taken():
+    recipe = load_recipe(
+        overrides={
+            "sft.max_length": load_recipe().model.max_seq_length,
+            "dpo.max_length": None,
+            "lora.target_modules": "q_proj, v_proj",
+            "lora.init_lora_weights": "gaussian",
+            "sft.num_train_epochs": 0,
+            "sft.max_steps": 3,
+            "dpo.loss_type": ["ipo", "sft"],
+            "sft.loss_type": "chunked_nll",
+            "sft.report_to": None,
+            "dpo.report_to": "None",
+        }
+    )
+    assert recipe.lora["target_modules"] == ["q_proj", "v_proj"]
+    assert recipe.sft["report_to"] == recipe.dpo["report_to"] == "none"
+    # A regular expression is left as it is.
+    pattern = r".*layers\.[0-9]{1,2}\.(q_proj|v_proj)"
+    assert load_recipe(overrides={"lora.target_modules": pattern}).lora["target_modules"] == pattern
+
+
+def test_a_tracker_needs_its_package(monkeypatch):
+    monkeypatch.setattr(trainer_values, "_is_installed", lambda package: package != "mlflow")
+    assert load_recipe(overrides={"sft.report_to": "wandb"}).sft["report_to"] == "wandb"
+    with pytest.raises(
+        UserError, match=r"sft\.report_to: dagshub needs the package mlflow, .*uv pip install mlflow"
+    ):
+        load_recipe(overrides={"sft.report_to": ["wandb", "dagshub"]})
+
+
+def test_a_package_is_looked_for_without_importing_it():
+    assert trainer_values._is_installed("yaml")
+    assert not trainer_values._is_installed("no_such_package")
+    assert not trainer_values._is_installed("no_such_package.part")
