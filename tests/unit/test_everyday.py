@@ -154,7 +154,7 @@ REFUSED = [
     ),
     ("dpo.loss_type", ["sigmoid", "orpo"], "dpo.loss_type: no loss orpo"),
     ("sft.loss_type", "focal", "sft.loss_type: no loss focal; there are nll, "),
-    ("sft.assistant_only_loss", True, "the loss is on the completion alone"),
+    ("sft.assistant_only_loss", True, "set data.train_on=all in its place"),
     ("sft.report_to", "wand", "sft.report_to: no tracker wand, did you mean wandb?"),
 ]
 

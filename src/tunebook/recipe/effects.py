@@ -61,6 +61,7 @@ def of_the_weights(settings: dict[str, Any]) -> dict[str, Any]:
     kept = dict(settings)
     for section in ("lora", *TRAINERS):
         values = kept.get(section)
+        # A stage of another kind has settings of its own, each of which counts.
         if isinstance(values, dict):
             kept[section] = _of_a_section(values, section in TRAINERS)
     return kept

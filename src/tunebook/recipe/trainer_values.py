@@ -55,8 +55,8 @@ def check_trainer_values(recipe: Recipe) -> None:
         _check_loss(section, values)
     if recipe.sft.get("assistant_only_loss"):
         raise UserError(
-            "sft.assistant_only_loss: leave it out; the loss is on the completion alone, which is the last "
-            "answer of a chat"
+            "sft.assistant_only_loss: set data.train_on=all in its place, then every assistant turn of a "
+            "conversation carries loss"
         )
     beta = recipe.dpo.get("beta")
     if beta is not None and not beta > 0:
@@ -125,6 +125,7 @@ def _check_trackers(section: str, values: dict[str, Any]) -> None:
                 f"{section}.report_to: no tracker {shorten(name)}{hint}; "
                 f"set none, or one of {', '.join(TRACKERS)}"
             )
+        # The package is looked for and not imported, which takes seconds with some.
         for package in TRACKERS[name]:
             if not _is_installed(package):
                 raise UserError(
@@ -170,6 +171,7 @@ def loss_types(section: str) -> tuple[str, ...]:
     names = set()
     for file in (f"{section}_trainer.py", f"{section}_config.py"):
         source = Path(spec.submodule_search_locations[0]) / "trainer" / file
+        # `elif loss_type == "hinge":` names one, `loss_type not in ("nll", "dft")` two.
         for node in ast.walk(ast.parse(source.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Compare) and ast.unparse(node.left).rpartition(".")[2] == "loss_type":
                 for part in ast.walk(node.comparators[0]):
