@@ -10,21 +10,28 @@ import io
 import os
 import shlex
 import sys
+import tempfile
+import traceback
 from pathlib import Path
 
-from tunebook.commands import begin, check, stages, use  # noqa: F401 - each adds its commands to the program
+from tunebook.commands import begin, check, options, stages, use  # noqa: F401 - each adds its commands
 from tunebook.commands.options import app
-from tunebook.recipe.errors import UserError
+from tunebook.recipe.errors import UserError, first_line, shorten
 from tunebook.recipe.files import ROOT, program
+from tunebook.recipe.secrets import scrubbed
 from tunebook.runs.files import disk_full_as_user_error
 from tunebook.training import launch
 
-INTERRUPTED = 130
-"""What Typer makes of a KeyboardInterrupt."""
+INTERRUPTED, TERMINATED = 130, 143
+"""What Typer makes of a KeyboardInterrupt, and what a training ends with after SIGTERM."""
 
 
 def main() -> None:
-    """Entry point. A user's mistake or a full disk is one line on stderr and exit code 2; Ctrl-C is 130."""
+    """Entry point. A user's mistake or a full disk is one line on stderr and exit code 2; Ctrl-C is 130.
+
+    What is no mistake of the user's is one line that says where its traceback lies, and exit code 1. With
+    `TUNEBOOK_DEBUG=1` every traceback is shown.
+    """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             # A terminal without Unicode shows a `?`, and nothing stops for that.
@@ -33,17 +40,21 @@ def main() -> None:
     if launch.is_worker():
         launch.work(app)
         return
-    # What is no mistake of the user's is shown with its traceback.
     try:
         with disk_full_as_user_error(Path(os.environ.get("TUNEBOOK_RUNS") or ROOT)):
             app()
-    except UserError as error:
+    except Exception as error:
+        if os.environ.get("TUNEBOOK_DEBUG", "0") not in ("", "0"):
+            raise
         if "tqdm" in sys.modules:  # whose bar may have been cut off in the middle of its line
             print(file=sys.stderr)
-        print(f"tunebook: {error}", file=sys.stderr)
-        sys.exit(2)
+        if isinstance(error, UserError):
+            print(f"tunebook: {error}", file=sys.stderr)
+            sys.exit(2)
+        print(f"tunebook: {_unknown(error)}", file=sys.stderr)
+        sys.exit(1)
     except SystemExit as end:
-        if end.code != INTERRUPTED:
+        if end.code not in (INTERRUPTED, TERMINATED):
             raise
         again = f"{program()} {shlex.join(sys.argv[1:])}"
         print(
@@ -52,4 +63,17 @@ def main() -> None:
             flush=True,
         )
         sys.stdout.flush()
-        os._exit(INTERRUPTED)  # an orderly end would wait for what a server has not answered
+        os._exit(end.code)  # an orderly end would wait for what a server has not answered
+
+
+def _unknown(error: Exception) -> str:
+    """One line about an error that nobody has foreseen; its traceback is written into the run folder."""
+    text = scrubbed("".join(traceback.format_exception(error)))
+    folders = [folder for folder in options.run_folders if folder.is_dir()]
+    file = (folders or [Path(tempfile.gettempdir())])[-1] / "traceback.txt"
+    try:
+        file.write_text(text, encoding="utf-8")
+        place = f"the whole traceback lies in {file}"
+    except OSError:
+        place = "TUNEBOOK_DEBUG=1 shows the whole traceback"
+    return f"{type(error).__name__}: {shorten(scrubbed(first_line(error)), 300)} ({place})"

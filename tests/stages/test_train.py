@@ -190,6 +190,40 @@ def test_early_stopping_keeps_its_patience_when_training_goes_on(tiny_recipe, mo
     )
 
 
+def test_training_goes_on_with_other_logging_and_another_split_of_the_batch(tiny_recipe, monkeypatch, capsys):
+    """The checkpoint's losses go on as those of a run that had the new settings from the start."""
+    from transformers import TrainerCallback
+
+    from tunebook.training.sft import sft
+
+    before = {"max_steps": 12, "eval_strategy": "no", "logging_steps": 5}
+    before |= {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 1}
+    after = before | {"logging_steps": 1, "per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}
+
+    def recipe(run: str, keys: dict):
+        return load_recipe(tiny_recipe, run=run, overrides={f"sft.{key}": keys[key] for key in keys})
+
+    class Cut(TrainerCallback):
+        def on_step_begin(self, args, state, control, **kwargs):
+            if state.global_step == 7:
+                raise RuntimeError("cut")
+
+    with monkeypatch.context() as patched, pytest.raises(RuntimeError, match="cut"):
+        patched.setattr(arguments, "metrics_file", lambda path: Cut())
+        sft(recipe("cut", before))
+    with pytest.raises(UserError, match=r"up to checkpoint-5, .*sft\.learning_rate .* --fresh"):
+        sft(recipe("cut", before | {"learning_rate": 1e-3}))
+    capsys.readouterr()
+    record = sft(recipe("cut", after))
+    assert "sft.logging_steps 5 -> 1" in capsys.readouterr().out
+    assert record["metrics"]["resumed_at_step"] == 5
+    sft(recipe("whole", after))
+    whole = dict(losses(recipe("whole", after).run_dir))
+    resumed = dict(losses(recipe("cut", after).run_dir))
+    for step in range(6, 13):
+        assert resumed[step] == pytest.approx(whole[step], rel=1e-4)
+
+
 def test_a_plateau_schedule_trains_and_without_val_rows_says_what_it_needs(tiny_recipe):
     from tunebook.training.sft import sft
 

@@ -7,10 +7,14 @@ from typing import Any
 
 import pytest
 
+from tunebook import cli
+from tunebook.data import prepare
+from tunebook.models.adapters import check_targets
 from tunebook.recipe import trainer_values
 from tunebook.recipe.effects import differences, of_the_weights
 from tunebook.recipe.errors import UserError
 from tunebook.recipe.loading import load_recipe
+from tunebook.recipe.overrides import switch
 from tunebook.runs.files import read_json
 from tunebook.runs.stage import Stage
 
@@ -206,3 +210,96 @@ def test_a_package_is_looked_for_without_importing_it():
     assert trainer_values._is_installed("yaml")
     assert not trainer_values._is_installed("no_such_package")
     assert not trainer_values._is_installed("no_such_package.part")
+
+
+@pytest.mark.parametrize("text", ["false", "False", "no", "0", "off", 0, False, "None", None])
+def test_a_parameter_that_says_no_is_off(text):
+    assert switch("force", text) is False
+
+
+@pytest.mark.parametrize("text", ["true", "True", "yes", "1", "on", 1, True])
+def test_a_parameter_that_says_yes_is_on(text):
+    assert switch("force", text) is True
+
+
+def test_nothing_is_the_default_and_anything_else_is_refused():
+    assert switch("resume", "none", default=True) is True
+    for value in ("nope", 2, "2e-4", [True]):
+        with pytest.raises(UserError, match=r"force: should be true or false \(it is "):
+            switch("force", value)
+
+
+def test_force_false_as_text_leaves_a_finished_training_alone(capsys):
+    from tunebook.training.sft import sft, sft_stage
+
+    recipe = load_recipe()
+    finished = sft_stage(recipe)
+    with finished.open() as folder:
+        (folder / "adapter").mkdir()
+        finished.record = {"metrics": {"steps": 3}}
+    assert sft(recipe, "false", "no", "None")["metrics"] == {"steps": 3}
+    assert "sft is up to date" in capsys.readouterr().out
+
+
+def test_parameters_of_a_notebook_as_papermill_hands_them_on():
+    import datetime
+
+    recipe = load_recipe(
+        run=datetime.date(2024, 5, 1),
+        overrides="{sft.max_steps: 3}",
+        stage="sft",
+        seed="none",
+        lr="2e-4",
+        epochs="None",
+        batch_size="4",
+    )
+    assert recipe.run_dir.name == "2024-05-01" and load_recipe(run=2024).run_dir.name == "2024"
+    assert recipe.seed == load_recipe().seed and recipe.sft["max_steps"] == 3
+    assert recipe.sft["learning_rate"] == 2e-4 and recipe.sft["per_device_train_batch_size"] == 4
+    assert recipe.sft.get("num_train_epochs") == load_recipe().sft.get("num_train_epochs")
+
+
+class Layer:
+    in_features = 8
+
+
+class Model:
+    """As much of a torch model as the names of its layers need."""
+
+    def named_modules(self) -> list[tuple[str, Any]]:
+        names = ["model.layers.0.self_attn.q_proj", "model.layers.0.self_attn.v_proj", "model.experts.0"]
+        return [("model.embed_tokens", object()), *((name, Layer()) for name in names)]
+
+
+def test_a_layer_that_the_model_does_not_have_is_named_with_those_that_it_has():
+    line = (
+        r"lora\.target_modules: the model has no layer query_key_value; its linear layers are q_proj, v_proj$"
+    )
+    with pytest.raises(UserError, match=line):
+        check_targets(Model(), ["q_proj", "query_key_value"])
+    with pytest.raises(UserError, match="no layer proj"):  # part of a name is not the name
+        check_targets(Model(), ["proj"])
+    for right in (["q_proj", "self_attn.v_proj", "embed_tokens"], "all-linear", r".*\.no_such", None):
+        check_targets(Model(), right)
+
+
+def test_an_error_that_nobody_has_foreseen_is_one_line_and_its_traceback_lies_in_the_run_folder(
+    monkeypatch, capsys
+):
+    def fail(*arguments: Any) -> None:
+        raise KeyError("a\nb hf_abcdefghijklmnopqrstuvwxyz0123456789")
+
+    folder = load_recipe().run_dir
+    folder.mkdir(parents=True)
+    monkeypatch.setattr(prepare, "prepare", fail)
+    monkeypatch.setattr("sys.argv", ["tunebook", "prepare"])
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert end.value.code == 1 and len(lines) == 1 and lines[0].startswith("tunebook: KeyError: ")
+    assert str(folder / "traceback.txt") in lines[0] and "hf_abc" not in lines[0]
+    text = (folder / "traceback.txt").read_text()
+    assert "in fail" in text and "hf_abc" not in text
+    monkeypatch.setenv("TUNEBOOK_DEBUG", "1")
+    with pytest.raises(KeyError):
+        cli.main()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+from pathlib import Path
 from typing import Annotated, Any
 
 from typer import Argument, Exit, Option, Typer
@@ -118,10 +119,16 @@ def program(
     """
 
 
+run_folders: list[Path] = []
+"""The run folders that this process has been at work in: the traceback of an unknown error goes there."""
+
+
 def read_recipe(recipe: str | None, run: str | None, set_: list[str] | None) -> Recipe:
     """The recipe that the options `--recipe`, `--run` and `--set` mean."""
     overrides: dict[str, Any] = parse_set(set_ or [])
-    return load_recipe(recipe, run, overrides)
+    parsed = load_recipe(recipe, run, overrides)
+    run_folders.append(parsed.run_dir)
+    return parsed
 
 
 def print_done(recipe: Recipe, what: str, following: str) -> None:

@@ -27,6 +27,7 @@ from tunebook.generation.generate import AnswerFile
 from tunebook.generation.server import CHARACTERS_A_TOKEN, Client, Unanswered
 from tunebook.recipe.errors import UserError
 from tunebook.recipe.files import read_text
+from tunebook.recipe.overrides import switch
 from tunebook.recipe.secrets import scrubbed, secret
 from tunebook.recipe.sections import PACE, CleanConfig, Recipe, RequestsConfig, ServerConfig
 from tunebook.runs.files import file_hash, fingerprint
@@ -56,6 +57,7 @@ def clean(recipe: Recipe, force: bool = False) -> dict[str, Any]:
     """
     config = _config(recipe)
     stage = clean_stage(recipe)
+    force = switch("force", force)
     if stage.skip(force):
         return stage.result
     server = _server(config)

@@ -24,6 +24,7 @@ from tunebook.data.checks import RowChecker
 from tunebook.data.rows import SPLITS, Reject, Row
 from tunebook.data.storage import Quarantine, SplitFile, write_parquet
 from tunebook.recipe.errors import UserError, shorten
+from tunebook.recipe.overrides import switch
 from tunebook.recipe.sections import ChatSource, MMMathSource, Recipe
 from tunebook.runs.files import file_hash
 from tunebook.runs.stage import Stage
@@ -50,6 +51,7 @@ def prepare(recipe: Recipe, force: bool = False) -> dict[str, Any]:
     aside (`data.max_aside`).
     """
     stage = data_stage(recipe)
+    force = switch("force", force)
     if stage.await_rank_0() or stage.skip(force):
         return stage.result
     with stage.open(resume=False) as folder, Quarantine(folder / "quarantine.jsonl") as put_aside:

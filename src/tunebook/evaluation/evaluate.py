@@ -36,6 +36,7 @@ from tunebook.generation.local import Local, local
 from tunebook.models import backend
 from tunebook.models.adapters import load_stages
 from tunebook.recipe.errors import UserError
+from tunebook.recipe.overrides import switch
 from tunebook.recipe.sections import Recipe
 from tunebook.runs.files import read_json, write_json
 from tunebook.runs.stage import Stage, adapter_key, command, finished_key
@@ -58,6 +59,7 @@ def evaluate(
 
     Raises UserError for a stage that is not trained, naming the command that trains it.
     """
+    force = switch("force", force)
     stages = {}
     missing = {}
     for name in only or trained_models(recipe):

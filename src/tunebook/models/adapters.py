@@ -9,20 +9,48 @@ from typing import Any
 
 from tunebook.models import loading
 from tunebook.models.backend import on_cpu
-from tunebook.recipe.errors import UserError, first_line
+from tunebook.recipe.errors import UserError, first_line, shorten
 from tunebook.recipe.sections import Recipe
 from tunebook.runs.files import intact, read_json
 from tunebook.runs.machine import rank
 
 
 def add_lora(model: Any, recipe: Recipe) -> Any:
-    """Put a fresh LoRA adapter on a base model, initialised from the recipe's seed."""
+    """Put a fresh LoRA adapter on a base model, initialised from the recipe's seed.
+
+    Raises UserError for layers that the model does not have, and for what PEFT refuses.
+    """
     from unsloth import FastModel
 
     settings = {"random_state": recipe.seed, "use_gradient_checkpointing": False, **recipe.lora}
+    check_targets(model, settings.get("target_modules"))
     if on_cpu() and hasattr(model.config, "vision_config"):
         settings["target_modules"] = _target_modules(model, settings)
-    return FastModel.get_peft_model(model, **settings)
+    try:
+        return FastModel.get_peft_model(model, **settings)
+    except (ValueError, TypeError, NotImplementedError) as error:
+        raise UserError(f"lora: {' '.join(str(error).split())}") from error
+
+
+def check_targets(model: Any, targets: Any) -> None:
+    """Raises UserError when a name in `lora.target_modules` is that of no layer: PEFT passes over it.
+
+    A regular expression and `all-linear` are left to PEFT.
+    """
+    if not isinstance(targets, list | tuple):
+        return
+    names = [name for name, _ in model.named_modules()]
+    linear = set()
+    for name, module in model.named_modules():
+        last = name.rpartition(".")[2]
+        if hasattr(module, "in_features") and not last.isdigit():
+            linear.add(last)
+    for target in targets:
+        if not any(name == target or name.endswith(f".{target}") for name in names):
+            raise UserError(
+                f"lora.target_modules: the model has no layer {shorten(target)}; "
+                f"its linear layers are {', '.join(sorted(linear))}"
+            )
 
 
 def _target_modules(model: Any, settings: dict[str, Any]) -> str:

@@ -29,6 +29,7 @@ from tunebook.pairs.pair import COLUMNS, Pair, question_key
 from tunebook.pairs.shortcuts import format_only, shortcut_accuracy
 from tunebook.pairs.work import Work, source_opener
 from tunebook.recipe.errors import UserError, shorten
+from tunebook.recipe.overrides import switch
 from tunebook.recipe.sections import PACE, Recipe
 from tunebook.runs.files import file_hash
 from tunebook.runs.stage import Stage, finished_key
@@ -51,6 +52,7 @@ def pairs(recipe: Recipe, number: int = 1, force: bool = False) -> dict[str, Any
     gives a pair.
     """
     stage = pairs_stage(recipe, number)
+    force = switch("force", force)
     if stage.await_rank_0() or stage.skip(force):
         return stage.result
     if _uses_model(recipe):

@@ -14,11 +14,12 @@ from tunebook.recipe.errors import UserError, did_you_mean, shorten
 from tunebook.recipe.explain import SHORT, explain
 from tunebook.recipe.files import find_file, shipped
 from tunebook.recipe.layers import leaf_keys, read_layers
-from tunebook.recipe.overrides import PREFIX, from_environment, section_of
+from tunebook.recipe.overrides import PREFIX, from_environment, section_of, unset
 from tunebook.recipe.secrets import check_values
 from tunebook.recipe.sections import DEFAULT, Recipe
 from tunebook.recipe.trainer_keys import DATACLASSES, trainer_section
 from tunebook.recipe.trainer_values import check_trainer_values
+from tunebook.recipe.yaml_files import parse_value
 
 
 def load_recipe(
@@ -91,6 +92,8 @@ def _all_overrides(
     overrides: dict[str, Any], run: str | None, stage: str | None, seed: int | None, short: dict[str, Any]
 ) -> dict[str, tuple[Any, str]]:
     """Everything that is said beside the recipe's file, by dotted key: the value, and who says it."""
+    if isinstance(overrides, str):  # papermill hands a mapping on as text
+        overrides = parse_value(overrides)
     if not isinstance(overrides, dict) or not all(isinstance(key, str) for key in overrides):
         raise UserError(f"overrides: should be {{'section.key': value}} (it is {shorten(overrides)})")
     unknown = sorted(short.keys() - SHORT.keys())
@@ -103,13 +106,16 @@ def _all_overrides(
     for key, value in overrides.items():
         said[key] = (value, "override")
     for name, value in short.items():
-        if value is not None:  # a notebook's parameter that nobody has set
+        if unset(value) is not None:  # a notebook's parameter that nobody has set
             said[f"{stage}.{SHORT[name]}"] = (value, "override")
-    if run:
-        said["run"] = (run, "override")
+    if unset(run) is not None:
+        said["run"] = (
+            str(run),
+            "override",
+        )  # papermill makes a number of `2024`, YAML a date of `2024-05-01`
     elif os.environ.get("TUNEBOOK_RUN"):
         said["run"] = (os.environ["TUNEBOOK_RUN"], "$TUNEBOOK_RUN")
-    if seed is not None:
+    if unset(seed) is not None:
         said["seed"] = (seed, "override")
     for key in ("extends", "folders"):
         if key in said:

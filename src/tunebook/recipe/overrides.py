@@ -10,6 +10,10 @@ from tunebook.recipe.yaml_files import parse_value
 
 PREFIX = "TUNEBOOK__"
 
+YES, NO = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
+NOTHING = ("none", "null", "")
+"""What people type; papermill hands on as text all but `True`, `False`, `None` and numbers."""
+
 
 def from_environment() -> dict[str, Any]:
     """Overrides from `$TUNEBOOK__SECTION__KEY` variables, by dotted key."""
@@ -19,6 +23,26 @@ def from_environment() -> dict[str, Any]:
             key = name.removeprefix(PREFIX).lower().replace("__", ".")
             overrides[key] = parse_value(text)
     return overrides
+
+
+def switch(name: str, value: Any, default: bool = False) -> bool:
+    """A notebook's parameter that is on or off, as people type it: `-p force false` is off.
+
+    Raises UserError for anything that says neither.
+    """
+    text = str(value).strip().lower()
+    if text in NOTHING:
+        return default
+    if text not in YES + NO:
+        raise UserError(f"{name}: should be true or false (it is {shorten(value)})")
+    return text in YES
+
+
+def unset(value: Any) -> Any:
+    """A notebook's parameter with `none` and `null` taken for what they say."""
+    if isinstance(value, str) and value.strip().lower() in NOTHING:
+        return None
+    return value
 
 
 def parse_set(items: list[str]) -> dict[str, Any]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +45,15 @@ def trainer_arguments(config: Any, recipe: Recipe, section: str, folder: Path) -
             "(and the same eval and save steps)"
         )
     return args
+
+
+@contextlib.contextmanager
+def refusals(section: str) -> Iterator[None]:
+    """Turn what a trainer refuses as it is made into one line; with `TUNEBOOK_DEBUG=1` the whole is shown."""
+    try:
+        yield
+    except (ValueError, TypeError, ImportError, NotImplementedError) as error:
+        raise UserError(f"{section}: {' '.join(str(error).split())}") from error
 
 
 def trainer_callbacks(recipe: Recipe, section: str, args: Any) -> list[Any]:

@@ -19,6 +19,7 @@ from tunebook.models.prefix import common_start
 from tunebook.models.start import start, with_shape_of
 from tunebook.pairs.pairs import existing_pairs, pairs_stage
 from tunebook.recipe.errors import UserError
+from tunebook.recipe.overrides import switch
 from tunebook.recipe.sections import Recipe
 from tunebook.runs.files import read_json
 from tunebook.runs.stage import Stage, finished_key
@@ -45,6 +46,8 @@ def dpo(
     start(recipe)
     existing_pairs(recipe, number)
     stage = dpo_stage(recipe, number)
+    force = switch("force", force)
+    start_over = force or switch("fresh", fresh) or not switch("resume", resume, default=True)
     if stage.skip(force):
         return stage.result
     pairs = pairs_stage(recipe, number)
@@ -58,14 +61,15 @@ def dpo(
     rows = {split: read_rows(recipe, pairs.dir / f"{split}.parquet") for split in ("train", "val")}
     if policy_name(recipe, 1) == "start":
         recipe = with_shape_of(recipe, recipe.run_dir / "start" / "adapter")
-    with stage.open(resume and not (force or fresh)) as folder:
+    with stage.open(resume=not start_over) as folder:
         args = dpo_arguments(recipe, rows, folder)
         needed = memory.preflight(recipe, args, rows["train"], "dpo")
         model, tokenizer = loading.load(recipe)
         model = adapters.add_lora(model, recipe)
         if policy != "base":
             model = adapters.restore_lora(model, recipe.run_dir / policy / "adapter")
-        trainer = dpo_trainer(model, tokenizer, rows, recipe, args)
+        with arguments.refusals("dpo"):
+            trainer = dpo_trainer(model, tokenizer, rows, recipe, args)
         audit = audits.audit_step_0(trainer, tokenizer)
         metrics = train(trainer, folder)
         adapters.save_adapter(model, tokenizer, folder / "adapter")

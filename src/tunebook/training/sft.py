@@ -13,6 +13,7 @@ from typing import Any
 from tunebook.data.prepare import data_stage, prepare
 from tunebook.data.storage import load, training_rows
 from tunebook.models import adapters, backend, loading
+from tunebook.recipe.overrides import switch
 from tunebook.recipe.sections import Recipe
 from tunebook.runs.stage import Stage
 from tunebook.training import arguments, audits, memory
@@ -34,6 +35,8 @@ def sft(recipe: Recipe, force: bool = False, resume: bool = True, fresh: bool = 
     """
     print(recipe.describe())
     stage = sft_stage(recipe)
+    force = switch("force", force)
+    start_over = force or switch("fresh", fresh) or not switch("resume", resume, default=True)
     if stage.skip(force):
         return stage.result
     backend.backend()  # Unsloth comes before whatever imports transformers
@@ -45,12 +48,13 @@ def sft(recipe: Recipe, force: bool = False, resume: bool = True, fresh: bool = 
             f"{len(rows['train'])} rows; {kept} of the train rows are kept for preference pairs "
             "(`use` of a source, data.for_pairs)"
         )
-    with stage.open(resume and not (force or fresh)) as folder:
+    with stage.open(resume=not start_over) as folder:
         args = sft_arguments(recipe, rows, folder)
         needed = memory.preflight(recipe, args, rows["train"], "sft")
         model, tokenizer = loading.load(recipe)
         model = adapters.add_lora(model, recipe)
-        trainer = sft_trainer(model, tokenizer, rows, recipe, args)
+        with arguments.refusals("sft"):
+            trainer = sft_trainer(model, tokenizer, rows, recipe, args)
         audit = audits.audit_masks(trainer, tokenizer)
         metrics = train(trainer, folder)
         adapters.save_adapter(model, tokenizer, folder / "adapter")

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,6 +22,9 @@ from tunebook.runs.files import read_json
 from tunebook.runs.machine import rank, world_size
 from tunebook.training.arguments import halve_batch
 from tunebook.training.callbacks import last_checkpoint
+
+SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)]
+TERMINATED = 143  # 128 + SIGTERM, as a shell has it
 
 # What a RuntimeError says for want of memory.
 OUT_OF_MEMORY = ("out of memory", "DefaultCPUAllocator: ", "CUBLAS_STATUS_ALLOC_FAILED")
@@ -131,6 +135,8 @@ def summary(record: dict[str, Any]) -> Table:
 def _checkpoint_on_interrupt(trainer: Any) -> Iterator[None]:
     """The first Ctrl-C ends the training after the step under way, with a checkpoint; the second one at once.
 
+    So do SIGTERM and SIGUSR1, which a cluster sends before it takes the machine away; the exit code is 143.
+
     Of several processes each would stop at a step of its own: there the last checkpoint has to do.
     """
     from transformers import TrainerCallback
@@ -140,7 +146,8 @@ def _checkpoint_on_interrupt(trainer: Any) -> Iterator[None]:
         return
 
     class Stop(TrainerCallback):  # type: ignore[misc]
-        interrupted = stopped = False
+        interrupted = 0  # the number of the signal
+        stopped = False
 
         def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             if self.interrupted and state.global_step < state.max_steps:
@@ -151,15 +158,18 @@ def _checkpoint_on_interrupt(trainer: Any) -> Iterator[None]:
     def interrupt(number: int, frame: Any) -> None:
         if stop.interrupted:
             raise KeyboardInterrupt
-        stop.interrupted = True
+        stop.interrupted = number
         os.write(2, b"\nInterrupted: a checkpoint is saved after this step. Ctrl-C again ends at once.\n")
 
     trainer.add_callback(stop)
-    before = signal.signal(signal.SIGINT, interrupt)
+    before = {number: signal.signal(number, interrupt) for number in SIGNALS}
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if stop.stopped and stop.interrupted != signal.SIGINT:
+        sys.exit(TERMINATED)
     if stop.stopped:
         raise KeyboardInterrupt
 
