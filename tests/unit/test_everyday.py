@@ -138,6 +138,7 @@ def test_the_product_of_batch_and_accumulation_counts_with_the_defaults_of_trans
 def test_differences_name_what_was_added_and_what_is_gone():
     before, now = {"sft": {"a": 1, "b": 2}, "seed": 1}, {"sft": {"a": 1, "c": [3]}, "seed": 1}
     assert differences(before, now) == ["sft.b 2 -> not set", "sft.c not set -> [3]"]
+    assert differences({"logging_steps": 5.0}, {"logging_steps": 0.1}) == ["logging_steps 5 -> 0.1"]
 
 
 REFUSED = [

@@ -113,5 +113,8 @@ def _leaves(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _text(values: dict[str, Any], key: str) -> str:
-    text = str(values.get(key, "not set"))
+    value = values.get(key, "not set")
+    if isinstance(value, float) and value.is_integer():  # `logging_steps` may also be a share of all steps
+        value = int(value)
+    text = str(value)
     return text if len(text) <= 40 else f"{text[:37]}..."
