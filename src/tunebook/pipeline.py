@@ -14,6 +14,7 @@ import yaml
 
 from tunebook.data.prepare import data_stage
 from tunebook.evaluation.compare import compare_manifests
+from tunebook.following import following
 from tunebook.recipe.errors import UserError
 from tunebook.recipe.files import shipped
 from tunebook.recipe.loading import load_recipe
@@ -78,7 +79,9 @@ def run(
         print(f"{name:9} {'would run' if dry_run else 'runs'}: {reason}", flush=True)
         started = time.monotonic()
         if not dry_run:
-            _execute(todo[name], recipe, force, fresh)
+            partial = [stage.partial for stage in folders(todo[name], recipe)]
+            with following(name, partial):
+                _execute(todo[name], recipe, force, fresh)
         seconds[name] = time.monotonic() - started
 
     if seconds and not dry_run:

@@ -82,6 +82,11 @@ def metrics_file(path: Path) -> Any:
     class MetricsFile(TrainerCallback):  # type: ignore[misc]
         def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             path.write_text("".join(json.dumps(entry) + "\n" for entry in state.log_history))
+            # For whoever follows the training from another process.
+            write_json(path.with_name("progress.json"), {"steps": state.max_steps})
+
+        def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            path.with_name("progress.json").unlink(missing_ok=True)
 
         def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             with path.open("a") as file:

@@ -22,6 +22,7 @@ from tunebook.runs.files import read_json
 from tunebook.runs.machine import rank, world_size
 from tunebook.training.arguments import halve_batch
 from tunebook.training.callbacks import last_checkpoint
+from tunebook.training.live import show_live
 
 SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)]
 TERMINATED = 143  # 128 + SIGTERM, as a shell has it
@@ -40,6 +41,7 @@ def train(trainer: Any, folder: Path) -> dict[str, Any]:
     Raises UserError when memory runs out at a per-device batch of 1 or in one of several processes, and when
     the run is sick (`callbacks.health`); KeyboardInterrupt after a Ctrl-C, with a checkpoint.
     """
+    show_live(trainer)
     with _checkpoint_on_interrupt(trainer):
         return _train(trainer, folder)
 

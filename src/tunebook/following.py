@@ -1,0 +1,132 @@
+"""What a stage under way has to say, read from its files: the notebook runs in another process."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from tqdm.auto import tqdm
+
+from tunebook.runs.files import read_json
+
+LOOK_S = 1.0
+"""How often the files are looked at."""
+
+SAY_S = 10.0
+"""How often a line is printed, after the first."""
+
+ANSWERS = ("samples.jsonl", "errors.jsonl", "predictions.jsonl", "losses.jsonl")
+"""Files that grow by an answer a line."""
+
+
+@contextlib.contextmanager
+def following(name: str, folders: list[Path], say: Callable[[str], None] = tqdm.write) -> Iterator[None]:
+    """While the block runs, print how far the stage is.
+
+    Args:
+        name: Of the step, at the beginning of each line.
+        folders: Where its stage writes while it is at work.
+    """
+    stopped = threading.Event()
+
+    def follow() -> None:
+        progress = Progress(name)
+        said = 0.0
+        while not stopped.wait(LOOK_S):
+            line = progress.line(folders, time.monotonic())
+            if line and (not said or time.monotonic() - said >= SAY_S):
+                say(line)
+                said = time.monotonic()
+
+    thread = threading.Thread(target=follow, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stopped.set()
+        thread.join()
+
+
+class Progress:
+    """How far a stage is, by what it has written since this was made."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        # The first step and the first number of answers that were seen, each with its time.
+        self.first_step: tuple[int, float] | None = None
+        self.first_answers: dict[Path, tuple[int, float]] = {}
+        self.last = ""
+
+    def line(self, folders: list[Path], now: float) -> str:
+        """The newest that can be said; empty when it has been said already.
+
+        Args:
+            now: In seconds.
+        """
+        line = ""
+        for folder in folders:
+            line = self._training(folder, now) or self._answers(folder, now) or line
+        if line == self.last:
+            return ""
+        self.last = line
+        return line
+
+    def _training(self, folder: Path, now: float) -> str:
+        """The newest loss, with the time left."""
+        entry = _newest_loss(folder / "metrics.jsonl")
+        total = read_json(folder / "progress.json").get("steps")
+        if entry is None or not total:
+            return ""
+        step = int(entry["step"])
+        parts = [f"{self.name:9} step {step} of {total}", f"loss {float(entry['loss']):.3f}"]
+        if "learning_rate" in entry:
+            parts.append(f"learning rate {float(entry['learning_rate']):.1e}")
+        # Counted from the first step that was seen: a resumed training does not begin at 0.
+        if self.first_step is None or step < self.first_step[0]:
+            self.first_step = step, now
+        steps, seconds = step - self.first_step[0], now - self.first_step[1]
+        if steps > 0 and seconds > 0:
+            a_step = seconds / steps
+            parts.append(f"{a_step:.1f} s a step")
+            parts.append(f"about {_minutes(a_step * (total - step))} left")
+        return ", ".join(parts)
+
+    def _answers(self, folder: Path, now: float) -> str:
+        """How many answers there are, and how fast they come."""
+        # A stage writes one of them at a time.
+        for file in ANSWERS:
+            path = folder / file
+            if not path.exists():
+                continue
+            with path.open("rb") as lines:
+                count = sum(1 for _ in lines)
+            first, since = self.first_answers.setdefault(path, (count, now))
+            if count > first and now > since:
+                speed = (count - first) / (now - since)
+                stage = folder.name.strip(".").removesuffix(".partial")
+                return f"{self.name:9} {stage}: {count} answers, {speed:.1f} a second"
+        return ""
+
+
+def _newest_loss(path: Path) -> dict[str, Any] | None:
+    """The last entry with a loss; a line that is still being written is none."""
+    if not path.exists():
+        return None
+    # The last lines may be an evaluation's, or of a step that is being written.
+    for line in reversed(path.read_text(encoding="utf-8").splitlines()):
+        with contextlib.suppress(ValueError):
+            entry: dict[str, Any] = json.loads(line)
+            if "loss" in entry:
+                return entry
+    return None
+
+
+def _minutes(seconds: float) -> str:
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min"

@@ -1,0 +1,56 @@
+"""`tunebook run` prints how far a stage is, out of the files that the notebook's process writes."""
+
+from __future__ import annotations
+
+import json
+import time
+
+from tunebook import following
+
+
+def log(folder, *entries):
+    folder.mkdir(exist_ok=True)
+    with (folder / "metrics.jsonl").open("a") as file:
+        for entry in entries:
+            file.write(json.dumps(entry) + "\n")
+
+
+def test_a_training_says_step_loss_and_time_left(tmp_path):
+    folder = tmp_path / ".sft.partial"
+    progress = following.Progress("sft")
+    assert progress.line([folder], 0) == ""
+    log(folder, {"step": 10, "loss": "1.5", "learning_rate": "0.0002"})
+    (folder / "progress.json").write_text('{"steps": 100}')
+    assert progress.line([folder], 100) == "sft       step 10 of 100, loss 1.500, learning rate 2.0e-04"
+    assert progress.line([folder], 101) == ""  # nothing new
+    log(folder, {"step": 20, "eval_loss": 1.0}, {"step": 20, "loss": 1.25})
+    assert (
+        progress.line([folder], 130) == "sft       step 20 of 100, loss 1.250, 3.0 s a step, about 4 min left"
+    )
+    with (folder / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 21, "lo')  # as far as it has been written
+    assert progress.line([folder], 133).startswith("sft       step 20 of 100")
+
+
+def test_answers_say_how_fast_they_come(tmp_path):
+    folder = tmp_path / ".base.partial"
+    folder.mkdir()
+    progress = following.Progress("evaluate")
+    (folder / "predictions.jsonl").write_text("{}\n" * 40)
+    assert progress.line([folder], 0) == ""  # of an earlier run, perhaps
+    (folder / "predictions.jsonl").write_text("{}\n" * 100)
+    assert progress.line([folder], 30) == "evaluate  base: 100 answers, 2.0 a second"
+
+
+def test_lines_come_while_the_block_runs(tmp_path, monkeypatch):
+    monkeypatch.setattr(following, "LOOK_S", 0.01)
+    folder = tmp_path / ".sft.partial"
+    log(folder, {"step": 1, "loss": 2.0})
+    (folder / "progress.json").write_text('{"steps": 3}')
+    lines = []
+    with following.following("sft", [folder], lines.append):
+        for _ in range(500):
+            if lines:
+                break
+            time.sleep(0.01)
+    assert lines == ["sft       step 1 of 3, loss 2.000"]
