@@ -65,13 +65,42 @@ def test_labels_token_by_token(family, tokenizer):
 
 WAYS = {
     "padded": {},
-    "packed": {"packing": True, "max_length": 64},
+    "packed": {"packing": True, "max_length": 512},
     "padding-free": {"padding_free": True},
 }
 
 
+TOOL = {"type": "function", "function": {"name": "tide", "parameters": {"type": "object"}}}
+CALL = {"type": "function", "function": {"name": "tide", "arguments": {"harbour": "Kiel"}}}
+
+
+def with_tools(number):
+    """A row of a question, a call, its result and the answer, after an answer whose reasoning is dropped."""
+    messages = [
+        *row(number)["prompt"][:1],
+        {"role": "assistant", "content": "Hello.", "reasoning_content": "A greeting."},
+        {"role": "user", "content": "High tide?"},
+        {"role": "assistant", "content": "", "tool_calls": [CALL]},
+        {"role": "tool", "content": "7:30"},
+        {"role": "assistant", "content": "At 7:30.", "reasoning_content": "It says so."},
+    ]
+    return row(number) | {"chat": json.dumps({"messages": messages, "tools": [TOOL]})}
+
+
+EXPECTED = {
+    "chatml": ["The first.<|im_end|>", "The second one.<|im_end|>"],
+    "llama3": ["The first.<|eot|>", "The second one.<|eot|>"],
+    "qwen3": [
+        "Hello.<|im_end|>",
+        '<tool_call>\n{"name": "tide", "arguments": {"harbour": "Kiel"}}\n</tool_call><|im_end|>',
+        "<think>\nIt says so.\n</think>\n\nAt 7:30.<|im_end|>",
+    ],
+}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("way", WAYS)
-def test_trl_trains_on_the_same_tokens_however_it_batches_them(way, tiny, tmp_path, tokenizer):
+def test_trl_trains_on_the_same_tokens_however_it_batches_them(way, family, tiny, tmp_path, tokenizer):
     from tunebook.models import backend
 
     backend.backend()
@@ -81,12 +110,15 @@ def test_trl_trains_on_the_same_tokens_however_it_batches_them(way, tiny, tmp_pa
 
     from tunebook.training.masks import masked_splits
 
-    text = tokenizer("chatml")
-    plain = datasets.Dataset.from_list([row(number) for number in range(5)])
+    text = tokenizer(family)
+    make = with_tools if family == "qwen3" else row
+    plain = datasets.Dataset.from_list([make(number) for number in range(5)])
     rows = masked_splits({"train": plain}, text, None)["train"]
     args = SFTConfig(output_dir=str(tmp_path), report_to="none", use_cpu=True, bf16=False, **WAYS[way])
     model = AutoModelForCausalLM.from_pretrained(tiny)
+    model.resize_token_embeddings(len(text))
     trainer = SFTTrainer(model, args, processing_class=text, train_dataset=rows)
+    assert (len(trainer.train_dataset) < 5) == (way == "packed")
     batch = trainer.data_collator([trainer.train_dataset[i] for i in range(len(trainer.train_dataset))])
     ids, labels = batch["input_ids"].flatten().tolist(), batch["labels"].flatten().tolist()
     pieces, before = [], NO_LOSS
@@ -99,8 +131,7 @@ def test_trl_trains_on_the_same_tokens_however_it_batches_them(way, tiny, tmp_pa
             pieces.append([])
         pieces[-1].append(token)
         before = label
-    end = "<|im_end|>"
-    assert sorted(map(text.decode, pieces)) == [f"The first.{end}"] * 5 + [f"The second one.{end}"] * 5
+    assert sorted(map(text.decode, pieces)) == sorted(EXPECTED[family] * 5)
 
 
 def test_a_fact_of_the_second_answer_is_learnt_with_all_and_not_with_last(tiny, tmp_path):

@@ -87,14 +87,74 @@ def test_a_template_that_drops_a_turn_or_tells_none_apart_is_refused(tokenizer):
     text = tokenizer("chatml")
     with pytest.raises(ValueError, match="the chat template drops 'tide' of an assistant turn"):
         trained(row_of(WITH_TOOLS, [TOOL]), text)
-    text.chat_template = "{% for m in messages[-2:] %}" + FAMILIES["chatml"].removeprefix(
-        "{% for m in messages %}"
-    )
-    with pytest.raises(ValueError, match="the row has 3 assistant turns, the chat template shows 1"):
+    loop = "{% for m in messages %}"
+    text.chat_template = FAMILIES["chatml"].replace(loop, "{% for m in messages[-4:] %}")
+    with pytest.raises(ValueError, match="the row has 3 assistant turns, the chat template shows 2"):
         trained(row_of(TURNS), text)
-    text.chat_template = "{% for m in messages %}{{ m.content }}</s>{% endfor %}"
-    with pytest.raises(UserError, match=r"turns could be told apart: set data\.train_on=last"):
+    text.chat_template = FAMILIES["chatml"].replace(loop, "{% for m in messages[-2:] %}")
+    with pytest.raises(UserError, match="the chat template drops earlier answers"):
         TurnMarks.of(text)
+
+
+NO_MARKS = {
+    "no header": "{% for m in messages %}{{ m.content }}</s>{% endfor %}",
+    "no end": "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"
+    "{% if add_generation_prompt %}<assistant>{% endif %}",
+    # As gpt-oss: the last answer alone ends as answers are to end.
+    "another end": "{% for m in messages %}<{{ m.role }}>{{ m.content }}"
+    "{{ '<|return|>' if loop.last else '<|end|>' }}{% endfor %}"
+    "{% if add_generation_prompt %}<assistant>{% endif %}",
+}
+
+
+@pytest.mark.parametrize("template", NO_MARKS)
+def test_a_template_that_tells_no_turns_apart_has_no_marks(template, tokenizer):
+    text = tokenizer("chatml")
+    text.chat_template = NO_MARKS[template]
+    with pytest.raises(ValueError, match="turns could be told apart"):
+        TurnMarks.of(text)
+
+
+def test_a_header_may_be_the_end_of_the_question_or_open_reasoning(tokenizer):
+    text = tokenizer("chatml")
+    text.chat_template = (  # as Mistral's
+        "{% for m in messages %}{% if m.role == 'user' %}[INST] {{ m.content }} [/INST]"
+        "{% else %}{{ m.content }}</s>{% endif %}{% endfor %}"
+    )
+    assert trained(row_of(TURNS), text) == ["First.</s>", "Second.</s>", "Third.</s>"]
+    # As Qwen3.5's: an answer begins with reasoning, which the template drops from earlier turns.
+    text.chat_template = FAMILIES["qwen3"].replace(
+        "{% if add_generation_prompt %}<|im_start|>assistant\n",
+        "{% if add_generation_prompt %}<|im_start|>assistant\n<think>\n",
+    )
+    assert text.chat_template != FAMILIES["qwen3"]
+    assert trained(row_of(TURNS), text) == ["First.<|im_end|>", "Second.<|im_end|>", "Third.<|im_end|>"]
+
+
+def test_reasoning_in_an_answers_own_text_may_be_dropped(tokenizer):
+    text = tokenizer("chatml")
+    text.chat_template = FAMILIES["chatml"].replace(
+        "m.content +", "(m.content if loop.last else m.content.split('</think>')[-1]) +"
+    )
+    turns = [dict(turn) for turn in TURNS]
+    for turn in turns[1::2]:
+        turn["content"] = f"<think>\nHm.\n</think>{turn['content']}"
+    assert trained(row_of(turns), text) == [
+        "First.<|im_end|>",
+        "Second.<|im_end|>",
+        "<think>\nHm.\n</think>Third.<|im_end|>",
+    ]
+    turns[1]["content"] = turns[1]["content"].replace("Hm.", "Let me see.")
+    assert Conversation(turns).drops_reasoning(text)
+    assert not Conversation(turns[-2:]).drops_reasoning(text)
+    assert not Conversation(TURNS).drops_reasoning(text)
+
+
+def test_a_call_whose_arguments_are_not_shown_is_refused(tokenizer):
+    text = tokenizer("qwen3")
+    text.chat_template = text.chat_template.replace("call.function.arguments | tojson", "'{}'")
+    with pytest.raises(ValueError, match="drops 'harbour' of an assistant turn"):
+        trained(row_of(WITH_TOOLS, [TOOL]), text)
 
 
 def test_sharegpt_calls_become_the_same_conversation():
@@ -138,3 +198,9 @@ def test_prepare_keeps_rows_with_tools_where_the_template_shows_them(tmp_path, e
     assert (record["rows"]["train"], record["quarantined"]) == (4, {})
     with pytest.raises(UserError, match=r"4 tools .*does not show the row's tools"):
         prepare.prepare(load_recipe(overrides=keys))
+    # No dead end: the rows go aside here too, and with the reason.
+    (tmp_path / "no_marks.jinja").write_text("{{ tools }}" + NO_MARKS["no end"])
+    with pytest.raises(UserError, match=r"4 tools .*turns could be told apart"):
+        prepare.prepare(
+            load_recipe(overrides={**keys, "model.chat_template": str(tmp_path / "no_marks.jinja")})
+        )

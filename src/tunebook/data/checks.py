@@ -16,7 +16,7 @@ from tunebook.models.chat_template import Messages
 from tunebook.models.image_input import TokenCounter
 from tunebook.models.tokenizer import control_tokens, image_counter
 from tunebook.models.turns import Conversation, TurnMarks, trained_spans
-from tunebook.recipe.errors import first_line
+from tunebook.recipe.errors import UserError, first_line
 from tunebook.recipe.sections import ModelConfig, Refusals
 
 # The beginning of an error message or a refusal, where a model was asked for a solution: in texts that are
@@ -105,18 +105,25 @@ class RowChecker:
 
     def _dropped(self, row: Row) -> tuple[str, str] | None:
         """Reason and detail when the chat template leaves out tools, or a turn that is to be trained."""
+        if row.images:
+            return (
+                "tools",
+                "a row with images is trained as text and images alone, without tools or reasoning",
+            )
         conversation = Conversation.of(vars(row))
-        if self.marks is None:
-            self.marks = TurnMarks.of(self.tokenizer)
         try:
+            if self.marks is None:
+                self.marks = TurnMarks.of(self.tokenizer)
             without_tools = Conversation(conversation.messages)
             text = conversation.render(self.tokenizer)
             if conversation.tools and text == without_tools.render(self.tokenizer):
                 return "tools", "the chat template does not show the row's tools"
             trained = trained_spans(vars(row), self.tokenizer, self.marks, self.train_on or "all")
-        except (jinja2.TemplateError, ValueError) as error:
-            has_calls = any(message.get("tool_calls") for message in conversation.messages)
-            return "tools" if has_calls else "refused by the chat template", first_line(error)
+        except (jinja2.TemplateError, ValueError, UserError) as error:
+            has_tools = conversation.tools or any(
+                message.get("tool_calls") for message in conversation.messages
+            )
+            return "tools" if has_tools else "refused by the chat template", first_line(error)
         if not trained:
             return "weight 0", "no turn that data.train_on names carries loss"
         return None

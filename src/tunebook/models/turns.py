@@ -6,14 +6,18 @@ Prefixes of a conversation need not be prefixes of its text: Qwen3's template dr
 
 from __future__ import annotations
 
+import itertools
 import json
 from dataclasses import dataclass
 from typing import Any
 
 from tunebook.recipe.errors import UserError
 
-# Texts that no template writes by itself.
-QUESTION, ANSWER = "qqquestionqqq", "aaanswerqaaa"
+# A conversation of texts that no template writes by itself.
+QUESTIONS = ("qqquestiononeqqq", "qqquestiontwoqqq")
+ANSWERS = ("aaansweroneaaa", "aaanswertwoaaa")
+THOUGHT_END = "</think>"
+"""What ends the reasoning that stands in an answer's own text."""
 
 
 NO_LOSS = -100
@@ -33,22 +37,38 @@ class TurnMarks:
     def of(cls, tokenizer: Any) -> TurnMarks:
         """The marks of a tokenizer's chat template.
 
-        Raises UserError for a template in which turns cannot be told apart, such as Mistral's.
+        Raises ValueError for a template in which turns cannot be told apart, such as GLM's, and UserError for
+        one that leaves turns out.
         """
-        question = [{"role": "user", "content": QUESTION}]
-        asked = tokenizer.apply_chat_template(question, tokenize=False)
-        opened = tokenizer.apply_chat_template(question, tokenize=False, add_generation_prompt=True)
-        answered = [*question, {"role": "assistant", "content": ANSWER}]
-        whole = tokenizer.apply_chat_template(answered, tokenize=False)
-        # What only the generation prompt adds is the header of an answer.
-        before = opened.removeprefix(asked)
-        after = whole.partition(ANSWER)[2].strip()
-        if not before or before == opened or not after or before not in whole:
-            raise UserError(
-                "the chat template writes nothing by which the assistant's turns could be told apart: "
-                "set data.train_on=last"
+        messages = []
+        for question, answer in zip(QUESTIONS, ANSWERS, strict=True):
+            messages.append({"role": "user", "content": question})
+            messages.append({"role": "assistant", "content": answer})
+        whole = tokenizer.apply_chat_template(messages, tokenize=False)
+        if ANSWERS[1] in whole and ANSWERS[0] not in whole:
+            raise UserError("the chat template drops earlier answers: set another model.chat_template")
+        asked = tokenizer.apply_chat_template(messages[:1], tokenize=False)
+        opened = tokenizer.apply_chat_template(messages[:1], tokenize=False, add_generation_prompt=True)
+        # What the first answer's header and the generation prompt share: of a model that thinks, the latter
+        # opens reasoning too, which earlier turns have not.
+        header = _between(whole, QUESTIONS[0], ANSWERS[0])
+        shared = _common_start(header, opened.partition(QUESTIONS[0])[2])
+        # Without the end of the user's turn, where that is not all that stands there (Mistral's).
+        before = shared.removeprefix(asked.partition(QUESTIONS[0])[2]) or shared
+        after = whole.partition(ANSWERS[1])[2].strip()
+        marks = cls(before, after)
+        if not before.strip() or not after or before in after or not marks._tell_apart(whole):
+            raise ValueError(
+                "the chat template writes nothing by which the assistant's turns could be told apart"
             )
-        return cls(before, after)
+        return marks
+
+    def _tell_apart(self, whole: str) -> bool:
+        """Whether each answer of the conversation above, and no question, lies in a span of its own."""
+        shown = [whole[slice(*span)] for span in self.spans(whole)]
+        if len(shown) != len(ANSWERS) or any(question in "".join(shown) for question in QUESTIONS):
+            return False
+        return ANSWERS[0] in shown[0] and ANSWERS[1] in shown[1]
 
     def spans(self, text: str) -> list[tuple[int, int]]:
         """Of each assistant turn in a rendered conversation: from after its header to behind its end mark.
@@ -90,6 +110,19 @@ class Conversation:
         for message in self.messages:
             messages.append({key: value for key, value in message.items() if key != "weight"})
         return str(tokenizer.apply_chat_template(messages, tools=self.tools, tokenize=False))
+
+    def drops_reasoning(self, tokenizer: Any) -> bool:
+        """Whether a turn's reasoning, apart or in its text, is not in the rendered conversation."""
+        thoughts = []
+        for message in self.messages:
+            if message["role"] == "assistant":
+                in_text = str(message.get("content") or "").rpartition(THOUGHT_END)[0]
+                thoughts.append(in_text.rpartition("<think>")[2].strip())
+                thoughts.append(str(message.get("reasoning_content") or "").strip())
+        if not any(thoughts):
+            return False
+        text = self.render(tokenizer)
+        return any(thought not in text for thought in thoughts)
 
     def trained_turns(self, train_on: str) -> list[bool]:
         """Of each assistant turn whether it carries loss.
@@ -150,8 +183,23 @@ def labelled(row: dict[str, Any], tokenizer: Any, marks: TurnMarks, train_on: st
 
 
 def _parts(message: dict[str, Any]) -> list[str]:
-    """What a template must show of an assistant's message: its text and the tools that it calls."""
-    parts = [str(message.get("content") or "").strip()]
+    """What a template must show of an assistant's message: its text, and the tools that it calls with what.
+
+    Reasoning is none of it: templates take it out of an answer's text, and drop that of earlier turns.
+    """
+    parts = [str(message.get("content") or "").rpartition(THOUGHT_END)[2].strip()]
     for call in message.get("tool_calls") or []:
         parts.append(call["function"]["name"])
+        arguments = call["function"]["arguments"]
+        if isinstance(arguments, dict):
+            parts += arguments
     return [part for part in parts if part]
+
+
+def _common_start(first: str, second: str) -> str:
+    same = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(first, second, strict=False))
+    return "".join(one for one, _ in same)
+
+
+def _between(text: str, start: str, end: str) -> str:
+    return text.partition(start)[2].partition(end)[0]

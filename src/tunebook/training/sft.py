@@ -20,15 +20,15 @@ from tunebook.training import arguments, audits, memory
 from tunebook.training.masks import masked_splits
 from tunebook.training.trainer import train
 
-COLUMNS = ["prompt", "completion", "images", "input_ids", "labels"]
+COLUMNS = ["prompt", "completion", "images", "input_ids", "assistant_masks"]
 
 
 def sft(recipe: Recipe, force: bool = False, resume: bool = True, fresh: bool = False) -> dict[str, Any]:
     """Train the adapter in `sft/adapter` of the run folder, unless it lies there already; returns the record.
 
-    Prepares the data first where it is missing. Loss is on the completion alone. With `resume`, an
-    interrupted run goes on from its last checkpoint, if the weights depend on nothing that has changed;
-    `fresh` starts over.
+    Prepares the data first where it is missing. Loss is on the turns that `data.train_on` names. With
+    `resume`, an interrupted run goes on from its last checkpoint, if the weights depend on nothing that has
+    changed; `fresh` starts over.
 
     Raises UserError when an interrupted run of settings that lead to another result is there, and when the
     mask audit fails (no token, or every token, would be trained on).
