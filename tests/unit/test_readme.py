@@ -68,8 +68,9 @@ def test_paths_that_the_docs_name_exist():
         assert (ROOT / path).exists(), path
 
 
-def test_contributing_names_every_room_and_only_paths_that_there_are():
-    text = (ROOT / "CONTRIBUTING.md").read_text()
+@pytest.mark.parametrize("page", ["CONTRIBUTING.md", "docs/architecture.md"])
+def test_the_table_of_rooms_names_all_and_only_paths_that_there_are(page):
+    text = (ROOT / page).read_text()
     source = ROOT / "src" / "tunebook"
     table = text.partition("## The rooms")[2].partition("Beside it")[0]
     names = re.findall(r"`(\w+(?:/|\.py))`", "".join(re.findall(r"^\| (`.*?) \|", table, re.MULTILINE)))
