@@ -16,7 +16,7 @@ from tunebook.data.storage import read_rows
 from tunebook.models import adapters, backend, loading
 from tunebook.models.cpu.shared_prefixes import share_prefixes
 from tunebook.models.prefix import common_start
-from tunebook.models.start import start, with_shape_of
+from tunebook.models.start import start, with_shape_of_start
 from tunebook.pairs.pairs import existing_pairs, pairs_stage
 from tunebook.recipe.errors import UserError
 from tunebook.recipe.overrides import switch
@@ -59,8 +59,7 @@ def dpo(
         )
     backend.backend()  # Unsloth comes before whatever imports transformers
     rows = {split: read_rows(recipe, pairs.dir / f"{split}.parquet") for split in ("train", "val")}
-    if policy_name(recipe, 1) == "start":
-        recipe = with_shape_of(recipe, recipe.run_dir / "start" / "adapter")
+    recipe = with_shape_of_start(recipe)
     with stage.open(resume=not start_over) as folder:
         args = dpo_arguments(recipe, rows, folder)
         needed = memory.preflight(recipe, args, rows["train"], "dpo")
