@@ -50,11 +50,13 @@ def test_notebooks_show_what_held_out_rows_there_are(name, most, held_out):
     rows = [{"prompt": [{"content": f"{i}?"}], "gold": "7"} for i in range(held_out)]
     shown: list[str] = []
 
-    def answers(rec, stages, asked):
-        return [dict.fromkeys(stages, f"says {row['prompt']}") for row in asked]
+    def answers(model, tokenizer, adapters, asked, limit):
+        return [dict.fromkeys(adapters, f"says {row['prompt']}") for row in asked]
 
     given = {
-        "rec": None,
+        "rec": SimpleNamespace(evaluate=SimpleNamespace(max_new_tokens=8)),
+        "model": None,
+        "tokenizer": None,
         "evaluate": SimpleNamespace(answers=answers, examples=lambda rec, count: rows[:count]),
         "dpo_stage": lambda rec, round: SimpleNamespace(name="dpo"),
         "policy_name": lambda rec, round: "sft",

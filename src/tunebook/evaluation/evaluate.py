@@ -120,16 +120,27 @@ def examples(recipe: Recipe, count: int) -> list[Item]:
     return [item for item in held_out_answers(recipe, None) if not item.get("chat")][:count]
 
 
-def answers(recipe: Recipe, names: list[str], rows: list[dict[str, Any]]) -> list[dict[str, str]]:
-    """The same few rows answered by each stage's model: {stage: text} for each row."""
+def answers(
+    model: Any, tokenizer: Any, models: dict[str, str | None], rows: list[Item], max_new_tokens: int
+) -> list[dict[str, str]]:
+    """The same few rows answered by one loaded model with each of its adapters: {name: text} for each row.
+
+    Args:
+        model: The base with adapters on it, as training leaves it.
+        models: The adapter of each name to show, `None` for the base: `{"base": None, "sft": "default"}`.
+        rows: With a `prompt`, as `examples` gives them.
+        max_new_tokens: The limit of an answer.
+    """
     if not rows:
         return []
-    for name in names:
-        eval_stage(recipe, name)  # refuses what is not trained
-    backend.backend()
-    open_model = functools.partial(_open, *load_stages(recipe, names))
-    by_model = answers_by_model(open_model, names, rows, recipe.evaluate.max_new_tokens)
-    return [{name: answer.text for name, answer in row.items()} for row in by_model]
+
+    def open_model(name: str) -> AbstractContextManager[Local]:
+        return local(model, tokenizer, models[name])
+
+    found = []
+    for row in answers_by_model(open_model, models, rows, max_new_tokens):
+        found.append({name: answer.text for name, answer in row.items()})
+    return found
 
 
 def _items(recipe: Recipe) -> tuple[list[Item], bool]:

@@ -231,7 +231,7 @@ def _load(recipe: Recipe, stage: str) -> tuple[Any, Any]:
     # On a CPU in float32, as the fresh processes compute: what differs is then the export's.
     changes = {"load_in_4bit": False, "dtype": "float32" if backend.backend() == "cpu" else None}
     whole = recipe.model_copy(update={"model": recipe.model.model_copy(update=changes)})
-    model, tokenizer = loading.load(whole)
+    model, tokenizer = loading.load_model(whole)
     # An adapter that SFT made has the shape of the recipe; DPO's may have that of `dpo.start`.
     if stage != "sft":
         whole = with_shape_of_start(whole)

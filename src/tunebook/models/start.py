@@ -6,6 +6,7 @@ and export find it where they find every other adapter.
 
 from __future__ import annotations
 
+import functools
 import shutil
 from pathlib import Path
 from typing import Any
@@ -115,8 +116,13 @@ def with_shape_of(recipe: Recipe, adapter: Path) -> Recipe:
             changes.append(f"{key} {saved}, not {lora[key]}")
         lora[key] = saved
     if changes:
-        print(f"lora as dpo.start was trained: {'; '.join(changes)}")
+        _say_once(f"lora as dpo.start was trained: {'; '.join(changes)}")
     return recipe.model_copy(update={"lora": lora})
+
+
+@functools.cache
+def _say_once(text: str) -> None:
+    print(text)
 
 
 def _same(ours: Any, saved: Any) -> bool:

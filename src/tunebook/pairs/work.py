@@ -128,7 +128,7 @@ def source_opener(recipe: Recipe, number: int) -> Callable[[], Source]:
 
     @functools.cache
     def load() -> tuple[Any, Any]:
-        model, tokenizer = loading.load(recipe)
+        model, tokenizer = loading.load_model(recipe)
         if policy == "base":
             return model, tokenizer
         return adapters.load_adapters(model, {policy: recipe.run_dir / policy / "adapter"}), tokenizer
