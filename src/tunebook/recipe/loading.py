@@ -13,6 +13,7 @@ from tunebook.recipe.asked import asked_stages, check_rows
 from tunebook.recipe.errors import UserError, did_you_mean, shorten
 from tunebook.recipe.explain import SHORT, explain
 from tunebook.recipe.files import find_file, shipped
+from tunebook.recipe.idle import warn_of_idle
 from tunebook.recipe.layers import leaf_keys, read_layers
 from tunebook.recipe.overrides import PREFIX, from_environment, section_of, unset
 from tunebook.recipe.secrets import check_values
@@ -73,6 +74,7 @@ def load_recipe(
         origins.setdefault("pairs.methods", "as pairs.dataset is named")
     parsed.stages = asked_stages(parsed, layers.named)
     check_rows(parsed)
+    warn_of_idle(parsed, origins)
     parsed.place(parsed.folders)
     parsed._overrides = changes
     parsed._source = source
