@@ -168,9 +168,9 @@ def _answer(recipe: Recipe, missing: dict[str, Stage], force: bool) -> None:
         source = functools.partial(_open, model, tokenizer, name)
         with stage.open(resume=not force) as folder:
             if not checkable:
-                stage.record = {"summary": _measure(recipe, name, source, items, folder)}
+                stage.record = {"summary": _measure(recipe, stage, name, source, items, folder)}
                 continue
-            exam = Exam(recipe, name, source, items, folder)
+            exam = Exam(recipe, name, source, items, folder, _answers_depend_on(stage))
             predictions = exam.answer()
             summary = summarise(predictions)
             if recipe.evaluate.samples:
@@ -185,7 +185,20 @@ def _answer(recipe: Recipe, missing: dict[str, Stage], force: bool) -> None:
             stage.record = {"summary": summary, "verifier": verifier()}
 
 
-def _measure(recipe: Recipe, name: str, source: Source, items: list[Item], folder: Path) -> dict[str, Any]:
+def _answers_depend_on(stage: Stage) -> tuple[Any, ...]:
+    """What a stage's answers depend on beside their prompts and sampling.
+
+    More samples, or images asked otherwise, make no other greedy answers.
+    """
+    of_files = ("samples", "temperature", "ablation")
+    asked = {key: value for key, value in stage.settings["evaluate"].items() if key not in of_files}
+    others = {key: value for key, value in stage.settings.items() if key != "evaluate"}
+    return asked, others, stage.inputs, stage.input_hashes()
+
+
+def _measure(
+    recipe: Recipe, stage: Stage, name: str, source: Source, items: list[Item], folder: Path
+) -> dict[str, Any]:
     """Of a stage whose answers nothing can check: the loss of the held-out ones, and some of its own."""
     with source() as opened:
         measure_losses(opened, items, folder, name, recipe.data.train_on or "all")
@@ -193,7 +206,7 @@ def _measure(recipe: Recipe, name: str, source: Source, items: list[Item], folde
     answered = evenly([item for item in items if not item.get("chat")], ANSWERED)
     if not answered:
         return {**summarise_losses(folder), "answers": None, "slices": {}}
-    predictions = Exam(recipe, name, source, answered, folder).answer()
+    predictions = Exam(recipe, name, source, answered, folder, _answers_depend_on(stage)).answer()
     return {**summarise_losses(folder), "answers": summarise_answers(predictions), "slices": {}}
 
 

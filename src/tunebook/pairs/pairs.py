@@ -67,7 +67,8 @@ def pairs(recipe: Recipe, number: int = 1, force: bool = False) -> dict[str, Any
 
     with stage.open(resume=not force) as folder:
         rows = [] if _only_existing(recipe) else _rows(recipe, number)
-        work = Work(recipe, rows, folder, source_opener(recipe, number), count_tokens, number)
+        opener = source_opener(recipe, number)
+        work = Work(recipe, rows, folder, opener, count_tokens, number, _answers_depend_on(stage))
         all_pairs = []
         for method in recipe.pairs.methods:
             all_pairs += METHODS[method](work)
@@ -189,6 +190,16 @@ def pairs_stage(recipe: Recipe, number: int = 1) -> Stage:
         if content:
             inputs[config.dataset] = content
     return Stage(recipe, round_name("pairs", number), settings, inputs)
+
+
+def _answers_depend_on(stage: Stage) -> list[Any]:
+    """What the answers of a stage depend on beside their prompts and sampling, and its other settings do not.
+
+    The data's key stands for the rows that answers are checked against.
+    """
+    inputs = {name: key for name, key in stage.inputs.items() if not name.startswith("prompt/")}
+    settings = stage.settings
+    return [inputs, stage.input_hashes(), settings.get("model"), settings["pairs"]["server"], verifier()]
 
 
 def _uses_model(recipe: Recipe) -> bool:

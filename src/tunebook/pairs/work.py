@@ -14,7 +14,7 @@ from typing import Any
 
 from tunebook.data.rows import Reject, images_of
 from tunebook.generation.answers import Answer, Sampling, Usage, repeats
-from tunebook.generation.generate import answer_file
+from tunebook.generation.generate import answer_file, drop_other_answers
 from tunebook.generation.local import Local, local
 from tunebook.models import adapters, loading
 from tunebook.models.chat_template import Messages
@@ -55,6 +55,8 @@ class Work:
     """Of an answer, with the end of its turn."""
     number: int
     """The round."""
+    depends_on: list[Any] = field(default_factory=list)
+    """What answers depend on beside their prompts and sampling: the model, and what checks them."""
     record: dict[str, Any] = field(default_factory=dict)
     """What the method adds to the stage's record."""
     rejects: list[Reject] = field(default_factory=list)
@@ -80,6 +82,7 @@ class Work:
         config = self.recipe.pairs
         sampling = Sampling(config.max_new_tokens, config.batch_size, config.temperature, seeds)
         path = self.folder / file
+        drop_other_answers(path, prompts, sampling, self.depends_on)
         return answer_file(path, self.open_source(), prompts, sampling, record, label, images, self.usage)
 
     def seed(self, row: dict[str, Any], use: str) -> int:

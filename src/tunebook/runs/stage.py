@@ -24,7 +24,15 @@ from filelock import FileLock, Timeout
 from tunebook.recipe.effects import differences, of_the_weights
 from tunebook.recipe.errors import UserError
 from tunebook.recipe.sections import Recipe
-from tunebook.runs.files import checksums, disk_full_as_user_error, fingerprint, read_json, write_json
+from tunebook.runs.files import (
+    ANSWERS_KEY,
+    checksums,
+    disk_full_as_user_error,
+    file_hash,
+    fingerprint,
+    read_json,
+    write_json,
+)
 from tunebook.runs.machine import environment, peak_memory_gb, rank
 from tunebook.runs.manifest import manifest
 from tunebook.runs.stages import model_names, parse_name
@@ -182,7 +190,7 @@ class Stage:
                 print(f"{', '.join(changed)}: goes on from {checkpoints[-1].name}")
             return
         if not checkpoints:
-            shutil.rmtree(self.partial, ignore_errors=True)
+            self._keep_answers(resume)
             return
         if resume:
             self._refuse_to_lose_work()
@@ -190,6 +198,33 @@ class Stage:
         shutil.rmtree(self._before, ignore_errors=True)
         self.partial.rename(self._before)
         print(f"Starts over; the unfinished run lies in {self._before} until the new one is whole.")
+
+    def _keep_answers(self, resume: bool) -> None:
+        """Empty the partial folder, but for answers that say by a key what they depend on.
+
+        Of a finished stage they are copied. Whether they are what is asked for now is seen when they are
+        (`drop_other_answers`): to change `pairs.val` asks no model again.
+        """
+        if not resume:
+            shutil.rmtree(self.partial, ignore_errors=True)
+            return
+        self.partial.mkdir(parents=True, exist_ok=True)
+        kept = set()
+        for key in self.partial.glob(f"*{ANSWERS_KEY}"):
+            kept |= {key.name, key.name.removesuffix(ANSWERS_KEY)}
+        for entry in self.partial.iterdir():
+            if entry.is_dir():
+                shutil.rmtree(entry)
+            elif entry.name not in kept:
+                entry.unlink()
+        recorded = read_json(self.dir / "stage.json").get("files", {})
+        for key in self.dir.glob(f"*{ANSWERS_KEY}"):
+            file = key.with_name(key.name.removesuffix(ANSWERS_KEY))
+            is_whole = file.exists() and recorded.get(file.name) == file_hash(file)
+            if is_whole and key.name not in kept:
+                shutil.copyfile(file, self.partial / file.name)
+                # The key last: answers without one are not taken for others.
+                shutil.copyfile(key, self.partial / key.name)
 
     @property
     def _begun(self) -> dict[str, Any]:
