@@ -35,7 +35,7 @@ def injected_error(work: Work) -> list[Pair]:
     pairs = []
     outcomes = Counter[str]()
     for row, sample in zip(work.rows, samples, strict=True):
-        chosen = reference(row, work.count_tokens)
+        chosen = reference(row, work.count_tokens, work.check)
         outcome = _outcome(config, chosen, sample)
         outcomes[outcome] += 1
         if outcome == "paired":
