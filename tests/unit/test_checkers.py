@@ -129,7 +129,7 @@ def test_what_is_no_schema_is_said_in_one_line(tmp_path):
     (tmp_path / "p.json").write_text("{")
     with pytest.raises(UserError, match=r"^p.json is no JSON schema: Expecting property name"):
         score("json", "{}", of_schema="p.json", folder=str(tmp_path))
-    with pytest.raises(UserError, match="no file persn.json"):
+    with pytest.raises(UserError, match=r"no file persn\.json"):
         score("json", "{}", of_schema="persn.json", folder=str(tmp_path))
 
 
@@ -249,7 +249,7 @@ def test_what_a_function_does_wrong_is_one_line(mine, text, message):
 
 
 def test_a_file_that_cannot_be_loaded(mine, tmp_path):
-    with pytest.raises(UserError, match="^my_checks.py has no function like$"):
+    with pytest.raises(UserError, match=r"^my_checks\.py has no function like$"):
         score("my_checks.py:like", "x", folder=mine)
     with pytest.raises(UserError, match=r"^write it as `def narrow\(prompts, completions, \*\*columns\)`$"):
         score("my_checks.py:narrow", "x", folder=mine)
@@ -377,7 +377,7 @@ def test_the_key_rests_on_options_versions_and_files(mine):
     assert opened({"name": "json", "threshold": 0.5}).settings != plain
     check = opened(["my_checks.py:likes", {"name": "json", "schema": "my_checks.py"}], mine)
     assert [path.parent.name for path in check.files.values()] == [mine.rpartition("/")[2]]
-    with pytest.raises(UserError, match="no file other.py"):
+    with pytest.raises(UserError, match=r"no file other\.py"):
         _ = opened("other.py:f", mine).files
 
 

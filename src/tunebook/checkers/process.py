@@ -40,6 +40,7 @@ class CheckerProcess:
 
     def __init__(self, config: CheckerConfig) -> None:
         self.config = config
+        self.timeout = config.timeout
         self.process: subprocess.Popen[str] | None = None
 
     def __call__(self, prompts: list[Any], completions: list[Any], **columns: list[Any]) -> Scores:
@@ -53,7 +54,7 @@ class CheckerProcess:
         if process is None or process.poll() is not None:
             process = self._start()
         call = {"prompts": prompts, "completions": completions, "columns": columns}
-        reply = self._ask(process, call, self.config.timeout)
+        reply = self._ask(process, call, self.timeout)
         if "error" in reply:
             raise CheckerFailed(reply["error"])
         scores: Scores = reply["scores"]

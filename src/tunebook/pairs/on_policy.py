@@ -7,9 +7,8 @@ from collections.abc import Callable
 from typing import Any
 
 from tunebook.checkers.check import Check
-from tunebook.data.similarity import words
 from tunebook.models.prefix import common_start
-from tunebook.pairs.pair import Pair, Sample, length_ratio, make_pair, margins, reference
+from tunebook.pairs.pair import Pair, Sample, content_of, length_ratio, make_pair, margins, reference
 from tunebook.pairs.work import Request, Work, count_verdicts
 from tunebook.recipe.sections import PairsConfig
 
@@ -101,13 +100,13 @@ def why_unpaired(verdicts: list[str], by_margin: bool = False) -> str:
 
 
 def _distinct(samples: list[Sample], verdicts: tuple[str, ...]) -> list[Sample]:
-    """The samples of some verdicts that differ in more than layout, case and punctuation."""
-    by_words = {}
+    """The samples of some verdicts that say different things."""
+    by_content = {}
     # From the end, so that of equal samples the first is kept; it takes the place of the last.
     for sample in reversed(samples):
         if sample["verdict"] in verdicts:
-            by_words[words(sample["text"])] = sample
-    return list(reversed(by_words.values()))
+            by_content[content_of(sample)] = sample
+    return list(reversed(by_content.values()))
 
 
 def _margin(candidate: tuple[Sample, Sample]) -> float:

@@ -126,6 +126,15 @@ def margins(pairs: list[Pair]) -> dict[str, float] | None:
     return {"min": values[0], "median": values[len(values) // 2], "max": values[-1]}
 
 
+def content_of(sample: Sample) -> str:
+    """What two samples that say the same have alike: the words, or all of the text where it has a score.
+
+    Layout, case and punctuation may be what a checker looks at: a comma, a brace.
+    """
+    text = str(sample["text"])
+    return text.strip() if "score" in sample else " ".join(words(text))
+
+
 def length_ratio(a: Sample, b: Sample) -> float:
     """How many times as many tokens the longer of two samples has."""
     shorter, longer = sorted((a["tokens"], b["tokens"]))
