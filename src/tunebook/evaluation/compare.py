@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from tunebook.evaluation.report import predictions
-from tunebook.evaluation.statistics import compared_steps
+from tunebook.evaluation.statistics import compared_steps, mark
 from tunebook.evaluation.tables import ACCURACY, Table, accuracy_cells, comparison_table
 from tunebook.generation.generate import read_records
 from tunebook.recipe.errors import UserError
@@ -89,12 +89,13 @@ def _paired(first: Path, other: Path, stages: Iterable[str]) -> list[dict[str, A
 
 
 def _scores(run: Path, stage: str) -> dict[str, float]:
-    """1 for an item that was answered right, else 0; of answers that nothing can check, nothing."""
+    """The score of each item, or 1 for right and 0 for wrong; of answers that nothing can check, nothing."""
     # By the item's text: two runs may have numbered their items otherwise.
     scores = {}
     for item, prediction in predictions(run, stage).items():
-        if prediction["correct"] is not None:
-            scores[item] = prediction["correct"]
+        score = mark(prediction)
+        if score is not None:
+            scores[item] = score
     return scores
 
 

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from tunebook.checkers.check import Check
 from tunebook.data.formats import Prompts
 from tunebook.evaluation.items import held_out_items
 from tunebook.export import llama_cpp, parity
@@ -209,7 +210,12 @@ def _export(recipe: Recipe, stage: str, todo: dict[str, Stage], tools: Path | No
             if name.startswith("gguf-"):
                 weights = folder / gguf_file(recipe, name).name
             row = parity.check(
-                weights, name.removeprefix("gguf-"), reference, items, recipe.evaluate.max_new_tokens
+                weights,
+                name.removeprefix("gguf-"),
+                reference,
+                items,
+                recipe.evaluate.max_new_tokens,
+                Check(recipe.check),
             )
             entry.record = {"parity": row}
             path = recipe.run_dir / "export" / "parity.json"
