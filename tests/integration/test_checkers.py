@@ -9,6 +9,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from tunebook.checkers import process
 from tunebook.checkers.check import Check
 from tunebook.recipe.errors import UserError
 from tunebook.recipe.layers import whole_check
@@ -100,6 +101,26 @@ def test_a_function_that_is_wrong_itself_stops_at_once(mine, tmp_path):
     (tmp_path / "neighbour.py").write_text("import sys; sys.exit(5)")
     with pytest.raises(UserError, match=r"cannot be loaded: ended its process \(with exit code 5\)$"):
         opened("my_checks.py:score", tmp_path).judge(ROW, "x")
+
+
+def test_a_file_may_have_the_name_of_a_module_of_python(tmp_path):
+    (tmp_path / "json.py").write_text("def score(prompts, completions, **columns):\n    return [0.5]\n")
+    check = opened({"name": "json.py:score", "threshold": 0.5}, tmp_path)
+    assert check.judge(ROW, "x").correct and check.judge(ROW, "y").score == 0.5
+
+
+def test_an_interrupted_call_leaves_no_reply_for_the_next(mine, monkeypatch):
+    ((_, function),) = mine._functions
+    assert mine.judge(ROW, "right").score == 1.0
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(process.select, "select", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            mine.judge(ROW, "right")
+    assert function.process is None and mine.judge(ROW, "wrong").score == 0.0
 
 
 def test_a_pattern_that_never_ends_is_ended(tmp_path, capsys):

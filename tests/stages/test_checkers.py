@@ -122,7 +122,7 @@ def test_rows_for_json_go_all_the_way_without_an_answer(tiny, tmp_path, server):
         "city.json",
     }
     (aside,) = (recipe.run_dir / "data" / "quarantine.jsonl").read_text().splitlines()
-    assert json.loads(aside)["detail"] == "its score is 0, 1 is right"
+    assert json.loads(aside)["detail"] == "its score by json is 0, check.threshold is 1"
 
     # 2) pairs of one that fits against one that does not, though no row has an answer
     record = pairs(recipe)

@@ -222,6 +222,26 @@ def test_answers_of_which_nothing_is_said(capsys):
         evaluate._refuse_unscored("sft", [prediction(0, None)])
 
 
+def test_there_is_no_vote_on_checked_answers(tmp_path, monkeypatch):
+    records = [prediction(i, score) for i, score in enumerate((0.0, 1.0, None, 0.5))]
+    monkeypatch.setattr(items, "answer_file", lambda *given: records)
+    recipe = load_recipe(overrides={"evaluate.samples": 2})
+    exam = items.Exam(recipe, "sft", lambda: None, [{"prompt": []}] * 2, tmp_path, opened("json"))
+    sampled = exam.sample()
+    assert (sampled["pass@1"], sampled["pass@k"], sampled["majority"]) == (0.25, 0.5, None)
+    (row,) = tables.sampled_table({"sft": {"n": 2, "sampled": sampled}}).rows
+    assert row["majority"] == "–"
+
+
+def test_the_figure_of_pass_rates_knows_pairs_by_margin():
+    record = {"pass_counts": {"0": 3, "1": 2, "2": 1}, "strategies": {"on_policy": 6}}
+    settings = {"check": {}, "pairs": {"min_margin": 0.5}}
+    for extra, grey in (({}, 2), ({"settings": settings}, 0), ({"settings": {"pairs": {}}}, 2)):
+        (axes,) = plots.pass_counts(record | extra).axes
+        greys = [bar for bar in axes.patches if bar.get_facecolor()[0] == bar.get_facecolor()[2]]
+        assert len(greys) == grey and ("grey" in axes.get_title()) is bool(grey)
+
+
 def test_detectable_of_right_and_wrong_is_what_it_was():
     assert statistics.compare([0, 0, 1, 1], [1, 1, 0, 1])["detectable"] == statistics.detectable(3, 4)
     many = statistics.compare([0.0] * 400, [0.5] * 400)

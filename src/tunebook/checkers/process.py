@@ -54,7 +54,11 @@ class CheckerProcess:
         if process is None or process.poll() is not None:
             process = self._start()
         call = {"prompts": prompts, "completions": completions, "columns": columns}
-        reply = self._ask(process, call, self.timeout)
+        try:
+            reply = self._ask(process, call, self.timeout)
+        except KeyboardInterrupt:
+            self.stop()  # in a notebook the next call would read this one's reply
+            raise
         if "error" in reply:
             raise CheckerFailed(reply["error"])
         scores: Scores = reply["scores"]

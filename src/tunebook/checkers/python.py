@@ -42,12 +42,12 @@ def load(config: CheckerConfig) -> tuple[Path, Callable[..., Any]]:
 
 @functools.cache
 def _function(path: Path, name: str) -> Callable[..., Any]:
-    sys.path.insert(0, str(path.parent))  # where its own imports lie
-    spec = importlib.util.spec_from_file_location(path.stem, path)
+    sys.path.append(str(path.parent))  # where its own imports lie
+    # A name that no module has: a file may be called `json.py`.
+    spec = importlib.util.spec_from_file_location(f"recipe_{path.stem}", path)
     assert spec is not None and spec.loader is not None  # noqa: S101 - for the type checker
-    # By its path and not by name: a file called `json.py` would be Python's own.
     module = importlib.util.module_from_spec(spec)
-    sys.modules[path.stem] = module  # dataclasses look their module up
+    sys.modules[spec.name] = module  # dataclasses look their module up
     try:
         spec.loader.exec_module(module)
     except Exception as error:

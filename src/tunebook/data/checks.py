@@ -183,7 +183,7 @@ def _check_answer(row: Row, check: Check) -> Reject | None:
         return None
     if judgement.score is None:
         return rejected(row, "wrong answer", f"ends in {judgement.parsed!r}, the answer is {row.gold!r}")
-    detail = f"its score is {judgement.score:.3g}, {check.threshold:.3g} is right"
+    detail = f"its score by {check.names} is {judgement.score:.3g}, check.threshold is {check.threshold:.3g}"
     return rejected(row, "wrong answer", detail)
 
 

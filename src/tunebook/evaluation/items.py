@@ -85,12 +85,14 @@ class Exam:
             solved += any(column(of_item, "correct"))
             right += sum(answer["correct"] is True for answer in of_item)
             agreed += majority_is_right(of_item)
+        # Two answers in prose, or two pieces of JSON, are seldom the same: there is nothing to vote on.
+        majority = None if self.check.config else agreed / len(self.items)
         return {
             "k": config.samples,
             "temperature": config.temperature,
             "pass@1": right / len(answers),
             "pass@k": solved / len(self.items),
-            "majority": agreed / len(self.items),
+            "majority": majority,
         }
 
     def answer_other_images(self, predictions: list[Prediction]) -> dict[str, Any]:

@@ -133,16 +133,24 @@ def preferences(history: list[dict[str, Any]]) -> Figure:
 
 
 def pass_counts(record: dict[str, Any]) -> Figure:
-    """How many prompts had 0, 1, 2, ... right samples, of the record of `pairs`. Grey bars give no pair."""
+    """How many prompts had 0, 1, 2, ... right samples, of the record of `pairs`. Grey bars give no pair.
+
+    Of pairs by the margin of their scores (`pairs.min_margin` with a `check`) none is grey.
+    """
     counts: dict[str, int] = record["pass_counts"]
     # Always right: nothing to reject. Never right: nothing to choose, unless the reference stands in.
     barren = [max(counts, key=int)]
     if "reference" not in record["strategies"]:
         barren.append("0")
+    settings = record.get("settings", {})
+    by_margin = "check" in settings and settings["pairs"]["min_margin"] is not None
+    if by_margin:
+        barren = []
     figure, axes = _figure(5, 3)
     colours = [GREY if count in barren else DARK for count in counts]
     axes.bar(list(counts), list(counts.values()), color=colours)
-    axes.set(xlabel="right samples of a prompt", ylabel="prompts", title="Pass rate (grey: no pair)")
+    title = "Pass rate" if by_margin else "Pass rate (grey: no pair)"
+    axes.set(xlabel="right samples of a prompt", ylabel="prompts", title=title)
     return figure
 
 

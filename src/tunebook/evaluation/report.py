@@ -161,7 +161,8 @@ def _explained(stages: dict[str, Any]) -> str:
     if is_graded(stages):
         return (
             "Greedy answers; intervals: of the accuracy Wilson 95%, of the mean score bootstrap 95%. "
-            "An answer counts as right from `check.threshold` on; comparisons are of the scores."
+            "An answer counts as right from `check.threshold` on; comparisons are of the scores, "
+            "and `p` is that of the sign test."
         )
     text = "Greedy answers; intervals: Wilson 95%."
     if any("boxed" in summary for summary in stages.values()):

@@ -179,7 +179,7 @@ def sampled_table(results: dict[str, dict[str, Any]]) -> Table:
                 temperature=sampled["temperature"],
                 one=f"{sampled['pass@1']:.1%}",
                 any=f"{sampled['pass@k']:.1%}",
-                majority=f"{sampled['majority']:.1%}",
+                majority="–" if sampled["majority"] is None else f"{sampled['majority']:.1%}",
             )
     return table
 
