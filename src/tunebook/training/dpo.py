@@ -70,7 +70,8 @@ def dpo(
             model = adapters.restore_lora(model, recipe.run_dir / policy / "adapter")
         with arguments.refusals("dpo"):
             trainer = dpo_trainer(model, tokenizer, rows, recipe, args)
-        audit = audits.audit_step_0(trainer, tokenizer)
+        audit: dict[str, Any] = dict(audits.audit_step_0(trainer, tokenizer))
+        audit["end_token"] = audits.audit_end_token(trainer, tokenizer)
         metrics = train(trainer, folder)
         adapters.save_adapter(model, tokenizer, folder / "adapter")
         stage.record = {

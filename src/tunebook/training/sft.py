@@ -30,8 +30,8 @@ def sft(recipe: Recipe, force: bool = False, resume: bool = True, fresh: bool = 
     `resume`, an interrupted run goes on from its last checkpoint, if the weights depend on nothing that has
     changed; `fresh` starts over.
 
-    Raises UserError when an interrupted run of settings that lead to another result is there, and when the
-    mask audit fails (no token, or every token, would be trained on).
+    Raises UserError when an interrupted run of settings that lead to another result is there, and when an
+    audit fails: no token or every token would be trained on, or the end token cannot be learnt.
     """
     print(recipe.describe())
     stage = sft_stage(recipe)
@@ -56,11 +56,14 @@ def sft(recipe: Recipe, force: bool = False, resume: bool = True, fresh: bool = 
         with arguments.refusals("sft"):
             trainer = sft_trainer(model, tokenizer, rows, recipe, args)
         audit = audits.audit_masks(trainer, tokenizer)
+        audit["end_token"] = audits.audit_end_token(trainer, tokenizer)
         metrics = train(trainer, folder)
         adapters.save_adapter(model, tokenizer, folder / "adapter")
+        questions = rows["val"] if len(rows["val"]) else rows["train"]
         stage.record = {
             "audit": audit,
             "metrics": metrics,
+            "answers": audits.audit_answers(model, tokenizer, questions),
             "rows": {"train": len(trainer.train_dataset)},
             "preflight": needed,
             "learnt": [prepared["fingerprints"]["train"]],
