@@ -258,7 +258,8 @@ def audit_step_0(trainer: Any, tokenizer: Any) -> dict[str, float]:
     """
     if sees_images(trainer):
         audit_images(trainer, tokenizer)
-    loss, metrics = _measured(trainer, _first_rows(trainer))
+    # As few at a time as in training, where the batch was chosen for the memory that there is.
+    loss, metrics = _measured(trainer, _first_rows(trainer), trainer.args.per_device_train_batch_size)
     margin = metrics["rewards/margins"]
     chosen, rejected = metrics["rewards/chosen"], metrics["rewards/rejected"]
     print(
@@ -287,12 +288,7 @@ def image_margins(trainer: Any, rows: Any) -> dict[str, float]:
     for kind in KINDS:
         images = swap_images(kind, list(rows["images"]))
         pairs = [row | {"images": shown} for row, shown in zip(rows, images, strict=True)]
-        total = 0.0
-        for start in range(0, len(pairs), size):
-            batch = pairs[start : start + size]
-            _, metrics = _measured(trainer, batch)
-            total += metrics["rewards/margins"] * len(batch)
-        margins[kind] = total / len(pairs)
+        margins[kind] = _measured(trainer, pairs, size)[1]["rewards/margins"]
     print(
         f"rewards/margins with the true image {margins['true']:.3f}, a blank one {margins['blank']:.3f}, "
         f"another row's {margins['swapped']:.3f}"
@@ -311,11 +307,13 @@ def _first_rows(trainer: Any) -> list[dict[str, Any]]:
     return [dict(rows[i]) for i in range(min(AUDITED, len(rows)))]
 
 
-def _measured(trainer: Any, rows: list[dict[str, Any]]) -> tuple[float, dict[str, float]]:
-    """The plain sigmoid loss and the metrics of some rows, without a step. The rows may be changed."""
+def _measured(trainer: Any, rows: list[dict[str, Any]], size: int) -> tuple[float, dict[str, float]]:
+    """The plain sigmoid loss and the metrics of some rows, `size` at a time and without a step.
+
+    The rows may be changed.
+    """
     import torch
 
-    inputs = trainer._prepare_inputs(trainer.data_collator(rows))
     plain = {
         "loss_types": ["sigmoid"],
         "loss_weights": [1.0],
@@ -326,10 +324,17 @@ def _measured(trainer: Any, rows: list[dict[str, Any]]) -> tuple[float, dict[str
     training = trainer.model.training
     vars(trainer).update(plain)
     trainer.model.eval()
-    with torch.no_grad(), trainer.compute_loss_context_manager():
-        loss = float(trainer.compute_loss(trainer.model, inputs))
-    metrics = {name: values[-1] for name, values in trainer._metrics["eval"].items()}
-    trainer._metrics["eval"].clear()
+    loss = 0.0
+    metrics: dict[str, float] = {}
+    for start in range(0, len(rows), size):
+        batch = rows[start : start + size]
+        share = len(batch) / len(rows)
+        inputs = trainer._prepare_inputs(trainer.data_collator(batch))
+        with torch.no_grad(), trainer.compute_loss_context_manager():
+            loss += share * float(trainer.compute_loss(trainer.model, inputs))
+        for name, values in trainer._metrics["eval"].items():
+            metrics[name] = metrics.get(name, 0.0) + share * values[-1]
+        trainer._metrics["eval"].clear()
     vars(trainer).update(before)
     trainer.model.train(training)
     return loss, metrics
