@@ -14,7 +14,7 @@ from tunebook.models.backend import backend, on_cpu
 from tunebook.models.builtin import resolve
 from tunebook.models.chat_template import fit_tokenizer, text_tokenizer
 from tunebook.models.cpu import attention
-from tunebook.recipe.errors import UserError, first_line
+from tunebook.recipe.errors import UserError, first_line, shorten
 from tunebook.recipe.sections import ModelConfig, Recipe
 
 
@@ -23,7 +23,7 @@ def load_model(recipe: Recipe) -> tuple[Any, Any]:
 
     It is Unsloth's `FastModel.from_pretrained` with `model_arguments`.
 
-    Raises UserError when there are no whole safetensors weights.
+    Raises UserError when there are no whole safetensors weights, and when the hub does not give them.
     """
     backend()
     from safetensors import SafetensorError
@@ -45,6 +45,10 @@ def load_model(recipe: Recipe) -> tuple[Any, Any]:
             f"model.base: {config.base} cannot be loaded, its weights must be whole safetensors files "
             f"({first_line(error)})"
         ) from None
+    except RuntimeError as error:
+        if "Failed to load model" not in str(error):
+            raise
+        raise UserError(f"model.base: {_not_loaded(config.base, str(error))}") from None
     if hasattr(model.config, "vision_config") and not hasattr(tokenizer, "image_processor"):
         # Unsloth's CPU backend gives a plain tokenizer.
         from transformers import AutoProcessor
@@ -67,6 +71,15 @@ def model_arguments(recipe: Recipe) -> dict[str, Any]:
         "use_gradient_checkpointing": recipe.lora.get("use_gradient_checkpointing", False),
         **_precision_and_attention(config),
     }
+
+
+def _not_loaded(base: str, text: str) -> str:
+    """One line of the paragraphs that Unsloth writes when there is neither a model nor an adapter."""
+    reason = text.partition("AutoConfig error:")[2].strip() or text
+    mend = "look at the name, log in with `hf auth login` if it is gated, or give a folder"
+    if "429" in reason:
+        mend = "the hub limits those who have not logged in: set HF_TOKEN, or wait"
+    return f"{base} cannot be loaded ({shorten(reason, 160)}); {mend}"
 
 
 def _precision_and_attention(config: ModelConfig) -> dict[str, Any]:

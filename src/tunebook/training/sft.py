@@ -29,8 +29,8 @@ def sft(recipe: Recipe, force: bool = False, resume: bool = True, fresh: bool = 
     `resume`, an interrupted run goes on from its last checkpoint, if the weights depend on nothing that has
     changed; `fresh` starts over.
 
-    Raises UserError when an interrupted run of settings that lead to another result is there, and when the
-    mask audit fails (no token, or every token, would be trained on).
+    Raises UserError when an interrupted run of settings that lead to another result is there, and when an
+    audit fails: no token or every token would be trained on, or the end token cannot be learnt.
     """
     print(recipe.describe())
     how = How(force, resume, fresh)
@@ -46,8 +46,9 @@ def sft(recipe: Recipe, force: bool = False, resume: bool = True, fresh: bool = 
     model, tokenizer = loading.load_model(recipe)
     model = adapters.add_lora(model, recipe)
     trainer = sft_trainer(model, tokenizer, rows, recipe, args)
-    # 3) a wrong mask is found before the first step
+    # 3) a wrong mask, or an end that cannot be learnt, is found before the first step
     audit = audits.audit_masks(trainer, tokenizer)
+    audit["end_token"] = audits.audit_end_token(trainer, tokenizer)
     return train_sft(trainer, recipe, {"audit": audit, "preflight": needed}, force, resume, fresh)
 
 
@@ -123,4 +124,7 @@ def train_sft(
         trained = train(trainer, folder)
         learnt = data_stage(recipe).result["fingerprints"]["train"]
         stage.record = record | trained | {"learnt": [learnt]}
+        # A model whose answers do not end is found out now, and not after an evening.
+        asked = load(recipe, "val") if len(load(recipe, "val")) else training_rows(recipe, "sft")
+        stage.record["answers"] = audits.audit_answers(trainer.model, trainer.processing_class, asked)
     return stage.result
