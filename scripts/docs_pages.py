@@ -28,6 +28,7 @@ LISTS = {
     "ChatSource": "an item of `data.sources`: rows of files or of the Hub",
     "GeometrySource": "an item of `data.sources`: the project's own problems",
     "MMMathSource": "an item of `data.sources`: questions with a figure",
+    "CheckerConfig": "an item of `check.checkers`",
     "GateRule": "an item of `evaluate.gate`",
 }
 

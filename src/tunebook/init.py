@@ -73,6 +73,7 @@ def init(
     goal: Goal | None = None,
     out: Path | None = None,
     force: bool = False,
+    check: str | None = None,
 ) -> Path:
     """Look at a file, write a recipe of a few lines for it, and print what was seen and what comes next.
 
@@ -80,6 +81,7 @@ def init(
         path: A file, a pattern, a folder or a hub id, as a source's `path`.
         model: A hub id or a folder. By default what fits this machine.
         goal: By default SFT for rows of questions and answers, DPO for a preference set.
+        check: What makes an answer right: the name of a checker, or `my_checks.py:function`.
         out: Where the recipe is written. By default `<name of the file>.yaml` where one works.
 
     Returns:
@@ -98,7 +100,7 @@ def init(
     family, model = _model(model)
     out.parent.mkdir(parents=True, exist_ok=True)
     before = out.read_bytes() if out.exists() else None
-    out.write_text(recipe_text(look, goal, family, model, out), encoding="utf-8")
+    out.write_text(recipe_text(look, goal, family, model, out, check), encoding="utf-8")
     try:
         recipe = load_recipe(out)
         examples = list(itertools.islice(_examples(recipe, look), SHOWN))
@@ -200,7 +202,9 @@ def gpu_memory_gb() -> float:
         return 0.0
 
 
-def recipe_text(look: Look, goal: Goal, family: str, model: str | None, out: Path) -> str:
+def recipe_text(
+    look: Look, goal: Goal, family: str, model: str | None, out: Path, check: str | None = None
+) -> str:
     """The recipe as YAML: the schema for editors, how to run it, and what is asked for."""
     schema = os.path.relpath(shipped("configs") / "recipe.schema.json", out.parent)
     lines = [
@@ -210,6 +214,8 @@ def recipe_text(look: Look, goal: Goal, family: str, model: str | None, out: Pat
     ]
     if model:
         lines.append(f"model: {{base: {_quoted(model)}}}")
+    if check:
+        lines.append(f"check: {_quoted(check)}")
     path = _quoted(_from(look.path, out.parent))
     if look.is_preference:
         lines.append(f"pairs: {{dataset: {path}}}")
@@ -225,9 +231,8 @@ def recipe_text(look: Look, goal: Goal, family: str, model: str | None, out: Pat
     if goal in ("sft", "both"):
         lines.append("sft:")
     if goal in ("dpo", "both"):
-        lines.append(
-            "pairs: {methods: [on_policy]}  # of questions with an `answer`: right and wrong samples"
-        )
+        of_what = "questions" if check else "questions with an `answer`"
+        lines.append(f"pairs: {{methods: [on_policy]}}  # of {of_what}: right and wrong samples")
     return "\n".join(lines) + "\n"
 
 

@@ -103,7 +103,9 @@ def test_an_existing_set_is_read_in_every_form_and_each_bad_row_named(tmp_path):
     content["data"]["for_pairs"] = 0
     content["data"]["sources"] = [{"format": "geometry", "train": 5, "val": 2, "test": 6}]
     (tmp_path / "set.yaml").write_text(yaml.safe_dump(content))
-    recipe = load_recipe(tmp_path / "set.yaml")
+    with pytest.raises(UserError, match=r"14 of 20 rows were put aside: .*`data\.max_aside: 0\.71` goes on"):
+        pairs(load_recipe(tmp_path / "set.yaml"))
+    recipe = load_recipe(tmp_path / "set.yaml", overrides={"data.max_aside": 0.71})
     record = pairs(recipe)
     found = list(read_parquet(pairs_stage(recipe).dir / "train.parquet"))
     assert [p["source_id"] for p in found] == [

@@ -98,7 +98,7 @@ def measured(**changes):
 
 
 def test_the_row_of_an_equal_model_and_of_a_lossy_one():
-    golds = ["1", "1", "2", None]
+    golds = [{"gold": gold} for gold in ("1", "1", "2", None)]
     same = parity.compare("merged", measured(), measured(), golds)
     assert (same["differs"], same["accuracy"], same["max_logp_difference"]) == ([], [2 / 3, 2 / 3], 0.0)
     lossy = measured(top=[5, 7], logps=[-0.1, -0.5], answer="\\boxed{2}")

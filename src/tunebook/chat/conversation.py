@@ -14,7 +14,7 @@ from typing import Any
 
 from markupsafe import Markup, escape
 
-from tunebook.checkers.maths import verify
+from tunebook.checkers.check import Check
 from tunebook.data.formats import Prompts
 from tunebook.evaluation.items import answers_by_model
 from tunebook.evaluation.tables import Table, mark
@@ -102,7 +102,7 @@ class Models:
         # Revision, template and end of turn are those of the recipe's base, not of another model.
         changes = {"base": where, "revision": None, "chat_template": None, "eos_token": None}
         config = self.recipe.model.model_copy(update=changes)
-        return loading.load(self.recipe.model_copy(update={"model": config}))
+        return loading.load_model(self.recipe.model_copy(update={"model": config}))
 
 
 @dataclass
@@ -159,9 +159,10 @@ def open_image(path: str | Path | Any) -> Any:
 def compare(models: Models, rows: list[dict[str, Any]], names: list[str], max_new_tokens: int) -> str:
     """Rows of a split answered greedily by each model, as HTML.
 
-    Answers are marked right or wrong where the row has an answer to check against.
+    Answers are marked right or wrong where the recipe's `check` can say it.
     """
     table = Table()
+    check = Check(models.recipe.check)
     answers = answers_by_model(models.use, names, rows, max_new_tokens)
     for row, by_model in zip(rows, answers, strict=True):
         gold = row.get("gold")
@@ -171,8 +172,8 @@ def compare(models: Models, rows: list[dict[str, Any]], names: list[str], max_ne
         cells = {}
         for name, answer in by_model.items():
             cells[name] = answer.text
-            if gold is not None:
-                correct = verify(answer.text, gold, boxed_only=answer.truncated).correct
+            correct = check.judge(row, answer.text, answer.truncated).correct
+            if correct is not None:
                 cells[name] = mark(correct) + answer.text
         table.add(question=question, **cells)
     return table.html()

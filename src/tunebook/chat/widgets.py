@@ -233,7 +233,8 @@ def item_table(item: dict[str, Prediction]) -> str:
 def _by_outcome(predictions: list[list[Prediction]]) -> dict[str, list[int]]:
     """The numbers of items by what became of them from the first model to the second, if there are two."""
     kinds: dict[str, list[int]] = {"all": list(range(len(predictions[-1])))}
-    if len(predictions) == 1 or predictions[0][0]["correct"] is None:
+    marks = {prediction["correct"] for item in predictions for prediction in item}
+    if len(predictions) == 1 or None in marks:
         return kinds
     # The kind of an item by whether the first model was right, and the second.
     names = {

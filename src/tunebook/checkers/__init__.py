@@ -1,1 +1,1 @@
-"""Is this answer right?"""
+"""Is this answer right, or how good is it?"""

@@ -28,6 +28,14 @@ def init(
         Path | None, Option("--out", "-o", help="The recipe to write. Default: the file's name with `.yaml`.")
     ] = None,
     force: Annotated[bool, Option("--force", help="Replace the recipe that is there.")] = False,
+    check: Annotated[
+        str | None,
+        Option(
+            "--check",
+            help="What makes an answer right: maths (the default), exact, contains, json, instructions, or a "
+            "function of yours, my_checks.py:function.",
+        ),
+    ] = None,
 ) -> None:
     """Look at your rows and write a recipe of a few lines for them.
 
@@ -37,10 +45,12 @@ def init(
         uv run tunebook init my.csv
 
         uv run tunebook init my.csv --model unsloth/Qwen3-4B-Instruct-2507
+
+        uv run tunebook init my.csv --goal both --check json
     """
     from tunebook import init
 
-    init.init(rows, model, goal, out, force)
+    init.init(rows, model, goal, out, force, check)
 
 
 @app.command(rich_help_panel=START)

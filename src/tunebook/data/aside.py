@@ -31,7 +31,9 @@ SETTINGS = {
     "missing column": "`columns` of the source names the column that has it",
     "unknown columns": "`columns` or `format` of the source says how its rows are read",
     "labelled false": "`pairs.dataset` makes pairs of such rows",
-    "wrong answer": "without a column `answer` or `gold` no answer is compared",
+    "wrong answer": "without a column `answer` or `gold` no answer is compared; with a `check` a lower "
+    "`check.threshold` keeps more of them",
+    "unknown instruction": "docs/checkers.md lists the instructions that are known",
     "refusal": "`data.refusals: keep` keeps them",
     # The embedded model's own shows none.
     "tools": "`model.chat_template: prompt/chatml_tools.jinja` shows tools, as many models' templates do",

@@ -8,7 +8,9 @@ from pathlib import Path
 
 import jinja2
 
-from tunebook.checkers.maths import boxed, verify
+from tunebook.checkers.check import Check
+from tunebook.checkers.instructions import BadInstruction
+from tunebook.checkers.maths import boxed
 from tunebook.data.rows import Reject, Row, rejected
 from tunebook.data.tokens import open_tokenizer
 from tunebook.models import chat_template
@@ -57,15 +59,22 @@ class RowChecker:
         folder: where the images of rows lie.
         refusals: whether rows whose answer is a refusal are kept.
         train_on: which assistant turns carry loss (`data.train_on`).
+        check: what a row's own answer is checked by; None where it is not.
     """
 
     def __init__(
-        self, config: ModelConfig, folder: Path, refusals: Refusals = "keep", train_on: str | None = None
+        self,
+        config: ModelConfig,
+        folder: Path,
+        refusals: Refusals = "keep",
+        train_on: str | None = None,
+        check: Check | None = None,
     ) -> None:
         self.config = config
         self.folder = folder
         self.refusals = refusals
         self.train_on = train_on
+        self.answer_check = check
         self.marks: TurnMarks | None = None
         self.tokenizer = open_tokenizer(config)
         self.image_counter: TokenCounter | None = None
@@ -76,6 +85,8 @@ class RowChecker:
     def check(self, row: Row) -> Reject | None:
         """Reject a row that the trainer cannot learn from as it is."""
         reject = check_content(row)
+        if not reject and self.answer_check and not row.chat:
+            reject = _check_answer(row, self.answer_check)
         if reject:
             return reject
         answer = row.completion[0]["content"]
@@ -140,7 +151,7 @@ class RowChecker:
 
 
 def check_content(row: Row) -> Reject | None:
-    """Reject empty text, turns out of order, error messages, and answers that are not `gold`.
+    """Reject empty text, turns out of order and error messages.
 
     A row without `gold` gets it from the box in its answer, where there is one.
     """
@@ -159,11 +170,21 @@ def check_content(row: Row) -> Reject | None:
         return rejected(row, "error text", answer[:80])
     if row.gold is None:
         row.gold = boxed(answer)
-        return None
-    verdict = verify(answer, row.gold)
-    if not verdict.correct:
-        return rejected(row, "wrong answer", f"ends in {verdict.parsed!r}, the answer is {row.gold!r}")
     return None
+
+
+def _check_answer(row: Row, check: Check) -> Reject | None:
+    """Reject a row whose own answer is wrong."""
+    try:
+        judgement = check.judge(vars(row), row.completion[0]["content"])
+    except BadInstruction as error:
+        return rejected(row, "unknown instruction", str(error))
+    if judgement.correct is not False:
+        return None
+    if judgement.score is None:
+        return rejected(row, "wrong answer", f"ends in {judgement.parsed!r}, the answer is {row.gold!r}")
+    detail = f"its score by {check.names} is {judgement.score:.3g}, check.threshold is {check.threshold:.3g}"
+    return rejected(row, "wrong answer", detail)
 
 
 def is_empty(text: str) -> bool:

@@ -19,6 +19,7 @@ from rich.table import Table
 from rich.text import Text
 from tqdm.auto import tqdm
 
+from tunebook.checkers.check import Check
 from tunebook.data import aside, benchmark_items, files, images, similarity, sources
 from tunebook.data.checks import RowChecker
 from tunebook.data.rows import SPLITS, Reject, Row
@@ -66,6 +67,8 @@ def prepare(recipe: Recipe, force: bool = False) -> dict[str, Any]:
         columns = dict(COLUMNS)
         if any(source.use for source in recipe.data.sources):
             columns["use"] = "string"
+        if recipe.check:
+            columns["columns"] = "string"
         if any(split.has_chats for split in splits.values()):
             columns["chat"] = "string"
         has_images = any(split.has_images for split in splits.values())
@@ -88,6 +91,7 @@ def data_stage(recipe: Recipe) -> Stage:
         "seed": recipe.seed,
         "max_seq_length": recipe.model.max_seq_length,
         "tokenizer": [recipe.model.base, recipe.model.revision],
+        **Check(recipe.check).settings,
     }
     return Stage(recipe, "data", settings, _inputs(recipe))
 
@@ -136,7 +140,9 @@ def _check(
     """The rows of each split that pass every check; the others are put aside."""
     splits = {name: SplitFile(folder / f".{name}.jsonl") for name in SPLITS}
     # Rows are read, checked and written one by one: memory stays flat however many they are.
-    checker = RowChecker(recipe.model, folder / "images", recipe.data.refusals, recipe.data.train_on)
+    checker = RowChecker(
+        recipe.model, folder / "images", recipe.data.refusals, recipe.data.train_on, Check(recipe.check)
+    )
     items = sources.read(recipe, folder / "images")
     for item in tqdm(items, desc="checking", unit="row", mininterval=1):
         reject = item if isinstance(item, Reject) else checker.check(item)
@@ -257,6 +263,8 @@ def _inputs(recipe: Recipe) -> dict[str, str]:
             # A hub id has no content that could be read here.
             if content:
                 hashes[source.path] = content
+    for name, path in Check(recipe.check).files.items():
+        hashes[name] = file_hash(path)
     for path in benchmark_items.benchmark_files(recipe):
         hashes[f"benchmark {path.name}"] = file_hash(path)
 

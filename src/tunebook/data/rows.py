@@ -31,6 +31,8 @@ class Row:
     """A reader gives files (or their bytes); in the data they are names in `data/images`."""
     chat: str = ""
     """The whole conversation as JSON, of a row with tools, reasoning or weights (`tools.py`)."""
+    columns: str = ""
+    """The row's other columns as JSON, for the recipe's `check`; filled in where there is one."""
     use: str | None = None
     """The stage that a train row is for, where it is for one alone: `sft` or `pairs`."""
     tokens: int = 0

@@ -12,6 +12,7 @@ from pathlib import Path
 from tqdm.auto import tqdm
 
 from school_geometry import problems
+from tunebook.checkers.check import other_columns
 from tunebook.data import files, images, tools
 from tunebook.data.fields import MissingColumn, Raw, images_in
 from tunebook.data.formats import FORMATS, Form, Prompts, advice, conversation, gold_of, recognised
@@ -81,6 +82,8 @@ def read_chat(source: ChatSource, recipe: Recipe, prompts: Prompts) -> Iterator[
             row = Row(source_id, source.split or "train", prompt, completion, gold=gold_of(fields))
             if chat:
                 row.chat = tools.dumped(chat)
+            if recipe.check:
+                row.columns = other_columns(renamed(raw, source.columns))
             row.slice = str(fields.get("slice") or "")[:MAX_SLICE]
             row.images = images.of_row(fields, find_image)
         except MissingColumn as error:

@@ -119,7 +119,7 @@ class SplitFile:
         """Write a row at the end."""
         values = dict(vars(row))
         # Rows that have none keep the fingerprint they had before there were such fields.
-        for name in ("images", "use", "chat"):
+        for name in ("images", "use", "chat", "columns"):
             if not values[name]:
                 del values[name]
         self.out.write(json.dumps(values, sort_keys=True) + "\n")

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from tunebook.evaluation.report import predictions
-from tunebook.evaluation.statistics import compared_steps
+from tunebook.evaluation.statistics import compared_steps, is_graded, mark
 from tunebook.evaluation.tables import ACCURACY, Table, accuracy_cells, comparison_table
 from tunebook.generation.generate import read_records
 from tunebook.recipe.errors import UserError
@@ -69,10 +69,11 @@ def _differing_settings(runs: list[Path]) -> str:
 def _accuracies(summaries: dict[str, Any], stages: Iterable[str]) -> str:
     """Each stage's accuracy in every run that has it, without its slices."""
     table = Table(**ACCURACY)
+    with_score = any(is_graded(summary["stages"]) for summary in summaries.values())
     for stage in stages:
         for run, summary in summaries.items():
             if "accuracy" in summary["stages"].get(stage, {}):
-                table.add(run=run, stage=stage, **accuracy_cells(summary["stages"][stage]))
+                table.add(run=run, stage=stage, **accuracy_cells(summary["stages"][stage], with_score))
     return table.markdown()
 
 
@@ -89,12 +90,13 @@ def _paired(first: Path, other: Path, stages: Iterable[str]) -> list[dict[str, A
 
 
 def _scores(run: Path, stage: str) -> dict[str, float]:
-    """1 for an item that was answered right, else 0; of answers that nothing can check, nothing."""
+    """The score of each item, or 1 for right and 0 for wrong; of answers that nothing can check, nothing."""
     # By the item's text: two runs may have numbered their items otherwise.
     scores = {}
     for item, prediction in predictions(run, stage).items():
-        if prediction["correct"] is not None:
-            scores[item] = prediction["correct"]
+        score = mark(prediction)
+        if score is not None:
+            scores[item] = score
     return scores
 
 

@@ -11,6 +11,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
+from tunebook.checkers.check import Check
 from tunebook.checkers.maths import verifier
 from tunebook.data.prepare import data_stage, prepare
 from tunebook.data.rows import evenly, images_of
@@ -24,13 +25,14 @@ from tunebook.evaluation.held_out import (
 from tunebook.evaluation.items import (
     Exam,
     Item,
+    Prediction,
     Source,
     answers_by_model,
     held_out_items,
     summarise,
     summarise_answers,
 )
-from tunebook.evaluation.statistics import compared_steps
+from tunebook.evaluation.statistics import compared_steps, mark
 from tunebook.generation.generate import read_records
 from tunebook.generation.local import Local, local
 from tunebook.models import backend
@@ -38,7 +40,7 @@ from tunebook.models.adapters import load_stages
 from tunebook.recipe.errors import UserError
 from tunebook.recipe.overrides import switch
 from tunebook.recipe.sections import Recipe
-from tunebook.runs.files import read_json, write_json
+from tunebook.runs.files import file_hash, read_json, write_json
 from tunebook.runs.stage import Stage, adapter_key, command, finished_key
 from tunebook.runs.stages import trained_models
 
@@ -54,7 +56,7 @@ def evaluate(
     Args:
         only: The stages to evaluate; by default `base` and those that are trained.
 
-    Where no item has an answer to check against, the loss of the held-out answers is measured instead
+    Where no item has an answer that can be checked, the loss of the held-out answers is measured instead
     (`held_out.py`), and some items are answered to be read.
 
     Raises UserError for a stage that is not trained, naming the command that trains it.
@@ -99,8 +101,11 @@ def eval_stage(recipe: Recipe, name: str) -> Stage:
         "evaluate": recipe.evaluate.model_dump(mode="json", exclude=unused),
         "model": recipe.model.model_dump(mode="json"),
         "verifier": verifier(),
+        **Check(recipe.check).settings,
     }
     inputs = {"data": data_stage(recipe).key, "adapter": adapter_key(recipe, name)}
+    for file, path in Check(recipe.check).files.items():
+        inputs[file] = file_hash(path)
     if not recipe.data.sources:  # the pairs that are kept for evaluation
         inputs["pairs"] = finished_key(recipe, "pairs")
     return Stage(recipe, f"eval/{name}", settings, inputs)
@@ -108,11 +113,20 @@ def eval_stage(recipe: Recipe, name: str) -> Stage:
 
 def comparisons(stages: dict[str, Stage]) -> list[dict[str, Any]]:
     """Each stage against the one before it and the last against the first, item by item."""
-    correct = {}
+    marks: dict[str, dict[int, float | None]] = {}
     for name, stage in stages.items():
         predictions = read_records(stage.dir / "predictions.jsonl")
-        correct[name] = {p["index"]: p["correct"] for p in predictions}
-    return compared_steps(correct)
+        marks[name] = {prediction["index"]: mark(prediction) for prediction in predictions}
+    # Only items of which the checker says something for every stage's answer.
+    unscored = set()
+    for of_stage in marks.values():
+        unscored |= {index for index, value in of_stage.items() if value is None}
+    scores: dict[str, dict[Any, float]] = {}
+    for name, of_stage in marks.items():
+        scores[name] = {i: value for i, value in of_stage.items() if value is not None and i not in unscored}
+    if not all(scores.values()):
+        return []
+    return compared_steps(scores)
 
 
 def examples(recipe: Recipe, count: int) -> list[Item]:
@@ -120,16 +134,27 @@ def examples(recipe: Recipe, count: int) -> list[Item]:
     return [item for item in held_out_answers(recipe, None) if not item.get("chat")][:count]
 
 
-def answers(recipe: Recipe, names: list[str], rows: list[dict[str, Any]]) -> list[dict[str, str]]:
-    """The same few rows answered by each stage's model: {stage: text} for each row."""
+def answers(
+    model: Any, tokenizer: Any, models: dict[str, str | None], rows: list[Item], max_new_tokens: int
+) -> list[dict[str, str]]:
+    """The same few rows answered by one loaded model with each of its adapters: {name: text} for each row.
+
+    Args:
+        model: The base with adapters on it, as training leaves it.
+        models: The adapter of each name to show, `None` for the base: `{"base": None, "sft": "default"}`.
+        rows: With a `prompt`, as `examples` gives them.
+        max_new_tokens: The limit of an answer.
+    """
     if not rows:
         return []
-    for name in names:
-        eval_stage(recipe, name)  # refuses what is not trained
-    backend.backend()
-    open_model = functools.partial(_open, *load_stages(recipe, names))
-    by_model = answers_by_model(open_model, names, rows, recipe.evaluate.max_new_tokens)
-    return [{name: answer.text for name, answer in row.items()} for row in by_model]
+
+    def open_model(name: str) -> AbstractContextManager[Local]:
+        return local(model, tokenizer, models[name])
+
+    found = []
+    for row in answers_by_model(open_model, models, rows, max_new_tokens):
+        found.append({name: answer.text for name, answer in row.items()})
+    return found
 
 
 def _items(recipe: Recipe) -> tuple[list[Item], bool]:
@@ -151,6 +176,7 @@ def _answer(recipe: Recipe, missing: dict[str, Stage], force: bool) -> None:
     items, checkable = _items(recipe)
     if not items:
         return
+    check = Check(recipe.check)
     # One base model carries the adapters of all stages.
     model, tokenizer = load_stages(recipe, missing)
     for name, stage in missing.items():
@@ -159,8 +185,9 @@ def _answer(recipe: Recipe, missing: dict[str, Stage], force: bool) -> None:
             if not checkable:
                 stage.record = {"summary": _measure(recipe, stage, name, source, items, folder)}
                 continue
-            exam = Exam(recipe, name, source, items, folder, _answers_depend_on(stage))
+            exam = Exam(recipe, name, source, items, folder, _answers_depend_on(stage), check)
             predictions = exam.answer()
+            _refuse_unscored(name, predictions)
             summary = summarise(predictions)
             if recipe.evaluate.samples:
                 summary["sampled"] = exam.sample()
@@ -172,6 +199,15 @@ def _answer(recipe: Recipe, missing: dict[str, Stage], force: bool) -> None:
                     "to their end: it has collapsed"
                 )
             stage.record = {"summary": summary, "verifier": verifier()}
+
+
+def _refuse_unscored(name: str, predictions: list[Prediction]) -> None:
+    """Say how many answers have no score. Raises UserError when none has one."""
+    unscored = sum(prediction["correct"] is None for prediction in predictions)
+    if unscored == len(predictions):
+        raise UserError(f"the recipe's check says nothing of any answer of {name}: each score is None")
+    if unscored:
+        print(f"{name}: {unscored} of {len(predictions)} answers have no score and are left out")
 
 
 def _answers_depend_on(stage: Stage) -> tuple[Any, ...]:

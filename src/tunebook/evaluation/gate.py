@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tunebook.evaluation.statistics import ALPHA, column, compare
+from tunebook.evaluation.statistics import ALPHA, column, compare, mark
 from tunebook.generation.generate import read_records
 from tunebook.recipe.sections import GateRule, Recipe
 
@@ -30,11 +30,18 @@ def _failure(recipe: Recipe, rule: GateRule) -> str:
     if rule.slice is not None:
         first = [prediction for prediction in first if prediction["slice"] == rule.slice]
         second = [prediction for prediction in second if prediction["slice"] == rule.slice]
-    if first and first[0]["correct"] is None:
-        return "the held-out rows have no `answer` that could be checked"
     if not first or not same_items:
         return "not both have been evaluated on the same items"
-    compared = compare(column(first, "correct"), column(second, "correct"))
+    # Items of which the checker says nothing, for one model's answer or for both, show nothing.
+    marks_before = []
+    marks_after = []
+    for before, after in zip(map(mark, first), map(mark, second), strict=True):
+        if before is not None and after is not None:
+            marks_before.append(before)
+            marks_after.append(after)
+    if not marks_before:
+        return "the held-out rows have no `answer` that could be checked"
+    compared = compare(marks_before, marks_after)
     low, high = compared["interval"]
     if 100 * low <= rule.at_least:
         demand = f"the lower end must be above {rule.at_least:+.1f}"

@@ -5,16 +5,17 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from tunebook.checkers.maths import equal, verify
+from tunebook.checkers.check import Check
+from tunebook.checkers.maths import equal
 from tunebook.data.images import swap_images
 from tunebook.data.rows import evenly, images_of
 from tunebook.data.storage import load
-from tunebook.evaluation.statistics import column, compare, wilson
+from tunebook.evaluation.statistics import column, compare, mark, score_interval, wilson
 from tunebook.generation.answers import Answer, Images, Sampling, repeats
 from tunebook.generation.generate import answer_file, drop_other_answers, generate
 from tunebook.generation.local import Local
@@ -30,15 +31,16 @@ def held_out_items(recipe: Recipe, limit: int | None, checkable: bool = True) ->
     """At most `limit` items of the recipe's `evaluate.split`, evenly from all of it.
 
     Args:
-        checkable: Only items that have an answer to check against; there may be none.
+        checkable: Only items whose answers the recipe's `check` can say something of; there may be none.
 
     Raises UserError when there are none of the others.
     """
     split = recipe.evaluate.split
     items = load(recipe, split)
     if checkable:
+        check = Check(recipe.check)
         # A row with tools is no question that can be asked as text.
-        items = [item for item in items if item["gold"] is not None and not item.get("chat")]
+        items = [item for item in items if check.can_judge(item) and not item.get("chat")]
     if items or checkable:
         return evenly(items, limit)
     raise UserError(
@@ -58,6 +60,8 @@ class Exam:
     folder: Path
     depends_on: tuple[Any, ...] = ()
     """What its answers depend on beside prompts and sampling, as JSON values."""
+    check: Check = field(default_factory=Check)
+    """What makes an answer right."""
 
     def answer(self) -> list[Prediction]:
         """One answer to each item, at temperature 0."""
@@ -73,18 +77,22 @@ class Exam:
         seeds = list(range(self.recipe.seed, self.recipe.seed + len(repeated)))
         sampling = Sampling(config.max_new_tokens, config.batch_size, config.temperature, seeds)
         answers = self._answer("samples.jsonl", repeated, sampling, "samples")
+        right = 0  # samples
         solved = 0  # items with a right answer among their samples
         agreed = 0  # items whose most frequent answer is right
         for start in range(0, len(answers), config.samples):
             of_item = answers[start : start + config.samples]
             solved += any(column(of_item, "correct"))
+            right += sum(answer["correct"] is True for answer in of_item)
             agreed += majority_is_right(of_item)
+        # Two answers in prose, or two pieces of JSON, are seldom the same: there is nothing to vote on.
+        majority = None if self.check.config else agreed / len(self.items)
         return {
             "k": config.samples,
             "temperature": config.temperature,
-            "pass@1": fmean(column(answers, "correct")),
+            "pass@1": right / len(answers),
             "pass@k": solved / len(self.items),
-            "majority": agreed / len(self.items),
+            "majority": majority,
         }
 
     def answer_other_images(self, predictions: list[Prediction]) -> dict[str, Any]:
@@ -97,11 +105,11 @@ class Exam:
         with_images = [i for i, item in enumerate(self.items) if images_of(item)]
         places = evenly(with_images, self.recipe.evaluate.ablation)
         items = [self.items[i] for i in places]
-        correct = {"true": [predictions[i]["correct"] for i in places]}
+        correct = {"true": [mark(predictions[i]) or 0.0 for i in places]}
         for kind in ("blank", "swapped"):
             images = swap_images(kind, column(items, "images"))
             answers = self._answer(f"predictions-{kind}.jsonl", items, self._greedy, f"{kind} image", images)
-            correct[kind] = column(answers, "correct")
+            correct[kind] = [mark(answer) or 0.0 for answer in answers]
         # A model that looks at its image loses when the image is blank.
         accuracies = {kind: fmean(marks) for kind, marks in correct.items()}
         return {**accuracies, "gain": compare(correct["blank"], correct["true"])}
@@ -118,7 +126,7 @@ class Exam:
             images = list(map(images_of, items))
 
         def record(i: int, answer: Answer) -> Prediction:
-            return checked(items[i], answer)
+            return checked(items[i], answer, self.check)
 
         path = self.folder / file
         prompts = column(items, "prompt")
@@ -145,12 +153,17 @@ def answers_by_model(
     return answers
 
 
-def checked(item: Item, answer: Answer) -> Prediction:
-    """An answer with the checker's verdict, and what of the item the tables and reports need."""
-    verdict: dict[str, Any] = {"correct": None, "parsed": None, "how": "none"}
-    if item["gold"] is not None:
-        # A number in an answer that was cut off is not its final answer.
-        verdict = asdict(verify(answer.text, item["gold"], boxed_only=answer.truncated))
+def checked(item: Item, answer: Answer, check: Check | None = None) -> Prediction:
+    """An answer with the checker's verdict, and what of the item the tables and reports need.
+
+    Of a recipe with a `check` it has a `score`. An answer that the checker fails at counts as wrong.
+    """
+    verdict = asdict((check or Check()).judge(item, answer.text, answer.truncated))
+    if check is None or check.config is None:
+        del verdict["score"]
+    elif verdict["how"] == "failed":
+        # Left out, answers that break a user's function would make the model look better.
+        verdict |= {"correct": False, "score": 0.0}
     return {
         "source_id": item["source_id"],
         "slice": item["slice"],
@@ -180,12 +193,16 @@ def majority_is_right(answers: list[Prediction]) -> bool:
 
 
 def summarise(predictions: list[Prediction]) -> dict[str, Any]:
-    """Counts and shares of predictions, in all and by slice. The interval is Wilson's at 95%."""
+    """Counts and shares of predictions, in all and by slice. The interval is Wilson's at 95%.
+
+    Left out are answers of which the checker says nothing.
+    """
+    scored = [prediction for prediction in predictions if prediction["correct"] is not None]
     slices: dict[str, list[Prediction]] = {}
-    for prediction in predictions:
+    for prediction in scored:
         if prediction["slice"]:
             slices.setdefault(prediction["slice"], []).append(prediction)
-    return {**_shares(predictions), "slices": {name: _shares(slices[name]) for name in sorted(slices)}}
+    return {**_shares(scored), "slices": {name: _shares(slices[name]) for name in sorted(slices)}}
 
 
 def summarise_answers(predictions: list[Prediction]) -> dict[str, Any]:
@@ -203,14 +220,19 @@ def _shares(predictions: list[Prediction]) -> dict[str, Any]:
     n = len(predictions)
     correct = sum(column(predictions, "correct"))
     kinds = Counter(column(predictions, "how"))  # where the checker found the final answer
+    # Where in an answer the final one stands is a matter of maths alone.
+    if "score" in predictions[0]:
+        scores = column(predictions, "score")
+        of_checker = {"score": fmean(scores), "score_interval": score_interval(scores)}
+    else:
+        of_checker = {"boxed": kinds["boxed"] / n, "no_answer": kinds["none"] / n}
     return {
         "n": n,
         "correct": correct,
         "accuracy": correct / n,
         "interval": wilson(correct, n),
-        "boxed": kinds["boxed"] / n,
+        **of_checker,
         "truncated": fmean(column(predictions, "truncated")),
-        "no_answer": kinds["none"] / n,
         "mean_tokens": fmean(column(predictions, "tokens")),
         # Collapsed models say one thing over and over.
         "repeating": sum(repeats(prediction.get("answer", "")) for prediction in predictions) / n,

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
 
-from tunebook.evaluation.statistics import column
+from tunebook.evaluation.statistics import column, is_graded
 
 GREY = "#9a9a9a"
 DARK = "#1f4e79"
@@ -46,10 +46,17 @@ def losses(history: list[dict[str, Any]]) -> Figure:
 
 
 def accuracies(results: dict[str, dict[str, Any]]) -> Figure:
-    """Accuracy of each stage, in all and by slice, with 95% Wilson intervals."""
+    """Accuracy of each stage, in all and by slice, with 95% intervals; of graded answers the mean score."""
     any_stage = next(iter(results.values()))
-    slices = ["all", *any_stage["slices"]]
+    # A checker may say nothing of a whole slice in one stage.
+    common = set.intersection(*(set(summary["slices"]) for summary in results.values()))
+    slices = ["all", *(name for name in any_stage["slices"] if name in common)]
     figure, axes = _figure(7, 3)
+    # A graded answer is seldom wholly right: its accuracy would say little.
+    graded = is_graded(results)
+    key = "score" if graded else "accuracy"
+    interval = "score_interval" if graded else "interval"
+    label = "mean score" if graded else "accuracy"
     width = 0.8 / len(results)
     for i, (stage, summary) in enumerate(results.items()):
         by_slice = {"all": summary, **summary["slices"]}
@@ -58,15 +65,15 @@ def accuracies(results: dict[str, dict[str, Any]]) -> Figure:
         left = (i - (len(results) - 1) / 2) * width
         axes.bar(
             numpy.arange(len(slices)) + left,
-            column(scores, "accuracy"),
+            column(scores, key),
             width * 0.95,
-            yerr=_errors(scores, "accuracy"),
+            yerr=_errors(scores, key, interval),
             capsize=3,
             label=stage,
             color=COLOURS[i % len(COLOURS)],
         )
     axes.set_xticks(range(len(slices)), slices)
-    axes.set(ylabel="accuracy", ylim=(0, 1), title=f"Held-out problems (n = {any_stage['n']})")
+    axes.set(ylabel=label, ylim=(0, 1), title=f"Held-out problems (n = {any_stage['n']})")
     axes.legend(frameon=False)
     return figure
 
@@ -126,16 +133,24 @@ def preferences(history: list[dict[str, Any]]) -> Figure:
 
 
 def pass_counts(record: dict[str, Any]) -> Figure:
-    """How many prompts had 0, 1, 2, ... right samples, of the record of `pairs`. Grey bars give no pair."""
+    """How many prompts had 0, 1, 2, ... right samples, of the record of `pairs`. Grey bars give no pair.
+
+    Of pairs by the margin of their scores (`pairs.min_margin` with a `check`) none is grey.
+    """
     counts: dict[str, int] = record["pass_counts"]
     # Always right: nothing to reject. Never right: nothing to choose, unless the reference stands in.
     barren = [max(counts, key=int)]
     if "reference" not in record["strategies"]:
         barren.append("0")
+    settings = record.get("settings", {})
+    by_margin = "check" in settings and settings["pairs"]["min_margin"] is not None
+    if by_margin:
+        barren = []
     figure, axes = _figure(5, 3)
     colours = [GREY if count in barren else DARK for count in counts]
     axes.bar(list(counts), list(counts.values()), color=colours)
-    axes.set(xlabel="right samples of a prompt", ylabel="prompts", title="Pass rate (grey: no pair)")
+    title = "Pass rate" if by_margin else "Pass rate (grey: no pair)"
+    axes.set(xlabel="right samples of a prompt", ylabel="prompts", title=title)
     return figure
 
 
@@ -162,8 +177,8 @@ def _plot(axes: Axes, history: list[dict[str, Any]], metric: str, **style: Any) 
         axes.plot(column(entries, "step"), [float(entry[metric]) for entry in entries], **style)
 
 
-def _errors(scores: list[dict[str, Any]], key: str) -> Any:
+def _errors(scores: list[dict[str, Any]], key: str, interval: str = "interval") -> Any:
     """How far the intervals reach below the scores, and above."""
     values = numpy.array(column(scores, key))
-    low, high = numpy.array(column(scores, "interval")).T
+    low, high = numpy.array(column(scores, interval)).T
     return numpy.array([values - low, high - values])

@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 
 from tunebook.data.rows import evenly
 from tunebook.evaluation import plots, tables
-from tunebook.evaluation.statistics import ALPHA
+from tunebook.evaluation.statistics import ALPHA, is_graded, mark
 from tunebook.evaluation.tables import Table
 from tunebook.generation.generate import read_records
 from tunebook.recipe.errors import UserError
@@ -145,8 +145,7 @@ def _results(summary: dict[str, Any]) -> list[Part]:
         f"## Results on the `{summary['split']}` split",
         ("accuracy", plots.accuracies(stages)),
         tables.accuracy_table(stages).markdown(),
-        "Greedy answers; intervals: Wilson 95%. "
-        "`boxed`, `cut off` and `no answer` tell a gain in format from a gain in skill.",
+        _explained(stages),
         tables.sampled_table(stages).markdown(),
         image_table.markdown(),
         image_note,
@@ -155,6 +154,20 @@ def _results(summary: dict[str, Any]) -> list[Part]:
         "exact McNemar test (\\*: p < 0.05). "
         "`detectable`: the difference that so many items would show four times out of five.",
     ]
+
+
+def _explained(stages: dict[str, Any]) -> str:
+    """What stands below the table of accuracies."""
+    if is_graded(stages):
+        return (
+            "Greedy answers; intervals: of the accuracy Wilson 95%, of the mean score bootstrap 95%. "
+            "An answer counts as right from `check.threshold` on; comparisons are of the scores, "
+            "and `p` is that of the sign test."
+        )
+    text = "Greedy answers; intervals: Wilson 95%."
+    if any("boxed" in summary for summary in stages.values()):
+        text += " `boxed`, `cut off` and `no answer` tell a gain in format from a gain in skill."
+    return text
 
 
 def _examples(run: Path, summary: dict[str, Any]) -> list[Part]:
@@ -168,11 +181,16 @@ def _examples(run: Path, summary: dict[str, Any]) -> list[Part]:
     examples: dict[str, list[Part]] = {"won": [], "lost": []}
     for item, first in predictions(run, stages[0]).items():
         second = after.get(item)
-        if second is None or first["correct"] == second["correct"]:
+        if second is None:
             continue
-        outcome = "won" if second["correct"] else "lost"
+        mark_before = mark(first)
+        mark_after = mark(second)
+        if mark_before is None or mark_after is None or mark_before == mark_after:
+            continue
+        outcome = "won" if mark_after > mark_before else "lost"
+        gold = f" (answer: {first['gold']})" if first["gold"] is not None else ""
         examples[outcome].append(
-            f"**{outcome}**: {first['prompt']} (answer: {first['gold']})\n\n"
+            f"**{outcome}**: {first['prompt']}{gold}\n\n"
             f"{stages[0]}:\n\n```text\n{first['answer']}\n```\n\n"
             f"{stages[1]}:\n\n```text\n{second['answer']}\n```"
         )

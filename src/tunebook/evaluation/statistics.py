@@ -17,7 +17,7 @@ DRAWN_AT_ONCE = 10**7
 
 
 def compare(first: Sequence[float], second: Sequence[float], seed: int = 0) -> dict[str, Any]:
-    """The second model's scores (0 or 1 an item) against the first's, item by item.
+    """The second model's scores (from 0 to 1 an item) against the first's, item by item.
 
     Returns:
         `n` items, `won` and `lost` ones; `difference` of the means with its `interval`; `p`; `detectable`.
@@ -37,7 +37,8 @@ def compare(first: Sequence[float], second: Sequence[float], seed: int = 0) -> d
         "won": won,
         "lost": lost,
         "p": mcnemar(won, lost),
-        "detectable": detectable(won + lost, n),
+        # Of right and wrong alone the sum is that of the items that differ.
+        "detectable": detectable(float((change**2).sum()), n),
     }
 
 
@@ -61,6 +62,15 @@ def bootstrap_interval(change: Any, seed: int) -> list[float]:
         rng=seed,
     )
     return [float(bound) for bound in result.confidence_interval]
+
+
+def score_interval(scores: Sequence[float]) -> list[float]:
+    """Percentile-bootstrap interval of the mean of scores from 0 to 1."""
+    import numpy
+
+    if len(scores) == 1:  # nothing to resample: it may be anything
+        return [0.0, 1.0]
+    return bootstrap_interval(numpy.asarray(scores, float), seed=0)
 
 
 def ratio_interval(amounts: Sequence[float], sizes: Sequence[float], seed: int = 0) -> list[float]:
@@ -92,7 +102,10 @@ def ratio_interval(amounts: Sequence[float], sizes: Sequence[float], seed: int =
 
 
 def mcnemar(won: int, lost: int) -> float:
-    """p of the exact McNemar test: a two-sided binomial test on the items that differ."""
+    """p of the exact McNemar test: a two-sided binomial test on the items that differ.
+
+    Of scores between 0 and 1 it is the sign test.
+    """
     from scipy.stats import binomtest
 
     if won + lost == 0:
@@ -100,10 +113,22 @@ def mcnemar(won: int, lost: int) -> float:
     return float(binomtest(won, won + lost).pvalue)
 
 
-def detectable(disagreements: int, n: int) -> float:
+def detectable(disagreements: float, n: int) -> float:
     """The difference that n items, so many of which differ, show with 80% power at 5% (Connor 1987)."""
     # 2.8 = 1.96 + 0.84; six wins to none are the fewest that can be significant.
     return max(2.8 * math.sqrt(disagreements), 6.0) / n
+
+
+def mark(prediction: dict[str, Any]) -> float | None:
+    """How well an item was answered: its score, or 1 for right and 0 for wrong; None: nothing is known."""
+    score: float | None = prediction.get("score", prediction["correct"])
+    return score
+
+
+def is_graded(results: dict[str, dict[str, Any]]) -> bool:
+    """Whether the answers of some stage have scores between 0 and 1, by the stages' summaries."""
+    scored = [summary for summary in results.values() if "score" in summary]
+    return column(scored, "score") != column(scored, "accuracy")
 
 
 def column(records: Iterable[dict[str, Any]], name: str) -> list[Any]:

@@ -10,13 +10,14 @@ from markupsafe import Markup, escape
 from rich import box
 from rich.console import Console
 
+from tunebook.evaluation.statistics import is_graded
 from tunebook.pairs.shortcuts import marked
 from tunebook.recipe.sections import Recipe
 from tunebook.runs.files import read_json
 
 
 class Table:
-    """Rows of cells by the name of their column; all rows have the same columns.
+    """Rows of cells by the name of their column; of a column that a row lacks there is a dash.
 
     Args:
         headings: Of the columns whose name is not their heading.
@@ -36,24 +37,32 @@ class Table:
         if not self.rows:
             return ""
         head = self._head()
-        lines = [head, ["---"] * len(head), *(row.values() for row in self.rows)]
+        lines = [head, ["---"] * len(head), *self._cells()]
         return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
     def html(self, caption: str = "") -> str:
         """For a notebook. Cells and caption are text, escaped here, unless they are `Markup` already."""
-        return str(HTML.render(caption=caption, head=self._head(), rows=self.rows))
+        return str(HTML.render(caption=caption, head=self._head(), rows=self._cells()))
 
     def print(self, title: str) -> None:
         """For the terminal; nothing when there are no rows."""
         table = rich.table.Table(*self._head(), title=title, box=box.SIMPLE)
-        for row in self.rows:
-            table.add_row(*row.values())
+        for cells in self._cells():
+            table.add_row(*cells)
         if self.rows:
             Console().print(table)
 
     def _head(self) -> list[str]:
-        names = self.rows[0] if self.rows else {}
-        return [self.headings.get(name, name) for name in names]
+        return [self.headings.get(name, name) for name in self._names()]
+
+    def _cells(self) -> list[list[str]]:
+        return [[row.get(name, "–") for name in self._names()] for row in self.rows]
+
+    def _names(self) -> list[str]:
+        names: dict[str, str] = {}
+        for row in self.rows:
+            names |= row
+        return list(names)
 
 
 # JupyterLab would typeset the dollars of one answer together with those of the next: no TeX.
@@ -61,7 +70,7 @@ HTML = jinja2.Template(
     """<table class="tex2jax_ignore" style="width:100%; table-layout:fixed">
 <caption style="text-align:left">{{ caption }}</caption>
 <tr>{% for name in head %}<th style="text-align:left">{{ name }}</th>{% endfor %}</tr>
-{% for row in rows %}<tr>{% for cell in row.values() %}
+{% for row in rows %}<tr>{% for cell in row %}
 <td style="text-align:left; vertical-align:top; white-space:pre-wrap; font-family:monospace">{{ cell }}</td>
 {% endfor %}</tr>{% endfor %}
 </table>""",
@@ -82,26 +91,37 @@ def accuracy_table(results: dict[str, dict[str, Any]]) -> Table:
     for stage, summary in results.items():
         if "accuracy" not in summary:  # nothing could be checked
             continue
-        table.add(stage=stage, slice="all", **accuracy_cells(summary))
+        with_score = is_graded(results)
+        table.add(stage=stage, slice="all", **accuracy_cells(summary, with_score))
         for name, shares in summary["slices"].items():
-            table.add(stage="", slice=name, **accuracy_cells(shares))
+            table.add(stage="", slice=name, **accuracy_cells(shares, with_score))
     return table
 
 
 # The headings of `accuracy_cells`.
-ACCURACY = {"accuracy": "accuracy (95% interval)", "cut_off": "cut off", "no_answer": "no answer"}
+ACCURACY = {
+    "accuracy": "accuracy (95% interval)",
+    "score": "mean score (95% interval)",
+    "cut_off": "cut off",
+    "no_answer": "no answer",
+}
 
 
-def accuracy_cells(shares: dict[str, Any]) -> dict[str, str]:
-    """The part of a row that says how well the items of a stage, or of a slice, were answered."""
-    return {
-        "n": str(shares["n"]),
-        "accuracy": _share(shares["accuracy"], shares["interval"]),
-        "boxed": f"{shares['boxed']:.0%}",
-        "cut_off": f"{shares['truncated']:.0%}",
-        "no_answer": f"{shares['no_answer']:.0%}",
-        "tokens": f"{shares['mean_tokens']:.0f}",
-    }
+def accuracy_cells(shares: dict[str, Any], with_score: bool = False) -> dict[str, str]:
+    """The part of a row that says how well the items of a stage, or of a slice, were answered.
+
+    `boxed` and `no answer` are of maths alone.
+    """
+    cells = {"n": str(shares["n"]), "accuracy": _share(shares["accuracy"], shares["interval"])}
+    if with_score and "score" in shares:
+        cells["score"] = _share(shares["score"], shares["score_interval"])
+    if "boxed" in shares:
+        cells["boxed"] = f"{shares['boxed']:.0%}"
+    cells["cut_off"] = f"{shares['truncated']:.0%}"
+    if "no_answer" in shares:
+        cells["no_answer"] = f"{shares['no_answer']:.0%}"
+    cells["tokens"] = f"{shares['mean_tokens']:.0f}"
+    return cells
 
 
 def loss_table(results: dict[str, dict[str, Any]]) -> Table:
@@ -159,7 +179,7 @@ def sampled_table(results: dict[str, dict[str, Any]]) -> Table:
                 temperature=sampled["temperature"],
                 one=f"{sampled['pass@1']:.1%}",
                 any=f"{sampled['pass@k']:.1%}",
-                majority=f"{sampled['majority']:.1%}",
+                majority="–" if sampled["majority"] is None else f"{sampled['majority']:.1%}",
             )
     return table
 

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from tunebook.checkers.check import Check
 from tunebook.data.formats import Prompts
 from tunebook.evaluation.items import held_out_items
 from tunebook.export import llama_cpp, parity
@@ -19,6 +20,7 @@ from tunebook.export.modelcard import card
 from tunebook.export.modelfile import modelfile
 from tunebook.generation.local import local
 from tunebook.models import adapters, backend, builtin, chat_template, loading
+from tunebook.models.start import with_shape_of_start
 from tunebook.recipe.errors import UserError, first_line
 from tunebook.recipe.sections import Recipe
 from tunebook.runs.files import read_json, write_json
@@ -208,7 +210,12 @@ def _export(recipe: Recipe, stage: str, todo: dict[str, Stage], tools: Path | No
             if name.startswith("gguf-"):
                 weights = folder / gguf_file(recipe, name).name
             row = parity.check(
-                weights, name.removeprefix("gguf-"), reference, items, recipe.evaluate.max_new_tokens
+                weights,
+                name.removeprefix("gguf-"),
+                reference,
+                items,
+                recipe.evaluate.max_new_tokens,
+                Check(recipe.check),
             )
             entry.record = {"parity": row}
             path = recipe.run_dir / "export" / "parity.json"
@@ -230,7 +237,10 @@ def _load(recipe: Recipe, stage: str) -> tuple[Any, Any]:
     # On a CPU in float32, as the fresh processes compute: what differs is then the export's.
     changes = {"load_in_4bit": False, "dtype": "float32" if backend.backend() == "cpu" else None}
     whole = recipe.model_copy(update={"model": recipe.model.model_copy(update=changes)})
-    model, tokenizer = loading.load(whole)
+    model, tokenizer = loading.load_model(whole)
+    # An adapter that SFT made has the shape of the recipe; DPO's may have that of `dpo.start`.
+    if stage != "sft":
+        whole = with_shape_of_start(whole)
     model = adapters.add_lora(model, whole)
     return adapters.restore_lora(model, recipe.run_dir / stage / "adapter"), tokenizer
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tunebook.checkers.maths import verify
+from tunebook.checkers.check import Check
 from tunebook.evaluation.items import Item
 from tunebook.export.measure import Measured, measure_folder, measure_gguf
 
@@ -41,7 +41,12 @@ LOSSY = Limits(0.7, 1.0, 0.0)
 
 
 def check(
-    export: Path, name: str, reference: Measured, items: list[Item], max_new_tokens: int
+    export: Path,
+    name: str,
+    reference: Measured,
+    items: list[Item],
+    max_new_tokens: int,
+    answer_check: Check | None = None,
 ) -> dict[str, Any]:
     """Load an export afresh and compare it with `reference`.
 
@@ -51,10 +56,12 @@ def check(
         measured = measure_gguf(export, reference, [item["prompt"] for item in items], max_new_tokens)
     else:
         measured = measure_folder(export, reference, items, max_new_tokens)
-    return compare(name, reference, measured, [item["gold"] for item in items])
+    return compare(name, reference, measured, items, answer_check)
 
 
-def compare(name: str, reference: Measured, measured: Measured, golds: list[str | None]) -> dict[str, Any]:
+def compare(
+    name: str, reference: Measured, measured: Measured, items: list[Item], answer_check: Check | None = None
+) -> dict[str, Any]:
     """One row of the parity table. Differences are over all compared positions."""
     logps: list[float] = []
     logits: list[float] = []
@@ -77,7 +84,7 @@ def compare(name: str, reference: Measured, measured: Measured, golds: list[str 
         "prompts_equal": same_prompt / n,
         "answers_equal": same_answer / n,
         "truncated": [_truncated(reference), _truncated(measured)],
-        "accuracy": [_accuracy(reference, golds), _accuracy(measured, golds)],
+        "accuracy": [_accuracy(reference, items, answer_check), _accuracy(measured, items, answer_check)],
     }
     return {**row, "differs": _differs(name, row, reference, measured)}
 
@@ -138,11 +145,12 @@ def _truncated(measured: Measured) -> int:
     return sum(question.truncated for question in measured.questions)
 
 
-def _accuracy(measured: Measured, golds: list[str | None]) -> float | None:
-    """The share of right answers, of the items that have an answer to check against."""
+def _accuracy(measured: Measured, items: list[Item], answer_check: Check | None) -> float | None:
+    """The share of right answers, of the items whose answers can be checked."""
+    answer_check = answer_check or Check()
     marks = []
-    for question, gold in zip(measured.questions, golds, strict=True):
-        if gold is not None:
-            # A number in an answer that was cut off is not its final answer.
-            marks.append(verify(question.answer, gold, boxed_only=question.truncated).correct)
+    for question, item in zip(measured.questions, items, strict=True):
+        correct = answer_check.judge(item, question.answer, question.truncated).correct
+        if correct is not None:
+            marks.append(correct)
     return sum(marks) / len(marks) if marks else None

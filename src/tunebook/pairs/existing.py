@@ -10,7 +10,8 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
-from tunebook.checkers.maths import verify
+from tunebook.checkers.check import Check, Judgement, other_columns
+from tunebook.checkers.instructions import BadInstruction
 from tunebook.data import aside, checks, files, images, similarity
 from tunebook.data.checks import RowChecker
 from tunebook.data.fields import MissingColumn, Raw, images_in, messages_of
@@ -21,7 +22,7 @@ from tunebook.data.storage import load
 from tunebook.models import image_input
 from tunebook.models.chat_template import Messages
 from tunebook.pairs.forms import pair_labels, recognised, refuse_tie, with_scores
-from tunebook.pairs.pair import Pair, question_key
+from tunebook.pairs.pair import Pair, margins, question_key
 from tunebook.pairs.work import Work
 from tunebook.recipe.sections import Recipe
 
@@ -48,10 +49,8 @@ def dataset(work: Work) -> list[Pair]:
     reasons = Counter(reject.reason for reject in work.rejects)
     first = {reject.reason: reject for reject in reversed(work.rejects)}
     work.record.update(aside.record(reasons, first, end_tokens))
-    margins = sorted(pair["margin"] for pair in pairs if pair["margin"] is not None)
-    if margins:
-        median = margins[len(margins) // 2]
-        work.record["margin"] = {"min": margins[0], "median": median, "max": margins[-1]}
+    if of_pairs := margins(pairs):
+        work.record["margin"] = of_pairs
     return pairs
 
 
@@ -67,6 +66,7 @@ def read(recipe: Recipe, count_tokens: Callable[[str], int], folder: Path) -> It
     config = recipe.pairs
     path = files.located(config, str(config.dataset))
     prompts = Prompts(recipe)
+    check = Check(recipe.check)
     find_image = images.finder(files.image_folder(path))
     row_checks = _checks(recipe)
     named = all_records(path, config.dataset_split, "pairs.dataset")
@@ -77,7 +77,7 @@ def read(recipe: Recipe, count_tokens: Callable[[str], int], folder: Path) -> It
             continue
         try:
             row = _plain_row(raw, str(config.dataset), forms)
-            pair = _to_pair(row, prompts, config.min_margin)
+            pair = _to_pair(row, prompts, config.min_margin, check, source_id)
             pair["images"] = _store_images(row, find_image, folder, recipe.data.max_image_size)
         except MissingColumn as error:
             yield Reject(source_id, error.reason, f"{error}{advice(error.name, raw, {})}", raw)
@@ -111,7 +111,7 @@ def _plain_row(raw: Raw, path: str, forms: set[str]) -> Raw:
     return with_scores(form.function(raw))
 
 
-def _to_pair(raw: Raw, prompts: Prompts, min_margin: float | None) -> Pair:
+def _to_pair(raw: Raw, prompts: Prompts, min_margin: float | None, check: Check, source_id: str) -> Pair:
     """A row with `prompt`, `chosen` and `rejected` as a pair. Raises Unusable that names the field."""
     prompt, chosen = _side(raw, "chosen", prompts)
     other_prompt, rejected = _side(raw, "rejected", prompts)
@@ -126,13 +126,14 @@ def _to_pair(raw: Raw, prompts: Prompts, min_margin: float | None) -> Pair:
         raise Unusable("scored no better", scores)
     if margin is not None and min_margin is not None and margin < min_margin:
         raise Unusable("margin too small", scores)
-    # Without an answer to check against neither side can be verified.
-    chosen_correct = None if gold is None else verify(chosen[0]["content"], gold).correct
-    rejected_correct = None if gold is None else verify(rejected[0]["content"], gold).correct
-    if chosen_correct is False:
-        raise Unusable("chosen is wrong", f"the answer is {gold!r}")
-    if rejected_correct is True:
-        raise Unusable("rejected is right", f"the answer is {gold!r}")
+    # Of a row that nothing can be said of, as one without an answer, both are None.
+    row = {"source_id": source_id, "prompt": prompt, "gold": gold, "columns": other_columns(raw)}
+    try:
+        of_chosen = check.judge(row, chosen[0]["content"])
+        of_rejected = check.judge(row, rejected[0]["content"])
+    except BadInstruction as error:
+        raise Unusable("unknown instruction", str(error)) from None
+    _refuse_no_better(of_chosen, of_rejected, check, gold)
     return {
         "prompt": prompt,
         "chosen": chosen,
@@ -140,10 +141,27 @@ def _to_pair(raw: Raw, prompts: Prompts, min_margin: float | None) -> Pair:
         "strategy": "dataset",
         "sampling": "",
         "gold": gold,
-        "chosen_correct": chosen_correct,
-        "rejected_correct": rejected_correct,
+        "chosen_correct": of_chosen.correct,
+        "rejected_correct": of_rejected.correct,
         "margin": margin,
     }
+
+
+def _refuse_no_better(chosen: Judgement, rejected: Judgement, check: Check, gold: str | None) -> None:
+    """Raises Unusable where the checker does not say that chosen is right and rejected wrong.
+
+    Of graded scores, which may be below the threshold on both sides, the better one must be chosen.
+    """
+    if check.is_graded and chosen.score is not None and rejected.score is not None:
+        if chosen.score <= rejected.score:
+            scores = f"chosen {chosen.score:.3g}, rejected {rejected.score:.3g}"
+            raise Unusable("scored no better", f"by the recipe's check: {scores}")
+        return
+    why = f"by the recipe's check: {check.names}" if check.config else f"the answer is {gold!r}"
+    if chosen.correct is False:
+        raise Unusable("chosen is wrong", why)
+    if rejected.correct is True:
+        raise Unusable("rejected is right", why)
 
 
 def _side(raw: Raw, side: str, prompts: Prompts) -> tuple[Messages, Messages]:

@@ -6,8 +6,7 @@ import random
 import re
 from collections import Counter
 
-from tunebook.data.similarity import words
-from tunebook.pairs.pair import Pair, Sample, length_ratio, make_pair, reference
+from tunebook.pairs.pair import Pair, Sample, content_of, length_ratio, make_pair, reference
 from tunebook.pairs.work import Request, Work, count_verdicts
 from tunebook.recipe.files import read_text
 from tunebook.recipe.sections import PairsConfig
@@ -35,7 +34,7 @@ def injected_error(work: Work) -> list[Pair]:
     pairs = []
     outcomes = Counter[str]()
     for row, sample in zip(work.rows, samples, strict=True):
-        chosen = reference(row, work.count_tokens)
+        chosen = reference(row, work.count_tokens, work.check)
         outcome = _outcome(config, chosen, sample)
         outcomes[outcome] += 1
         if outcome == "paired":
@@ -53,7 +52,7 @@ def _outcome(config: PairsConfig, chosen: Sample, rejected: Sample) -> str:
     if verdict != "wrong" and not wrong_on_the_way:
         return verdict
     # Some models give the solution back as it is.
-    if words(rejected["text"]) == words(chosen["text"]):
+    if content_of(rejected) == content_of(chosen):
         return "the same text"
     if length_ratio(chosen, rejected) > config.max_length_ratio:
         return "lengths too far apart"

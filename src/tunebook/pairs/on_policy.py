@@ -6,9 +6,9 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
-from tunebook.data.similarity import words
+from tunebook.checkers.check import Check
 from tunebook.models.prefix import common_start
-from tunebook.pairs.pair import Pair, Sample, length_ratio, make_pair, reference
+from tunebook.pairs.pair import Pair, Sample, content_of, length_ratio, make_pair, margins, reference
 from tunebook.pairs.work import Request, Work, count_verdicts
 from tunebook.recipe.sections import PairsConfig
 
@@ -16,9 +16,11 @@ from tunebook.recipe.sections import PairsConfig
 def on_policy(work: Work) -> list[Pair]:
     """Several samples of each prompt: chosen is one that is right, rejected one that is wrong.
 
-    A prompt whose samples are all right, or all wrong, gives no pair (but see `pairs.reference_chosen`).
+    With a `check` and `pairs.min_margin`: chosen is one whose score is better by as much. A prompt whose
+    samples are all right, or all wrong, gives no pair (but see `pairs.reference_chosen`).
     """
     config = work.recipe.pairs
+    by_margin = config.min_margin is not None and work.check.config is not None
     requests = []
     for row in work.rows:
         for k in range(config.samples):
@@ -30,38 +32,53 @@ def on_policy(work: Work) -> list[Pair]:
     outcomes = Counter[str]()
     for i, row in enumerate(work.rows):
         of_row = samples[i * config.samples : (i + 1) * config.samples]
-        row_pairs = pairs_of_row(config, row, of_row, work.count_tokens)
+        row_pairs = pairs_of_row(config, row, of_row, work.count_tokens, work.check)
         pairs += row_pairs
         verdicts = [sample["verdict"] for sample in of_row]
         right_counts[verdicts.count("right")] += 1
-        outcomes["paired" if row_pairs else why_unpaired(verdicts)] += 1
+        outcomes["paired" if row_pairs else why_unpaired(verdicts, by_margin)] += 1
     work.record["pass_counts"] = {str(k): right_counts[k] for k in range(config.samples + 1)}
     work.record["samples"] = count_verdicts(samples)
     work.record["prompts"] = dict(outcomes.most_common())
+    if work.check.is_graded and pairs:
+        work.record["margin"] = margins(pairs)
     return pairs
 
 
 def pairs_of_row(
-    config: PairsConfig, row: dict[str, Any], samples: list[Sample], count_tokens: Callable[[str], int]
+    config: PairsConfig,
+    row: dict[str, Any],
+    samples: list[Sample],
+    count_tokens: Callable[[str], int],
+    check: Check | None = None,
 ) -> list[Pair]:
     """At most `config.per_prompt` pairs out of a row's checked samples.
 
     A wrong sample is paired with the right one that it shares the longest beginning with: they differ where
-    the error is, not in how they are told.
+    the error is, not in how they are told. Of scored samples the pairs with the greatest margin come first.
     """
-    right = _distinct(samples, "right")
-    wrong = _distinct(samples, "wrong")
     strategy = "on_policy"
-    if wrong and not right and config.reference_chosen:
-        right = [reference(row, count_tokens)]
+    # By margin any sample with a score can be either side; else right against wrong.
+    if config.min_margin is not None and check and check.config:
+        better = worse = _distinct(samples, ("right", "wrong"))
+        least = config.min_margin
+    else:
+        better = _distinct(samples, ("right",))
+        worse = _distinct(samples, ("wrong",))
+        least = 0.0
+    if worse and "right" not in [sample["verdict"] for sample in samples] and config.reference_chosen:
+        better = [reference(row, count_tokens, check)]
         strategy = "reference"
     # Of answers of very different length DPO would learn the length.
     candidates = []
-    for chosen in right:
-        for rejected in wrong:
-            if length_ratio(chosen, rejected) <= config.max_length_ratio:
+    for chosen in better:
+        for rejected in worse:
+            is_apart = _margin((chosen, rejected)) >= least - 1e-9
+            if is_apart and length_ratio(chosen, rejected) <= config.max_length_ratio:
                 candidates.append((chosen, rejected))
     candidates.sort(key=_common_beginning, reverse=True)
+    if least:
+        candidates.sort(key=_margin, reverse=True)
     pairs: list[Pair] = []
     used = set()  # each pair of a prompt has another rejected text
     for chosen, rejected in candidates:
@@ -71,22 +88,33 @@ def pairs_of_row(
     return pairs
 
 
-def why_unpaired(verdicts: list[str]) -> str:
-    """Why samples of these verdicts gave no pair."""
+def why_unpaired(verdicts: list[str], by_margin: bool = False) -> str:
+    """Why samples of these verdicts gave no pair, of right and wrong ones or of any scores."""
+    scored = [verdict for verdict in verdicts if verdict in ("right", "wrong")]
+    if by_margin and len(scored) > 1:
+        return "scores or lengths do not fit"
     for side in ("right", "wrong"):
         if side not in verdicts:
             return "too long" if "too long" in verdicts else f"never {side}"
     return "lengths too far apart"
 
 
-def _distinct(samples: list[Sample], verdict: str) -> list[Sample]:
-    """The samples of a verdict that differ in more than layout, case and punctuation."""
-    by_words = {}
+def _distinct(samples: list[Sample], verdicts: tuple[str, ...]) -> list[Sample]:
+    """The samples of some verdicts that say different things."""
+    by_content = {}
     # From the end, so that of equal samples the first is kept; it takes the place of the last.
     for sample in reversed(samples):
-        if sample["verdict"] == verdict:
-            by_words[words(sample["text"])] = sample
-    return list(reversed(by_words.values()))
+        if sample["verdict"] in verdicts:
+            by_content[content_of(sample)] = sample
+    return list(reversed(by_content.values()))
+
+
+def _margin(candidate: tuple[Sample, Sample]) -> float:
+    """By how much chosen is scored better; 0 where samples are right or wrong alone."""
+    chosen, rejected = candidate
+    if chosen.get("score") is None or rejected.get("score") is None:
+        return 0.0
+    return float(chosen["score"] - rejected["score"])
 
 
 def _common_beginning(candidate: tuple[Sample, Sample]) -> int:

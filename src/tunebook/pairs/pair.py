@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
+from tunebook.checkers.check import Check
 from tunebook.checkers.maths import verify
 from tunebook.data.checks import NOT_AN_ANSWER
 from tunebook.data.rows import images_of
@@ -17,7 +18,8 @@ from tunebook.recipe.sections import PairsConfig
 Sample = dict[str, Any]
 """An answer to a training prompt: its `text`, its `tokens`, the `seed` it was drawn with, its `verdict`.
 
-The verdict is that of `check_sample`, or `too long`.
+The verdict is that of `check_sample` or `judge_sample`, or `too long`; of a recipe with a `check` there is a
+`score` too, None where nothing can be said.
 """
 
 Pair = dict[str, Any]
@@ -40,7 +42,7 @@ COLUMNS = {
     # Of the answer alone, with the end of its turn.
     "chosen_tokens": "int32",
     "rejected_tokens": "int32",
-    # By how much chosen was scored better, in an existing set with scores.
+    # By how much chosen was scored better: by the recipe's `check`, or in an existing set with scores.
     "margin": "float32",
 }
 """The columns of `pairs/*.parquet` with their types."""
@@ -60,16 +62,35 @@ def check_sample(text: str, gold: str, truncated: bool, solution: str) -> Litera
     return "right" if verdict.correct else "wrong"
 
 
-def reference(row: dict[str, Any], count_tokens: Callable[[str], int]) -> Sample:
-    """A row's own solution in the place of a sample."""
+def judge_sample(check: Check, row: dict[str, Any], text: str, truncated: bool) -> dict[str, Any]:
+    """`verdict` and `score` of an answer by the recipe's `check`.
+
+    Broken is what is cut off, empty, or an error text that is not right; `no score` is of what the checker
+    cannot say anything.
+    """
+    judgement = check.judge(row, text, truncated)
+    verdict = "no score"
+    if judgement.correct is not None:
+        verdict = "right" if judgement.correct else "wrong"
+    is_no_answer = not text.strip() or (verdict != "right" and NOT_AN_ANSWER.search(text))
+    if truncated or is_no_answer:
+        verdict = "broken"
+    return {"verdict": verdict, "score": judgement.score}
+
+
+def reference(row: dict[str, Any], count_tokens: Callable[[str], int], check: Check | None = None) -> Sample:
+    """A row's own solution in the place of a sample, with its score where the recipe has a `check`."""
     text = row["completion"][0]["content"]
-    return {"text": text, "tokens": count_tokens(text), "seed": None}
+    sample = {"text": text, "tokens": count_tokens(text), "seed": None}
+    if check and check.config:
+        sample |= judge_sample(check, row, text, truncated=False)
+    return sample
 
 
 def make_pair(
     config: PairsConfig, row: dict[str, Any], chosen: Sample, rejected: Sample, strategy: str
 ) -> Pair:
-    """The pair of two samples of a row, both verified once more."""
+    """The pair of two samples of a row, both verified once more unless they have a score."""
     sampling = {
         "temperature": config.temperature,
         "max_new_tokens": config.max_new_tokens,
@@ -77,6 +98,9 @@ def make_pair(
         "chosen_seed": chosen["seed"],
         "rejected_seed": rejected["seed"],
     }
+    margin = None
+    if chosen.get("score") is not None and rejected.get("score") is not None:
+        margin = chosen["score"] - rejected["score"]
     return {
         "prompt": row["prompt"],
         "chosen": [{"role": "assistant", "content": chosen["text"]}],
@@ -85,13 +109,30 @@ def make_pair(
         "strategy": strategy,
         "gold": row["gold"],
         "sampling": json.dumps(sampling),
-        "chosen_correct": verify(chosen["text"], row["gold"], boxed_only=True).correct,
-        "rejected_correct": verify(rejected["text"], row["gold"], boxed_only=True).correct,
+        "chosen_correct": _is_right(chosen, row),
+        "rejected_correct": _is_right(rejected, row),
         "chosen_tokens": chosen["tokens"],
         "rejected_tokens": rejected["tokens"],
-        "margin": None,
+        "margin": margin,
         "images": [Path(path).name for path in images_of(row)],
     }
+
+
+def margins(pairs: list[Pair]) -> dict[str, float] | None:
+    """The least, the median and the greatest margin of pairs; None where none is scored."""
+    values = sorted(pair["margin"] for pair in pairs if pair["margin"] is not None)
+    if not values:
+        return None
+    return {"min": values[0], "median": values[len(values) // 2], "max": values[-1]}
+
+
+def content_of(sample: Sample) -> str:
+    """What two samples that say the same have alike: the words, or all of the text where it has a score.
+
+    Layout, case and punctuation may be what a checker looks at: a comma, a brace.
+    """
+    text = str(sample["text"])
+    return text.strip() if "score" in sample else " ".join(words(text))
 
 
 def length_ratio(a: Sample, b: Sample) -> float:
@@ -104,6 +145,12 @@ def question_key(pair: Pair) -> str:
     """What a pair's prompt asks, but for layout, case and punctuation: the same for all pairs of a prompt."""
     text = "\n".join(message["content"] for message in pair["prompt"] if message["role"] != "system")
     return " ".join([*words(text), *pair["images"]])
+
+
+def _is_right(sample: Sample, row: dict[str, Any]) -> bool:
+    if "score" in sample:
+        return bool(sample["verdict"] == "right")
+    return verify(sample["text"], row["gold"], boxed_only=True).correct
 
 
 def _last_heading(text: str) -> str | None:

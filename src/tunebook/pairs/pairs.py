@@ -13,6 +13,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from tunebook.checkers.check import Check
 from tunebook.checkers.maths import verifier
 from tunebook.data import aside
 from tunebook.data.files import content_hash, located
@@ -68,7 +69,8 @@ def pairs(recipe: Recipe, number: int = 1, force: bool = False) -> dict[str, Any
     with stage.open(resume=not force) as folder:
         rows = [] if _only_existing(recipe) else _rows(recipe, number)
         opener = source_opener(recipe, number)
-        work = Work(recipe, rows, folder, opener, count_tokens, number, _answers_depend_on(stage))
+        depends_on = _answers_depend_on(stage)
+        work = Work(recipe, rows, folder, opener, count_tokens, number, depends_on, Check(recipe.check))
         all_pairs = []
         for method in recipe.pairs.methods:
             all_pairs += METHODS[method](work)
@@ -138,6 +140,7 @@ def _why_none(record: dict[str, Any]) -> str:
     remedies = {
         "broken": "train SFT longer or raise pairs.max_new_tokens: they are cut off or without a box",
         "too long": "raise model.max_seq_length",
+        "no score": "the checker says nothing of them",
     }
     most = max(counts, key=lambda verdict: counts[verdict])
     remedy = remedies.get(most, "raise pairs.temperature, pairs.samples or pairs.prompts")
@@ -168,6 +171,7 @@ def pairs_stage(recipe: Recipe, number: int = 1) -> Stage:
         "seed": recipe.seed,
         "round": number,
         "verifier": verifier(),
+        **Check(recipe.check).settings,
     }
     # What the pairs are made from: the rows, the model, prompt files and an existing set.
     inputs = {"data": data_stage(recipe).key}
@@ -184,6 +188,8 @@ def pairs_stage(recipe: Recipe, number: int = 1) -> Stage:
         files += [f"prompt/{strategy}.txt" for strategy in config.strategies]
     for name in files:
         inputs[name] = file_hash(config.find_file(name))
+    for name, path in Check(recipe.check).files.items():
+        inputs[name] = file_hash(path)
     if config.dataset:
         content = content_hash(located(config, config.dataset), "pairs.dataset")
         # A hub id has no content that could be read here.
@@ -199,7 +205,8 @@ def _answers_depend_on(stage: Stage) -> list[Any]:
     """
     inputs = {name: key for name, key in stage.inputs.items() if not name.startswith("prompt/")}
     settings = stage.settings
-    return [inputs, stage.input_hashes(), settings.get("model"), settings["pairs"]["server"], verifier()]
+    of_checks = settings.get("check"), verifier()
+    return [inputs, stage.input_hashes(), settings.get("model"), settings["pairs"]["server"], of_checks]
 
 
 def _uses_model(recipe: Recipe) -> bool:
@@ -212,15 +219,16 @@ def _only_existing(recipe: Recipe) -> bool:
 
 def _rows(recipe: Recipe, number: int) -> list[dict[str, Any]]:
     """The training rows of a round: the next `pairs.prompts`, from the start again when they are used up."""
+    check = Check(recipe.check)
     rows = []
     for row in training_rows(recipe, "pairs"):
         # A row with tools is no question that can be asked as text.
-        if row["gold"] is not None and not row.get("chat"):
+        if check.can_judge(row) and not row.get("chat"):
             rows.append(row)
     if not rows:
         raise UserError(
-            "no training row has an answer to check against: "
-            "give rows an `answer`, or use pairs.methods=[dataset]"
+            "no training row has an answer to check against: give rows an `answer`, name another checker "
+            "(such as `check: json` or `check: my_checks.py:function`), or use pairs.methods=[dataset]"
         )
     count = min(recipe.pairs.prompts or len(rows), len(rows))
     return [rows[i % len(rows)] for i in range((number - 1) * count, number * count)]

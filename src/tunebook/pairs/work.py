@@ -12,13 +12,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tunebook.checkers.check import Check
 from tunebook.data.rows import Reject, images_of
 from tunebook.generation.answers import Answer, Sampling, Usage, repeats
 from tunebook.generation.generate import answer_file, drop_other_answers
 from tunebook.generation.local import Local, local
 from tunebook.models import adapters, loading
 from tunebook.models.chat_template import Messages
-from tunebook.pairs.pair import Sample, check_sample
+from tunebook.pairs.pair import Sample, check_sample, judge_sample
 from tunebook.recipe.errors import UserError
 from tunebook.recipe.sections import Recipe, ServerConfig
 from tunebook.runs.stages import policy_name
@@ -48,7 +49,7 @@ class Work:
 
     recipe: Recipe
     rows: list[dict[str, Any]]
-    """The training rows of this round that have an answer to check against."""
+    """The training rows of this round whose answers can be checked."""
     folder: Path
     open_source: Callable[[], Source]
     count_tokens: Callable[[str], int]
@@ -57,6 +58,8 @@ class Work:
     """The round."""
     depends_on: list[Any] = field(default_factory=list)
     """What answers depend on beside their prompts and sampling: the model, and what checks them."""
+    check: Check = field(default_factory=Check)
+    """What makes an answer right."""
     record: dict[str, Any] = field(default_factory=dict)
     """What the method adds to the stage's record."""
     rejects: list[Reject] = field(default_factory=list)
@@ -92,17 +95,20 @@ class Work:
 
     def _checked(self, row: dict[str, Any], answer: Answer, seed: int) -> Sample:
         solution = row["completion"][0]["content"]
-        verdict: str = check_sample(answer.text, row["gold"], answer.truncated, solution)
+        if self.check.config:
+            judged = judge_sample(self.check, row, answer.text, answer.truncated)
+        else:
+            judged = {"verdict": check_sample(answer.text, row["gold"], answer.truncated, solution)}
         # `prepare` has counted the prompt with the row's own solution, as the chat template renders it and
         # with its images. What the trainer would cut is in no pair.
         tokens = row["tokens"] - self.count_tokens(solution) + self.count_tokens(answer.text)
-        if verdict != "broken" and tokens > self.recipe.model.max_seq_length:
-            verdict = "too long"
+        if judged["verdict"] != "broken" and tokens > self.recipe.model.max_seq_length:
+            judged["verdict"] = "too long"
         return {
             "text": answer.text,
             "tokens": answer.tokens,
             "truncated": answer.truncated,
-            "verdict": verdict,
+            **judged,
             "seed": seed,
         }
 
@@ -131,7 +137,7 @@ def source_opener(recipe: Recipe, number: int) -> Callable[[], Source]:
 
     @functools.cache
     def load() -> tuple[Any, Any]:
-        model, tokenizer = loading.load(recipe)
+        model, tokenizer = loading.load_model(recipe)
         if policy == "base":
             return model, tokenizer
         return adapters.load_adapters(model, {policy: recipe.run_dir / policy / "adapter"}), tokenizer

@@ -179,7 +179,7 @@ def _known_keys(parts: list[str]) -> list[str]:
         models = inner or models  # the number of a list's item leads no further
     names: set[str] = set()
     for model in models:
-        names.update(model.model_fields)
+        names.update(field.alias or name for name, field in model.model_fields.items())
     return sorted(names)
 
 

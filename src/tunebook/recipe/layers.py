@@ -63,6 +63,8 @@ def read_layers(path: Path, way: tuple[Path, ...] = ()) -> Layer:
     for name in SECTIONS:
         if name in content and content[name] is None:
             content[name] = {}
+    if "check" in content:
+        content["check"] = whole_check(content["check"])
 
     is_family = path.parent == DEFAULTS
     named = frozenset() if is_family else frozenset(content)
@@ -87,6 +89,32 @@ def read_layers(path: Path, way: tuple[Path, ...] = ()) -> Layer:
             # What `null` has emptied has no line of its own.
             origins[key] = below.origins.get(key, file_label(path))
     return Layer(merged, origins, named | below.named, folders + below.folders)
+
+
+def whole_check(value: Any) -> Any:
+    """The section `check` in full of one of its short forms: a name, a list, or one checker's options.
+
+    `maths` alone is what holds without the section: None.
+    """
+    if isinstance(value, str):
+        value = {"name": value}
+    if isinstance(value, list):
+        value = {"checkers": value}
+    # `{name: json, schema: person.json, threshold: 1}`: all but the threshold is the checker's own.
+    if isinstance(value, dict) and "name" in value:
+        options = {key: option for key, option in value.items() if key != "threshold"}
+        value = {**value, "checkers": [options]}
+        for key in options:
+            del value[key]
+    if not isinstance(value, dict) or not isinstance(value.get("checkers"), list):
+        return value
+    # A list may mix names and sections.
+    checkers = []
+    for item in value["checkers"]:
+        checkers.append({"name": item} if isinstance(item, str) else item)
+    if checkers == [{"name": "maths"}]:
+        return None
+    return {**value, "checkers": checkers}
 
 
 def extended_file(path: Path, content: dict[str, Any]) -> Path | None:

@@ -14,7 +14,7 @@ from tunebook.recipe.errors import UserError, did_you_mean, shorten
 from tunebook.recipe.explain import SHORT, explain
 from tunebook.recipe.files import find_file, shipped
 from tunebook.recipe.idle import warn_of_idle
-from tunebook.recipe.layers import leaf_keys, read_layers
+from tunebook.recipe.layers import leaf_keys, read_layers, whole_check
 from tunebook.recipe.overrides import PREFIX, from_environment, section_of, unset
 from tunebook.recipe.parameters import check_parameters
 from tunebook.recipe.secrets import check_values
@@ -54,6 +54,8 @@ def load_recipe(
     changes = {}
     for key, (value, origin) in _all_overrides(overrides or {}, run, stage, seed, short).items():
         section, name = section_of(content, key), key.rpartition(".")[2]
+        if key == "check":
+            value = whole_check(value)
         changes[key] = (section.get(name), value)
         section[name] = value
         _set_origin(origins, key, value, origin)

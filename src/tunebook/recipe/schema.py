@@ -13,7 +13,7 @@ from tunebook.recipe.layers import SECTIONS
 from tunebook.recipe.sections import Recipe
 from tunebook.recipe.trainer_keys import DATACLASSES, trainer_section
 
-IN_LISTS = ("GeometrySource", "ChatSource", "MMMathSource", "GateRule")
+IN_LISTS = ("GeometrySource", "ChatSource", "MMMathSource", "CheckerConfig", "GateRule")
 """Items of lists, which are never merged: what they require must stand in the file itself."""
 
 
@@ -26,6 +26,7 @@ def recipe_schema() -> dict[str, Any]:
     properties = schema["properties"]
     for name in DATACLASSES:
         properties[name] = _trainer_schema(name) | {"description": properties[name]["description"]}
+    properties["check"]["anyOf"] += _short_checks(schema["$defs"]["CheckerConfig"])
     for name in SECTIONS:
         properties[name] = _or_null(properties[name])
     schema.pop("required", None)
@@ -33,6 +34,17 @@ def recipe_schema() -> dict[str, Any]:
         if name not in IN_LISTS:
             definition.pop("required", None)
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
+
+
+def _short_checks(checker: dict[str, Any]) -> list[dict[str, Any]]:
+    """The short forms of `check`: a name, one checker with its options, a list."""
+    item = {"$ref": "#/$defs/CheckerConfig"}
+    options = {**checker["properties"], "threshold": {"type": "number"}}
+    return [
+        {"type": "string"},
+        {"type": "object", "properties": options, "required": ["name"], "additionalProperties": False},
+        {"type": "array", "items": {"anyOf": [{"type": "string"}, item]}, "minItems": 1},
+    ]
 
 
 def _trainer_schema(section: str) -> dict[str, Any]:

@@ -27,6 +27,7 @@ from pydantic import (
     model_validator,
 )
 
+from tunebook.recipe.errors import did_you_mean
 from tunebook.recipe.files import ROOT, find_file, find_path, program
 from tunebook.recipe.overrides import from_environment
 from tunebook.recipe.trainer_keys import DATACLASSES
@@ -34,14 +35,20 @@ from tunebook.recipe.trainer_keys import DATACLASSES
 DEFAULT = "smollm2-math"
 """The recipe of a command without `--recipe`."""
 
-SHARED = ("stages", "model", "data", "pairs", "seed", *DATACLASSES)
+SHARED = ("stages", "model", "data", "check", "pairs", "seed", *DATACLASSES)
 """The keys and sections that more than one stage reads."""
 
 
 class Section(BaseModel):
     """A section of the recipe. Unknown keys are refused."""
 
-    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True, protected_namespaces=())
+    model_config = ConfigDict(
+        extra="forbid",
+        use_attribute_docstrings=True,
+        protected_namespaces=(),
+        validate_by_name=True,
+        serialize_by_alias=True,  # pydantic has a method `schema` of its own
+    )
     _folders: list[str] = PrivateAttr(default_factory=list)
 
     @property
@@ -241,6 +248,84 @@ class DataConfig(Section):
     """A train row with this share of a held-out prompt's word 8-grams and all its numbers is quarantined."""
 
 
+OPTIONS = {
+    "maths": set[str](),
+    "exact": {"ignore_case"},
+    "contains": {"ignore_case", "words"},
+    "regex": {"ignore_case", "pattern"},
+    "json": {"json_schema"},
+    "instructions": set[str](),
+    "python": {"timeout", "memory_gb"},
+}
+"""The checkers, each with the options that it has beside `name` and `weight`."""
+
+
+class CheckerConfig(Section):
+    """One checker, which gives an answer a score from 0 to 1."""
+
+    name: str
+    """`maths` (a number, a formula or words equal to the row's answer), `exact` (the row's answer to the
+    letter), `contains` (the row's answer, or `words`), `regex` (`pattern`), `json` (`schema`), `instructions`
+    (those in the row's column `instructions`), or a function of yours: `my_checks.py:function`."""
+    weight: float = Field(1.0, gt=0)
+    """Of several checkers: the score is their weighted mean."""
+    ignore_case: bool = False
+    """Whether capitals make no difference (`exact`, `contains`, `regex`)."""
+    words: list[str] = []
+    """What must stand in an answer, each as a whole word (`contains`). None: the row's answer."""
+    pattern: str | None = None
+    """A regular expression of Python that is looked for in the answer (`regex`)."""
+    json_schema: str | dict[str, Any] | None = Field(None, alias="schema")
+    """A JSON schema that the answer must fit: a file, or the schema itself (`json`)."""
+    timeout: float = Field(10.0, gt=0)
+    """Seconds that your function may take for an answer."""
+    memory_gb: float = Field(4.0, gt=0)
+    """Memory that your function may take."""
+
+    @property
+    def kind(self) -> str:
+        """Which of `OPTIONS` it is: `python` for a file's function."""
+        return "python" if ".py:" in self.name else self.name
+
+    @field_validator("name")
+    @classmethod
+    def _is_known(cls, value: str) -> str:
+        if ".py:" in value and re.fullmatch(r"[^:]+\.py:[A-Za-z_]\w*", value):
+            return value
+        names = [name for name in OPTIONS if name != "python"]
+        if value not in names:
+            hint = did_you_mean(value, names)
+            raise ValueError(f"should be one of {', '.join(names)}, or my_checks.py:function{hint}")
+        return value
+
+    @model_validator(mode="after")
+    def _has_its_options(self) -> CheckerConfig:
+        # A recipe that was written in full names all options, each with its default.
+        for option, field in CheckerConfig.model_fields.items():
+            is_its_own = option in OPTIONS[self.kind] or option in ("name", "weight")
+            if not is_its_own and getattr(self, option) != field.get_default():
+                raise ValueError(f"{self.name} has no option {field.alias or option}")
+        if self.kind == "regex":
+            if self.pattern is None:
+                raise ValueError("regex needs a `pattern`")
+            try:
+                re.compile(self.pattern)
+            except re.error as error:
+                raise ValueError(f"pattern is no regular expression of Python: {error}") from None
+        return self
+
+
+class CheckConfig(Section):
+    """What makes an answer right, for data, pairs and evaluation. `check: json` is short for one checker, a
+    list for several.
+    """
+
+    checkers: list[CheckerConfig] = Field(min_length=1)
+    """What scores an answer. The scores of several are averaged by their weights."""
+    threshold: float = Field(1.0, gt=0, le=1)
+    """An answer with this score or a higher one is right."""
+
+
 class RequestsConfig(Section):
     """How an OpenAI-compatible server is asked, by every stage that asks one."""
 
@@ -334,7 +419,8 @@ class PairsConfig(Section):
     flawed solution. `dataset`: existing pairs.
     """
     prompts: int | None = Field(None, ge=1)
-    """The number of training prompts; each round takes the next ones. None: all that have an answer."""
+    """The number of training prompts; each round takes the next ones. None: all whose answers can be
+    checked."""
     samples: int = Field(4, ge=1)
     """Answers sampled for each prompt (`on_policy`)."""
     temperature: float = Field(1.0, gt=0)
@@ -369,7 +455,9 @@ class PairsConfig(Section):
     rows: Rows = None
     """A number of the dataset's rows or a share of them, drawn as the rows of a source are. None: all."""
     min_margin: float | None = Field(None, gt=0)
-    """The least `score_chosen` - `score_rejected` of its pairs. None: any not scored the wrong way round."""
+    """The least `score_chosen` - `score_rejected` of its pairs. None: any not scored the wrong way round.
+    With a `check` also for `on_policy`: the best sample of a prompt against the worst, where their scores
+    differ by as much. None: one that is right against one that is wrong."""
     val: float = Field(0.1, ge=0, lt=1)
     """The share of prompts whose pairs are kept for evaluation during DPO."""
     compare: Literal["answer", "step"] = "answer"
@@ -511,6 +599,9 @@ class Recipe(Section):
     data: DataConfig = DataConfig()
     clean: CleanConfig | None = None
     """Only for data that are rewritten first."""
+    check: CheckConfig | None = None
+    """What makes an answer right: a checker's name, several of them, or a section. None: `maths`, of rows
+    with an `answer`."""
     sft: dict[str, Any] = {}
     """Arguments of `trl.SFTConfig`."""
     pairs: PairsConfig = PairsConfig()

@@ -129,6 +129,14 @@ class Stage:
             print(f"Its weights do not depend on what has changed: {', '.join(changed)}")
         return True
 
+    def check(self, resume: bool = True) -> None:
+        """Raises UserError for what `open` would refuse, before a model is loaded for nothing."""
+        if rank():
+            return
+        with _lock(self.recipe.run_dir):
+            if resume:
+                self._refuse_to_lose_work()
+
     def await_rank_0(self) -> bool:
         """Of several processes all but the first wait until it has filled the stage; False in the first."""
         while rank() and not self.done:
@@ -175,12 +183,9 @@ class Stage:
 
     def _take_over(self, resume: bool) -> None:
         """Keep what an earlier run has left in the partial folder, put it aside, or remove it."""
-        begun = read_json(self.partial / "started.json")
-        checkpoints = list((self.partial / "checkpoints").glob("checkpoint-*"))
-        # By their step: a copied folder may have any times.
-        checkpoints.sort(key=lambda path: int(path.name.rpartition("-")[2]))
-        changed = differences(begun.get("settings", self.settings), self.settings)
-        if resume and self._is_same(begun):
+        checkpoints = self._checkpoints()
+        if resume and self._is_same(self._begun):
+            changed = differences(self._begun.get("settings", self.settings), self.settings)
             if changed and checkpoints:
                 print(f"{', '.join(changed)}: goes on from {checkpoints[-1].name}")
             return
@@ -188,14 +193,7 @@ class Stage:
             self._keep_answers(resume)
             return
         if resume:
-            if begun.get("inputs", self.inputs) != self.inputs:
-                changed.append("what it builds on has changed")
-            reason = ", ".join(changed[:3]) or "other settings"
-            raise UserError(
-                f"an unfinished {self.name} is there, up to {checkpoints[-1].name}, and what has changed "
-                f"decides the weights ({reason}). Start over with --fresh (in a notebook: fresh = True), "
-                "keep both with --run NAME, or set it back to go on"
-            )
+            self._refuse_to_lose_work()
         # Days of work may lie there, and the new run may turn out worse.
         shutil.rmtree(self._before, ignore_errors=True)
         self.partial.rename(self._before)
@@ -227,6 +225,31 @@ class Stage:
                 shutil.copyfile(file, self.partial / file.name)
                 # The key last: answers without one are not taken for others.
                 shutil.copyfile(key, self.partial / key.name)
+
+    @property
+    def _begun(self) -> dict[str, Any]:
+        """What an unfinished run was begun with; empty where there is none."""
+        return read_json(self.partial / "started.json")
+
+    def _checkpoints(self) -> list[Path]:
+        """The checkpoints of an unfinished run, by their step: a copied folder may have any times."""
+        checkpoints = (self.partial / "checkpoints").glob("checkpoint-*")
+        return sorted(checkpoints, key=lambda path: int(path.name.rpartition("-")[2]))
+
+    def _refuse_to_lose_work(self) -> None:
+        """Raises UserError where there are checkpoints of settings that lead to another result."""
+        begun, checkpoints = self._begun, self._checkpoints()
+        if not checkpoints or self._is_same(begun):
+            return
+        changed = differences(begun.get("settings", self.settings), self.settings)
+        if begun.get("inputs", self.inputs) != self.inputs:
+            changed.append("what it builds on has changed")
+        reason = ", ".join(changed[:3]) or "other settings"
+        raise UserError(
+            f"an unfinished {self.name} is there, up to {checkpoints[-1].name}, and what has changed "
+            f"decides the weights ({reason}). Start over with --fresh (in a notebook: fresh = True), "
+            "keep both with --run NAME, or set it back to go on"
+        )
 
     @property
     def _before(self) -> Path:

@@ -2,24 +2,23 @@
 
     uv run tunebook sft --recipe smollm2-math --set sft.learning_rate=2e-4
 
-Twin of `dpo.py`: recipe, rows, arguments, model, adapter, trainer, audit, training, record.
+Twin of `dpo.py`: recipe, rows, arguments, model, adapter, trainer, audit, training. `notebooks/02_sft.ipynb`
+makes the same calls, a cell each.
 """
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from tunebook.data.prepare import data_stage, prepare
 from tunebook.data.storage import load, training_rows
 from tunebook.models import adapters, backend, loading
-from tunebook.recipe.overrides import switch
 from tunebook.recipe.sections import Recipe
 from tunebook.runs.files import fingerprint, read_json
 from tunebook.runs.stage import Stage, finished_key
 from tunebook.training import arguments, audits, memory
 from tunebook.training.masks import masked_splits
-from tunebook.training.trainer import train
+from tunebook.training.trainer import How, train
 
 COLUMNS = ["prompt", "completion", "images", "input_ids", "assistant_masks"]
 
@@ -38,70 +37,49 @@ def sft(
     mask audit fails (no token, or every token, would be trained on).
     """
     print(recipe.describe())
-    stage = sft_stage(recipe)
-    force = switch("force", force)
-    start_over = force or switch("fresh", fresh) or not switch("resume", resume, default=True)
-    go_on = switch("go_on", go_on)
-    if force or (go_on and "continued_from" not in stage.settings):
-        stage = _stage(recipe, _finished_adapter(recipe) if go_on else "")
-    if stage.skip(force):
+    how = How(force, resume, fresh)
+    stage = sft_stage(recipe, go_on, how.force)
+    if stage.skip(how.force):
         if go_on:
             print("It was continued with these settings already: --continue --force does so once more")
         return stage.result
-    before = read_json(stage.dir / "stage.json") if go_on else {}
-    backend.backend()  # Unsloth comes before whatever imports transformers
-    prepared = prepare(recipe)
-    if set(before.get("learnt", [])) - {prepared["fingerprints"]["train"]}:
-        print(
-            "Warning: the adapter has learnt other rows than these, and a held-out row may be one of them: "
-            "`tunebook evaluate` will refuse it"
-        )
-    rows = {"train": training_rows(recipe, "sft"), "val": load(recipe, "val")}
-    kept = prepared["rows"]["train"] - len(rows["train"])
-    if kept:
-        print(
-            f"{len(rows['train'])} rows; {kept} of the train rows are kept for preference pairs "
-            "(`use` of a source, data.for_pairs)"
-        )
-    with stage.open(resume=not start_over) as folder:
-        args = sft_arguments(recipe, rows, folder)
-        needed = memory.preflight(recipe, args, rows["train"], "sft")
-        model, tokenizer = loading.load(recipe)
-        model = adapters.add_lora(model, recipe)
-        if go_on:
-            model = adapters.restore_lora(model, stage.dir / "adapter")
-            print(f"Continues {stage.dir / 'adapter'}, trained for {_steps(before)} steps.")
-        with arguments.refusals("sft"):
-            trainer = sft_trainer(model, tokenizer, rows, recipe, args)
-        audit = audits.audit_masks(trainer, tokenizer)
-        metrics = train(trainer, folder)
-        adapters.save_adapter(model, tokenizer, folder / "adapter")
-        stage.record = {
-            "audit": audit,
-            "metrics": metrics,
-            "rows": {"train": len(trainer.train_dataset)},
-            "preflight": needed,
-            "learnt": sorted({prepared["fingerprints"]["train"], *before.get("learnt", [])}),
-        }
-        if go_on:
-            kept = ("key", "command", "settings", "rows", "continued_from")
-            stage.record["continued_from"] = {name: before[name] for name in kept if name in before}
-            stage.record["continued_from"]["steps"] = _steps(before)
-    return stage.result
+    stage.check(how.resume)
+    record: dict[str, Any] = {}
+    if go_on:
+        record["continued_from"] = _continued_from(stage)
+    # 1) what is wrong with rows, settings or memory is said before a model is loaded
+    rows = sft_rows(recipe)
+    args = sft_arguments(recipe, rows)
+    record["preflight"] = memory.preflight(recipe, args, rows["train"], "sft")
+    # 2) Unsloth's model and adapter, TRL's trainer
+    model, tokenizer = loading.load_model(recipe)
+    model = adapters.add_lora(model, recipe)
+    if go_on:
+        model = adapters.restore_lora(model, stage.dir / "adapter")
+    trainer = sft_trainer(model, tokenizer, rows, recipe, args)
+    # 3) a wrong mask is found before the first step
+    record["audit"] = audits.audit_masks(trainer, tokenizer)
+    return train_sft(trainer, recipe, record, force, resume, fresh)
 
 
-def sft_stage(recipe: Recipe) -> Stage:
+def sft_stage(recipe: Recipe, go_on: bool = False, force: bool = False) -> Stage:
     """The stage that `sft` fills: what the adapter depends on.
 
-    An adapter that was continued with the recipe's settings is up to date, wherever it began.
+    An adapter that was continued with the recipe's settings is up to date, wherever it began; with `force`
+    nothing is. With `go_on` an adapter begins at the finished one.
+
+    Raises UserError when there is none to go on with.
     """
-    stage = _stage(recipe)
-    begun_at = read_json(stage.dir / "stage.json").get("settings", {}).get("continued_from", "")
-    if begun_at:
+    finished = read_json(recipe.run_dir / "sft" / "stage.json")
+    begun_at = finished.get("settings", {}).get("continued_from", "")
+    if begun_at and not force:
         continued = _stage(recipe, begun_at)
         if continued.done:
             return continued
-    return stage
+    if not go_on:
+        return _stage(recipe)
+    # The key may be of several adapters: a GPU gives other weights each time.
+    return _stage(recipe, fingerprint([finished_key(recipe, "sft"), finished.get("files")]))
 
 
 def _stage(recipe: Recipe, begun_at: str = "") -> Stage:
@@ -117,22 +95,38 @@ def _stage(recipe: Recipe, begun_at: str = "") -> Stage:
     return Stage(recipe, "sft", settings, {"data": data_stage(recipe).key})
 
 
-def _finished_adapter(recipe: Recipe) -> str:
-    """A hash of the finished adapter. Raises UserError where there is none."""
-    key = finished_key(recipe, "sft")
-    return fingerprint([key, read_json(recipe.run_dir / "sft" / "stage.json").get("files")])
+def _continued_from(stage: Stage) -> dict[str, Any]:
+    """What is recorded of the adapter that training goes on with; says so."""
+    finished = read_json(stage.dir / "stage.json")
+    kept: dict[str, Any] = {}
+    for name in ("key", "command", "settings", "rows", "learnt", "continued_from"):
+        if name in finished:
+            kept[name] = finished[name]
+    # Also the steps before it was itself continued.
+    kept["steps"] = finished["metrics"]["steps"] + finished.get("continued_from", {}).get("steps", 0)
+    print(f"Continues {stage.dir / 'adapter'}, trained for {kept['steps']} steps.")
+    return kept
 
 
-def _steps(record: dict[str, Any]) -> int:
-    """The steps behind a finished adapter, those before it was continued among them."""
-    return int(record["metrics"]["steps"]) + int(record.get("continued_from", {}).get("steps", 0))
+def sft_rows(recipe: Recipe) -> dict[str, Any]:
+    """The rows of the splits `train` and `val`; prepares them where they are missing."""
+    backend.backend()  # Unsloth comes before whatever imports transformers
+    prepared = prepare(recipe)
+    rows = {"train": training_rows(recipe, "sft"), "val": load(recipe, "val")}
+    kept = prepared["rows"]["train"] - len(rows["train"])
+    if kept:
+        print(
+            f"{len(rows['train'])} rows; {kept} of the train rows are kept for preference pairs "
+            "(`use` of a source, data.for_pairs)"
+        )
+    return rows
 
 
-def sft_arguments(recipe: Recipe, rows: dict[str, Any], folder: Path) -> Any:
-    """TRL's SFTConfig of the recipe's `sft` section; checkpoints go to `folder`."""
+def sft_arguments(recipe: Recipe, rows: dict[str, Any]) -> Any:
+    """TRL's SFTConfig of the recipe's `sft` section; checkpoints go to the folder of the unfinished stage."""
     from trl import SFTConfig
 
-    args = arguments.trainer_arguments(SFTConfig, recipe, "sft", folder)
+    args = arguments.trainer_arguments(SFTConfig, recipe, "sft", sft_stage(recipe).partial)
     arguments.check_val_rows(args, rows["val"], "sft", "`val` of a data source")
     return args
 
@@ -142,11 +136,46 @@ def sft_trainer(model: Any, tokenizer: Any, rows: dict[str, Any], recipe: Recipe
     from trl import SFTTrainer
 
     rows = masked_splits(rows, tokenizer, recipe.data.train_on)
-    return SFTTrainer(
-        model=model,
-        args=args,
-        processing_class=tokenizer,
-        train_dataset=arguments.only(COLUMNS, rows["train"]),
-        eval_dataset=arguments.eval_rows(args, arguments.only(COLUMNS, rows["val"])),
-        callbacks=arguments.trainer_callbacks(recipe, "sft", args),
-    )
+    with arguments.refusals("sft"):
+        return SFTTrainer(
+            model=model,
+            args=args,
+            processing_class=tokenizer,
+            train_dataset=arguments.only(COLUMNS, rows["train"]),
+            eval_dataset=arguments.eval_rows(args, arguments.only(COLUMNS, rows["val"])),
+            callbacks=arguments.trainer_callbacks(recipe, "sft", args),
+        )
+
+
+def train_sft(
+    trainer: Any,
+    recipe: Recipe,
+    record: dict[str, Any],
+    force: bool = False,
+    resume: bool = True,
+    fresh: bool = False,
+) -> dict[str, Any]:
+    """Train, save the adapter into `sft/adapter`, and write the stage's record: `record` and the metrics.
+
+    `record` says with `continued_from` that the trainer's adapter is the finished one (`--continue`).
+
+    Where the same adapter lies there already, it is put into the trainer's model, and nothing is trained.
+    """
+    how = How(force, resume, fresh)
+    before = record.get("continued_from", {})
+    stage = sft_stage(recipe, bool(before), how.force)
+    if stage.skip(how.force):
+        # So that the cells of a notebook below this one ask the trained model.
+        adapters.restore_lora(trainer.model, stage.dir / "adapter")
+        return stage.result
+    with stage.open(how.resume) as folder:
+        trained = train(trainer, folder)
+        rows = data_stage(recipe).result["fingerprints"]["train"]
+        learnt = sorted({rows, *before.get("learnt", [])})
+        if len(learnt) > 1:
+            print(
+                "Warning: the adapter has learnt other rows than these, and a held-out row may be one of "
+                "them: `tunebook evaluate` will refuse it"
+            )
+        stage.record = record | trained | {"learnt": learnt}
+    return stage.result
