@@ -121,6 +121,9 @@ def repeat(manifest: Path, name: str | None = None) -> str:
     if changed:
         print(f"Warning: changed since {manifest}: {', '.join(changed)}")
 
+    if "continued_from" in stages.get("sft", {}):
+        print("Warning: sft was continued (--continue); it is repeated in one go, from the base model")
+
     # 3) the steps; what the run did not do is not done
     for step in steps(recipe).values():
         if round_name(step.spec.name, step.round) in done:

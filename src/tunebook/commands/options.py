@@ -80,6 +80,13 @@ FreshOption = Annotated[
         "--fresh", help="Start over where an interrupted training of other settings is; it is kept aside."
     ),
 ]
+ContinueOption = Annotated[
+    bool,
+    Option(
+        "--continue",
+        help="Train the finished adapter further: the steps or epochs are added, the rows may be others.",
+    ),
+]
 RoundOption = Annotated[
     int,
     Option(

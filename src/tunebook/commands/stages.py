@@ -9,6 +9,7 @@ from typer import Argument, Option
 
 from tunebook.commands.options import (
     STEPS,
+    ContinueOption,
     ForceOption,
     FreshOption,
     ModelsArgument,
@@ -23,6 +24,7 @@ from tunebook.commands.options import (
 )
 from tunebook.recipe.errors import UserError
 from tunebook.recipe.loading import load_recipe
+from tunebook.recipe.sections import Recipe
 from tunebook.runs.stages import STAGES, StageSpec, next_command, round_name
 
 # For the help of `run`.
@@ -156,17 +158,17 @@ def _add_trainer(spec: StageSpec) -> None:
         fresh: FreshOption = False,
         number: RoundOption = 1,
     ) -> None:
-        parsed = read_recipe(recipe, run, set_)
-        options: dict[str, Any] = {"force": force, "resume": resume, "fresh": fresh}
-        if spec.has_rounds:
-            options["number"] = number
+        options: dict[str, Any] = {"force": force, "resume": resume, "fresh": fresh, "number": number}
+        execute(read_recipe(recipe, run, set_), number, options)
+
+    def execute(parsed: Recipe, number: int, options: dict[str, Any]) -> None:
         record = spec.run(parsed, **options)
         metrics = {name: value for name, value in record["metrics"].items() if value is not None}
         print("  ".join(f"{name}: {value}" for name, value in metrics.items()))
         following = next_command(parsed, round_name(spec.command, number))
         print_done(parsed, f"{round_name(spec.name, number)}/adapter", following)
 
-    # Typer reads the options out of the signature: this one has no --round.
+    # Typer reads the options out of the signature: this one has no --round, which is --continue there.
     def train_once(
         recipe: RecipeOption = None,
         run: RunOption = None,
@@ -174,8 +176,10 @@ def _add_trainer(spec: StageSpec) -> None:
         force: ForceOption = False,
         resume: ResumeOption = True,
         fresh: FreshOption = False,
+        go_on: ContinueOption = False,
     ) -> None:
-        train(recipe, run, set_, force, resume, fresh)
+        options: dict[str, Any] = {"force": force, "resume": resume, "fresh": fresh, "go_on": go_on}
+        execute(read_recipe(recipe, run, set_), 1, options)
 
     help_text = (
         f"{spec.help} On several GPUs: `NPROC_PER_NODE=4 bash train_{spec.command}.sh`.\n\n"

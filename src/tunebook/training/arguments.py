@@ -22,6 +22,9 @@ STOPPING = ("early_stopping_patience", "early_stopping_threshold")
 # And those that only this project knows.
 OURS = ("start",)
 
+REFUSALS = (ValueError, TypeError, ImportError, NotImplementedError)
+"""What PEFT, transformers and TRL raise for a setting that they do not take."""
+
 
 def trainer_arguments(config: Any, recipe: Recipe, section: str, folder: Path) -> Any:
     """The recipe's section as `config`, TRL's class of arguments; checkpoints go to `folder`/checkpoints.
@@ -36,16 +39,30 @@ def trainer_arguments(config: Any, recipe: Recipe, section: str, folder: Path) -
         _divide(config, settings, section)
     if isinstance(settings.get("deepspeed"), str):
         settings["deepspeed"] = str(recipe.find_file(settings["deepspeed"]))
+    settings["output_dir"] = str(folder / "checkpoints")
     try:
-        args = config(output_dir=str(folder / "checkpoints"), **settings)
-    except (ValueError, TypeError, ImportError) as error:
-        raise UserError(f"{section}: {' '.join(str(error).split())}") from None
+        args = config(**settings)
+    except Exception as error:  # whatever it is, it comes from a setting
+        key = _key_at_fault(config, settings)
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise UserError(f"{section}{key}: {reason}") from error
     if _stopping(recipe, section) and not args.load_best_model_at_end:
         raise UserError(
             f"{section}.early_stopping_patience needs {section}.load_best_model_at_end: true "
             "(and the same eval and save steps)"
         )
     return args
+
+
+def _key_at_fault(config: Any, settings: dict[str, Any]) -> str:
+    """The setting without which a trainer's arguments can be made, after a dot; empty where none is."""
+    for key in settings:
+        others = {name: value for name, value in settings.items() if name != key}
+        # Thirty small objects, and the message names what is to be mended.
+        with contextlib.suppress(Exception):
+            config(**others)
+            return f".{key}"
+    return ""
 
 
 def as_config(args: Any, recipe: Recipe, section: str) -> str:
@@ -64,7 +81,7 @@ def refusals(section: str) -> Iterator[None]:
     """Turn what a trainer refuses as it is made into one line; with `TUNEBOOK_DEBUG=1` the whole is shown."""
     try:
         yield
-    except (ValueError, TypeError, ImportError, NotImplementedError) as error:
+    except REFUSALS as error:
         raise UserError(f"{section}: {' '.join(str(error).split())}") from error
 
 

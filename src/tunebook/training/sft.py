@@ -14,7 +14,8 @@ from tunebook.data.prepare import data_stage, prepare
 from tunebook.data.storage import load, training_rows
 from tunebook.models import adapters, backend, loading
 from tunebook.recipe.sections import Recipe
-from tunebook.runs.stage import Stage
+from tunebook.runs.files import fingerprint, read_json
+from tunebook.runs.stage import Stage, finished_key
 from tunebook.training import arguments, audits, memory
 from tunebook.training.masks import masked_splits
 from tunebook.training.trainer import How, train
@@ -22,45 +23,90 @@ from tunebook.training.trainer import How, train
 COLUMNS = ["prompt", "completion", "images", "input_ids", "assistant_masks"]
 
 
-def sft(recipe: Recipe, force: bool = False, resume: bool = True, fresh: bool = False) -> dict[str, Any]:
+def sft(
+    recipe: Recipe, force: bool = False, resume: bool = True, fresh: bool = False, go_on: bool = False
+) -> dict[str, Any]:
     """Train the adapter in `sft/adapter` of the run folder, unless it lies there already; returns the record.
 
     Prepares the data first where it is missing. Loss is on the turns that `data.train_on` names. With
     `resume`, an interrupted run goes on from its last checkpoint, if the weights depend on nothing that has
-    changed; `fresh` starts over.
+    changed; `fresh` starts over. With `go_on` (`--continue`) training begins at the finished adapter, which
+    stays in its place until the new one is whole; steps and epochs are those that are added.
 
     Raises UserError when an interrupted run of settings that lead to another result is there, and when an
     audit fails: no token or every token would be trained on, or the end token cannot be learnt.
     """
     print(recipe.describe())
     how = How(force, resume, fresh)
-    stage = sft_stage(recipe)
+    stage = sft_stage(recipe, go_on, how.force)
     if stage.skip(how.force):
+        if go_on:
+            print("It was continued with these settings already: --continue --force does so once more")
         return stage.result
     stage.check(how.resume)
+    record: dict[str, Any] = {}
+    if go_on:
+        record["continued_from"] = _continued_from(stage)
     # 1) what is wrong with rows, settings or memory is said before a model is loaded
     rows = sft_rows(recipe)
     args = sft_arguments(recipe, rows)
-    needed = memory.preflight(recipe, args, rows["train"], "sft")
+    record["preflight"] = memory.preflight(recipe, args, rows["train"], "sft")
     # 2) Unsloth's model and adapter, TRL's trainer
     model, tokenizer = loading.load_model(recipe)
     model = adapters.add_lora(model, recipe)
+    if go_on:
+        model = adapters.restore_lora(model, stage.dir / "adapter")
     trainer = sft_trainer(model, tokenizer, rows, recipe, args)
     # 3) a wrong mask, or an end that cannot be learnt, is found before the first step
-    audit = audits.audit_masks(trainer, tokenizer)
-    audit["end_token"] = audits.audit_end_token(trainer, tokenizer)
-    return train_sft(trainer, recipe, {"audit": audit, "preflight": needed}, force, resume, fresh)
+    record["audit"] = audits.audit_masks(trainer, tokenizer)
+    record["audit"]["end_token"] = audits.audit_end_token(trainer, tokenizer)
+    return train_sft(trainer, recipe, record, force, resume, fresh)
 
 
-def sft_stage(recipe: Recipe) -> Stage:
-    """The stage that `sft` fills: what the adapter depends on."""
+def sft_stage(recipe: Recipe, go_on: bool = False, force: bool = False) -> Stage:
+    """The stage that `sft` fills: what the adapter depends on.
+
+    An adapter that was continued with the recipe's settings is up to date, wherever it began; with `force`
+    nothing is. With `go_on` an adapter begins at the finished one.
+
+    Raises UserError when there is none to go on with.
+    """
+    finished = read_json(recipe.run_dir / "sft" / "stage.json")
+    begun_at = finished.get("settings", {}).get("continued_from", "")
+    if begun_at and not force:
+        continued = _stage(recipe, begun_at)
+        if continued.done:
+            return continued
+    if not go_on:
+        return _stage(recipe)
+    # The key may be of several adapters: a GPU gives other weights each time.
+    return _stage(recipe, fingerprint([finished_key(recipe, "sft"), finished.get("files")]))
+
+
+def _stage(recipe: Recipe, begun_at: str = "") -> Stage:
+    """The stage of an adapter that begins at the base model, or at the adapter of that hash."""
     settings = {
         "model": recipe.model.model_dump(mode="json"),
         "lora": recipe.lora,
         "sft": recipe.sft,
         "seed": recipe.seed,
     }
+    if begun_at:
+        settings["continued_from"] = begun_at
     return Stage(recipe, "sft", settings, {"data": data_stage(recipe).key})
+
+
+def _continued_from(stage: Stage) -> dict[str, Any]:
+    """What is recorded of the adapter that training goes on with; says so."""
+    finished = read_json(stage.dir / "stage.json")
+    kept: dict[str, Any] = {}
+    for name in ("key", "command", "settings", "rows", "learnt", "continued_from"):
+        if name in finished:
+            kept[name] = finished[name]
+    # Also the steps before it was itself continued.
+    kept["steps"] = finished["metrics"]["steps"] + finished.get("continued_from", {}).get("steps", 0)
+    print(f"Continues {stage.dir / 'adapter'}, trained for {kept['steps']} steps.")
+    return kept
 
 
 def sft_rows(recipe: Recipe) -> dict[str, Any]:
@@ -112,19 +158,29 @@ def train_sft(
 ) -> dict[str, Any]:
     """Train, save the adapter into `sft/adapter`, and write the stage's record: `record` and the metrics.
 
+    `record` says with `continued_from` that the trainer's adapter is the finished one (`--continue`).
+
     Where the same adapter lies there already, it is put into the trainer's model, and nothing is trained.
     """
-    stage = sft_stage(recipe)
     how = How(force, resume, fresh)
+    before = record.get("continued_from", {})
+    stage = sft_stage(recipe, bool(before), how.force)
     if stage.skip(how.force):
         # So that the cells of a notebook below this one ask the trained model.
         adapters.restore_lora(trainer.model, stage.dir / "adapter")
         return stage.result
     with stage.open(how.resume) as folder:
         trained = train(trainer, folder)
-        learnt = data_stage(recipe).result["fingerprints"]["train"]
-        stage.record = record | trained | {"learnt": [learnt]}
+        rows = data_stage(recipe).result["fingerprints"]["train"]
+        learnt = sorted({rows, *before.get("learnt", [])})
+        if len(learnt) > 1:
+            print(
+                "Warning: the adapter has learnt other rows than these, and a held-out row may be one of "
+                "them: `tunebook evaluate` will refuse it"
+            )
+        stage.record = record | trained | {"learnt": learnt}
         # A model whose answers do not end is found out now, and not after an evening.
-        asked = load(recipe, "val") if len(load(recipe, "val")) else training_rows(recipe, "sft")
+        held_out = load(recipe, "val")
+        asked = held_out if len(held_out) else training_rows(recipe, "sft")
         stage.record["answers"] = audits.audit_answers(trainer.model, trainer.processing_class, asked)
     return stage.result

@@ -22,7 +22,7 @@ from tunebook.recipe.errors import UserError
 from tunebook.recipe.overrides import switch
 from tunebook.runs.files import read_json
 from tunebook.runs.machine import rank, world_size
-from tunebook.training.arguments import halve_batch
+from tunebook.training.arguments import REFUSALS, halve_batch
 from tunebook.training.callbacks import last_checkpoint
 from tunebook.training.live import show_live
 
@@ -61,8 +61,9 @@ def train(trainer: Any, folder: Path) -> dict[str, Any]:
     transformers' `auto_find_batch_size` is not used for that: it takes a tenth off the batch and leaves the
     accumulation, so that the effective batch, the number of steps and the learning rate's schedule change.
 
-    Raises UserError when memory runs out at a per-device batch of 1 or in one of several processes, and when
-    the run is sick (`callbacks.health`); KeyboardInterrupt after a Ctrl-C, with a checkpoint.
+    Raises UserError when memory runs out at a per-device batch of 1 or in one of several processes, when the
+    run is sick (`callbacks.health`), and for what a library refuses before the first step is done;
+    KeyboardInterrupt after a Ctrl-C, with a checkpoint.
     """
     show_live(trainer)
     with _checkpoint_on_interrupt(trainer):
@@ -88,6 +89,10 @@ def _train(trainer: Any, folder: Path) -> dict[str, Any]:
             return _metrics(trainer, output, resumed)
         except Exception as error:
             if not is_out_of_memory(error):
+                # Optimisers, schedules and losses look at their settings only here.
+                if trainer.state.global_step == 0 and isinstance(error, REFUSALS):
+                    section = "dpo" if "DPO" in type(trainer.args).__name__ else "sft"
+                    raise UserError(f"{section}: {' '.join(str(error).split())}") from error
                 raise
             _halve(trainer.args)
         # Not in the except clause: there the frames of the error still hold tensors.
