@@ -68,7 +68,7 @@ def main(
         torch.set_num_threads(threads)
     prepare(parsed)
     prompts = [row["prompt"] for row in evenly(load(parsed, "test"), items)]
-    model, tokenizer = loading.load(parsed)
+    model, tokenizer = loading.load_model(parsed)
     folder = parsed.run_dir / "sft" / "adapter"
     adapter = "sft" if folder.exists() else None
     model = adapters.load_adapters(model, {adapter: folder} if adapter else {})

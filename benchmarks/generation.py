@@ -109,7 +109,7 @@ def main(
 
     prepare(parsed)
     rows = load(parsed, "train")["prompt"][:prompts]
-    model, tokenizer = loading.load(parsed)
+    model, tokenizer = loading.load_model(parsed)
     folder = parsed.run_dir / "sft" / "adapter"
     adapter = "sft" if folder.exists() else None
     model = adapters.load_adapters(model, {adapter: folder} if adapter else {})

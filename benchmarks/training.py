@@ -192,7 +192,7 @@ def our_model(recipe: Any, section: str) -> Any:
     from tunebook.models import adapters, loading
     from tunebook.models.cpu.shared_prefixes import share_prefixes
 
-    model, tokenizer = loading.load(recipe)
+    model, tokenizer = loading.load_model(recipe)
     if section == "dpo" and recipe.model.share_prompts:
         share_prefixes(model)
     return adapters.add_lora(model, recipe), tokenizer

@@ -15,6 +15,7 @@ import yaml
 from tunebook.data.prepare import data_stage
 from tunebook.evaluation.compare import compare_manifests
 from tunebook.following import following
+from tunebook.interrupting import interrupts_to_kernel
 from tunebook.recipe.errors import UserError
 from tunebook.recipe.files import shipped
 from tunebook.recipe.loading import load_recipe
@@ -160,14 +161,16 @@ def _execute(step: Step, recipe: Recipe, force: bool, fresh: bool) -> None:
     if step.spec.trains:
         parameters["fresh"] = fresh
     try:
-        papermill.execute_notebook(
-            str(shipped("notebooks") / f"{step.spec.notebook}.ipynb"),
-            str(out),
-            parameters,
-            cwd=str(Path.cwd()),
-            # It would warn of its connection to this process, which stays on this machine.
-            extra_arguments=["--IPKernelApp.log_level=40"],
-        )
+        with interrupts_to_kernel() as options:
+            papermill.execute_notebook(
+                str(shipped("notebooks") / f"{step.spec.notebook}.ipynb"),
+                str(out),
+                parameters,
+                cwd=str(Path.cwd()),
+                # It would warn of its connection to this process, which stays on this machine.
+                extra_arguments=["--IPKernelApp.log_level=40"],
+                **options,
+            )
     except PapermillExecutionError as error:
         raise UserError(
             f"{out}, cell {error.exec_count}: {error.ename}: {error.evalue}. "

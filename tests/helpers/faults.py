@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import ctypes
 import json
 import os
 import resource
@@ -93,14 +94,21 @@ def server(folder: Path):
     address = str(folder / "server")
     command = [sys.executable, __file__, "serve", address]
     process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}
+        command,
+        stdout=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        start_new_session=True,
     )
     assert any(line == "READY\n" for line in process.stdout)  # what Unsloth says comes first
     try:
         yield address
     finally:
-        process.kill()
-        process.communicate()
+        # Its children too, and without waiting for the end of its output: one that a test has left behind
+        # would keep it open, and the whole test run with it.
+        os.killpg(process.pid, signal.SIGKILL)
+        process.stdout.close()
+        process.wait()
 
 
 def kernelspec(folder: Path, address: str) -> dict[str, str]:
@@ -193,6 +201,7 @@ def count_changes(folder: str, kill_at: int) -> list[str]:
 def _become(request: dict[str, Any], out: int) -> None:
     """In the forked process: be the command, from its environment to its exit code."""
     os.setsid()
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: it ends with the server
     signal.signal(signal.SIGINT, signal.default_int_handler)
     os.environ.clear()
     os.environ.update(request["env"])

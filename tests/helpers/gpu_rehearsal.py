@@ -110,7 +110,7 @@ def rehearse(recipe: Recipe) -> dict[str, Any]:
         entries = log_history(run / stage)
         seen["losses"][stage] = [float(entry["loss"]) for entry in entries if "loss" in entry]
 
-    model, processor = loading.load(recipe)
+    model, processor = loading.load_model(recipe)
     model = adapters.load_adapters(model, {stage: run / stage / "adapter" for stage in ("sft", "dpo")})
     seen["loaded_weight"] = [weight(model, stage) for stage in ("sft", "dpo")]
     with safe_open(run / "dpo" / "adapter" / "adapter_model.safetensors", "pt") as file:

@@ -65,7 +65,7 @@ def load_options(recipe: Recipe) -> set[str]:
 
     FastModel.from_pretrained = staticmethod(load)
     with contextlib.suppress(AttributeError):  # what comes after loading needs a real model
-        loading.load(recipe)
+        loading.load_model(recipe)
     return set(options)
 
 

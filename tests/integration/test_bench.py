@@ -136,12 +136,12 @@ def test_the_five_benchmarks_and_a_task_of_ones_own(recipe_file, monkeypatch):
     from tunebook.models import adapters, loading
 
     recipe = load_recipe(recipe_file)
-    model, tokenizer = loading.load(recipe)
+    model, tokenizer = loading.load_model(recipe)
     with Stage(recipe, "sft", {}, {}).open() as folder:
         adapters.save_adapter(adapters.add_lora(model, recipe), tokenizer, folder / "adapter")
     loads = []
-    load = loading.load
-    monkeypatch.setattr(loading, "load", lambda r: loads.append(1) or load(r))
+    load = loading.load_model
+    monkeypatch.setattr(loading, "load_model", lambda r: loads.append(1) or load(r))
     summary = benchmarks.bench(recipe)
     assert len(loads) == 1  # for two models and six tasks
     assert list(summary["tasks"]) == [*ITEMS, "capitals"]

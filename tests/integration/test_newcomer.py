@@ -27,6 +27,7 @@ import tiny_text
 from tunebook.models.builtin import embedded_gguf
 from tunebook.recipe.files import ROOT
 from tunebook.runs.files import read_json
+from tunebook.runs.stages import STAGES
 
 HERE = "tests/integration"
 GPU = f"wants a GPU and the hub; tests/gpu/test_gpu.py, {HERE}/test_gpu_rehearsal.py"
@@ -245,9 +246,8 @@ def test_the_newcomers_day(clone):
     assert {"data", "sft", "pairs", "dpo", "eval/base", "eval/sft", "eval/dpo"} <= stages.keys()
     assert stages["sft"]["recipe"]["sft"]["learning_rate"] == 2e-4  # the script's `--set`
     executed = sorted((run / "notebooks").glob("*.ipynb"))
-    assert [path.name for path in executed] == sorted(
-        path.name for path in (ROOT / "notebooks").glob("0*.ipynb")
-    )
+    in_the_chain = [f"{spec.notebook}.ipynb" for spec in STAGES.values() if spec.notebook]
+    assert [path.name for path in executed] == in_the_chain
     for path in executed:
         outputs = notebook_outputs.outputs(path)
         assert outputs and not [o for o in outputs if o.output_type == "error"], path

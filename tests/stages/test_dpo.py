@@ -82,8 +82,8 @@ def test_dpo_learns_from_its_own_reference(paired, monkeypatch):
     assert set(before) == set(after)
     assert any(not before[k].equal(after[k]) for k in before)
 
-    loaded, load = [], loading.load
-    monkeypatch.setattr(loading, "load", lambda recipe: loaded.append(recipe) or load(recipe))
+    loaded, load = [], loading.load_model
+    monkeypatch.setattr(loading, "load_model", lambda recipe: loaded.append(recipe) or load(recipe))
     assert list(evaluate.evaluate(straight)) == ["base", "sft", "dpo"] and len(loaded) == 1
 
 

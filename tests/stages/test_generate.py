@@ -13,7 +13,7 @@ def test_a_seeded_sample_does_not_depend_on_its_batch(tiny_recipe):
     from tunebook.models import loading
 
     recipe = load_recipe(tiny_recipe)
-    model, tokenizer = loading.load(recipe)
+    model, tokenizer = loading.load_model(recipe)
     model.generation_config.eos_token_id = list(range(0, 49152, 20))  # one token in twenty ends an answer
     prompts = [[{"role": "user", "content": "word " * n}] for n in (1, 4, 9, 2, 9, 7, 7, 1)]
     with local.local(model, tokenizer, None) as source:
@@ -40,7 +40,7 @@ def test_batched_answers_equal_single_ones_in_float32(embedded):
         Prompts(recipe).ask("Hi. " * 40),
         Prompts(recipe).ask("?"),
     ]
-    model, tokenizer = loading.load(recipe)
+    model, tokenizer = loading.load_model(recipe)
     with local.local(model, tokenizer, None) as source:
         together = all_answers(source, prompts, answers.Sampling(32, 11))
         alone = all_answers(source, prompts, answers.Sampling(32, 1))

@@ -180,7 +180,7 @@ def test_an_adapter_of_another_lora_section_is_refused(tiny_recipe, tmp_path):
 
     def fresh(**lora):
         recipe = load_recipe(tiny_recipe, overrides={f"lora.{key}": value for key, value in lora.items()})
-        model, tokenizer = loading.load(recipe)
+        model, tokenizer = loading.load_model(recipe)
         return adapters.add_lora(model, recipe), tokenizer
 
     adapters.save_adapter(*fresh(), tmp_path / "adapter")
@@ -210,10 +210,10 @@ def test_pickled_and_damaged_weights_are_refused(tiny, tiny_recipe, tmp_path):
     content = whole.read_bytes()
     whole.write_bytes(content[: len(content) // 2])
     with pytest.raises(UserError, match="must be whole safetensors files"):
-        loading.load(recipe)
+        loading.load_model(recipe)
     whole.unlink()
     with pytest.raises(UserError, match="must be whole safetensors files") as error:
-        loading.load(recipe)
+        loading.load_model(recipe)
     assert len(str(error.value).splitlines()) == 1
     torch.save({}, tmp_path / "adapter_model.bin")
     with pytest.raises(UserError, match=r"no adapter_model\.safetensors"):

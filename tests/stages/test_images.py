@@ -272,6 +272,7 @@ def test_an_existing_set_of_pairs_comes_with_its_pictures_and_their_tokens_are_c
     from tunebook.training import memory
 
     few = {"data.sources.0.rows": 12, "data.sources.0.test": 0.2, "data.sources.0.val": 0}
+    few["data.max_aside"] = 0.7
     recipe = load_recipe(
         "mm-math-sample",
         overrides=few | {"pairs.methods": ["dataset"], "pairs.dataset": str(tmp_path / "set.jsonl")},

@@ -44,7 +44,7 @@ def really_kept(recipe, rows: int, length: int) -> int:
 
     from tunebook.models import adapters, loading
 
-    model = adapters.add_lora(loading.load(recipe)[0], recipe).train()
+    model = adapters.add_lora(loading.load_model(recipe)[0], recipe).train()
     own = {t.untyped_storage().data_ptr() for t in (*model.parameters(), *model.buffers())}
     kept = {}
 

@@ -15,6 +15,7 @@ from school_geometry.problems import problems
 from tunebook.checkers.maths import verify
 from tunebook.data.prepare import data_stage, prepare
 from tunebook.data.storage import read_parquet, training_rows, write_parquet
+from tunebook.generation.answers import Answer
 from tunebook.pairs.pair import COLUMNS
 from tunebook.pairs.pairs import _rows, pairs, pairs_stage
 from tunebook.recipe.errors import UserError
@@ -102,7 +103,9 @@ def test_an_existing_set_is_read_in_every_form_and_each_bad_row_named(tmp_path):
     content["data"]["for_pairs"] = 0
     content["data"]["sources"] = [{"format": "geometry", "train": 5, "val": 2, "test": 6}]
     (tmp_path / "set.yaml").write_text(yaml.safe_dump(content))
-    recipe = load_recipe(tmp_path / "set.yaml")
+    with pytest.raises(UserError, match=r"14 of 20 rows were put aside: .*`data\.max_aside: 0\.71` goes on"):
+        pairs(load_recipe(tmp_path / "set.yaml"))
+    recipe = load_recipe(tmp_path / "set.yaml", overrides={"data.max_aside": 0.71})
     record = pairs(recipe)
     found = list(read_parquet(pairs_stage(recipe).dir / "train.parquet"))
     assert [p["source_id"] for p in found] == [
@@ -230,6 +233,43 @@ def test_the_model_is_asked_for_errors_and_a_second_round_starts_from_the_first(
     assert ids[0] <= {f"sums.jsonl:{i}" for i in range(1, 6)} and ids[1] <= {
         f"sums.jsonl:{i}" for i in (6, 7, 8, 9, 1)
     }
+
+
+def test_what_is_done_with_the_samples_may_change_and_none_is_asked_again(monkeypatch):
+    asked = []
+
+    def answering(source, prompts, sampling, images, *, skip, label, usage):
+        for i in range(len(prompts)):
+            if i not in skip:
+                asked.append(i)
+                # Of each prompt some are right by chance, some are wrong.
+                yield {i: Answer(f"It is so.\n\\boxed{{{60 + i % 2}}}", 5, False)}
+
+    monkeypatch.setattr("tunebook.generation.generate.generate", answering)
+    monkeypatch.setattr(
+        "tunebook.pairs.work.check_sample", lambda text, *rest: "right" if "60" in text else "wrong"
+    )
+    keys = {
+        "data.sources": [{"format": "geometry", "train": 12, "val": 2, "test": 2}],
+        "pairs.server": {"url": "http://x/v1", "model": "m"},
+        "pairs.prompts": 4,
+        "pairs.samples": 2,
+        "pairs.val": 0,
+    }
+
+    def count(**changes) -> tuple[int, dict[str, int]]:
+        asked.clear()
+        changed = {f"pairs.{key}": value for key, value in changes.items()}
+        record = pairs(load_recipe(overrides=keys | changed))
+        return len(asked), record["rows"]
+
+    assert count() == (8, {"train": 4, "val": 0})
+    asked_again, rows = count(val=0.6, per_prompt=2, max_length_ratio=3.0)
+    assert asked_again == 0 and rows["val"] > 0 and sum(rows.values()) == 4
+    assert count(temperature=0.5)[0] == 8
+    assert count(temperature=0.5, batch_size=3)[0] == 0
+    keys["pairs.server"] = {"url": "http://x/v1", "model": "another"}
+    assert count(temperature=0.5)[0] == 8
 
 
 def test_rows_kept_for_pairs_are_not_trained_on(tmp_path):

@@ -210,7 +210,7 @@ def test_a_base_model_learns_to_end_its_turns(tiny_base, tmp_path, monkeypatch):
     results = evaluate(recipe)
     assert {name: s["n"] for name, s in results.items()} == {"base": 60, "sft": 60, "dpo": 60}
 
-    model, tokenizer = loading.load(recipe)
+    model, tokenizer = loading.load_model(recipe)
     assert (tokenizer.eos_token, tokenizer.eos_token_id, tokenizer.pad_token_id) == ("<|im_end|>", 2, 0)
     assert model.generation_config.eos_token_id == [2, 0] and model.config.eos_token_id == 2
     assert stops_after(model, tokenizer, "<|im_end|>") == stops_after(model, tokenizer, "<|endoftext|>") == 3

@@ -102,3 +102,15 @@ def test_an_adapter_of_plain_peft_is_the_start_and_the_reference(preferences, ti
     config = read_json(recipe.run_dir / "dpo" / "adapter" / "adapter_config.json")
     assert (config["r"], config["lora_alpha"], config["use_rslora"]) == (4, 12, True)
     assert list(evaluate(recipe)) == ["base", "start", "dpo"]
+
+    # What is exported has that shape too: the same logits as plain PEFT's model.
+    from tunebook.export import export
+    from tunebook.runs.stages import policy_name
+
+    assert policy_name(recipe, 1) == "start"
+    model, _ = export._load(recipe, "dpo")
+    ids = torch.arange(5, 25)[None]
+    with torch.no_grad():
+        theirs = tuned.eval()(ids).logits
+        ours = model.eval()(input_ids=ids).logits
+    torch.testing.assert_close(ours, theirs, atol=2e-4, rtol=1e-3)

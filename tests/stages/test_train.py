@@ -64,7 +64,7 @@ def losses(run_dir: Path) -> list[tuple[int, float]]:
 def test_a_canary_is_learned_and_decoded_exactly(canary_recipe, four_bit, embedded):
     from tunebook.data.storage import load
     from tunebook.evaluation import evaluate
-    from tunebook.models import loading
+    from tunebook.models import adapters, loading
     from tunebook.training.sft import sft
 
     recipe = load_recipe(canary_recipe, overrides={"model.load_in_4bit": four_bit})
@@ -76,11 +76,13 @@ def test_a_canary_is_learned_and_decoded_exactly(canary_recipe, four_bit, embedd
     assert (adapter / "adapter_model.safetensors").exists() and (adapter / "tokenizer.json").exists()
     assert not [p for p in (recipe.run_dir / "sft").rglob("*") if p.suffix in (".bin", ".pkl")]
     rows = load(recipe, "train")
-    answer = evaluate.answers(recipe, ["base", "sft"], [rows[0]])[0]
+    model, tokenizer = adapters.load_stages(recipe, ["sft"])
+    models = {"base": None, "sft": "sft"}
+    answer = evaluate.answers(model, tokenizer, models, [rows[0]], 64)[0]
     assert answer["sft"] == CANARY
     assert answer["base"] != CANARY
     if four_bit:
-        model, _ = loading.load(recipe)
+        model, _ = loading.load_model(recipe)
         assert any(type(m).__name__ == "Linear4bit" for m in model.modules())
 
 

@@ -45,23 +45,21 @@ def test_the_audit_measures_the_plain_loss_whatever_is_trained_on():
 @pytest.mark.parametrize(("name", "most"), [("02_sft", 1), ("04_dpo", 3)])
 @pytest.mark.parametrize("held_out", [0, 2, 5])
 def test_notebooks_show_what_held_out_rows_there_are(name, most, held_out):
-    import datasets
-
     cells = json.loads((ROOT / "notebooks" / f"{name}.ipynb").read_text())["cells"]
     (source,) = ("".join(cell["source"]) for cell in cells if "evaluate.answers" in "".join(cell["source"]))
-    rows = datasets.Dataset.from_dict(
-        {"prompt": [[{"content": f"{i}?"}] for i in range(held_out)], "gold": ["7"] * held_out}
-    )
+    rows = [{"prompt": [{"content": f"{i}?"}], "gold": "7"} for i in range(held_out)]
     shown: list[str] = []
 
-    def answers(rec, stages, asked):
-        return [dict.fromkeys(stages, f"says {row['prompt']}") for row in asked]
+    def answers(model, tokenizer, adapters, asked, limit):
+        return [dict.fromkeys(adapters, f"says {row['prompt']}") for row in asked]
 
     given = {
-        "rec": SimpleNamespace(evaluate=SimpleNamespace(split="test")),
-        "load": lambda rec, split: rows,
-        "evaluate": SimpleNamespace(answers=answers),
+        "rec": SimpleNamespace(evaluate=SimpleNamespace(max_new_tokens=8)),
+        "model": None,
+        "tokenizer": None,
+        "evaluate": SimpleNamespace(answers=answers, examples=lambda rec, count: rows[:count]),
         "dpo_stage": lambda rec, round: SimpleNamespace(name="dpo"),
+        "policy_name": lambda rec, round: "sft",
         "round": 1,
         "open_all": list,
         "Markdown": str,

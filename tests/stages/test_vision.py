@@ -18,7 +18,7 @@ def test_batched_answers_with_images_are_the_answers_given_alone(tmp_path):
     from tunebook.models.chat_template import render
 
     backend.backend()
-    model, processor = loading.load(load_recipe("mm-math-sample"))
+    model, processor = loading.load_model(load_recipe("mm-math-sample"))
     paths = []
     for a, b in ANGLES[:3]:
         paths.append([str(tmp_path / f"{a}.png")])
@@ -49,7 +49,7 @@ def test_lora_goes_where_the_switches_say():
     places = {}
     for vision in (True, False):
         recipe = load_recipe("mm-math-sample", overrides={"lora.finetune_vision_layers": vision})
-        model = adapters.add_lora(loading.load(recipe)[0], recipe)
+        model = adapters.add_lora(loading.load_model(recipe)[0], recipe)
         places[vision] = {name.split(".lora_")[0] for name, p in model.named_parameters() if p.requires_grad}
     assert not any("audio" in name for name in places[True] | places[False])
     assert any("vision" in name for name in places[True]) and not any(

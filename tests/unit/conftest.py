@@ -16,7 +16,7 @@ import pytest
 from tunebook import cli
 
 HEAVY = ("torch", "transformers", "unsloth", "datasets")
-PROGRAMS = {"git", "uname", "tunebook.checkers.maths"}
+PROGRAMS = {"git", "uname", "tunebook.checkers.formulas.algebra"}
 """What may be started all the same.
 
 git tells a run's commit, `platform` asks `uname`, the verifier's process is there to be stopped.

@@ -48,7 +48,7 @@ def test_an_untrained_run_has_its_base_only(tmp_path):
 def test_a_revision_is_that_of_the_recipes_base_alone(monkeypatch):
     loaded = []
     monkeypatch.setattr(
-        conversation.loading, "load", lambda recipe: loaded.append(recipe.model) or (None, None)
+        conversation.loading, "load_model", lambda recipe: loaded.append(recipe.model) or (None, None)
     )
     monkeypatch.setattr(
         conversation, "load_stages", lambda recipe, stages: loaded.append(recipe.model) or (None, None)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+from types import SimpleNamespace
 
 import pytest
 
@@ -261,3 +263,47 @@ def test_a_model_that_learnt_other_rows_is_not_evaluated(monkeypatch, tmp_path, 
     evaluate.eval_stage(recipe(), "sft")
     evaluate.eval_stage(recipe(), "sft")
     assert capsys.readouterr().out.count("was trained with model.base another, not smollm2") == 1
+
+
+def test_more_samples_ask_no_greedy_answer_again(monkeypatch):
+    """Nor does another gate; another length of the answers does."""
+    asked = []
+
+    def answering(source, prompts, sampling, images, *, skip, label, usage):
+        for i in range(len(prompts)):
+            if i not in skip:
+                asked.append(label)
+                yield {i: Answer("\\boxed{5}", 3, False)}
+
+    monkeypatch.setattr("tunebook.generation.generate.generate", answering)
+    monkeypatch.setattr(evaluate, "data_stage", lambda recipe: SimpleNamespace(key="data"))
+    rows = []
+    for name in "ab":
+        rows.append(
+            {
+                "source_id": name,
+                "slice": None,
+                "group": None,
+                "difficulty": None,
+                "gold": "5",
+                "prompt": [{"role": "user", "content": name}],
+            }
+        )
+
+    def exam(**keys):
+        asked.clear()
+        recipe = load_recipe(overrides={f"evaluate.{key}": keys[key] for key in keys})
+        stage = evaluate.eval_stage(recipe, "base")
+        with stage.open() as folder:
+            depends_on = evaluate._answers_depend_on(stage)
+            work = items.Exam(recipe, "base", contextlib.nullcontext, rows, folder, depends_on)
+            work.answer()
+            if recipe.evaluate.samples:
+                work.sample()
+        return list(asked)
+
+    assert exam() == ["base answers"] * 2
+    assert exam(samples=2) == ["base samples"] * 4
+    assert exam(samples=2, temperature=0.5) == ["base samples"] * 4
+    assert exam(samples=3, temperature=0.5) == ["base samples"] * 6
+    assert exam(max_new_tokens=9) == ["base answers"] * 2

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+import sys
+import types
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +18,7 @@ from tunebook.recipe.effects import differences, of_the_weights
 from tunebook.recipe.errors import UserError
 from tunebook.recipe.loading import load_recipe
 from tunebook.recipe.overrides import switch
+from tunebook.recipe.parameters import check_cells
 from tunebook.runs.files import read_json
 from tunebook.runs.stage import Stage
 
@@ -258,6 +262,61 @@ def test_parameters_of_a_notebook_as_papermill_hands_them_on():
     assert recipe.seed == load_recipe().seed and recipe.sft["max_steps"] == 3
     assert recipe.sft["learning_rate"] == 2e-4 and recipe.sft["per_device_train_batch_size"] == 4
     assert recipe.sft.get("num_train_epochs") == load_recipe().sft.get("num_train_epochs")
+
+
+CELL = "recipe = 'smollm2-math'\nrun = None\nlr = None\nseed = None\noverrides = {}\n"
+
+
+@pytest.mark.parametrize(
+    ("parameter", "hint"),
+    [
+        ("learningrate", ", did you mean lr? This notebook has recipe, run, lr, seed, overrides; "),
+        ("learning_rate", ", did you mean lr? "),
+        ("sede", ", did you mean seed? "),
+        ("recepie", ", did you mean recipe? "),
+        ("zzz", ". This notebook has "),
+        ("epochs", ". This notebook has "),  # others have it
+    ],
+)
+def test_an_unknown_parameter_of_a_notebook_stops_it_and_names_the_nearest(parameter, hint):
+    cells = ["", CELL, f"# Parameters\nrun = 'a'\n{parameter} = 7\n", "import tunebook\n"]
+    with pytest.raises(UserError) as refused:
+        check_cells(cells)
+    assert str(refused.value).startswith(f"unknown parameter {parameter}{hint}")
+    assert "overrides: {lora.r: 32}" in str(refused.value)
+
+
+def test_what_a_notebook_has_and_what_papermill_has_not_set_is_taken():
+    check_cells(["", CELL, "# Parameters\nrun = 'a'\nlr = 2e-4\n", "extra = 1\n"])
+    check_cells(["", "recipe = (", "# Parameters\nzzz = 1\n"])  # nothing to compare with
+    check_cells(["", "# Parameters\nrecipe = 'smollm2-math'\nmine = 3\n"])  # somebody's own cell
+    check_cells(["", "a = 1\n", "# Parameters\nrecipe = 'smollm2-math'\n"])
+
+
+def test_reading_a_recipe_looks_at_the_parameters_of_the_notebook_around_it(monkeypatch):
+    shell = types.SimpleNamespace(user_ns={"In": ["", CELL, "# Parameters\nsede = 7\n"]})
+    notebook = types.ModuleType("IPython")
+    monkeypatch.setattr(notebook, "get_ipython", lambda: shell, raising=False)
+    monkeypatch.setitem(sys.modules, "IPython", notebook)
+    with pytest.raises(UserError, match="unknown parameter sede, did you mean seed"):
+        load_recipe()
+    monkeypatch.setattr(notebook, "get_ipython", lambda: None)
+    assert load_recipe().name == "smollm2-math"
+
+
+@pytest.mark.parametrize(
+    ("key", "hint"),
+    [
+        ("learningrate", "did you mean sft.learning_rate or dpo.learning_rate?"),
+        ("lora_r", "did you mean lora.r?"),
+        ("max_step", "did you mean sft.max_steps or dpo.max_steps?"),
+        ("modle", "did you mean model?"),
+        ("sft.learningrate", "did you mean learning_rate?"),
+    ],
+)
+def test_a_misspelt_key_without_its_section_is_looked_for_in_all_of_them(key, hint):
+    with pytest.raises(UserError, match=f"unknown key {re.escape(key)}, {re.escape(hint)}"):
+        load_recipe(overrides={key: 3})
 
 
 class Layer:

@@ -243,6 +243,46 @@ def test_an_answer_file_asks_only_what_is_missing(tmp_path, monkeypatch, kept):
     assert len(fill(Unopened())) == 4
 
 
+@pytest.mark.parametrize(
+    ("change", "stays"),
+    [
+        ({}, True),
+        ({"batch_size": 2}, True),  # a sample depends on its prompt and seed
+        ({"temperature": 0.5}, False),
+        ({"max_new_tokens": 5}, False),
+        ({"seeds": [1, 3]}, False),
+        ({"rest": ["another model"]}, False),
+        ({"prompts": ["a", "c"]}, False),
+    ],
+    ids=str,
+)
+def test_answers_are_kept_by_what_they_depend_on_alone(tmp_path, change, stays):
+    def drop(**changes):
+        values = {"max_new_tokens": 4, "temperature": 1.0, "seeds": [1, 2], "batch_size": 64, **changes}
+        contents = values.pop("prompts", ["a", "b"])
+        rest = values.pop("rest", ["model"])
+        prompts = [[{"role": "user", "content": content}] for content in contents]
+        generate.drop_other_answers(path, prompts, answers.Sampling(**values), rest)
+
+    path = tmp_path / "samples.jsonl"
+    path.write_text("{}\n")
+    drop()
+    assert path.exists()  # without a key nothing speaks against it
+    drop(**change)
+    assert path.exists() == stays
+    path.write_text("{}\n")
+    drop(**change)
+    assert path.exists()
+
+
+def test_a_greedy_answer_depends_on_its_batch_too(tmp_path):
+    path = tmp_path / "predictions.jsonl"
+    for batch_size in (8, 4):
+        path.write_text("{}\n")
+        generate.drop_other_answers(path, [], answers.Sampling(4, batch_size), None)
+    assert not path.exists()
+
+
 def test_batches_are_of_similar_length_and_the_same_every_time():
     lengths = [5, 9, 9, 1, 7]
     assert local.batches(lengths, 2) == [[1, 2], [4, 0], [3]]

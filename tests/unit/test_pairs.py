@@ -142,6 +142,7 @@ def work_of(answers: list[str], rows: int, monkeypatch, **given) -> Work:
         ]
 
     monkeypatch.setattr("tunebook.pairs.work.answer_file", answer_file)
+    monkeypatch.setattr("tunebook.pairs.work.drop_other_answers", lambda *given: None)
     return work
 
 

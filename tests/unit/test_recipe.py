@@ -116,7 +116,7 @@ def test_notebook_parameters_fit_the_recipe(path):
     import papermill  # here, because it takes seconds
 
     names = set(papermill.inspect_notebook(str(path)))
-    stage_functions = {"force", "resume", "fresh", "round"}
+    stage_functions = {"force", "resume", "fresh", "round", "install_tools"}
     assert {"recipe", "run", "overrides"} <= names
     asking = (
         {"model", "question", "image", "compare_items", *Drawing.__dataclass_fields__}

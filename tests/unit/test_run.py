@@ -34,6 +34,42 @@ def stage(**settings) -> Stage:
     return Stage(load_recipe(overrides={"sft.learning_rate": 0.5}), "sft", settings, {"data": "abc"})
 
 
+def answered(text: str, **settings) -> Stage:
+    """A stage that keeps answers, with their key, and a file of another kind."""
+    filled = stage(**settings)
+    with filled.open() as folder:
+        (folder / "samples.jsonl").write_text(text)
+        (folder / "samples.jsonl.key").write_text("k")
+        (folder / "rows.jsonl").write_text(text)
+    return filled
+
+
+def kept(**settings) -> dict[str, str]:
+    """The files that a stage of other settings begins with, and their content."""
+    resume = settings.pop("resume", True)
+    files = {}
+    with pytest.raises(KeyboardInterrupt), stage(**settings).open(resume) as folder:
+        for file in folder.iterdir():
+            files[file.name] = file.read_text()
+        raise KeyboardInterrupt
+    files.pop("started.json")
+    return files
+
+
+def test_answers_of_a_stage_of_other_settings_are_kept_and_nothing_else():
+    finished = answered("of the finished one", x=1)
+    answers = {"samples.jsonl": "of the finished one", "samples.jsonl.key": "k"}
+    assert kept(x=2) == answers
+    # The interrupted one's own come before those of the finished one.
+    (finished.partial / "samples.jsonl").write_text("newer")
+    (finished.partial / "half.jsonl").write_text("without a key")
+    assert kept(x=3) == answers | {"samples.jsonl": "newer"}
+    assert kept(x=4, resume=False) == {}
+    (finished.dir / "samples.jsonl").write_text("damaged")
+    assert kept(x=5) == {}
+    assert finished.dir.exists() and (finished.dir / "rows.jsonl").exists()
+
+
 def test_a_result_appears_whole_and_is_recorded():
     first = stage(x=1)
     with first.open() as folder:

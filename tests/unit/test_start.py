@@ -98,3 +98,28 @@ def test_its_shape_wins_over_the_recipes_lora_section(tmp_path, capsys):
     assert "modules_to_save" not in shaped.lora and shaped.lora["lora_dropout"] == 0
     assert "r 4, not 16" in capsys.readouterr().out
     assert recipe.lora["r"] == 16
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("bias", "all"), ("trainable_token_indices", [5]), ("init_lora_weights", "pissa"), ("lora_bias", True)],
+)
+def test_an_adapter_of_a_kind_that_would_be_built_otherwise_is_refused(tmp_path, key, value):
+    write_adapter(tmp_path / "tuned", **{key: value})
+    with pytest.raises(UserError, match=rf"was trained with {key}=.*name that folder as model\.base"):
+        start(recipe_of(tmp_path, "dpo: {start: tuned}\n"))
+    write_adapter(tmp_path / "tuned", bias="none", init_lora_weights=True, exclude_modules=None)
+    start(recipe_of(tmp_path, "dpo: {start: tuned}\n"))
+
+
+def test_a_whole_model_of_the_hub_gets_the_same_advice(tmp_path, monkeypatch):
+    (tmp_path / "cache").mkdir()
+    monkeypatch.setattr("tunebook.models.hub.use_if_reachable", lambda: None)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *a, **k: str(tmp_path / "cache"))
+    with pytest.raises(UserError, match=r"holds no adapter_config\.json.*`model\.base: some/model`"):
+        start(recipe_of(tmp_path, "dpo: {start: some/model}\n"))
+
+
+def test_to_start_from_sft_needs_rows_for_it(tmp_path):
+    with pytest.raises(UserError, match=r"dpo\.start: sft needs an SFT in this run"):
+        recipe_of(tmp_path, "dpo: {start: sft}\n")

@@ -102,7 +102,7 @@ class Models:
         # Revision, template and end of turn are those of the recipe's base, not of another model.
         changes = {"base": where, "revision": None, "chat_template": None, "eos_token": None}
         config = self.recipe.model.model_copy(update=changes)
-        return loading.load(self.recipe.model_copy(update={"model": config}))
+        return loading.load_model(self.recipe.model_copy(update={"model": config}))
 
 
 @dataclass

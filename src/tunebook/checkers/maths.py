@@ -1,30 +1,29 @@
-"""Is this answer right? One verifier for data checks, pairs and evaluation: Hugging Face's math-verify.
+"""Is this answer right? One verifier for data checks, pairs and evaluation.
 
-math-verify guards itself with `signal.alarm`, which works in a main thread only and cannot stop a long
-integer power. So it runs in a process of its own (`python -m tunebook.checkers.maths`), which is killed when
-it takes too long. Plain numbers and equal strings never get that far.
+Of `formulas/`, `extract` finds a final answer that stands in no box, `comparing` compares two of them (lists,
+names, units), and `algebra` asks math-verify in a process of its own. Words, plain numbers and
+equal texts never get that far.
 """
 
 from __future__ import annotations
 
-import atexit
-import contextlib
 import functools
-import json
 import re
-import select
-import subprocess
-import sys
-import threading
 from dataclasses import dataclass
-from fractions import Fraction
 from importlib.metadata import version
 from typing import Literal
 
-TIMEOUT_S = 10.0  # for one comparison
-START_S = 300.0  # for the imports of the process that compares, on a machine that is busy
-MAX_MEMORY = 4 * 2**30  # bytes of that process
+from tunebook.checkers.formulas.algebra import Worker
+from tunebook.checkers.formulas.comparing import compare
+from tunebook.checkers.formulas.extract import last_expression
+from tunebook.checkers.formulas.latex import normalise
+
 MAX_LENGTH = 400  # characters; a longer final answer is not one
+MAX_BOXES = 20  # that are one answer
+
+_JOINED_BOXES = re.compile(r"\}[\s$]*(?:[,;]|\band\b|\bor\b|\\text\s*\{\s*(?:and|or)\s*\})[\s$]*\\boxed\s*$")
+_THOUGHT_BEGINS = re.compile(r"<think(?:ing)?>|\[THINK\]")
+_THOUGHT_ENDS = re.compile(r"</think(?:ing)?>|\[/THINK\]")
 
 
 @dataclass(frozen=True)
@@ -35,31 +34,58 @@ class Verdict:
     parsed: str | None
     """The final answer as it stands there, before it is normalised."""
     how: Literal["boxed", "last number", "text", "none"]
-    r"""Where it stands: in the last `\boxed{}`, as the last number of the text, in its words, or nowhere."""
+    r"""Where it stands: in the last `\boxed{}`, as the last expression, in the text's words, or nowhere."""
 
 
 def verifier() -> str:
     """Recorded with every score: scores of another version are not comparable without a look."""
-    return f"tunebook-2/math-verify-{version('math-verify')}"
+    return f"tunebook-3/math-verify-{version('math-verify')}"
 
 
 def verify(text: str, gold: str, *, boxed_only: bool = False) -> Verdict:
     r"""Compare the final answer in `text` with `gold` (without `\boxed`).
 
-    The last `\boxed{}` counts. Without one, and unless `boxed_only`, the last number does; where `gold` is a
-    word, a letter or a sentence, it is looked for at the end of the text.
+    What a model thinks does not count. The last `\boxed{}` does. Without one, and unless `boxed_only`, it is
+    what follows `####` or "the answer is", or the last expression; where `gold` is a word, a letter or a
+    sentence, it is looked for at the end.
     """
-    answer = boxed(text)
-    in_words = is_words(gold)
+    text = after_thinking(text)
+    answer = _last_boxes(text)
     if answer is not None:
-        same_words = in_words and bool(_plain(answer)) and _plain(answer) == _plain(gold)
-        return Verdict(bool(answer.strip()) and (same_words or equal(gold, answer)), answer, "boxed")
-    if in_words and not boxed_only:
-        return _verify_words(text, gold)
-    numbers = [] if boxed_only else re.findall(r"-?\d[\d,]*(?:\.\d+)?(?:/\d+)?", text)
-    if not numbers:
+        return Verdict(bool(answer.strip()) and equal(gold, answer), answer, "boxed")
+    if boxed_only:
         return Verdict(False, None, "none")
-    return Verdict(equal(gold, numbers[-1]), numbers[-1], "last number")
+    if is_words(normalise(gold)):
+        # A whole text of one \text{} is a final answer, and no sentence that holds one.
+        if re.fullmatch(r"\s*\$?\\text\{[^{}]*\}\$?\s*", text):
+            return Verdict(equal(gold, text), text.strip(), "text")
+        return _verify_words(text, gold)
+    answer = last_expression(text, gold)
+    if answer is None:
+        return Verdict(False, None, "none")
+    return Verdict(equal(gold, answer), answer, "last number")
+
+
+def after_thinking(text: str) -> str:
+    """What follows the last `</think>`; nothing of a thought that never ends."""
+    return _THOUGHT_BEGINS.split(_THOUGHT_ENDS.split(text)[-1])[0]
+
+
+def _last_boxes(text: str) -> str | None:
+    r"""The last box; of several that are joined by `and`, `or` or a comma, all of them."""
+    text = re.sub(r"\\fbox(?=\s*\{)", r"\\boxed", text)
+    last = boxed(text)
+    if not last or not last.strip():
+        return last
+    boxes = [last]
+    while len(boxes) < MAX_BOXES:
+        text = text.rpartition("{" + boxes[0] + "}")[0]
+        joined = _JOINED_BOXES.search(text[-100:])
+        earlier = boxed(text) if joined else None
+        if not earlier:
+            break
+        boxes.insert(0, earlier)
+    return ", ".join(boxes)
 
 
 def is_words(gold: str) -> bool:
@@ -71,7 +97,7 @@ def is_words(gold: str) -> bool:
     if re.search(r"\d", gold):
         return len(letters) >= 3 and not re.search(r"^\s*[-+]?\d", gold)
     if len(letters) == 0:
-        return bool(re.fullmatch(r"\W*[^\W\d_]\W*", gold)) and not re.search(r"[-+*/<>]", gold)
+        return bool(re.fullmatch(r"\W*[^\W\d_]\W*", gold)) and not re.search(r"[-+*/<>|!]", gold)
     return True
 
 
@@ -80,6 +106,8 @@ def _verify_words(text: str, gold: str) -> Verdict:
     wanted = _plain(gold)
     found = _plain(text)
     last_sentence = _last_sentence(text)
+    if _is_denied(wanted, _plain(last_sentence)):
+        return Verdict(False, last_sentence[-MAX_LENGTH:], "text")
     if found == wanted or found.endswith(f" {wanted}"):
         return Verdict(True, gold, "text")
     if len(wanted) == 1:
@@ -97,10 +125,20 @@ def _verify_words(text: str, gold: str) -> Verdict:
     return Verdict(False, last_sentence[-MAX_LENGTH:], "text")
 
 
+def _is_denied(wanted: str, sentence: str) -> bool:
+    """It is not even; it isn't an integer."""
+    return bool(
+        re.search(
+            rf"\b(?:not|never|\w+n['’]t|no)(?: an?| the)? {re.escape(wanted)}\b(?!.*\b{re.escape(wanted)}\b)",
+            sentence,
+        )
+    )
+
+
 def _letter(text: str, last_sentence: str) -> str | None:
     """The choice that a text makes: at its end, in its last sentence, or at its start."""
     # A letter at the end counts most; `A` before a word is an article, and `I` is a pronoun.
-    end = re.search(r"(?<!\w)([^\W\d_])\W*$", text)
+    end = re.search(r"(?<!not )(?<!than )(?:(?<!\w)|(?<=[\u4e00-\u9fff]))([^\W\d_])\W*$", text)
     if end:
         return end[1]
     letters = re.findall(r"(?<![\w'])(?!(?:A|I) [a-z])([A-Z])(?![\w'])", last_sentence)
@@ -122,6 +160,18 @@ def _plain(text: str) -> str:
     """Words and numbers in lower case, with single spaces; punctuation aside."""
     text = re.sub(r"\\(?:text|mathrm|mbox)\s*\{([^{}]*)\}", r" \1 ", text.casefold())
     return " ".join(re.findall(r"\d+(?:[.,]\d+)*|[^\W_]+(?:['’][^\W_]+)*", text))
+
+
+def _same_words(gold: str, answer: str) -> bool:
+    wanted = _plain(gold)
+    found = _plain(answer)
+    # A choice may repeat what it chooses: `(B) 12`, `B. Paris`
+    chosen = re.fullmatch(
+        r"(?:(?i:option|choice|answer) )?\(?([A-Za-z])(?:[).:]+|$)\s*(?!.*\b(?:and|or)\b).*", answer
+    )
+    if len(wanted) == 1 and chosen:
+        found = chosen[1].lower()
+    return bool(found) and found == wanted
 
 
 def boxed(text: str) -> str | None:
@@ -147,114 +197,34 @@ def boxed(text: str) -> str | None:
 
 @functools.lru_cache(maxsize=100_000)
 def equal(gold: str, answer: str) -> bool:
-    """Whether two final answers are mathematically the same. False when in doubt or out of time."""
+    """Whether two final answers are the same. False when in doubt or out of time."""
     if max(len(gold), len(answer)) > 10 * MAX_LENGTH:
         return False
-    gold = normalise(gold)
-    answer = normalise(answer)
-    if not gold or not answer or max(len(gold), len(answer)) > MAX_LENGTH:
-        return False
-    if gold == answer:
-        return True
-    gold_number = _number(gold)
-    answer_number = _number(answer)
-    if gold_number is not None and answer_number is not None:
-        return gold_number == answer_number
-    return _worker.ask(gold, answer)
-
-
-def normalise(answer: str) -> str:
-    r"""Strip what does not change the value: `$`, spaces, degrees, units, thousands' commas, `x =`, a box."""
+    gold = boxed(gold) or gold
     answer = boxed(answer) or answer
-    answer = re.sub(r"\\(?:text|mathrm|mbox)\s*\{\s*([^{}]*)\}", r" \1", answer)
-    # degrees
-    answer = re.sub(r"\^\s*(?:\{\s*\\circ\s*\}|\\circ)|°|\bdegrees?\b", "", answer)
-    # LaTeX's spaces, \left and \right, dollar and per cent signs
-    answer = re.sub(r"\\[,;:! ]|\\left|\\right|\$|\\%|%", "", answer)
-    answer = answer.replace("π", r"\pi").replace("√", r"\sqrt").strip(" .")
-    # units of length, area and volume behind a number
-    unit = r"(?:square |cubic )?(?:cm|mm|dm|km|m|units?|metres?|meters?)(?:\s*\^\s*\{?[23]\}?|[²³])?"
-    answer = re.sub(rf"(?<=[\d\w}}])\s+{unit}$", "", answer)
-    # `x =` and `\angle ABC =`
-    answer = re.sub(r"^[a-zA-Z]\s*=\s*|^\\angle\s*\w+\s*=\s*", "", answer)
-    return re.sub(r"(?<=\d),(?=\d{3}\b)", "", answer).strip()
-
-
-def _number(text: str) -> Fraction | None:
-    """A whole number, a decimal or a fraction of numbers; None for anything else."""
-    match = re.fullmatch(r"([-+]?\d{1,30}(?:\.\d{1,30})?)(?:/(\d{1,30}))?", text)
-    if match is None:
-        match = re.fullmatch(r"\\d?frac\{(-?\d{1,30})\}\{(\d{1,30})\}", text)
-    if match is None:
-        return None
+    plain_gold = normalise(gold)
+    plain_answer = normalise(answer)
+    if not plain_gold or not plain_answer or max(len(plain_gold), len(plain_answer)) > MAX_LENGTH:
+        return False
+    if plain_gold == plain_answer:
+        return True
+    # A single letter may be a choice or a variable: -x is not x.
+    if is_words(plain_gold) and (len(plain_gold) > 1 or not re.search(r"[-+*/^|=<>!\\]", plain_answer)):
+        return _same_words(plain_gold, plain_answer)
+    # `(B) 12` for 12
+    plain_answer = re.sub(r"^\(?[A-E]\)\s*(?=.)", "", plain_answer)
     try:
-        return Fraction(match[1]) / Fraction(match[2] or 1)
-    except (ZeroDivisionError, ValueError):
-        return None
+        return compare(plain_gold, plain_answer, _no_algebra)
+    except _AlgebraNeeded:
+        return _worker.ask(plain_gold, plain_answer)
 
 
-class _Worker:
-    """math-verify in a process of its own, asked line by line, killed and restarted when it is too slow."""
-
-    def __init__(self) -> None:
-        self.process: subprocess.Popen[str] | None = None
-        self.lock = threading.Lock()
-        atexit.register(self.stop)
-
-    def ask(self, gold: str, answer: str) -> bool:
-        with self.lock:
-            process = self.process
-            if process is None or process.poll() is not None:
-                process = self._start()
-            # A process that has just died reads no line, and gives no reply.
-            with contextlib.suppress(BrokenPipeError):
-                print(json.dumps([gold, answer]), file=process.stdin, flush=True)
-            reply = _read_line(process, TIMEOUT_S)
-            if not reply:
-                self.stop()
-            return reply.strip() == "true"
-
-    def _start(self) -> subprocess.Popen[str]:
-        command = [sys.executable, "-m", "tunebook.checkers.maths"]
-        pipe = subprocess.PIPE
-        process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL, text=True)
-        self.process = process
-        if not _read_line(process, START_S):
-            raise RuntimeError("the verifier does not start: try `python -m tunebook.checkers.maths`")
-        return process
-
-    def stop(self) -> None:
-        if self.process is not None:
-            self.process.kill()
-            self.process.communicate()
-            self.process = None
+class _AlgebraNeeded(Exception):
+    """Formulas have to be compared, which takes another process."""
 
 
-def _read_line(process: subprocess.Popen[str], timeout: float) -> str:
-    """The next line that a process writes; empty when it ends or takes too long."""
-    assert process.stdout is not None  # noqa: S101 - for the type checker
-    ready, _, _ = select.select([process.stdout], [], [], timeout)
-    return process.stdout.readline() if ready else ""
+def _no_algebra(*_: str) -> bool:
+    raise _AlgebraNeeded
 
 
-_worker = _Worker()
-
-
-def _serve() -> None:
-    """The worker's side: a line `[gold, answer]` in, `true` or `false` out."""
-    import resource
-
-    import math_verify
-
-    # 10^(10^10) would take the machine's memory before its time is up.
-    resource.setrlimit(resource.RLIMIT_AS, (MAX_MEMORY, MAX_MEMORY))
-    kinds = [math_verify.LatexExtractionConfig(boxed_match_priority=0), math_verify.ExprExtractionConfig()]
-    print("ready", flush=True)
-    for line in sys.stdin:
-        gold, answer = (math_verify.parse(f"${part}$", kinds) for part in json.loads(line))
-        equal = bool(gold and answer and math_verify.verify(gold, answer))
-        print(json.dumps(equal), flush=True)
-
-
-if __name__ == "__main__":
-    _serve()
+_worker = Worker()

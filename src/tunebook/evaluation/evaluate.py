@@ -134,16 +134,27 @@ def examples(recipe: Recipe, count: int) -> list[Item]:
     return [item for item in held_out_answers(recipe, None) if not item.get("chat")][:count]
 
 
-def answers(recipe: Recipe, names: list[str], rows: list[dict[str, Any]]) -> list[dict[str, str]]:
-    """The same few rows answered by each stage's model: {stage: text} for each row."""
+def answers(
+    model: Any, tokenizer: Any, models: dict[str, str | None], rows: list[Item], max_new_tokens: int
+) -> list[dict[str, str]]:
+    """The same few rows answered by one loaded model with each of its adapters: {name: text} for each row.
+
+    Args:
+        model: The base with adapters on it, as training leaves it.
+        models: The adapter of each name to show, `None` for the base: `{"base": None, "sft": "default"}`.
+        rows: With a `prompt`, as `examples` gives them.
+        max_new_tokens: The limit of an answer.
+    """
     if not rows:
         return []
-    for name in names:
-        eval_stage(recipe, name)  # refuses what is not trained
-    backend.backend()
-    open_model = functools.partial(_open, *load_stages(recipe, names))
-    by_model = answers_by_model(open_model, names, rows, recipe.evaluate.max_new_tokens)
-    return [{name: answer.text for name, answer in row.items()} for row in by_model]
+
+    def open_model(name: str) -> AbstractContextManager[Local]:
+        return local(model, tokenizer, models[name])
+
+    found = []
+    for row in answers_by_model(open_model, models, rows, max_new_tokens):
+        found.append({name: answer.text for name, answer in row.items()})
+    return found
 
 
 def _items(recipe: Recipe) -> tuple[list[Item], bool]:
@@ -172,9 +183,9 @@ def _answer(recipe: Recipe, missing: dict[str, Stage], force: bool) -> None:
         source = functools.partial(_open, model, tokenizer, name)
         with stage.open(resume=not force) as folder:
             if not checkable:
-                stage.record = {"summary": _measure(recipe, name, source, items, folder)}
+                stage.record = {"summary": _measure(recipe, stage, name, source, items, folder)}
                 continue
-            exam = Exam(recipe, name, source, items, folder, check)
+            exam = Exam(recipe, name, source, items, folder, _answers_depend_on(stage), check)
             predictions = exam.answer()
             _refuse_unscored(name, predictions)
             summary = summarise(predictions)
@@ -199,7 +210,20 @@ def _refuse_unscored(name: str, predictions: list[Prediction]) -> None:
         print(f"{name}: {unscored} of {len(predictions)} answers have no score and are left out")
 
 
-def _measure(recipe: Recipe, name: str, source: Source, items: list[Item], folder: Path) -> dict[str, Any]:
+def _answers_depend_on(stage: Stage) -> tuple[Any, ...]:
+    """What a stage's answers depend on beside their prompts and sampling.
+
+    More samples, or images asked otherwise, make no other greedy answers.
+    """
+    of_files = ("samples", "temperature", "ablation")
+    asked = {key: value for key, value in stage.settings["evaluate"].items() if key not in of_files}
+    others = {key: value for key, value in stage.settings.items() if key != "evaluate"}
+    return asked, others, stage.inputs, stage.input_hashes()
+
+
+def _measure(
+    recipe: Recipe, stage: Stage, name: str, source: Source, items: list[Item], folder: Path
+) -> dict[str, Any]:
     """Of a stage whose answers nothing can check: the loss of the held-out ones, and some of its own."""
     with source() as opened:
         measure_losses(opened, items, folder, name, recipe.data.train_on or "all")
@@ -207,7 +231,7 @@ def _measure(recipe: Recipe, name: str, source: Source, items: list[Item], folde
     answered = evenly([item for item in items if not item.get("chat")], ANSWERED)
     if not answered:
         return {**summarise_losses(folder), "answers": None, "slices": {}}
-    predictions = Exam(recipe, name, source, answered, folder).answer()
+    predictions = Exam(recipe, name, source, answered, folder, _answers_depend_on(stage)).answer()
     return {**summarise_losses(folder), "answers": summarise_answers(predictions), "slices": {}}
 
 

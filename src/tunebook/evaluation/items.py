@@ -17,7 +17,7 @@ from tunebook.data.rows import evenly, images_of
 from tunebook.data.storage import load
 from tunebook.evaluation.statistics import column, compare, mark, score_interval, wilson
 from tunebook.generation.answers import Answer, Images, Sampling, repeats
-from tunebook.generation.generate import answer_file, generate
+from tunebook.generation.generate import answer_file, drop_other_answers, generate
 from tunebook.generation.local import Local
 from tunebook.recipe.errors import UserError
 from tunebook.recipe.sections import Recipe
@@ -58,6 +58,8 @@ class Exam:
     source: Source
     items: list[Item]
     folder: Path
+    depends_on: tuple[Any, ...] = ()
+    """What its answers depend on beside prompts and sampling, as JSON values."""
     check: Check = field(default_factory=Check)
     """What makes an answer right."""
 
@@ -128,6 +130,7 @@ class Exam:
 
         path = self.folder / file
         prompts = column(items, "prompt")
+        drop_other_answers(path, prompts, sampling, self.depends_on)
         return answer_file(path, self.source(), prompts, sampling, record, f"{self.stage} {label}", images)
 
 

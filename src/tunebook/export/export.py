@@ -20,6 +20,7 @@ from tunebook.export.modelcard import card
 from tunebook.export.modelfile import modelfile
 from tunebook.generation.local import local
 from tunebook.models import adapters, backend, builtin, chat_template, loading
+from tunebook.models.start import with_shape_of_start
 from tunebook.recipe.errors import UserError, first_line
 from tunebook.recipe.sections import Recipe
 from tunebook.runs.files import read_json, write_json
@@ -236,7 +237,10 @@ def _load(recipe: Recipe, stage: str) -> tuple[Any, Any]:
     # On a CPU in float32, as the fresh processes compute: what differs is then the export's.
     changes = {"load_in_4bit": False, "dtype": "float32" if backend.backend() == "cpu" else None}
     whole = recipe.model_copy(update={"model": recipe.model.model_copy(update=changes)})
-    model, tokenizer = loading.load(whole)
+    model, tokenizer = loading.load_model(whole)
+    # An adapter that SFT made has the shape of the recipe; DPO's may have that of `dpo.start`.
+    if stage != "sft":
+        whole = with_shape_of_start(whole)
     model = adapters.add_lora(model, whole)
     return adapters.restore_lora(model, recipe.run_dir / stage / "adapter"), tokenizer
 

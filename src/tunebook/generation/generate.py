@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
@@ -15,7 +16,7 @@ from tunebook.generation.local import Local, answers_from_model
 from tunebook.generation.server import answers_from_server
 from tunebook.models.chat_template import Messages
 from tunebook.recipe.sections import ServerConfig
-from tunebook.runs.files import intact, read_jsonl
+from tunebook.runs.files import ANSWERS_KEY, fingerprint, intact, read_jsonl, write_text
 
 
 class AnswerFile:
@@ -106,6 +107,23 @@ def answer_file(
                         records.append(line)
                     file.write(records)
     return read_records(path)
+
+
+def drop_other_answers(path: Path, prompts: list[Messages], sampling: Sampling, rest: Any) -> None:
+    """Remove a file of answers to other questions, or asked otherwise; the file's key says what of it is.
+
+    Args:
+        rest: What else the answers depend on, such as the model: a JSON value.
+    """
+    settings = dataclasses.asdict(sampling)
+    if sampling.seeds is not None:
+        # A sample depends on its prompt and seed, a greedy answer in bfloat16 also on its batch.
+        del settings["batch_size"]
+    key = fingerprint([prompts, settings, rest])
+    key_file = path.with_name(path.name + ANSWERS_KEY)
+    if key_file.exists() and key_file.read_text(encoding="utf-8") != key:
+        path.unlink(missing_ok=True)
+    write_text(key_file, key)
 
 
 def read_records(path: Path) -> list[dict[str, Any]]:

@@ -18,11 +18,13 @@ from tunebook.runs.machine import rank
 def add_lora(model: Any, recipe: Recipe) -> Any:
     """Put a fresh LoRA adapter on a base model, initialised from the recipe's seed.
 
+    It is Unsloth's `FastModel.get_peft_model` with `lora_arguments`.
+
     Raises UserError for layers that the model does not have, and for what PEFT refuses.
     """
     from unsloth import FastModel
 
-    settings = {"random_state": recipe.seed, "use_gradient_checkpointing": False, **recipe.lora}
+    settings = lora_arguments(recipe)
     check_targets(model, settings.get("target_modules"))
     if on_cpu() and hasattr(model.config, "vision_config"):
         settings["target_modules"] = _target_modules(model, settings)
@@ -30,6 +32,11 @@ def add_lora(model: Any, recipe: Recipe) -> Any:
         return FastModel.get_peft_model(model, **settings)
     except (ValueError, TypeError, NotImplementedError) as error:
         raise UserError(f"lora: {' '.join(str(error).split())}") from error
+
+
+def lora_arguments(recipe: Recipe) -> dict[str, Any]:
+    """What of a recipe `FastModel.get_peft_model` is given."""
+    return {"random_state": recipe.seed, "use_gradient_checkpointing": False, **recipe.lora}
 
 
 def check_targets(model: Any, targets: Any) -> None:
@@ -172,6 +179,6 @@ def save_merged(model: Any, tokenizer: Any, folder: Path) -> None:
 
 def load_stages(recipe: Recipe, names: Iterable[str]) -> tuple[Any, Any]:
     """The base model, once, with the adapters of the stages on it; and the tokenizer."""
-    model, tokenizer = loading.load(recipe)
+    model, tokenizer = loading.load_model(recipe)
     adapters = {name: recipe.run_dir / name / "adapter" for name in names if name != "base"}
     return load_adapters(model, adapters), tokenizer

@@ -18,8 +18,10 @@ from tunebook.recipe.errors import UserError, first_line
 from tunebook.recipe.sections import ModelConfig, Recipe
 
 
-def load(recipe: Recipe) -> tuple[Any, Any]:
+def load_model(recipe: Recipe) -> tuple[Any, Any]:
     """The recipe's base model and its tokenizer, or its processor for a model that sees images.
+
+    It is Unsloth's `FastModel.from_pretrained` with `model_arguments`.
 
     Raises UserError when there are no whole safetensors weights.
     """
@@ -33,15 +35,10 @@ def load(recipe: Recipe) -> tuple[Any, Any]:
         hub.use_if_reachable()
     try:
         model, tokenizer = FastModel.from_pretrained(
-            model_name=resolve(config.local_base),
-            max_seq_length=config.max_seq_length,
-            load_in_4bit=config.load_in_4bit,
-            revision=config.revision,
-            use_gradient_checkpointing=recipe.lora.get("use_gradient_checkpointing", False),
             trust_remote_code=False,
             # Else transformers takes pickled weights (pytorch_model.bin) where there are no others.
             use_safetensors=True,
-            **_precision_and_attention(config),
+            **model_arguments(recipe),
         )
     except (OSError, SafetensorError) as error:
         raise UserError(
@@ -57,6 +54,19 @@ def load(recipe: Recipe) -> tuple[Any, Any]:
     if config.eos_token:
         _end_turns(model, text_tokenizer(tokenizer).eos_token_id)
     return model, tokenizer
+
+
+def model_arguments(recipe: Recipe) -> dict[str, Any]:
+    """What of a recipe `FastModel.from_pretrained` is given."""
+    config = recipe.model
+    return {
+        "model_name": resolve(config.local_base),
+        "max_seq_length": config.max_seq_length,
+        "load_in_4bit": config.load_in_4bit,
+        "revision": config.revision,
+        "use_gradient_checkpointing": recipe.lora.get("use_gradient_checkpointing", False),
+        **_precision_and_attention(config),
+    }
 
 
 def _precision_and_attention(config: ModelConfig) -> dict[str, Any]:

@@ -6,6 +6,7 @@ and export find it where they find every other adapter.
 
 from __future__ import annotations
 
+import functools
 import shutil
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,17 @@ SHAPE: dict[str, Any] = {
     "alpha_pattern": {},
 }
 
+# Keys that change what an adapter is, with the values that a LoRA adapter made here has. With any other value
+# Unsloth would build another adapter than the one that was trained.
+USUAL: dict[str, tuple[Any, ...]] = {
+    "bias": ("none",),
+    "exclude_modules": (None, []),
+    "init_lora_weights": (True, False, None, "gaussian", "eva", "orthogonal"),
+    "lora_bias": (False, None),
+    "target_parameters": (None, []),
+    "trainable_token_indices": (None, []),
+}
+
 
 def start(recipe: Recipe) -> None:
     """Copy the adapter of `dpo.start` into the run folder, unless it lies there already.
@@ -53,6 +65,12 @@ def start(recipe: Recipe) -> None:
             f"dpo.start: {source} has no {WEIGHTS}; save it with `save_pretrained(safe_serialization=True)`, "
             "pickled weights are not read"
         )
+    for key, usual in USUAL.items():
+        if key in config and config[key] not in usual:
+            raise UserError(
+                f"dpo.start: {source} was trained with {key}={config[key]}, which DPO cannot go on from: "
+                "merge it (merge_and_unload) and name that folder as model.base"
+            )
     base = config.get("base_model_name_or_path")
     if base and Path(base).name != Path(recipe.model.base).name:
         print(
@@ -77,6 +95,13 @@ def start_stage(recipe: Recipe) -> Stage:
     return Stage(recipe, "start", settings, inputs)
 
 
+def with_shape_of_start(recipe: Recipe) -> Recipe:
+    """The recipe as it is, or with the shape of the adapter that `dpo.start` names, copied by `start`."""
+    if policy_name(recipe, 1) != "start":
+        return recipe
+    return with_shape_of(recipe, recipe.run_dir / "start" / "adapter")
+
+
 def with_shape_of(recipe: Recipe, adapter: Path) -> Recipe:
     """The recipe with the `lora` section that a saved adapter was trained with; says what that changes."""
     config = read_json(adapter / CONFIG)
@@ -91,8 +116,13 @@ def with_shape_of(recipe: Recipe, adapter: Path) -> Recipe:
             changes.append(f"{key} {saved}, not {lora[key]}")
         lora[key] = saved
     if changes:
-        print(f"lora as dpo.start was trained: {'; '.join(changes)}")
+        _say_once(f"lora as dpo.start was trained: {'; '.join(changes)}")
     return recipe.model_copy(update={"lora": lora})
+
+
+@functools.cache
+def _say_once(text: str) -> None:
+    print(text)
 
 
 def _same(ours: Any, saved: Any) -> bool:
@@ -105,12 +135,17 @@ def _folder(recipe: Recipe) -> Path:
     """Where the adapter's files lie: a folder, or a hub id's copy in the cache. Raises UserError."""
     name = str(recipe.dpo["start"])
     place = recipe.find_path(name)
-    if place.is_dir():
-        if not (place / CONFIG).is_file():
-            raise UserError(
-                f"dpo.start: {place} holds no {CONFIG}; of a whole model say `model.base: {name}` instead"
-            )
-        return place
+    if not place.is_dir():
+        place = _fetched(name)
+    if not (place / CONFIG).is_file():
+        raise UserError(
+            f"dpo.start: {place} holds no {CONFIG}; of a whole model say `model.base: {name}` instead"
+        )
+    return place
+
+
+def _fetched(name: str) -> Path:
+    """The folder of the cache with an adapter's two files from the hub. Raises UserError."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError
 

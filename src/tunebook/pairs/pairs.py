@@ -69,7 +69,8 @@ def pairs(recipe: Recipe, number: int = 1, force: bool = False) -> dict[str, Any
     with stage.open(resume=not force) as folder:
         rows = [] if _only_existing(recipe) else _rows(recipe, number)
         opener = source_opener(recipe, number)
-        work = Work(recipe, rows, folder, opener, count_tokens, number, check=Check(recipe.check))
+        depends_on = _answers_depend_on(stage)
+        work = Work(recipe, rows, folder, opener, count_tokens, number, depends_on, Check(recipe.check))
         all_pairs = []
         for method in recipe.pairs.methods:
             all_pairs += METHODS[method](work)
@@ -195,6 +196,17 @@ def pairs_stage(recipe: Recipe, number: int = 1) -> Stage:
         if content:
             inputs[config.dataset] = content
     return Stage(recipe, round_name("pairs", number), settings, inputs)
+
+
+def _answers_depend_on(stage: Stage) -> list[Any]:
+    """What the answers of a stage depend on beside their prompts and sampling, and its other settings do not.
+
+    The data's key stands for the rows that answers are checked against.
+    """
+    inputs = {name: key for name, key in stage.inputs.items() if not name.startswith("prompt/")}
+    settings = stage.settings
+    of_checks = settings.get("check"), verifier()
+    return [inputs, stage.input_hashes(), settings.get("model"), settings["pairs"]["server"], of_checks]
 
 
 def _uses_model(recipe: Recipe) -> bool:

@@ -15,7 +15,7 @@ from typing import Any
 from tunebook.checkers.check import Check
 from tunebook.data.rows import Reject, images_of
 from tunebook.generation.answers import Answer, Sampling, Usage, repeats
-from tunebook.generation.generate import answer_file
+from tunebook.generation.generate import answer_file, drop_other_answers
 from tunebook.generation.local import Local, local
 from tunebook.models import adapters, loading
 from tunebook.models.chat_template import Messages
@@ -56,6 +56,8 @@ class Work:
     """Of an answer, with the end of its turn."""
     number: int
     """The round."""
+    depends_on: list[Any] = field(default_factory=list)
+    """What answers depend on beside their prompts and sampling: the model, and what checks them."""
     check: Check = field(default_factory=Check)
     """What makes an answer right."""
     record: dict[str, Any] = field(default_factory=dict)
@@ -83,6 +85,7 @@ class Work:
         config = self.recipe.pairs
         sampling = Sampling(config.max_new_tokens, config.batch_size, config.temperature, seeds)
         path = self.folder / file
+        drop_other_answers(path, prompts, sampling, self.depends_on)
         return answer_file(path, self.open_source(), prompts, sampling, record, label, images, self.usage)
 
     def seed(self, row: dict[str, Any], use: str) -> int:
@@ -134,7 +137,7 @@ def source_opener(recipe: Recipe, number: int) -> Callable[[], Source]:
 
     @functools.cache
     def load() -> tuple[Any, Any]:
-        model, tokenizer = loading.load(recipe)
+        model, tokenizer = loading.load_model(recipe)
         if policy == "base":
             return model, tokenizer
         return adapters.load_adapters(model, {policy: recipe.run_dir / policy / "adapter"}), tokenizer

@@ -42,6 +42,11 @@ def check_rows(recipe: Recipe) -> None:
     """Raises UserError when a stage that the recipe asks for has no rows to work on."""
     if recipe.data.sources:
         return
+    if "dpo" in recipe.stages and recipe.dpo.get("start") == "sft":
+        raise UserError(
+            "dpo.start: sft needs an SFT in this run, and data.sources is missing: give it rows, or name an "
+            "adapter (a folder or hub id) or `base` in dpo.start"
+        )
     example = "`data: {sources: [{path: my.csv}]}`"
     if not recipe.stages:
         raise UserError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import typing
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ SHORT = {
 }
 """Short names that people type with papermill, and the trainer argument each stands for."""
 
-_TRAINER_WORDS = SHORT | {
+TRAINER_WORDS = SHORT | {
     "steps": "max_steps",
     "num_epochs": "num_train_epochs",
     "grad_accum": "gradient_accumulation_steps",
@@ -30,6 +31,7 @@ _TRAINER_WORDS = SHORT | {
     "scheduler": "lr_scheduler_type",
     "optimizer": "optim",
 }
+"""What people call a trainer's argument."""
 
 WORDS = {
     "lora": {
@@ -39,8 +41,8 @@ WORDS = {
         "modules": "target_modules",
         "targets": "target_modules",
     },
-    "sft": _TRAINER_WORDS,
-    "dpo": _TRAINER_WORDS,
+    "sft": TRAINER_WORDS,
+    "dpo": TRAINER_WORDS,
     "model": {"name": "base", "path": "base", "id": "base", "model": "base", "quantization": "load_in_4bit"},
 }
 """What other tools call a key of a section, where spelling alone leads to another one."""
@@ -132,13 +134,28 @@ def _unknown_key(parts: list[str]) -> str:
 
 
 def _belongs_to(key: str) -> str:
-    """Where a key belongs that stands without its section: `learning_rate`, or by its short name `lr`."""
+    """Where a key belongs that stands without its section: `learning_rate`, its short name `lr`, `lora_r`.
+
+    Of a misspelt one the nearest, if it is near enough to say so across sections.
+    """
     name = SHORT.get(key, key)
-    places = []
+    sections: dict[str, list[str]] = {}
     for section, field in Recipe.model_fields.items():
-        if name in _keys_of_section(section, field.annotation):
-            places.append(f"{section}.{name}")
+        sections[section] = _keys_of_section(section, field.annotation)
+    first, _, rest = key.partition("_")
+    if rest in sections.get(first, []):
+        return f", did you mean {first}.{rest}?"
+    places = _places(name, sections)
+    if not places and "." not in key:
+        names = {name for keys in sections.values() for name in keys}
+        close = difflib.get_close_matches(key, [*Recipe.model_fields, *sorted(names)], n=1, cutoff=0.8)
+        places = _places(close[0], sections) if close else []
     return f", did you mean {' or '.join(places)}?" if places else ""
+
+
+def _places(name: str, sections: dict[str, list[str]]) -> list[str]:
+    """The dotted keys of a name, in each section that has it."""
+    return [f"{section}.{name}" for section, keys in sections.items() if name in keys]
 
 
 def _keys_of_section(section: str, annotation: Any) -> list[str]:

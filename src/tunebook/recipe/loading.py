@@ -13,8 +13,10 @@ from tunebook.recipe.asked import asked_stages, check_rows
 from tunebook.recipe.errors import UserError, did_you_mean, shorten
 from tunebook.recipe.explain import SHORT, explain
 from tunebook.recipe.files import find_file, shipped
+from tunebook.recipe.idle import warn_of_idle
 from tunebook.recipe.layers import leaf_keys, read_layers, whole_check
 from tunebook.recipe.overrides import PREFIX, from_environment, section_of, unset
+from tunebook.recipe.parameters import check_parameters
 from tunebook.recipe.secrets import check_values
 from tunebook.recipe.sections import DEFAULT, Recipe
 from tunebook.recipe.trainer_keys import DATACLASSES, trainer_section
@@ -36,8 +38,10 @@ def load_recipe(
     `seed` and `short` names (`lr`, `epochs`, `max_steps`, `batch_size`) for the section `stage`. None means
     "as the recipe says".
 
-    Raises UserError in one line that names the nearest valid key or choice.
+    Raises UserError in one line that names the nearest valid key or choice; so it does, in a notebook, for
+    a parameter that papermill has set and the notebook does not have.
     """
+    check_parameters()
     # 1) the file, laid over what it extends
     source = str(recipe or os.environ.get("TUNEBOOK_RECIPE") or DEFAULT)
     path = _recipe_path(source)
@@ -75,6 +79,7 @@ def load_recipe(
         origins.setdefault("pairs.methods", "as pairs.dataset is named")
     parsed.stages = asked_stages(parsed, layers.named)
     check_rows(parsed)
+    warn_of_idle(parsed, origins)
     parsed.place(parsed.folders)
     parsed._overrides = changes
     parsed._source = source

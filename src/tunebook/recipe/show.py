@@ -17,17 +17,31 @@ WIDTH = 56
 """Where the comments begin, unless a value reaches further."""
 
 
-def shown(recipe: Recipe) -> str:
+def shown(recipe: Recipe, *sections: str) -> str:
     """The recipe as YAML that reads back to the same values. A comment on each line says where it comes from:
     a file and line, a variable, an override, or the default of its section.
+
+    Args:
+        recipe: The recipe.
+        sections: Only these of its sections (`model`, `sft`); by default all.
 
     Keys of `lora`, `sft` and `dpo` that nobody names are PEFT's and TRL's own, and are not listed.
     """
     lines = []
-    for text, origin in _lines(recipe.model_dump(mode="json"), recipe.origins):
+    content = recipe.model_dump(mode="json", include=set(sections) if sections else None)
+    for text, origin in _lines(content, recipe.origins):
         lines.append(f"{text:{WIDTH}} # {origin}" if origin else text)
     secrets = [value for name, value in set_variables().items() if SECRET_NAME.search(name)]
     return scrubbed("\n".join(lines) + "\n", *secrets)
+
+
+def as_call(name: str, arguments: dict[str, Any]) -> str:
+    """How a call with keyword arguments is written in Python, a line for each."""
+    lines = [f"{name}("]
+    for key, value in arguments.items():
+        text = str(value) if str(value).startswith("torch.") else repr(value)
+        lines.append(f"    {key}={text},")
+    return "\n".join([*lines, ")"])
 
 
 def _lines(

@@ -100,18 +100,24 @@ def trainer_section(section: str) -> type[BaseModel]:
 
 def _dataclass_fields(package: str, file: str, name: str) -> dict[str, tuple[Any, str]]:
     """The type and the help text of each of a dataclass's fields by name, out of its source."""
-    spec = importlib.util.find_spec(package)
-    if spec is None or not spec.submodule_search_locations:
-        raise UserError(f"{package} is not installed: run `uv sync`")
-    source = Path(spec.submodule_search_locations[0]) / file
     # Fields are annotated assignments in the class's body: `learning_rate: float = field(...)`.
-    tree = ast.parse(source.read_text(encoding="utf-8"))
+    tree = library_source(package, file)
     body = next(node.body for node in tree.body if isinstance(node, ast.ClassDef) and node.name == name)
     fields = {}
     for node in body:
         if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
             fields[node.target.id] = (_type(ast.unparse(node.annotation)), _help(node.value))
     return fields
+
+
+@functools.cache
+def library_source(package: str, file: str) -> ast.Module:
+    """The parsed source of a file of an installed library. Raises UserError where the library is missing."""
+    spec = importlib.util.find_spec(package)
+    if spec is None or not spec.submodule_search_locations:
+        raise UserError(f"{package} is not installed: run `uv sync`")
+    source = Path(spec.submodule_search_locations[0]) / file
+    return ast.parse(source.read_text(encoding="utf-8"))
 
 
 def _help(default: ast.expr | None) -> str:

@@ -9,12 +9,13 @@ import ast
 import functools
 import importlib.util
 import re
-from pathlib import Path
 from typing import Any
 
 from tunebook.recipe.effects import ROWS, STEPS, TRAINERS
 from tunebook.recipe.errors import UserError, did_you_mean, shorten
+from tunebook.recipe.idle import NO_PARAMETERS
 from tunebook.recipe.sections import Recipe
+from tunebook.recipe.trainer_keys import library_source
 
 TRACKERS = {
     "azure_ml": ["azureml.core"],
@@ -37,6 +38,9 @@ TRACKERS = {
 BASE_CHANGING = ("pissa", "olora", "corda", "loftq", "lora_ga")
 """`lora.init_lora_weights` by which the weights of the base are changed too."""
 
+SCHEDULER_OWN = ("optimizer", "num_warmup_steps", "num_training_steps", "last_epoch")
+"""What transformers gives each schedule itself."""
+
 _FIRST = ("sigmoid", "nll")
 """The plain losses, named first in a message."""
 
@@ -53,6 +57,7 @@ def check_trainer_values(recipe: Recipe) -> None:
         _check_length(section, values, recipe.model.max_seq_length)
         _check_trackers(section, values)
         _check_loss(section, values)
+        _check_schedule(section, values)
     if recipe.sft.get("assistant_only_loss"):
         raise UserError(
             "sft.assistant_only_loss: set data.train_on=all in its place, then every assistant turn of a "
@@ -165,17 +170,65 @@ def loss_types(section: str) -> tuple[str, ...]:
 
     Empty where the source tells none: then TRL itself has to answer.
     """
-    spec = importlib.util.find_spec("trl")
-    if spec is None or not spec.submodule_search_locations:
-        return ()
     names = set()
     for file in (f"{section}_trainer.py", f"{section}_config.py"):
-        source = Path(spec.submodule_search_locations[0]) / "trainer" / file
         # `elif loss_type == "hinge":` names one, `loss_type not in ("nll", "dft")` two.
-        for node in ast.walk(ast.parse(source.read_text(encoding="utf-8"))):
+        for node in ast.walk(library_source("trl", f"trainer/{file}")):
             if isinstance(node, ast.Compare) and ast.unparse(node.left).rpartition(".")[2] == "loss_type":
                 for part in ast.walk(node.comparators[0]):
                     if isinstance(part, ast.Constant) and isinstance(part.value, str):
                         names.add(part.value)
     first = [name for name in _FIRST if name in names]
     return (*first, *sorted(names.difference(first)))
+
+
+def _check_schedule(section: str, values: dict[str, Any]) -> None:
+    """What a schedule is given beside the rate must be its own: transformers looks before the first step."""
+    schedule = str(values.get("lr_scheduler_type", "linear"))
+    known = schedule_parameters().get(schedule)
+    given = values.get("lr_scheduler_kwargs") or {}
+    if known is None or not isinstance(given, dict) or schedule in NO_PARAMETERS:
+        return
+    key = f"{section}.lr_scheduler_kwargs"
+    for name in given:
+        if name not in known:
+            names = ", ".join(known) or "none"
+            raise UserError(f"{key}: {schedule} has no parameter {shorten(str(name))}; it takes {names}")
+    for name, has_default in known.items():
+        if not has_default and name not in given:
+            raise UserError(f"{key}: {schedule} needs {name}, for example {{{name}: 10}}")
+    if "min_lr" in known and given.get("min_lr") is None and given.get("min_lr_rate") is None:
+        raise UserError(f"{key}: {schedule} needs min_lr or min_lr_rate, for example {{min_lr_rate: 0.1}}")
+
+
+@functools.cache
+def schedule_parameters() -> dict[str, dict[str, bool]]:
+    """What `lr_scheduler_kwargs` may hold, by schedule: each name, and whether it has a default.
+
+    Schedules that pass on whatever they are given are left out.
+    """
+    # 1) the names of the schedules: `COSINE = "cosine"`
+    schedules = {}
+    for node in ast.walk(library_source("transformers", "trainer_utils.py")):
+        if isinstance(node, ast.ClassDef) and node.name == "SchedulerType":
+            for line in node.body:
+                if isinstance(line, ast.Assign) and isinstance(line.value, ast.Constant):
+                    schedules[f"SchedulerType.{ast.unparse(line.targets[0])}"] = str(line.value.value)
+    # 2) the function of each, and what the functions take: `{SchedulerType.COSINE: get_cosine_schedule, ...}`
+    tree = library_source("transformers", "optimization.py")
+    functions = {node.name: node.args for node in tree.body if isinstance(node, ast.FunctionDef)}
+    parameters = {}
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.Dict):
+            continue
+        for key, value in zip(node.keys, node.values, strict=True):
+            schedule = schedules.get(ast.unparse(key)) if key else None
+            arguments = functions.get(ast.unparse(value))
+            if schedule and arguments and arguments.kwarg is None:
+                first_default = len(arguments.args) - len(arguments.defaults)
+                names = {}
+                for place, argument in enumerate(arguments.args):
+                    if argument.arg not in SCHEDULER_OWN:
+                        names[argument.arg] = place >= first_default
+                parameters[schedule] = names
+    return parameters

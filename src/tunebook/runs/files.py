@@ -25,6 +25,10 @@ FULL = re.compile(
 """What safetensors, tokenizers, SQLite and torch (the last two) say when a file can't grow: no OSError."""
 
 
+ANSWERS_KEY = ".key"
+"""The end of the name of the file that says what the answers of another depend on: `samples.jsonl.key`."""
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """The object in a JSON file; empty when the file is missing or damaged."""
     try:

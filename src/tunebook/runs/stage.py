@@ -24,7 +24,15 @@ from filelock import FileLock, Timeout
 from tunebook.recipe.effects import differences, of_the_weights
 from tunebook.recipe.errors import UserError
 from tunebook.recipe.sections import Recipe
-from tunebook.runs.files import checksums, disk_full_as_user_error, fingerprint, read_json, write_json
+from tunebook.runs.files import (
+    ANSWERS_KEY,
+    checksums,
+    disk_full_as_user_error,
+    file_hash,
+    fingerprint,
+    read_json,
+    write_json,
+)
 from tunebook.runs.machine import environment, peak_memory_gb, rank
 from tunebook.runs.manifest import manifest
 from tunebook.runs.stages import model_names, parse_name
@@ -121,6 +129,14 @@ class Stage:
             print(f"Its weights do not depend on what has changed: {', '.join(changed)}")
         return True
 
+    def check(self, resume: bool = True) -> None:
+        """Raises UserError for what `open` would refuse, before a model is loaded for nothing."""
+        if rank():
+            return
+        with _lock(self.recipe.run_dir):
+            if resume:
+                self._refuse_to_lose_work()
+
     def await_rank_0(self) -> bool:
         """Of several processes all but the first wait until it has filled the stage; False in the first."""
         while rank() and not self.done:
@@ -167,31 +183,73 @@ class Stage:
 
     def _take_over(self, resume: bool) -> None:
         """Keep what an earlier run has left in the partial folder, put it aside, or remove it."""
-        begun = read_json(self.partial / "started.json")
-        checkpoints = list((self.partial / "checkpoints").glob("checkpoint-*"))
-        # By their step: a copied folder may have any times.
-        checkpoints.sort(key=lambda path: int(path.name.rpartition("-")[2]))
-        changed = differences(begun.get("settings", self.settings), self.settings)
-        if resume and self._is_same(begun):
+        checkpoints = self._checkpoints()
+        if resume and self._is_same(self._begun):
+            changed = differences(self._begun.get("settings", self.settings), self.settings)
             if changed and checkpoints:
                 print(f"{', '.join(changed)}: goes on from {checkpoints[-1].name}")
             return
         if not checkpoints:
-            shutil.rmtree(self.partial, ignore_errors=True)
+            self._keep_answers(resume)
             return
         if resume:
-            if begun.get("inputs", self.inputs) != self.inputs:
-                changed.append("what it builds on has changed")
-            reason = ", ".join(changed[:3]) or "other settings"
-            raise UserError(
-                f"an unfinished {self.name} is there, up to {checkpoints[-1].name}, and what has changed "
-                f"decides the weights ({reason}). Start over with --fresh (in a notebook: fresh = True), "
-                "keep both with --run NAME, or set it back to go on"
-            )
+            self._refuse_to_lose_work()
         # Days of work may lie there, and the new run may turn out worse.
         shutil.rmtree(self._before, ignore_errors=True)
         self.partial.rename(self._before)
         print(f"Starts over; the unfinished run lies in {self._before} until the new one is whole.")
+
+    def _keep_answers(self, resume: bool) -> None:
+        """Empty the partial folder, but for answers that say by a key what they depend on.
+
+        Of a finished stage they are copied. Whether they are what is asked for now is seen when they are
+        (`drop_other_answers`): to change `pairs.val` asks no model again.
+        """
+        if not resume:
+            shutil.rmtree(self.partial, ignore_errors=True)
+            return
+        self.partial.mkdir(parents=True, exist_ok=True)
+        kept = set()
+        for key in self.partial.glob(f"*{ANSWERS_KEY}"):
+            kept |= {key.name, key.name.removesuffix(ANSWERS_KEY)}
+        for entry in self.partial.iterdir():
+            if entry.is_dir():
+                shutil.rmtree(entry)
+            elif entry.name not in kept:
+                entry.unlink()
+        recorded = read_json(self.dir / "stage.json").get("files", {})
+        for key in self.dir.glob(f"*{ANSWERS_KEY}"):
+            file = key.with_name(key.name.removesuffix(ANSWERS_KEY))
+            is_whole = file.exists() and recorded.get(file.name) == file_hash(file)
+            if is_whole and key.name not in kept:
+                shutil.copyfile(file, self.partial / file.name)
+                # The key last: answers without one are not taken for others.
+                shutil.copyfile(key, self.partial / key.name)
+
+    @property
+    def _begun(self) -> dict[str, Any]:
+        """What an unfinished run was begun with; empty where there is none."""
+        return read_json(self.partial / "started.json")
+
+    def _checkpoints(self) -> list[Path]:
+        """The checkpoints of an unfinished run, by their step: a copied folder may have any times."""
+        checkpoints = (self.partial / "checkpoints").glob("checkpoint-*")
+        return sorted(checkpoints, key=lambda path: int(path.name.rpartition("-")[2]))
+
+    def _refuse_to_lose_work(self) -> None:
+        """Raises UserError where there are checkpoints of settings that lead to another result."""
+        begun, checkpoints = self._begun, self._checkpoints()
+        if not checkpoints or self._is_same(begun):
+            return
+        changed = differences(begun.get("settings", self.settings), self.settings)
+        if begun.get("inputs", self.inputs) != self.inputs:
+            changed.append("what it builds on has changed")
+        reason = ", ".join(changed[:3]) or "other settings"
+        raise UserError(
+            f"an unfinished {self.name} is there, up to {checkpoints[-1].name}, and what has changed "
+            f"decides the weights ({reason}). Start over with --fresh (in a notebook: fresh = True), "
+            "keep both with --run NAME, or set it back to go on"
+        )
 
     @property
     def _before(self) -> Path:

@@ -12,6 +12,7 @@ from typing import Any
 from tunebook.recipe.effects import ROWS, STEPS
 from tunebook.recipe.errors import UserError
 from tunebook.recipe.sections import Recipe
+from tunebook.recipe.show import as_call
 from tunebook.runs.machine import rank, world_size
 from tunebook.training.callbacks import health, metrics_file, whole_checkpoints
 
@@ -45,6 +46,17 @@ def trainer_arguments(config: Any, recipe: Recipe, section: str, folder: Path) -
             "(and the same eval and save steps)"
         )
     return args
+
+
+def as_config(args: Any, recipe: Recipe, section: str) -> str:
+    """A trainer's arguments as they would be written, without those that nobody has set."""
+    given = {}
+    for key in [*_defaults(recipe, section), *getattr(recipe, section)]:
+        if key not in (*STOPPING, *OURS):
+            value = getattr(args, key)
+            # transformers turns some names into members of an enumeration.
+            given[key] = getattr(value, "value", value)
+    return as_call(type(args).__name__, {"output_dir": args.output_dir, **given})
 
 
 @contextlib.contextmanager

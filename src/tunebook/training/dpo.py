@@ -2,13 +2,13 @@
 
     uv run tunebook dpo --recipe smollm2-math --set dpo.learning_rate=2e-4
 
-Twin of `sft.py`: recipe, rows, arguments, model, adapter, trainer, audit, training, record. The reference is
-the model it starts from (`dpo.start`): TRL keeps a frozen copy of that adapter under the name `ref`.
+Twin of `sft.py`: recipe, rows, arguments, model, adapter, trainer, audit, training. `notebooks/04_dpo.ipynb`
+makes the same calls, a cell each. The reference is the model it starts from (`dpo.start`): TRL keeps a frozen
+copy of that adapter under the name `ref`.
 """
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from tunebook.data.prepare import data_stage
@@ -16,17 +16,16 @@ from tunebook.data.storage import read_rows
 from tunebook.models import adapters, backend, loading
 from tunebook.models.cpu.shared_prefixes import share_prefixes
 from tunebook.models.prefix import common_start
-from tunebook.models.start import start, with_shape_of
+from tunebook.models.start import start, with_shape_of_start
 from tunebook.pairs.pairs import existing_pairs, pairs_stage
 from tunebook.recipe.errors import UserError
-from tunebook.recipe.overrides import switch
 from tunebook.recipe.sections import Recipe
 from tunebook.runs.files import read_json
 from tunebook.runs.stage import Stage, finished_key
 from tunebook.runs.stages import policy_name, round_name
 from tunebook.training import arguments, audits, memory
 from tunebook.training.callbacks import preference_warnings, watch_preferences
-from tunebook.training.trainer import train
+from tunebook.training.trainer import How, train
 
 COLUMNS = ["prompt", "chosen", "rejected", "images"]
 
@@ -43,48 +42,26 @@ def dpo(
     first step.
     """
     print(recipe.describe())
+    how = How(force, resume, fresh)
+    # 1) what the stage's key depends on
     start(recipe)
     existing_pairs(recipe, number)
     stage = dpo_stage(recipe, number)
-    force = switch("force", force)
-    start_over = force or switch("fresh", fresh) or not switch("resume", resume, default=True)
-    if stage.skip(force):
+    if stage.skip(how.force):
         return stage.result
-    pairs = pairs_stage(recipe, number)
-    policy = policy_name(recipe, number)
-    if not pairs.done:
-        raise UserError(
-            f"the pairs in {pairs.dir} are of other settings or another {policy} model: "
-            f"run `{recipe.command('pairs')}` again"
-        )
-    backend.backend()  # Unsloth comes before whatever imports transformers
-    rows = {split: read_rows(recipe, pairs.dir / f"{split}.parquet") for split in ("train", "val")}
-    if policy_name(recipe, 1) == "start":
-        recipe = with_shape_of(recipe, recipe.run_dir / "start" / "adapter")
-    with stage.open(resume=not start_over) as folder:
-        args = dpo_arguments(recipe, rows, folder)
-        needed = memory.preflight(recipe, args, rows["train"], "dpo")
-        model, tokenizer = loading.load(recipe)
-        model = adapters.add_lora(model, recipe)
-        if policy != "base":
-            model = adapters.restore_lora(model, recipe.run_dir / policy / "adapter")
-        with arguments.refusals("dpo"):
-            trainer = dpo_trainer(model, tokenizer, rows, recipe, args)
-        audit = audits.audit_step_0(trainer, tokenizer)
-        metrics = train(trainer, folder)
-        adapters.save_adapter(model, tokenizer, folder / "adapter")
-        stage.record = {
-            "audit": audit,
-            "metrics": metrics,
-            "warnings": preference_warnings(trainer.state.log_history, args.beta),
-            "rows": {"train": len(trainer.train_dataset)},
-            "preflight": needed,
-            "learnt": _learnt(recipe, policy),
-        }
-        if audits.sees_images(trainer):
-            compared = rows["val"] if len(rows["val"]) else rows["train"]
-            stage.record["image_margins"] = audits.image_margins(trainer, arguments.only(COLUMNS, compared))
-    return stage.result
+    stage.check(how.resume)
+    # 2) what is wrong with pairs, settings or memory is said before a model is loaded
+    rows = dpo_rows(recipe, number)
+    args = dpo_arguments(recipe, rows, number)
+    needed = memory.preflight(recipe, args, rows["train"], "dpo")
+    # 3) Unsloth's model with the adapter to go on from, TRL's trainer
+    model, tokenizer = loading.load_model(recipe)
+    model = add_policy(model, recipe, number)
+    trainer = dpo_trainer(model, tokenizer, rows, recipe, args)
+    # 4) a wrong reference is found before the first step
+    audit = audits.audit_step_0(trainer, tokenizer)
+    record = {"audit": audit, "preflight": needed}
+    return train_dpo(trainer, rows, recipe, record, number, force, resume, fresh)
 
 
 def dpo_stage(recipe: Recipe, number: int = 1) -> Stage:
@@ -113,11 +90,28 @@ def _learnt(recipe: Recipe, policy: str) -> list[str]:
     return sorted(fingerprints - {None})
 
 
-def dpo_arguments(recipe: Recipe, rows: dict[str, Any], folder: Path) -> Any:
-    """TRL's DPOConfig of the recipe's `dpo` section; checkpoints go to `folder`."""
+def dpo_rows(recipe: Recipe, number: int = 1) -> dict[str, Any]:
+    """The pairs of the splits `train` and `val`; reads a preference set where the recipe has nothing else.
+
+    Raises UserError when they are missing, or of another model than the one that DPO starts from.
+    """
+    start(recipe)
+    existing_pairs(recipe, number)
+    pairs = pairs_stage(recipe, number)
+    if not pairs.done:
+        raise UserError(
+            f"the pairs in {pairs.dir} are of other settings or another {policy_name(recipe, number)} model: "
+            f"run `{recipe.command('pairs')}` again"
+        )
+    backend.backend()  # Unsloth comes before whatever imports transformers
+    return {split: read_rows(recipe, pairs.dir / f"{split}.parquet") for split in ("train", "val")}
+
+
+def dpo_arguments(recipe: Recipe, rows: dict[str, Any], number: int = 1) -> Any:
+    """TRL's DPOConfig of the recipe's `dpo` section; checkpoints go to the folder of the unfinished stage."""
     from trl import DPOConfig
 
-    args = arguments.trainer_arguments(DPOConfig, recipe, "dpo", folder)
+    args = arguments.trainer_arguments(DPOConfig, recipe, "dpo", dpo_stage(recipe, number).partial)
     # TRL and Unsloth multiply the loss by the weights in place, and the sft loss is one number for all rows.
     if args.use_weighting and "sft" in args.loss_type:
         raise UserError(
@@ -128,6 +122,18 @@ def dpo_arguments(recipe: Recipe, rows: dict[str, Any], folder: Path) -> Any:
     return args
 
 
+def add_policy(model: Any, recipe: Recipe, number: int = 1) -> Any:
+    """Put on a base model the adapter that DPO starts from, to be trained further.
+
+    It is SFT's, that of `dpo.start`, that of the round before, or a fresh one.
+    """
+    policy = policy_name(recipe, number)
+    model = adapters.add_lora(model, with_shape_of_start(recipe))
+    if policy == "base":
+        return model
+    return adapters.restore_lora(model, recipe.run_dir / policy / "adapter")
+
+
 def dpo_trainer(model: Any, tokenizer: Any, rows: dict[str, Any], recipe: Recipe, args: Any) -> Any:
     """TRL's DPOTrainer of a model with its start adapter on it. `rows` are the splits `train` and `val`."""
     from trl import DPOTrainer
@@ -135,18 +141,49 @@ def dpo_trainer(model: Any, tokenizer: Any, rows: dict[str, Any], recipe: Recipe
     if recipe.model.share_prompts:
         share_prefixes(model)
     callbacks = arguments.trainer_callbacks(recipe, "dpo", args)
-    trainer = DPOTrainer(
-        model=model,
-        ref_model=None,
-        args=args,
-        processing_class=tokenizer,
-        train_dataset=arguments.only(COLUMNS, rows["train"]),
-        eval_dataset=arguments.eval_rows(args, arguments.only(COLUMNS, rows["val"])),
-        callbacks=[*callbacks, watch_preferences(args.beta)],
-    )
+    with arguments.refusals("dpo"):
+        trainer = DPOTrainer(
+            model=model,
+            ref_model=None,
+            args=args,
+            processing_class=tokenizer,
+            train_dataset=arguments.only(COLUMNS, rows["train"]),
+            eval_dataset=arguments.eval_rows(args, arguments.only(COLUMNS, rows["val"])),
+            callbacks=[*callbacks, watch_preferences(args.beta)],
+        )
     if recipe.pairs.compare == "step":
         first_steps(trainer, tokenizer)
     return trainer
+
+
+def train_dpo(
+    trainer: Any,
+    rows: dict[str, Any],
+    recipe: Recipe,
+    record: dict[str, Any],
+    number: int = 1,
+    force: bool = False,
+    resume: bool = True,
+    fresh: bool = False,
+) -> dict[str, Any]:
+    """Train, save the adapter into `dpo/adapter`, and write the stage's record: `record`, metrics, warnings.
+
+    Where the same adapter lies there already, it is put into the trainer's model, and nothing is trained.
+    """
+    stage = dpo_stage(recipe, number)
+    how = How(force, resume, fresh)
+    if stage.skip(how.force):
+        # So that the cells of a notebook below this one ask the trained model.
+        adapters.restore_lora(trainer.model, stage.dir / "adapter")
+        return stage.result
+    with stage.open(how.resume) as folder:
+        stage.record = record | train(trainer, folder)
+        stage.record["warnings"] = preference_warnings(trainer.state.log_history, trainer.args.beta)
+        stage.record["learnt"] = _learnt(recipe, policy_name(recipe, number))
+        if audits.sees_images(trainer):
+            compared = rows["val"] if len(rows["val"]) else rows["train"]
+            stage.record["image_margins"] = audits.image_margins(trainer, arguments.only(COLUMNS, compared))
+    return stage.result
 
 
 def first_steps(trainer: Any, tokenizer: Any) -> None:

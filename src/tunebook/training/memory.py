@@ -19,6 +19,7 @@ from rich.table import Table
 
 from tunebook.models import backend, builtin
 from tunebook.models.cpu import attention
+from tunebook.models.start import with_shape_of_start
 from tunebook.models.tokenizer import image_counter, load_tokenizer
 from tunebook.recipe.errors import first_line
 from tunebook.recipe.sections import ModelConfig, Recipe
@@ -113,7 +114,8 @@ def preflight(recipe: Recipe, args: Any, rows: Any, section: str) -> dict[str, A
         return {}
     try:
         lengths = rows["tokens"] if section == "sft" else pair_lengths(recipe, rows)
-        plan = make_plan(recipe, args, min(max(lengths), args.max_length or max(lengths)), section)
+        shaped = with_shape_of_start(recipe) if section == "dpo" else recipe
+        plan = make_plan(shaped, args, min(max(lengths), args.max_length or max(lengths)), section)
         free, place = available()
         table = Table("memory", "GB", title=f"what {section} will take")
         for name, size in plan.parts().items():

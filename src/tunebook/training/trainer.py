@@ -12,12 +12,14 @@ import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from rich.table import Table
 
+from tunebook.models.adapters import save_adapter
 from tunebook.recipe.effects import ROWS, STEPS
 from tunebook.recipe.errors import UserError
+from tunebook.recipe.overrides import switch
 from tunebook.runs.files import read_json
 from tunebook.runs.machine import rank, world_size
 from tunebook.training.arguments import halve_batch
@@ -31,8 +33,29 @@ TERMINATED = 143  # 128 + SIGTERM, as a shell has it
 OUT_OF_MEMORY = ("out of memory", "DefaultCPUAllocator: ", "CUBLAS_STATUS_ALLOC_FAILED")
 
 
+class How(NamedTuple):
+    """How to begin, as a notebook's parameters or the command line say it."""
+
+    force_parameter: Any = False
+    resume_parameter: Any = True
+    fresh_parameter: Any = False
+
+    @property
+    def force(self) -> bool:
+        """Train again though the same adapter is there."""
+        return switch("force", self.force_parameter)
+
+    @property
+    def resume(self) -> bool:
+        """Go on from the last checkpoint of an interrupted run; `force` and `fresh` start over."""
+        start_over = self.force or switch("fresh", self.fresh_parameter)
+        return switch("resume", self.resume_parameter, default=True) and not start_over
+
+
 def train(trainer: Any, folder: Path) -> dict[str, Any]:
-    """Train, from the last whole checkpoint if there is one; returns the metrics of the run.
+    """Train, from the last whole checkpoint if there is one, and save the adapter into `folder`/adapter.
+
+    Returns the `metrics` of the run and its number of `rows`.
 
     Out of memory, it goes on from there with half the per-device batch and twice the accumulation.
     transformers' `auto_find_batch_size` is not used for that: it takes a tenth off the batch and leaves the
@@ -43,7 +66,9 @@ def train(trainer: Any, folder: Path) -> dict[str, Any]:
     """
     show_live(trainer)
     with _checkpoint_on_interrupt(trainer):
-        return _train(trainer, folder)
+        metrics = _train(trainer, folder)
+    save_adapter(trainer.model, trainer.processing_class, folder / "adapter")
+    return {"metrics": metrics, "rows": {"train": len(trainer.train_dataset)}}
 
 
 def _train(trainer: Any, folder: Path) -> dict[str, Any]:

@@ -1,0 +1,1 @@
+"""What `checkers.maths` is made of: how final answers are found, read and compared."""

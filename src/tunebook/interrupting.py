@@ -1,0 +1,72 @@
+"""Ctrl-C and SIGTERM on `tunebook run`: the notebook's process is told, and saves a checkpoint first."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+from tunebook.training.trainer import SIGNALS, TERMINATED
+
+SAID = b"\nInterrupted: the notebook ends after the step under way. Ctrl-C again ends at once.\n"
+
+
+@contextlib.contextmanager
+def interrupts_to_kernel() -> Iterator[dict[str, Any]]:
+    """While the block runs, the first Ctrl-C, SIGTERM or SIGUSR1 interrupts the notebook's kernel.
+
+    A training there ends after its step, with a checkpoint; the second signal ends all at once. Left to
+    itself, nbclient gives the kernel five seconds, which a large model's step and checkpoint exceed.
+
+    Yields what papermill is to be called with.
+
+    Raises KeyboardInterrupt after a Ctrl-C, and SystemExit (143) after one of the others.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield {}
+        return
+    from jupyter_client.manager import AsyncKernelManager
+
+    managers = []
+    received = []
+
+    class Manager(AsyncKernelManager):
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, **kwargs)
+            managers.append(self)
+
+    def interrupt(number: int, frame: Any) -> None:
+        received.append(number)
+        if len(received) > 1:
+            raise KeyboardInterrupt
+        os.write(2, SAID)
+        for manager in managers:
+            # The kernel alone: what it has started (a data loader's workers) it ends itself.
+            pid = getattr(manager.provisioner, "pid", None)
+            if pid:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGINT)
+
+    def stop(**kwargs: Any) -> None:
+        # A signal between two cells interrupts none of them.
+        if received:
+            raise KeyboardInterrupt
+
+    before = {number: signal.signal(number, interrupt) for number in SIGNALS}
+    try:
+        yield {"kernel_manager_class": Manager, "on_cell_start": stop}
+    except Exception:
+        # What papermill makes of the interrupted cell.
+        if not received:
+            raise
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if received and received[0] != signal.SIGINT:
+        sys.exit(TERMINATED)
+    if received:
+        raise KeyboardInterrupt
