@@ -56,7 +56,7 @@ def verify(text: str, gold: str, *, boxed_only: bool = False) -> Verdict:
         return Verdict(bool(answer.strip()) and equal(gold, answer), answer, "boxed")
     if boxed_only:
         return Verdict(False, None, "none")
-    if is_words(normalise(gold)):
+    if is_words(normalise(gold) if len(gold) < MAX_LENGTH else gold):
         # A whole text of one \text{} is a final answer, and no sentence that holds one.
         if re.fullmatch(r"\s*\$?\\text\{[^{}]*\}\$?\s*", text):
             return Verdict(equal(gold, text), text.strip(), "text")

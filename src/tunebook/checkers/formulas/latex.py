@@ -92,7 +92,7 @@ def plain_signs(text: str) -> str:
 
 def normalise(answer: str) -> str:
     r"""A final answer in one way of writing; see the head of this module."""
-    text = plain_signs(answer).strip()
+    text = re.sub(r"\s+", " ", plain_signs(answer)).strip()
     text = _without_dollars(text)
     # 1'234'567, 1\,234\,567, 1{,}234 and 1 234 567
     text = re.sub(r"\{,\}", ",", text.replace(r"\!", ""))
