@@ -1,4 +1,4 @@
-"""Models in and out: the embedded model, any folder or hub id, through Unsloth's `FastModel`.
+"""Models in and out: the embedded model, any folder or hub id, through Unsloth's loaders.
 
 `import unsloth` takes 20 s and more and must come before trl, transformers and peft. It happens inside the
 functions here and nowhere at package import.
@@ -24,15 +24,15 @@ def load(recipe: Recipe) -> tuple[Any, Any]:
     Raises UserError when there are no whole safetensors weights, and when the hub does not give them.
     """
     backend()
+    import unsloth
     from safetensors import SafetensorError
-    from unsloth import FastModel
 
     config = recipe.model
     attention.register()
     if not Path(resolve(config.local_base)).is_dir():
         hub.use_if_reachable()
     try:
-        model, tokenizer = FastModel.from_pretrained(
+        model, tokenizer = getattr(unsloth, config.loader).from_pretrained(
             model_name=resolve(config.local_base),
             max_seq_length=config.max_seq_length,
             load_in_4bit=config.load_in_4bit,
@@ -58,6 +58,7 @@ def load(recipe: Recipe) -> tuple[Any, Any]:
 
         tokenizer = AutoProcessor.from_pretrained(resolve(config.local_base), revision=config.revision)
     fit_tokenizer(tokenizer, config)
+    model.tunebook_loader = config.loader  # a model with adapters on it hands the name on
     if config.eos_token:
         _end_turns(model, text_tokenizer(tokenizer).eos_token_id)
     return model, tokenizer
