@@ -344,6 +344,14 @@ def test_a_layer_that_the_model_does_not_have_is_named_with_those_that_it_has():
         check_targets(Model(), right)
 
 
+def test_runs_of_before_there_was_a_loader_to_choose_are_up_to_date():
+    before = {"model": {"base": "x"}, "sft": {"learning_rate": 1e-4}}
+    now = {"model": {"base": "x", "loader": "FastModel"}, "sft": {"learning_rate": 1e-4}}
+    assert of_the_weights(before) == of_the_weights(now)
+    other = now | {"model": {"base": "x", "loader": "FastLanguageModel"}}
+    assert of_the_weights(before) != of_the_weights(other)
+
+
 def test_out_of_memory_is_one_line_wherever_it_happens(run_cli, monkeypatch):
     class OutOfMemoryError(RuntimeError):
         pass

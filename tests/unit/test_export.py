@@ -136,6 +136,28 @@ def test_positions_that_llama_cpp_does_not_tell_are_left_out():
     assert (row["positions"], row["top_1_agreement"], row["differs"]) == (4, 1, [])
 
 
+@pytest.mark.parametrize(("expected", "found"), [(-9.0, -9.0), (-2.0, -7.0)])
+def test_a_token_that_llama_cpp_does_not_name_counts_as_no_less_likely_than_it_must(
+    monkeypatch, expected, found
+):
+    """Random weights have tokens beyond the fifty; equal ones then differed by 0.24 on average."""
+    reply = {
+        "completion_probabilities": [
+            {"top_logprobs": [{"id": 8, "logprob": -1.0}, {"id": 9, "logprob": -7.0}]}
+        ]
+    }
+    choice = {"message": {"content": "x"}, "finish_reason": "stop"}
+    replies = {
+        "/apply-template": {"prompt": "p"},
+        "/tokenize": {"tokens": [1]},
+        "/v1/chat/completions": {"choices": [choice]},
+        "/completion": reply,
+    }
+    monkeypatch.setattr(measure, "_post", lambda url, path, **body: replies[path])
+    asked = Measurement([1], "x", False, [5], [expected], [8])
+    assert measure._measure_served("url", [], asked, 4).logps == [found]
+
+
 def test_a_comparison_that_is_killed_says_so(monkeypatch):
     def killed(command, **options):
         return subprocess.CompletedProcess(command, -9, "", "")

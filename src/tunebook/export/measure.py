@@ -38,7 +38,7 @@ LOGITS = 4096
 """Tokens whose logits are compared; a whole vocabulary of each question would be megabytes."""
 
 CANDIDATES = 50
-"""Most likely tokens that llama.cpp is asked for; a token that is not among them counts as their last."""
+"""Most likely tokens that llama.cpp is asked for."""
 
 
 @dataclass
@@ -147,7 +147,7 @@ def _measure_served(url: str, messages: Messages, reference: Measurement, max_ne
     # requests begin with alike is computed once.
     logps = []
     top = []
-    for at in _positions(len(reference.forced)):
+    for at, expected in zip(_positions(len(reference.forced)), reference.logps, strict=True):
         reply = _post(
             url,
             "/completion",
@@ -164,7 +164,8 @@ def _measure_served(url: str, messages: Messages, reference: Measurement, max_ne
             continue
         candidates = reply["completion_probabilities"][0]["top_logprobs"]
         likely = {candidate["id"]: candidate["logprob"] for candidate in candidates}
-        logps.append(likely.get(reference.forced[at], min(likely.values())))
+        # A token that is not among them is less likely than they are: as expected, where that is less.
+        logps.append(likely.get(reference.forced[at], min(expected, *likely.values())))
         top.append(max(likely, key=lambda token: likely[token]))
     answer = choice["message"]["content"] or ""
     return Measurement(prompt, answer, choice["finish_reason"] != "stop", reference.forced, logps, top)

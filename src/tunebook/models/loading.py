@@ -1,4 +1,4 @@
-"""Models in and out: the embedded model, any folder or hub id, through Unsloth's `FastModel`.
+"""Models in and out: the embedded model, any folder or hub id, through Unsloth's loaders.
 
 `import unsloth` takes 20 s and more and must come before trl, transformers and peft. It happens inside the
 functions here and nowhere at package import.
@@ -21,20 +21,20 @@ from tunebook.recipe.sections import ModelConfig, Recipe
 def load_model(recipe: Recipe) -> tuple[Any, Any]:
     """The recipe's base model and its tokenizer, or its processor for a model that sees images.
 
-    It is Unsloth's `FastModel.from_pretrained` with `model_arguments`.
+    It is `from_pretrained` of Unsloth's class that `model.loader` names, with `model_arguments`.
 
     Raises UserError when there are no whole safetensors weights, and when the hub does not give them.
     """
     backend()
+    import unsloth
     from safetensors import SafetensorError
-    from unsloth import FastModel
 
     config = recipe.model
     attention.register()
     if not Path(resolve(config.local_base)).is_dir():
         hub.use_if_reachable()
     try:
-        model, tokenizer = FastModel.from_pretrained(
+        model, tokenizer = getattr(unsloth, config.loader).from_pretrained(
             trust_remote_code=False,
             # Else transformers takes pickled weights (pytorch_model.bin) where there are no others.
             use_safetensors=True,
@@ -55,13 +55,14 @@ def load_model(recipe: Recipe) -> tuple[Any, Any]:
 
         tokenizer = AutoProcessor.from_pretrained(resolve(config.local_base), revision=config.revision)
     fit_tokenizer(tokenizer, config)
+    model.tunebook_loader = config.loader  # a model with adapters on it hands the name on
     if config.eos_token:
         _end_turns(model, text_tokenizer(tokenizer).eos_token_id)
     return model, tokenizer
 
 
 def model_arguments(recipe: Recipe) -> dict[str, Any]:
-    """What of a recipe `FastModel.from_pretrained` is given."""
+    """What of a recipe Unsloth's `from_pretrained` is given."""
     config = recipe.model
     return {
         "model_name": resolve(config.local_base),
