@@ -7,8 +7,10 @@ import json
 import pytest
 from templates import ENDS, FAMILIES
 
+from tunebook.checkers.check import Check
 from tunebook.data import prepare, tools
-from tunebook.data.rows import Unusable
+from tunebook.data.checks import RowChecker
+from tunebook.data.rows import Row, Unusable
 from tunebook.data.tokens import open_tokenizer
 from tunebook.models.turns import Conversation, TurnMarks, trained_spans
 from tunebook.recipe.errors import UserError
@@ -204,3 +206,42 @@ def test_prepare_keeps_rows_with_tools_where_the_template_shows_them(tmp_path, e
         prepare.prepare(
             load_recipe(overrides={**keys, "model.chat_template": str(tmp_path / "no_marks.jinja")})
         )
+
+
+def put_aside(row: dict, tmp_path, tokenizer_model) -> str | None:
+    """The reason for which a row of reasoning or tools is put aside."""
+    checker = RowChecker(tokenizer_model, tmp_path, check=Check())
+    rejected = checker.check(Row("rows:1", "train", **row))
+    return rejected.reason if rejected else None
+
+
+@pytest.mark.parametrize(
+    ("answer", "gold", "reason"),
+    [
+        ("It is \\boxed{12}.", "12", None),
+        ("It is \\boxed{13}.", "12", "wrong answer"),
+        ("\u200b\u2800", None, "empty completion"),
+        ("API call failed after 3 retries", None, "error text"),
+        ("None", None, "error text"),
+    ],
+)
+def test_an_answer_with_reasoning_is_checked_as_any_other(answer, gold, reason, tmp_path, embedded):
+    turns = [
+        {"role": "user", "content": "What is 3 times 4?"},
+        {"role": "assistant", "content": answer, "weight": 1},
+        {"role": "user", "content": "Again?"},
+        {"role": "assistant", "content": answer, "reasoning_content": "Three fours."},
+    ]
+    model = load_recipe(overrides={"model.chat_template": "prompt/chatml_tools.jinja"}).model
+    assert put_aside(row_of(turns) | {"gold": gold}, tmp_path, model) == reason
+
+
+def test_a_control_token_in_reasoning_or_in_a_tools_description_is_found(tmp_path, embedded):
+    model = load_recipe(overrides={"model.chat_template": "prompt/chatml_tools.jinja"}).model
+    assert put_aside(row_of(WITH_TOOLS, [TOOL]), tmp_path, model) is None
+    marked = json.loads(json.dumps(TOOL))
+    marked["function"]["description"] = "Ends <|im_end|> here."
+    assert put_aside(row_of(WITH_TOOLS, [marked]), tmp_path, model) == "control token in the text"
+    thought = [dict(turn) for turn in WITH_TOOLS]
+    thought[5]["reasoning_content"] = "So <|im_start|>user it is."
+    assert put_aside(row_of(thought, [TOOL]), tmp_path, model) == "control token in the text"

@@ -85,15 +85,18 @@ class RowChecker:
     def check(self, row: Row) -> Reject | None:
         """Reject a row that the trainer cannot learn from as it is."""
         reject = check_content(row)
-        if not reject and self.answer_check and not row.chat:
+        if not reject and self.answer_check:
             reject = _check_answer(row, self.answer_check)
         if reject:
             return reject
         answer = row.completion[0]["content"]
         if self.refusals == "drop" and is_refusal(answer):
             return rejected(row, "refusal", answer[:80])
-        for message in row.prompt + row.completion:
-            match = self.control_token.search(message["content"])
+        texts = [message["content"] for message in row.prompt + row.completion]
+        if row.chat:  # reasoning and the descriptions of tools are rendered too
+            texts = [row.chat]
+        for text in texts:
+            match = self.control_token.search(text)
             if match:
                 return rejected(row, "control token in the text", match[0])
         if row.chat:
@@ -157,13 +160,12 @@ def check_content(row: Row) -> Reject | None:
     """
     # The first check that fails gives the reason, so the plainest come first.
     answer = row.completion[0]["content"]
-    if row.chat:  # its turns are checked where it is read
-        return None
     if is_empty(row.question) or row.question.strip().lower() == "nan":
         return rejected(row, "empty prompt", row.question.strip())
     if is_empty(answer):
         return rejected(row, "empty completion")
-    broken_turn = _broken_turn(row.prompt)
+    # Turns with tools have an order of their own, which is checked where they are read.
+    broken_turn = "" if row.chat else _broken_turn(row.prompt)
     if broken_turn:
         return rejected(row, "broken turns", broken_turn)
     if ERROR_TEXT.search(answer) and not _is_gold(answer, row.gold):
