@@ -11,8 +11,10 @@ import pytest
 
 from tunebook.checkers import process
 from tunebook.checkers.check import Check
+from tunebook.data.prepare import data_stage, prepare
 from tunebook.recipe.errors import UserError
 from tunebook.recipe.layers import whole_check
+from tunebook.recipe.loading import load_recipe
 from tunebook.recipe.sections import CheckConfig
 
 MINE = """
@@ -101,6 +103,38 @@ def test_a_function_that_is_wrong_itself_stops_at_once(mine, tmp_path):
     (tmp_path / "neighbour.py").write_text("import sys; sys.exit(5)")
     with pytest.raises(UserError, match=r"cannot be loaded: ended its process \(with exit code 5\)$"):
         opened("my_checks.py:score", tmp_path).judge(ROW, "x")
+
+
+LIMITED = """
+def score(prompts, completions, **columns):
+    return [float(len(completions[0][-1]["content"]) <= columns["limit"][0])]
+"""
+
+
+def test_rows_are_checked_by_a_function_with_their_own_columns(tmp_path, capsys):
+    rows = []
+    for i in range(40):
+        rows.append({"question": f"What is number {i}?", "answer": f"It is {i}.", "limit": 10})
+    rows[3]["limit"] = 5
+    rows[7]["limit"] = "ten"
+    (tmp_path / "my.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "my_checks.py").write_text(LIMITED)
+    path = tmp_path / "my.yaml"
+    path.write_text("data: {sources: [{path: my.jsonl, split: train}]}\ncheck: my_checks.py:score\n")
+    recipe = load_recipe(path, overrides={"model.base": "smollm2-135m-instruct"})
+    record = prepare(recipe)
+    # A row that is too long is put aside; of one at which the function fails nothing is known, and it stays.
+    assert record["quarantined"] == {"wrong answer": 1} and record["rows"]["train"] == 39
+    assert "my_checks.py:score, row my.jsonl:8: raised TypeError: " in capsys.readouterr().out
+    assert record["settings"]["check"]["versions"] == {"my_checks.py:score": "1"}
+    # Another function is other data.
+    assert data_stage(recipe).done
+    (tmp_path / "my_checks.py").write_text(LIMITED.replace("<=", "<"))
+    assert not data_stage(recipe).done
+    # Where none is right, the message names what decides.
+    (tmp_path / "my_checks.py").write_text(LIMITED.replace("<=", ">"))
+    with pytest.raises(UserError, match=r"its score by my_checks\.py:score is 0, check\.threshold is 1"):
+        prepare(recipe)
 
 
 def test_a_file_may_have_the_name_of_a_module_of_python(tmp_path):

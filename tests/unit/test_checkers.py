@@ -47,6 +47,7 @@ def test_every_checker_has_its_options():
         ("  Paris\n", "Paris ", False, 1),
         ("New\nYork", "New York", False, 1),
         ("<think>London? No.</think>\nParis", "Paris", False, 1),
+        ("<think>Paris. No, wait", "Paris", False, 0),
         ("paris", "Paris", False, 0),
         ("paris", "Paris", True, 1),
         ("Paris.", "Paris", False, 0),

@@ -12,6 +12,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from tunebook.checkers.maths import after_thinking
 from tunebook.recipe.errors import UserError, first_line, shorten
 from tunebook.recipe.files import read_text
 from tunebook.recipe.sections import CheckerConfig
@@ -25,7 +26,7 @@ UNSPACED = re.compile(r"[\u0e00-\u0eff\u3040-\u30ff\u3400-\u9fff]")
 def text_of(completion: Any) -> str:
     """What a completion says, which is text or messages; without the thinking before it."""
     text = completion if isinstance(completion, str) else completion[-1]["content"]
-    return str(text).rpartition("</think>")[2].strip()
+    return after_thinking(str(text)).strip()
 
 
 def exact(
