@@ -64,6 +64,45 @@ def test_one_changed_digit_makes_it_wrong(gold, answer):
     assert not equal(gold, changed), changed
 
 
+WHOLE = [
+    *(
+        "{n}",
+        "{n:,}",
+        "{n}.0",
+        "{n},0",
+        "{n}.",
+        "**{n}**",
+        "x = {n}",
+        "{n} cm",
+        "{n} apples",
+        "{n}°",
+        "{n}%",
+        "{n}元",
+    ),
+    *("${n}$", r"\({n}\)", r"\text{{{n}}}", r"{n}\,\text{{cm}}^2", r"{n}^\circ", r"\${n}", r"\sqrt{{{n}^2}}"),
+]
+PARTS = [
+    *("{w} {t}/{b}", "{n}/{b}", r"{w}\frac{{{t}}}{{{b}}}", r"\frac{{{n}}}{{{b}}}", r"{n}\cdot {b}^{{-1}}"),
+    *(r"\dfrac{{{n}}}{{{b}}}\text{{ m}}", r"{w}+\frac{{{t}}}{{{b}}}"),
+]
+
+
+@settings(deadline=None, max_examples=scaled(200))
+@given(st.integers(1, 10**7), st.sampled_from(WHOLE), st.integers(-3, 3))
+def test_a_whole_number_in_any_writing(n, form, off):
+    assert equal(str(n), form.format(n=n))
+    assert equal(str(n + off), form.format(n=n)) is (off == 0)
+
+
+@settings(deadline=None, max_examples=scaled(200))
+@given(st.integers(1, 50), st.integers(2, 30), st.data(), st.sampled_from(PARTS), st.integers(-1, 1))
+def test_a_fraction_in_any_writing(whole, below, data, form, off):
+    top = data.draw(st.integers(1, below - 1))
+    gold = rf"\frac{{{whole * below + top + off}}}{{{below}}}"
+    answer = form.format(w=whole, t=top, b=below, n=whole * below + top)
+    assert equal(gold, answer) is (off == 0)
+
+
 PIECES = r"""
 9 1 12 3 0.5 999999 - + * / ^ ( ) [ ] } { ^{ _{ }{ \{ \} \\ & , ; ! ² ½ √ $ | x y n i e dx A B = < % ° : '
 \frac{ \sqrt{ \sqrt[3]{ \boxed{ \text{ \left( \right) \pi \infty \le \pm \in \cup \dots \log_2 \sin \binom{
