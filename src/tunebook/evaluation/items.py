@@ -44,8 +44,8 @@ def held_out_items(recipe: Recipe, limit: int | None, checkable: bool = True) ->
     if items or checkable:
         return evenly(items, limit)
     raise UserError(
-        f"the {split} split is empty: export compares answers to held-out questions, "
-        f"run `{recipe.command('prepare')}`"
+        f"the {split} split is empty: export compares answers to held-out questions; give a source some "
+        f"(`{split}: 20`, or a share such as 0.05), or set evaluate.split to one that has rows"
     )
 
 

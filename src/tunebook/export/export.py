@@ -17,7 +17,7 @@ from tunebook.evaluation.items import held_out_items
 from tunebook.export import llama_cpp, parity
 from tunebook.export.measure import measure
 from tunebook.export.modelcard import card
-from tunebook.export.modelfile import modelfile
+from tunebook.export.modelfile import modelfile, unsaid
 from tunebook.generation.local import local
 from tunebook.models import adapters, backend, builtin, chat_template, loading
 from tunebook.models.start import with_shape_of_start
@@ -276,8 +276,12 @@ def _write(recipe: Recipe, name: str, folder: Path, model: Any, tokenizer: Any, 
     elif name == "ollama":
         gguf = gguf_file(recipe, f"gguf-{recipe.export.quantizations[0]}")
         weights = f"../{gguf.parent.name}/{gguf.name}"
-        system = Prompts(recipe).system
-        text = modelfile(weights, tokenizer, [tokenizer.eos_token], system, recipe.model.max_seq_length)
+        prompts = Prompts(recipe)
+        text = modelfile(
+            weights, tokenizer, [tokenizer.eos_token], prompts.system, recipe.model.max_seq_length
+        )
+        for sentence in unsaid(tokenizer, prompts.user):
+            print(f"Warning: {sentence}")
         (folder / "Modelfile").write_text(text, encoding="utf-8")
     else:
         assert tools is not None  # noqa: S101 - `export` has looked for them
