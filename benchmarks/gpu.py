@@ -2,7 +2,7 @@
 
     uv run python benchmarks/gpu.py --out benchmarks/records/gpu.json
     uv run python benchmarks/gpu.py --base /models/Qwen3-4B-Base --steps 40
-    uv run python benchmarks/gpu.py --dry-run       # on any machine: builds both sides' configs
+    uv run python benchmarks/gpu.py --dry-run       # on any machine: builds all sides' configs
 
 Tokens per second and peak GPU memory. Not run on a GPU yet. The recipe's model, LoRA and trainer settings on
 both sides, the same rows (`rows.py`) in the same batches, each turn in a process of its own: Unsloth changes
@@ -37,7 +37,8 @@ STEPS = 24
 WARM = 4
 """Steps of a turn that do not count."""
 
-SIDES = ("tunebook", "trl")
+SIDES = ("tunebook", "FastLanguageModel", "trl")
+"""This project as the recipe has it, with Unsloth's other loader, and stock TRL."""
 SECTIONS = ("sft", "dpo")
 ROWS = 6_000
 MEASURED = ("tokens_per_s", "step_s", "peak_gb", "reserved_gb")
@@ -228,7 +229,9 @@ def mean_tokens(recipe: Recipe, section: str) -> float:
 
 def turn(recipe: Recipe, side: str, section: str, dry: bool) -> dict[str, float]:
     """One side trains once, in this process: tokens per second (the median step's), peak GPU memory in GB."""
-    train = ours if side == "tunebook" else stock
+    if side == "FastLanguageModel":
+        recipe = recipe.model_copy(update={"model": recipe.model.model_copy(update={"loader": side})})
+    train = stock if side == "trl" else ours
     times = train(recipe, section, dry)
     if dry:
         return {}
@@ -301,10 +304,16 @@ def main(
                 results[stage][side_name] = {
                     key: common.spread([one[key] for one in done[side_name]]) for key in MEASURED
                 }
-            rates = [[one["tokens_per_s"] for one in done[side_name]] for side_name in SIDES]
-            times = common.ratio(*rates)
-            results[stage]["ratio"] = times
-            print(f"{stage}: {times['median']:.2f} times the tokens per second", flush=True)
+            rates = {}
+            for side_name in SIDES:
+                rates[side_name] = [one["tokens_per_s"] for one in done[side_name]]
+            results[stage]["ratio"] = {}
+            for side_name in SIDES[:-1]:
+                times = common.ratio(rates[side_name], rates["trl"])
+                results[stage]["ratio"][side_name] = times
+                print(
+                    f"{stage}, {side_name}: {times['median']:.2f} times TRL's tokens per second", flush=True
+                )
     if dry_run:
         return
     settings = {

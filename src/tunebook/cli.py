@@ -22,6 +22,12 @@ from tunebook.recipe.secrets import scrubbed
 from tunebook.runs.files import disk_full_as_user_error
 from tunebook.training import launch
 
+OUT_OF_MEMORY = (
+    "out of memory: free the GPU of other programs (`nvidia-smi` lists them), or take fewer answers at a "
+    "time (pairs.batch_size, evaluate.batch_size, evaluate.benchmarks.batch_size), fewer tokens "
+    "(model.max_seq_length, max_new_tokens) or model.load_in_4bit=true; what was finished is kept"
+)
+
 INTERRUPTED, TERMINATED = 130, 143
 """What Typer makes of a KeyboardInterrupt, and what a training ends with after SIGTERM."""
 
@@ -48,6 +54,10 @@ def main() -> None:
             raise
         if "tqdm" in sys.modules:  # whose bar may have been cut off in the middle of its line
             print(file=sys.stderr)
+        if "torch" in sys.modules:
+            from tunebook.training.trainer import is_out_of_memory
+
+            error = UserError(OUT_OF_MEMORY) if is_out_of_memory(error) else error
         if isinstance(error, UserError):
             print(f"tunebook: {error}", file=sys.stderr)
             sys.exit(2)

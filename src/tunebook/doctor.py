@@ -5,13 +5,16 @@ uv run tunebook doctor
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import importlib.util
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
+import sysconfig
 import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -23,7 +26,7 @@ from rich.text import Text
 
 from tunebook.export import llama_cpp
 from tunebook.models import builtin
-from tunebook.models.backend import cache_dir
+from tunebook.models.backend import TO_CPU, cache_dir, driver_version, hidden_gpu
 from tunebook.recipe.errors import UserError, first_line
 from tunebook.recipe.files import ROOT, shipped
 from tunebook.recipe.loading import load_recipe
@@ -42,6 +45,8 @@ NEEDED_RAM = 6 * 2**30
 """Of the default recipe: its recorded run took 5.8 GB at most (DPO), pages of the model's file included."""
 
 NEEDED_DISK = 2 * 2**30
+
+UNUSABLE = "there is a GPU that cannot be used"
 
 
 @dataclass(frozen=True)
@@ -156,11 +161,13 @@ def backend() -> tuple[str, str]:
     """
     if os.environ.get("UNSLOTH_FORCE_CPU") == "1":
         return "cpu", "UNSLOTH_FORCE_CPU=1"
-    try:
+    listed = ""
+    with contextlib.suppress(OSError, subprocess.SubprocessError):
         listed = subprocess.run(
             ["nvidia-smi", "-L"], capture_output=True, text=True, check=True, timeout=20
         ).stdout.strip()
-    except (OSError, subprocess.SubprocessError):
+    hidden = hidden_gpu()
+    if not listed and not hidden:
         return "cpu", "`nvidia-smi` lists no GPU"
     if importlib.util.find_spec("torch") is None:
         return "cpu", "torch is not installed"
@@ -168,17 +175,16 @@ def backend() -> tuple[str, str]:
 
     if torch.cuda.is_available():
         return "cuda", ", ".join(line.split(" (UUID")[0] for line in listed.splitlines())
-    return "cpu", (
-        f"there is a GPU, but torch {torch.__version__} cannot use it: "
-        f"compare its CUDA {torch.version.cuda} with the one `nvidia-smi` shows"
-    )
+    return "cpu", f"{UNUSABLE}: {hidden or f'torch {torch.__version__} cannot use it. {TO_CPU}'}"
 
 
 def hardware() -> Iterator[Finding]:
     """Backend, bfloat16, cores and memory."""
     kind, why = backend()
-    fix = "uv sync, or a newer driver" if why.startswith("there is a GPU") else ""
-    yield Finding("backend", f"{kind} ({why})", fix)
+    # Unsloth refuses such a machine, the default recipe too.
+    yield Finding("backend", f"{kind} ({why})", broken=why.startswith(UNUSABLE))
+    if kind == "cuda":
+        yield from graphics()
     if bfloat16(kind):
         yield Finding("bfloat16", "in hardware")
     else:
@@ -190,6 +196,42 @@ def hardware() -> Iterator[Finding]:
     if ram < NEEDED_RAM:
         fix = f"end other programs: {DEFAULT} wants {NEEDED_RAM // 2**30} GB"
     yield Finding("cores, free memory", state, fix, broken=bool(fix))
+
+
+def graphics() -> Iterator[Finding]:
+    """Memory, capability and driver of each GPU, and what Triton compiles its kernels with."""
+    import torch
+
+    for number in range(torch.cuda.device_count()):
+        gpu = torch.cuda.get_device_properties(number)
+        capability = f"{gpu.major}.{gpu.minor}"
+        state = f"{gpu.name}, {gpu.total_memory / 2**30:.0f} GB, compute capability {capability}"
+        fix = ""
+        if capability not in torch_capabilities():
+            fix = f"PyTorch {torch.__version__} has no kernels for it: another card, or {TO_CPU}"
+        yield Finding(f"GPU {number}", f"{state}, driver {driver_version()}", fix, broken=bool(fix))
+    header = Path(sysconfig.get_paths()["include"]) / "Python.h"
+    missing = []
+    if not any(shutil.which(name) for name in ("cc", "gcc", "clang")):
+        missing.append("a C compiler")
+    if not header.exists():
+        missing.append(str(header))
+    if missing:
+        fix = "apt-get install gcc python3-dev"
+        yield Finding("Triton", f"compiles kernels and lacks {' and '.join(missing)}", fix, broken=True)
+
+
+def torch_capabilities() -> list[str]:
+    """Compute capabilities for which the installed PyTorch has kernels, their own or older ones that fit."""
+    import torch
+
+    capabilities = []
+    for name in torch.cuda.get_arch_list():
+        found = re.fullmatch(r"sm_(\d+)(\d)[a-z]?", name)
+        if found:
+            # Kernels for 8.0 run on 8.6 and 8.9 too.
+            capabilities += [f"{found[1]}.{minor}" for minor in range(int(found[2]), 10)]
+    return capabilities
 
 
 def bfloat16(kind: str) -> bool:
@@ -215,7 +257,7 @@ def disk(recipe: Recipe) -> Iterator[Finding]:
     yield _disk("runs", recipe.run_dir.parent, "TUNEBOOK_RUNS")
     yield _disk("cache", cache_dir(), "TUNEBOOK_CACHE")
     # The default recipe fetches nothing from the hub.
-    yield replace(_disk("hub", hub, "HF_HOME"), broken=False)
+    yield replace(_disk("hub", hub, "HF_HOME", downloads(recipe)), broken=False)
 
 
 def tools() -> Iterator[Finding]:
@@ -276,8 +318,23 @@ def _extra(name: str, module: str, purpose: str, command: str) -> Finding:
     return Finding(f"{name} (optional)", _version(name) or "here")
 
 
-def _disk(what: str, place: Path, variable: str) -> Finding:
+def downloads(recipe: Recipe) -> int:
+    """Bytes that a recipe's model takes in the hub's cache: as it is trained, and in 16 bit for a merge.
+
+    From the size in its name (`Qwen3-4B`, `gemma-3n-E4B`); 0 for the project's own models and for folders.
+    """
+    base = recipe.model.base
+    size = re.search(r"(E?)(\d+(?:\.\d+)?)[bB]\b", base)
+    if size is None or base == builtin.EMBEDDED or Path(recipe.model.local_base).exists():
+        return 0
+    # Of an `effective` size there are twice as many weights: Gemma 3n E4B has 7.85 billion.
+    weights = float(size[2]) * 1e9 * (2 if size[1] else 1)
+    return int(weights * (2 + 0.9 * recipe.model.load_in_4bit))
+
+
+def _disk(what: str, place: Path, variable: str, needed: int = 0) -> Finding:
     """Free space in a folder that may not be there yet, and whether it can be written."""
+    needed += NEEDED_DISK
     # The nearest folder that exists lies on the same disk.
     existing = next(folder for folder in (place, *place.parents) if folder.exists())
     free = shutil.disk_usage(existing).free
@@ -285,7 +342,9 @@ def _disk(what: str, place: Path, variable: str) -> Finding:
     writable = os.access(existing, os.W_OK)
     if not writable:
         state += ", which is not yours to write"
-    if writable and free >= NEEDED_DISK:
+    if needed > NEEDED_DISK:
+        state += f"; the recipe's model takes {needed / 2**30:.0f} GB"
+    if writable and free >= needed:
         return Finding(f"disk: {what}", state)
     return Finding(f"disk: {what}", state, f"export {variable}=/a/larger/folder/of/yours", broken=True)
 

@@ -16,8 +16,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import unsloth
-from unsloth import FastModel
-from unsloth.models import rl, vision
+from unsloth.models import llama, loader, rl, vision
 
 from tunebook.models import loading
 from tunebook.recipe.loading import load_recipe
@@ -63,7 +62,7 @@ def load_options(recipe: Recipe) -> set[str]:
         options.update(given)
         return SimpleNamespace(config=SimpleNamespace()), Processor()
 
-    FastModel.from_pretrained = staticmethod(load)
+    getattr(unsloth, recipe.model.loader).from_pretrained = staticmethod(load)
     with contextlib.suppress(AttributeError):  # what comes after loading needs a real model
         loading.load_model(recipe)
     return set(options)
@@ -71,15 +70,21 @@ def load_options(recipe: Recipe) -> set[str]:
 
 def main(*recipes: str) -> None:
     configs = generated_configs()
-    known_load = names(unsloth.models.loader.FastModel.from_pretrained) | HANDED_ON
-    known_lora = names(vision.FastBaseModel.get_peft_model)
+    known_load = {}
+    for kind in ("FastModel", "FastLanguageModel"):
+        known_load[kind] = names(getattr(loader, kind).from_pretrained) | HANDED_ON
+    known_lora = {
+        "FastModel": names(vision.FastBaseModel.get_peft_model),
+        "FastLanguageModel": names(llama.FastLlamaModel.get_peft_model),
+    }
     unknown = {}
     for name in recipes:
-        recipe = load_recipe(name)
+        path, _, kind = name.partition(":")
+        recipe = load_recipe(path, overrides={"model.loader": kind or "FastModel"})
         lora = {"random_state", "use_gradient_checkpointing", *recipe.lora}
         unknown[name] = {
-            "load": sorted(load_options(recipe) - known_load),
-            "lora": sorted(lora - known_lora),
+            "load": sorted(load_options(recipe) - known_load[recipe.model.loader]),
+            "lora": sorted(lora - known_lora[recipe.model.loader]),
         }
         for section, config in configs.items():
             # What the generated config does not name goes on to TRL's, which drops what it has no field for.

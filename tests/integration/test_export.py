@@ -83,7 +83,10 @@ def test_every_export_is_the_adapter(recipe):
     )
     folder = recipe.run_dir / "export"
     assert not [p for p in folder.iterdir() if p.name.startswith(".")]
-    assert "FROM ../gguf-f16/tiny-f16.gguf" in (folder / "ollama" / "Modelfile").read_text()
+    modelfile = (folder / "ollama" / "Modelfile").read_text()
+    assert "FROM ../gguf-f16/tiny-f16.gguf" in modelfile
+    # What the model can read, and not the 384 tokens that it was trained with.
+    assert recipe.model.max_seq_length == 384 and "PARAMETER num_ctx 2048\n" in modelfile
     assert set(read_json(recipe.run_dir / "manifest.json")["stages"]) >= {
         "export/merged",
         "export/gguf-q8_0",
@@ -125,6 +128,47 @@ def test_a_damaged_export_is_found_out(recipe, damage, says):
     with pytest.raises(UserError, match=f"merged is not the model that was trained: .*{says}"):
         export.export(only(recipe, "merged"), check=True)
     assert read_json(recipe.run_dir / "export" / "parity.json")["merged"]["differs"]
+    merged = recipe.run_dir / "export" / "merged"
+    assert says in (merged / "UNVERIFIED.txt").read_text()
+    assert read_json(merged / "stage.json")["verified"] is False
+    manifest = read_json(recipe.run_dir / "manifest.json")
+    assert manifest["stages"]["export/merged"]["verified"] is False
+
+
+def test_an_export_whose_check_fails_is_kept_marked_and_checked_again(recipe, monkeypatch, run_cli, capsys):
+    pushed = []
+    monkeypatch.setattr(export, "push", lambda *given: pushed.append(given))
+    wanted = only(recipe, "merged", hub_id="me/it")
+    merged = recipe.run_dir / "export" / "merged"
+    shutil.rmtree(merged)
+    with monkeypatch.context() as patch:
+        patch.setattr(export, "free_ram", lambda: 0)
+        with pytest.raises(export.Unverified, match=r"merged is not the model .*: not compared: .* is kept"):
+            export.export(wanted)
+    assert (merged / "model.safetensors").exists() and "not compared" in (
+        merged / "UNVERIFIED.txt"
+    ).read_text()
+    assert "WARNING: merged is kept but unverified" in capsys.readouterr().out and not pushed
+    before = (merged / "model.safetensors").stat().st_mtime_ns
+    assert export.export(wanted)["merged"]["differs"] == []  # nothing is written, only compared
+    assert (merged / "model.safetensors").stat().st_mtime_ns == before and len(pushed) == 1
+    assert not (merged / "UNVERIFIED.txt").exists() and read_json(merged / "stage.json")["verified"]
+
+    damage_tensor(recipe.run_dir)
+    recipe_file = recipe.run_dir.parent / "damaged.yaml"
+    content = recipe.model_dump(mode="json", exclude={"stages", "folders"})
+    recipe_file.write_text(yaml.safe_dump(content))
+    done = run_cli("export", "--recipe", str(recipe_file), "--to", "merged", "--check")
+    assert (
+        done.returncode == 2 and "tunebook: merged is not the model that was trained: weights" in done.stderr
+    )
+    assert "unverified: weights" in " ".join(done.stdout.split())
+
+
+def test_an_export_needs_no_held_out_rows(recipe):
+    for split in ("test", "val"):
+        (recipe.run_dir / "data" / f"{split}.parquet").unlink()
+    assert export.export(only(recipe, "adapter"), check=True)["adapter"]["items"] == 6
 
 
 def test_a_damaged_gguf_file_is_found_out(recipe):

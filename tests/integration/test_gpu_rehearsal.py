@@ -19,7 +19,6 @@ import yaml
 
 from tunebook.models import builtin
 from tunebook.recipe.files import ROOT
-from tunebook.recipe.loading import load_recipe
 
 STEPS = 4
 
@@ -47,8 +46,7 @@ def rehearsed(tmp_path_factory, embedded) -> dict:
     """Both models in one process; importing the GPU classes takes longest."""
     tmp = tmp_path_factory.mktemp("rehearsal")
     builtin.tiny_vision_model()
-    big = load_recipe("qwen3-4b-instruct").model
-    chat = {"base": str(tmp / "qwen3"), "chat_template": big.chat_template, "eos_token": big.eos_token}
+    chat = {"base": str(tmp / "qwen3"), "chat_template": "prompt/chatml.jinja", "eos_token": "<|im_end|>"}
     recipes = [
         recipe_of("smollm2-alpaca", tmp / "text.yaml", model=chat),
         recipe_of(

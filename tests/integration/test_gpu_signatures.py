@@ -12,7 +12,7 @@ import sys
 
 from tunebook.recipe.files import ROOT
 
-RECIPES = ("smollm2-math", "gemma3n-mm-math", "qwen3-4b-instruct")
+RECIPES = ("smollm2-math", "gemma3n-mm-math", "qwen3-4b-instruct", "qwen3-4b-instruct:FastLanguageModel")
 
 
 def test_every_argument_is_known_to_the_gpu_classes(tmp_path):

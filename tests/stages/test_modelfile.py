@@ -82,6 +82,8 @@ def test_the_file_keeps_its_syntax(tokenizer):
     assert "".join(f"{command} {value}\n" for command, value in found) == text  # nothing is left over
     assert found[1][1].count('"""') == 2 and found[2][1] == '"""Two\nlines."""'
     assert 'PARAMETER stop "<|im_end|>"\n' in text
+    long = modelfile("x.gguf", tokenizer, [], None, 262_144)
+    assert "# The model reads up to 262144 tokens" in long and "PARAMETER num_ctx 32768\n" in long
 
 
 def test_a_template_that_seams_cannot_say_is_refused(tokenizer, monkeypatch):

@@ -29,3 +29,34 @@ def test_a_turn_ends_at_im_end_and_pad_is_something_else(tokenizer, embedded):
 
 def test_only_safetensors(embedded):
     assert {p.suffix for p in embedded.iterdir()} <= {".json", ".jinja", ".safetensors"}
+
+
+@pytest.mark.parametrize("loader", ["FastModel", "FastLanguageModel"])
+def test_the_recipe_chooses_unsloths_class_for_loading_adapters_and_inference(
+    tiny_recipe, loader, monkeypatch
+):
+    import unsloth
+
+    from tunebook.models import adapters, loading
+    from tunebook.recipe.loading import load_recipe
+
+    calls = []
+    other = {"FastModel": "FastLanguageModel", "FastLanguageModel": "FastModel"}[loader]
+    real = getattr(unsloth, loader)
+
+    def noting(name):
+        def call(*args, **options):
+            calls.append(name)
+            return getattr(real, name)(*args, **options)
+
+        return staticmethod(call)
+
+    names = ("from_pretrained", "get_peft_model", "for_inference")
+    monkeypatch.setattr(unsloth, loader, type("Noting", (), {name: noting(name) for name in names}))
+    monkeypatch.setattr(unsloth, other, None)
+    recipe = load_recipe(tiny_recipe, overrides={"model.loader": loader})
+    model, _ = loading.load(recipe)
+    model = adapters.add_lora(model, recipe)
+    with adapters.use_adapter(model, "default"):
+        assert calls == list(names)
+    assert "tunebook_loader" not in model.config.to_dict()  # nothing of it in an export

@@ -159,7 +159,7 @@ def tiny_base(tmp_path_factory, embedded):
 
 
 def test_a_base_model_learns_to_end_its_turns(tiny_base, tmp_path, monkeypatch):
-    """The small recipe, whole, with the big one's model section: from SFT to merged weights."""
+    """The small recipe, whole, with ChatML: from SFT to merged weights."""
     from tunebook.evaluation.evaluate import evaluate
     from tunebook.models import adapters, loading
     from tunebook.pairs.pairs import existing_pairs, pairs_stage
@@ -168,7 +168,6 @@ def test_a_base_model_learns_to_end_its_turns(tiny_base, tmp_path, monkeypatch):
     from tunebook.training.sft import sft
 
     content = whole_recipe.content("smollm2-alpaca")
-    chat = load_recipe("qwen3-4b-instruct").model
     content["model"] = {"base": str(tiny_base), "dtype": "float32", "max_seq_length": 384}
     content["sft"]["max_steps"] = content["dpo"]["max_steps"] = 3
     content["evaluate"] |= {"max_new_tokens": 4}
@@ -176,13 +175,13 @@ def test_a_base_model_learns_to_end_its_turns(tiny_base, tmp_path, monkeypatch):
     path.write_text(yaml.safe_dump(content))
     with pytest.raises(
         UserError,
-        match=r"has no chat template: set model\.chat_template, for example to prompt/chatml\.jinja",
+        match=r"has no chat template: set model\.chat_template, for example to prompt/plain\.jinja",
     ):
         prepare(load_recipe(path))
-    keys = {"model.chat_template": chat.chat_template}
+    keys = {"model.chat_template": "prompt/chatml.jinja"}
     with pytest.raises(UserError, match=r"model\.eos_token: .*tiny-base has no token '<end_of_turn>'"):
         prepare(load_recipe(path, overrides=keys | {"model.eos_token": "<end_of_turn>"}))
-    recipe = load_recipe(path, overrides=keys | {"model.eos_token": chat.eos_token})
+    recipe = load_recipe(path, overrides=keys | {"model.eos_token": "<|im_end|>"})
 
     seen = []
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 from types import SimpleNamespace
 
+import datasets
 import pytest
 
 from tunebook.recipe.files import ROOT
@@ -38,8 +40,43 @@ def test_the_audit_measures_the_plain_loss_whatever_is_trained_on():
         compute_loss_context_manager=contextlib.nullcontext,
         **trained,
     )
-    assert audits._measured(trainer, [{}]) == (0.5, {"rewards/margins": 0.0})
+    assert audits._measured(trainer, [{}], 2) == (0.5, {"rewards/margins": 0.0})
     assert {name: getattr(trainer, name) for name in trained} == trained and trainer.model.training
+
+
+def test_the_audit_takes_no_more_rows_at_a_time_than_a_training_batch():
+    """Eight pairs are sixteen sequences, which need not fit where one pair does."""
+    import contextlib
+
+    import torch
+
+    sizes = []
+
+    def compute_loss(model, inputs):
+        sizes.append(len(inputs))
+        mean = sum(row["value"] for row in inputs) / len(inputs)
+        for name in ("rewards/margins", "rewards/chosen", "rewards/rejected", "logps/chosen"):
+            trainer._metrics["eval"][name] = [mean]
+        return torch.tensor(math.log(2) + mean)
+
+    values = [0.004, -0.004, 0.002, -0.002, 0.0, 0.003, -0.003]
+    trainer = SimpleNamespace(
+        model=torch.nn.Linear(1, 1),
+        args=SimpleNamespace(per_device_train_batch_size=2),
+        train_dataset=datasets.Dataset.from_dict({"value": values}),
+        data_collator=list,
+        _prepare_inputs=list,
+        _metrics={"eval": {}},
+        compute_loss=compute_loss,
+        compute_loss_context_manager=contextlib.nullcontext,
+        loss_types=[],
+        loss_weights=[],
+        use_weighting=False,
+        aux_loss_enabled=False,
+    )
+    audit = audits.audit_step_0(trainer, None)
+    assert sizes == [2, 2, 2, 1]
+    assert audit["loss"] == pytest.approx(math.log(2), abs=1e-6) and audit["margin"] == pytest.approx(0)
 
 
 @pytest.mark.parametrize(("name", "most"), [("02_sft", 1), ("04_dpo", 3)])

@@ -6,12 +6,15 @@ The processes are in tests/integration.
 from __future__ import annotations
 
 import json
+import time
 
 import pytest
+from fuzzing import cases, text
+from hypothesis import example, given
 
 from tunebook.checkers import check as checks
 from tunebook.checkers.check import Check, Judgement, other_columns
-from tunebook.checkers.instructions import BadInstruction, read_instructions
+from tunebook.checkers.instructions import COUNTS, KINDS, BadInstruction, read_instructions
 from tunebook.checkers.process import CheckerFailed
 from tunebook.checkers.registry import CHECKERS
 from tunebook.recipe.errors import UserError
@@ -169,6 +172,29 @@ def test_instructions(instruction, obeys, does_not):
     assert score("instructions", obeys, instructions=[instruction]) == 1
     assert score("instructions", does_not, instructions=[instruction]) == 0
     assert score("instructions", "", instructions=[instruction]) == 0  # also of no commas
+
+
+VALUES = dict.fromkeys(KINDS, True) | dict.fromkeys(COUNTS, 3) | dict.fromkeys(("begin", "end"), "a")
+VALUES |= {"include": ["a", "的"], "exclude": "b"}
+EVERYTHING = [{name: value} for name, value in VALUES.items()]
+
+
+@cases(60)
+@given(text)
+@example("```" + "\n" * 100_000)
+@example("```json\n" + " " * 100_000 + "x")
+@example("a-" * 50_000)
+@example("." * 100_000)
+@example(" " * 50_000 + "- " * 50_000)
+@example("1" * 100_000)
+@example('"' * 100_000)
+@example("[" * 100_000)
+def test_every_text_has_a_score_soon(answer):
+    started = time.thread_time()
+    assert 0 <= score("instructions", answer, instructions=EVERYTHING) <= 1
+    for name in ("exact", "contains", "json"):
+        assert score(name, answer, gold=answer[:50] or "x") in (0, 1)
+    assert time.thread_time() - started < 2
 
 
 def test_the_score_is_the_share_of_obeyed_instructions():

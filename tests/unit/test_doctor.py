@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.abc
 import importlib.util
 import subprocess
 import sys
@@ -10,6 +11,8 @@ from types import SimpleNamespace
 import pytest
 
 from tunebook import doctor
+from tunebook.models import backend
+from tunebook.recipe.errors import UserError
 from tunebook.recipe.loading import load_recipe
 
 
@@ -70,7 +73,7 @@ def test_how_the_backend_is_decided(monkeypatch):
     monkeypatch.setattr(subprocess, "run", lambda *args, **kwargs: listed)
     for usable, wanted in (
         (True, ("cuda", "GPU 0: NVIDIA A10, GPU 1: NVIDIA A10")),
-        (False, ("cpu", "there is a GPU, but torch 9 cannot use it")),
+        (False, ("cpu", "there is a GPU that cannot be used: torch 9 cannot use it")),
     ):
         cuda = SimpleNamespace(is_available=lambda usable=usable: usable)
         monkeypatch.setitem(
@@ -80,6 +83,88 @@ def test_how_the_backend_is_decided(monkeypatch):
         )
         kind, why = doctor.backend()
         assert kind == wanted[0] and why.startswith(wanted[1])
+
+
+OLD = "NVRM version: NVIDIA UNIX x86_64 Kernel Module  535.104.05  Sat Aug 19 01:15:15 UTC 2023\n"
+OPEN = "NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  580.65.06  Release Build\n"
+
+
+@pytest.mark.parametrize(
+    ("driver", "device", "build", "variables", "says"),
+    [
+        (
+            OLD,
+            "nvidia0",
+            "13.0",
+            {},
+            "driver 535.104.05 is too old for PyTorch 2.14.1, whose CUDA 13.0 wants 580",
+        ),
+        (OPEN, "", "13.0", {}, "this container was started without it: `docker run --gpus all ...`"),
+        (OPEN, "nvidia0", None, {}, "PyTorch 2.14.1 is a build for CPUs: `uv sync`"),
+        (OPEN, "nvidia0", "13.0", {"CUDA_VISIBLE_DEVICES": "7"}, "CUDA_VISIBLE_DEVICES='7' names no GPU"),
+        (OPEN, "nvidia0", "13.0", {}, "PyTorch 2.14.1 (CUDA 13.0) does not get on with its driver"),
+    ],
+    ids=["old driver", "container", "CPU build", "mask", "unknown"],
+)
+def test_a_gpu_that_cannot_be_used_is_one_line_with_the_way_out(
+    monkeypatch, tmp_path, driver, device, build, variables, says
+):
+    """In every command that loads a model, and in `doctor`, where it stops the default recipe too."""
+    monkeypatch.delenv("UNSLOTH_FORCE_CPU", raising=False)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    (tmp_path / "version").write_text(driver)
+    if device:
+        (tmp_path / device).touch()
+    monkeypatch.setattr(backend, "DRIVER", tmp_path / "version")
+    monkeypatch.setattr(backend, "DEVICES", tmp_path)
+    monkeypatch.setattr(backend, "torch_build", lambda: ("2.14.1", build))
+
+    class Refusing(importlib.abc.MetaPathFinder):
+        def find_spec(self, name, path=None, target=None):
+            if name == "unsloth":
+                raise NotImplementedError("Unsloth cannot find any torch accelerator? You need a GPU.")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "meta_path", [Refusing(), *sys.meta_path])
+        patch.delitem(sys.modules, "unsloth", raising=False)
+        with pytest.raises(UserError) as refused:
+            backend.backend()
+    line = str(refused.value)
+    assert line.startswith(f"there is a GPU that cannot be used: {says}") and "\n" not in line
+    assert line.endswith("For the CPU: UNSLOTH_FORCE_CPU=1 before the command")
+    if driver == OLD:
+        assert "`uv pip install torch==" in line and "https://download.pytorch.org/whl/cu126" in line
+
+    monkeypatch.setattr(subprocess, "run", lambda *args, **kwargs: (_ for _ in ()).throw(FileNotFoundError()))
+    cuda = SimpleNamespace(is_available=lambda: False)
+    monkeypatch.setitem(sys.modules, "torch", SimpleNamespace(cuda=cuda, __version__="2", __spec__=True))
+    finding = next(doctor.hardware())
+    assert finding.broken and finding.state == f"cpu ({line})"
+
+
+def test_a_gpu_is_shown_with_its_memory_and_what_triton_lacks(monkeypatch, tmp_path):
+    properties = SimpleNamespace(name="NVIDIA L4", major=8, minor=9, total_memory=24 * 2**30)
+    cuda = SimpleNamespace(
+        device_count=lambda: 1,
+        get_device_properties=lambda number: properties,
+        get_arch_list=lambda: ["sm_75", "sm_80", "sm_90", "compute_120"],
+    )
+    monkeypatch.setitem(sys.modules, "torch", SimpleNamespace(cuda=cuda, __version__="2.14.1"))
+    monkeypatch.setattr(doctor.shutil, "which", lambda name: None)
+    monkeypatch.setattr(doctor.sysconfig, "get_paths", lambda: {"include": str(tmp_path)})
+    gpu, triton = doctor.graphics()
+    assert gpu.state.startswith("NVIDIA L4, 24 GB, compute capability 8.9, driver") and not gpu.broken
+    assert triton.broken and "lacks a C compiler and " in triton.state and "Python.h" in triton.state
+    properties.major, properties.minor = 7, 0
+    assert next(doctor.graphics()).broken
+
+
+def test_the_disk_that_a_recipe_needs():
+    assert doctor.downloads(load_recipe()) == 0
+    sizes = {name: doctor.downloads(load_recipe(name)) / 1e9 for name in ("qwen3-4b-base", "gemma3n-mm-math")}
+    assert sizes == {"qwen3-4b-base": pytest.approx(11.6), "gemma3n-mm-math": pytest.approx(23.2)}
 
 
 def test_what_stops_the_default_recipe(monkeypatch, tmp_path):

@@ -6,6 +6,7 @@ import re
 import sys
 import types
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -341,6 +342,30 @@ def test_a_layer_that_the_model_does_not_have_is_named_with_those_that_it_has():
         check_targets(Model(), ["proj"])
     for right in (["q_proj", "self_attn.v_proj", "embed_tokens"], "all-linear", r".*\.no_such", None):
         check_targets(Model(), right)
+
+
+def test_runs_of_before_there_was_a_loader_to_choose_are_up_to_date():
+    before = {"model": {"base": "x"}, "sft": {"learning_rate": 1e-4}}
+    now = {"model": {"base": "x", "loader": "FastModel"}, "sft": {"learning_rate": 1e-4}}
+    assert of_the_weights(before) == of_the_weights(now)
+    other = now | {"model": {"base": "x", "loader": "FastLanguageModel"}}
+    assert of_the_weights(before) != of_the_weights(other)
+
+
+def test_out_of_memory_is_one_line_wherever_it_happens(run_cli, monkeypatch):
+    class OutOfMemoryError(RuntimeError):
+        pass
+
+    def full(*args):
+        raise OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nmore\nlines")
+
+    monkeypatch.setitem(sys.modules, "torch", SimpleNamespace(OutOfMemoryError=OutOfMemoryError))
+    monkeypatch.setattr(prepare, "prepare", full)
+    done = run_cli("prepare")
+    assert done.returncode == 2 and len(done.stderr.strip().splitlines()) == 1
+    assert (
+        done.stderr.strip().startswith("tunebook: out of memory: ") and "evaluate.batch_size" in done.stderr
+    )
 
 
 def test_an_error_that_nobody_has_foreseen_is_one_line_and_its_traceback_lies_in_the_run_folder(

@@ -226,7 +226,7 @@ def test_there_is_no_vote_on_checked_answers(tmp_path, monkeypatch):
     records = [prediction(i, score) for i, score in enumerate((0.0, 1.0, None, 0.5))]
     monkeypatch.setattr(items, "answer_file", lambda *given: records)
     recipe = load_recipe(overrides={"evaluate.samples": 2})
-    exam = items.Exam(recipe, "sft", lambda: None, [{"prompt": []}] * 2, tmp_path, opened("json"))
+    exam = items.Exam(recipe, "sft", lambda: None, [{"prompt": []}] * 2, tmp_path, check=opened("json"))
     sampled = exam.sample()
     assert (sampled["pass@1"], sampled["pass@k"], sampled["majority"]) == (0.25, 0.5, None)
     (row,) = tables.sampled_table({"sft": {"n": 2, "sampled": sampled}}).rows

@@ -22,6 +22,7 @@ MAX_LENGTH = 400  # characters; a longer final answer is not one
 MAX_BOXES = 20  # that are one answer
 
 _JOINED_BOXES = re.compile(r"\}[\s$]*(?:[,;]|\band\b|\bor\b|\\text\s*\{\s*(?:and|or)\s*\})[\s$]*\\boxed\s*$")
+_CHOICE = re.compile(r"^\(?([A-E])\)\s*(?=\S)")
 _THOUGHT_BEGINS = re.compile(r"<think(?:ing)?>|\[THINK\]")
 _THOUGHT_ENDS = re.compile(r"</think(?:ing)?>|\[/THINK\]")
 
@@ -55,7 +56,7 @@ def verify(text: str, gold: str, *, boxed_only: bool = False) -> Verdict:
         return Verdict(bool(answer.strip()) and equal(gold, answer), answer, "boxed")
     if boxed_only:
         return Verdict(False, None, "none")
-    if is_words(normalise(gold)):
+    if is_words(normalise(gold) if len(gold) < MAX_LENGTH else gold):
         # A whole text of one \text{} is a final answer, and no sentence that holds one.
         if re.fullmatch(r"\s*\$?\\text\{[^{}]*\}\$?\s*", text):
             return Verdict(equal(gold, text), text.strip(), "text")
@@ -211,8 +212,12 @@ def equal(gold: str, answer: str) -> bool:
     # A single letter may be a choice or a variable: -x is not x.
     if is_words(plain_gold) and (len(plain_gold) > 1 or not re.search(r"[-+*/^|=<>!\\]", plain_answer)):
         return _same_words(plain_gold, plain_answer)
-    # `(B) 12` for 12
-    plain_answer = re.sub(r"^\(?[A-E]\)\s*(?=.)", "", plain_answer)
+    # A choice with what it chooses: `(B) 12` for 12, and B for `(B) 12`
+    choice = _CHOICE.match(plain_gold)
+    if choice and plain_answer.strip("()") == choice[1]:
+        return True
+    plain_gold = _CHOICE.sub("", plain_gold)
+    plain_answer = _CHOICE.sub("", plain_answer)
     try:
         return compare(plain_gold, plain_answer, _no_algebra)
     except _AlgebraNeeded:

@@ -89,8 +89,8 @@ def export(
     """Write the model as people run it, and prove that it is the same model.
 
     Each export is loaded from disk in a fresh process and compared with the adapter: probabilities, answers,
-    chat template, stop. The table lies in `runs/<run>/export/parity.json`. The command fails when an export
-    is not equal.
+    chat template, stop. The table lies in `runs/<run>/export/parity.json`. An export that is not equal is
+    kept and marked, and the command fails.
 
         uv run tunebook export --to adapter,merged,gguf,ollama --quantization f16,q8_0 --install-tools
     """
@@ -108,8 +108,13 @@ def export(
     if push:
         overrides["export.hub_id"] = push
     parsed = load_recipe(recipe, run, overrides)
-    rows = export.export(parsed, force, install_tools, check)
-    tables.parity_table(rows).print("each export against the adapter it was made from")
+    title = "each export against the adapter it was made from"
+    try:
+        rows = export.export(parsed, force, install_tools, check)
+    except export.Unverified as error:
+        tables.parity_table(error.rows).print(title)
+        raise
+    tables.parity_table(rows).print(title)
     print_done(parsed, "export", parsed.command("chat --model merged"))
 
 

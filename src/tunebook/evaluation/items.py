@@ -14,7 +14,7 @@ from tunebook.checkers.check import Check
 from tunebook.checkers.maths import equal
 from tunebook.data.images import swap_images
 from tunebook.data.rows import evenly, images_of
-from tunebook.data.storage import load
+from tunebook.data.storage import load, read_rows
 from tunebook.evaluation.statistics import column, compare, mark, score_interval, wilson
 from tunebook.generation.answers import Answer, Images, Sampling, repeats
 from tunebook.generation.generate import answer_file, drop_other_answers, generate
@@ -27,26 +27,34 @@ Prediction = dict[str, Any]  # a line of `predictions.jsonl`, from `checked`
 Source = Callable[[], AbstractContextManager[Local]]  # opens the model that answers
 
 
-def held_out_items(recipe: Recipe, limit: int | None, checkable: bool = True) -> list[Item]:
+def held_out_items(recipe: Recipe, limit: int | None) -> list[Item]:
     """At most `limit` items of the recipe's `evaluate.split`, evenly from all of it.
 
-    Args:
-        checkable: Only items whose answers the recipe's `check` can say something of; there may be none.
-
-    Raises UserError when there are none of the others.
+    Only items whose answers the recipe's `check` can say something of; there may be none.
     """
-    split = recipe.evaluate.split
-    items = load(recipe, split)
-    if checkable:
-        check = Check(recipe.check)
-        # A row with tools is no question that can be asked as text.
-        items = [item for item in items if check.can_judge(item) and not item.get("chat")]
-    if items or checkable:
-        return evenly(items, limit)
-    raise UserError(
-        f"the {split} split is empty: export compares answers to held-out questions; give a source some "
-        f"(`{split}: 20`, or a share such as 0.05), or set evaluate.split to one that has rows"
-    )
+    check = Check(recipe.check)
+    items = load(recipe, recipe.evaluate.split)
+    # A row with tools is no question that can be asked as text.
+    items = [item for item in items if check.can_judge(item) and not item.get("chat")]
+    return evenly(items, limit)
+
+
+def questions(recipe: Recipe, limit: int) -> list[Item]:
+    """At most `limit` prompts to ask any model of the run: held-out ones, or what it was trained on.
+
+    From the first split that is not empty; of DPO alone from its pairs.
+
+    Raises UserError when there are none at all.
+    """
+    folder = recipe.run_dir / ("data" if recipe.data.sources else "pairs")
+    for split in (recipe.evaluate.split, "test", "val", "train"):
+        path = folder / f"{split}.parquet"
+        if path.exists():
+            rows = read_rows(recipe, path)
+            items = [{"gold": None, **row} for row in rows if not row.get("chat")] or list(rows)
+            if items:
+                return evenly(items, limit)
+    raise UserError(f"no prompts in {folder}: run `{recipe.command('prepare')}`")
 
 
 @dataclass(frozen=True)

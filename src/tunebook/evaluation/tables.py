@@ -258,17 +258,21 @@ def parity_table(exports: dict[str, dict[str, Any]]) -> Table:
         verdict="",
     )
     for name, parity in exports.items():
-        accuracies = ("–" if accuracy is None else f"{accuracy:.0%}" for accuracy in parity["accuracy"])
-        table.add(
-            export=name,
-            items=parity["items"],
-            agreement=f"{parity['top_1_agreement']:.1%}",
-            logp=f"{parity['mean_logp_difference']:.4f} ({parity['max_logp_difference']:.3f})",
-            prompts=f"{parity['prompts_equal']:.0%}",
-            answers=f"{parity['answers_equal']:.0%}",
-            accuracy=" → ".join(accuracies),
-            verdict="; ".join(parity["differs"]) or "equal",
-        )
+        cells: dict[str, Any] = dict.fromkeys(("items", *table.headings), "–")
+        if parity.get("items"):  # else it could not be loaded to be compared
+            accuracies = ("–" if accuracy is None else f"{accuracy:.0%}" for accuracy in parity["accuracy"])
+            cells = {
+                "items": parity["items"],
+                "agreement": f"{parity['top_1_agreement']:.1%}",
+                "logp": f"{parity['mean_logp_difference']:.4f} ({parity['max_logp_difference']:.3f})",
+                "prompts": f"{parity['prompts_equal']:.0%}",
+                "answers": f"{parity['answers_equal']:.0%}",
+                "accuracy": " → ".join(accuracies),
+            }
+        verdict = "equal"
+        if parity["differs"]:
+            verdict = f"unverified: {'; '.join(parity['differs'])}"
+        table.add(export=name, **{**cells, "verdict": parity.get("note") or verdict})
     return table
 
 

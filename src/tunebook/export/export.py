@@ -13,9 +13,9 @@ from typing import Any
 
 from tunebook.checkers.check import Check
 from tunebook.data.formats import Prompts
-from tunebook.evaluation.items import held_out_items
+from tunebook.evaluation.items import Item, questions
 from tunebook.export import llama_cpp, parity
-from tunebook.export.measure import measure
+from tunebook.export.measure import Measured, measure
 from tunebook.export.modelcard import card
 from tunebook.export.modelfile import modelfile, unsaid
 from tunebook.generation.local import local
@@ -24,6 +24,7 @@ from tunebook.models.start import with_shape_of_start
 from tunebook.recipe.errors import UserError, first_line
 from tunebook.recipe.sections import Recipe
 from tunebook.runs.files import read_json, write_json
+from tunebook.runs.machine import free_ram
 from tunebook.runs.stage import Stage, finished_key
 from tunebook.runs.stages import trained_models
 
@@ -44,14 +45,29 @@ BYTES_A_WEIGHT_QUANTISED = 2.9
 A 4-bit type of a small model, whose rows do not fit its blocks, comes to that.
 """
 
+TRAINED_IN_4_BIT = "trained in 4 bit"
+"""A row of the parity table that is no export: what QLoRA saw."""
+
+MARK = "UNVERIFIED.txt"
+"""In the folder of an export that was not shown to be the model that was trained; says why."""
+
+
+class Unverified(UserError):
+    """Exports that are kept and were not shown to be equal. `rows` is the whole parity table."""
+
+    def __init__(self, text: str, rows: dict[str, Any]) -> None:
+        super().__init__(text)
+        self.rows = rows
+
 
 def export(
     recipe: Recipe, force: bool = False, install_tools: bool = False, check: bool = False
 ) -> dict[str, Any]:
     """Write what the recipe's `export.to` names into `export/` of the run folder.
 
-    Each result is loaded from disk in a fresh process and compared with the adapter before its folder
-    appears; the comparisons are kept in `export/parity.json`. What is there and up to date is left alone.
+    All are written first. Then the model is freed, and each result is loaded from disk in a fresh process
+    and compared with it; the comparisons are kept in `export/parity.json`. What is not equal is kept and
+    marked. What is there, up to date and verified is left alone.
 
     Args:
         force: Replace exports of another model or of other settings.
@@ -61,7 +77,8 @@ def export(
     Returns a row of the parity table by the name of each export.
 
     Raises UserError for a missing stage or tool, for a disk that is too small, for an older export that
-    `force` would have to replace, for a GGUF file of a model that sees images, and when one is not equal.
+    `force` would have to replace, and for a GGUF file of a model that sees images; Unverified, at the end,
+    when one is not equal or could not be compared.
     """
     stage = exported_stage(recipe)
     names = targets(recipe)
@@ -77,25 +94,45 @@ def export(
         llama_cpp.check_quantiser(recipe.export.quantizations)
 
     # Everything is looked at before the first is written, so that nothing is found out after an hour.
-    todo = {}
+    missing = {}
+    unchecked = {}
     for name in names:
         entry = export_stage(recipe, name, stage)
         if check and not entry.dir.exists():
             raise UserError(f"nothing to check: {name} has not been exported")
-        if check or not entry.skip(force):
-            todo[name] = entry
-    for name, entry in todo.items():
-        if entry.dir.exists() and not (force or check):
+        if not check and not entry.skip(force):
+            missing[name] = entry
+        # Its weights are the GGUF file's, and its template was compared when it was made.
+        if name != "ollama" and (check or name in missing or not entry.result.get("verified", True)):
+            unchecked[name] = entry
+    for name, entry in missing.items():
+        if entry.dir.exists() and not force:
             raise UserError(
                 f"{entry.dir} holds an export of another model or other settings: "
                 f"--force replaces it ({name})"
             )
-    if todo:
-        _export(recipe, stage, todo, tools, check)
+    if missing or unchecked:
+        _export(recipe, stage, missing, unchecked, tools)
+    table = read_json(recipe.run_dir / "export" / "parity.json")
+    rows = {name: table[name] for name in (*names, TRAINED_IN_4_BIT) if name in table}
+    _refuse_unverified(recipe, rows)
     if recipe.export.hub_id and not check:
         push(recipe, recipe.export.hub_id, names)
-    rows = read_json(recipe.run_dir / "export" / "parity.json")
-    return {name: rows[name] for name in names if name in rows}
+    return rows
+
+
+def _refuse_unverified(recipe: Recipe, rows: dict[str, Any]) -> None:
+    """Raises Unverified when a row of the parity table says that something differs."""
+    reasons = []
+    for name, row in rows.items():
+        if row["differs"]:
+            reasons.append(f"{name} is not the model that was trained: {'; '.join(row['differs'])}")
+    if reasons:
+        folder = recipe.run_dir / "export"
+        raise Unverified(
+            f"{' | '.join(reasons)}. What was written is kept in {folder}, marked {MARK}; nothing is pushed",
+            rows,
+        )
 
 
 def exported_stage(recipe: Recipe) -> str:
@@ -187,41 +224,99 @@ def served(recipe: Recipe, gguf: str | None, port: int) -> None:
     llama_cpp.serve(files[0], port)
 
 
-def _export(recipe: Recipe, stage: str, todo: dict[str, Stage], tools: Path | None, check: bool) -> None:
-    """Write and compare (`check`: only compare) one export after the other, with one model in memory."""
+def _export(
+    recipe: Recipe,
+    stage: str,
+    missing: dict[str, Stage],
+    unchecked: dict[str, Stage],
+    tools: Path | None,
+) -> None:
+    """Write what is missing, then compare what is unchecked, with one model in memory at a time."""
+    # 1) the model that was trained: what it does, and what is written of it
     model, tokenizer = _load(recipe, stage)
-    if not check:
-        _check_space(recipe.run_dir, model.num_parameters(), list(todo))
-    items = held_out_items(recipe, recipe.export.items, checkable=False)
+    weights = model.num_parameters()
+    if missing:
+        _check_space(recipe.run_dir, weights, list(missing))
+    items = questions(recipe, recipe.export.items)
     with local(model, tokenizer, "default") as source:
         reference = measure(source, items, recipe.evaluate.max_new_tokens)
-    for name, entry in todo.items():
-        # A check reads the finished folder. A new export becomes one at the end of the block, if it is equal.
-        opened = contextlib.nullcontext(entry.dir) if check else _writing(entry)
-        with opened as folder:
-            if not check:
-                print(f"writing {name} ...", flush=True)
-                _write(recipe, name, folder, model, tokenizer, tools)
-                (folder / "README.md").write_text(card(recipe, stage, name), encoding="utf-8")
-            if name == "ollama":
-                continue  # its weights are the GGUF file's; its template was compared when it was made
-            print(f"comparing {name} with the adapter ...", flush=True)
-            weights = folder
-            if name.startswith("gguf-"):
-                weights = folder / gguf_file(recipe, name).name
+    for name, entry in missing.items():
+        with _writing(entry) as folder:
+            print(f"writing {name} ...", flush=True)
+            _write(recipe, name, folder, model, tokenizer, tools)
+            (folder / "README.md").write_text(card(recipe, stage, name), encoding="utf-8")
+            # Until it is compared, which may be never: memory may not be enough for that.
+            entry.record = {"verified": name == "ollama"}
+    # 2) it is freed, so that each copy has its room
+    del model, source
+    _free()
+    for name, entry in unchecked.items():
+        print(f"comparing {name} with the adapter ...", flush=True)
+        path = entry.dir
+        if name.startswith("gguf-"):
+            path = entry.dir / gguf_file(recipe, name).name
+        row = _too_large(weights, reference, name)
+        if row is None:
+            kind = name.removeprefix("gguf-")
             row = parity.check(
-                weights,
-                name.removeprefix("gguf-"),
-                reference,
-                items,
-                recipe.evaluate.max_new_tokens,
-                Check(recipe.check),
+                path, kind, reference, items, recipe.evaluate.max_new_tokens, Check(recipe.check)
             )
-            entry.record = {"parity": row}
-            path = recipe.run_dir / "export" / "parity.json"
-            write_json(path, read_json(path) | {name: {"stage": stage, **row}})
-            if row["differs"]:
-                raise UserError(f"{name} is not the model that was trained: {'; '.join(row['differs'])}")
+        _note(recipe, entry, name, {"stage": stage, **row})
+    # 3) after QLoRA the weights that were exported are not quite those that were trained on
+    if recipe.model.load_in_4bit and "merged" in unchecked and recipe.model.base != builtin.EMBEDDED:
+        row = _in_4_bit(recipe, stage, reference, items)
+        path = recipe.run_dir / "export" / "parity.json"
+        write_json(path, read_json(path) | {TRAINED_IN_4_BIT: {"stage": stage, **row}})
+
+
+def _note(recipe: Recipe, entry: Stage, name: str, row: dict[str, Any]) -> None:
+    """Write a comparison into the parity table, the export's record and, if something differs, its folder."""
+    path = recipe.run_dir / "export" / "parity.json"
+    write_json(path, read_json(path) | {name: row})
+    entry.add_to_record({"parity": row, "verified": not row["differs"]})
+    mark = entry.dir / MARK
+    mark.unlink(missing_ok=True)
+    if row["differs"]:
+        print(f"WARNING: {name} is kept but unverified: {'; '.join(row['differs'])}", flush=True)
+        reasons = "\n".join(row["differs"])
+        mark.write_text(f"Not shown to be the model that was trained:\n{reasons}\n", encoding="utf-8")
+
+
+def _too_large(weights: int, reference: Measured, name: str) -> dict[str, Any] | None:
+    """A row that says that memory is not enough for a comparison, if so."""
+    size = 2 if name.startswith("gguf-") or reference.dtype != "float32" else 4
+    needed = int(1.2 * size * weights)
+    free = free_ram()
+    if reference.device == "cuda" and not name.startswith("gguf-"):
+        import torch
+
+        free = torch.cuda.mem_get_info()[0]
+    if needed <= free:
+        return None
+    reason = (
+        f"not compared: that takes about {needed / 1e9:.1f} GB of memory, {free / 1e9:.1f} GB are free; "
+        "`tunebook export --check` compares where there is more"
+    )
+    return {"items": 0, "differs": [reason]}
+
+
+def _in_4_bit(recipe: Recipe, stage: str, reference: Measured, items: list[Item]) -> dict[str, Any]:
+    """How far the 4-bit model that the adapter was trained on is from the 16-bit one that is exported."""
+    model, tokenizer = loading.load_model(recipe)
+    model = adapters.load_adapters(model, {"default": recipe.run_dir / stage / "adapter"})
+    forced = [question.forced for question in reference.questions]
+    with local(model, tokenizer, "default") as source:
+        measured = measure(source, items, recipe.evaluate.max_new_tokens, forced)
+    row = parity.compare("4", reference, measured, items, Check(recipe.check))
+    note = "what 4-bit training saw, against the 16-bit weights that are exported"
+    return row | {"differs": [], "note": note}
+
+
+def _free() -> None:
+    """Give back the memory of what is no longer used, on a GPU too."""
+    from accelerate.utils.memory import clear_device_cache
+
+    clear_device_cache(garbage_collection=True)
 
 
 def _load(recipe: Recipe, stage: str) -> tuple[Any, Any]:
@@ -277,9 +372,10 @@ def _write(recipe: Recipe, name: str, folder: Path, model: Any, tokenizer: Any, 
         gguf = gguf_file(recipe, f"gguf-{recipe.export.quantizations[0]}")
         weights = f"../{gguf.parent.name}/{gguf.name}"
         prompts = Prompts(recipe)
-        text = modelfile(
-            weights, tokenizer, [tokenizer.eos_token], prompts.system, recipe.model.max_seq_length
-        )
+        # What the model can read, however short the rows were that it was trained on.
+        config = model.config.get_text_config()
+        context = getattr(config, "max_position_embeddings", recipe.model.max_seq_length)
+        text = modelfile(weights, tokenizer, [tokenizer.eos_token], prompts.system, context)
         for sentence in unsaid(tokenizer, prompts.user):
             print(f"Warning: {sentence}")
         (folder / "Modelfile").write_text(text, encoding="utf-8")

@@ -1,7 +1,7 @@
 """What a model does with held-out questions, in numbers that `parity` compares.
 
-The adapter is measured in this process. A Hugging Face folder is loaded by plain transformers or PEFT in
-float32, in a process of its own; a GGUF file by llama.cpp.
+The adapter is measured in this process. A Hugging Face folder is loaded by plain transformers or PEFT, in the
+adapter's precision and on its device, in a process of its own; a GGUF file by llama.cpp.
 
     python -m tunebook.export.measure FOLDER questions.json measured.json
 """
@@ -9,6 +9,8 @@ float32, in a process of its own; a GGUF file by llama.cpp.
 from __future__ import annotations
 
 import json
+import math
+import signal
 import subprocess
 import sys
 import tempfile
@@ -32,8 +34,11 @@ from tunebook.runs.files import read_json, write_json
 POSITIONS = 12
 """Answer tokens of each question whose probabilities are compared, spread evenly."""
 
+LOGITS = 4096
+"""Tokens whose logits are compared; a whole vocabulary of each question would be megabytes."""
+
 CANDIDATES = 50
-"""Most likely tokens that llama.cpp is asked for; a token that is not among them counts as their last."""
+"""Most likely tokens that llama.cpp is asked for."""
 
 
 @dataclass
@@ -53,7 +58,7 @@ class Measurement:
     top: list[int]
     """The likeliest tokens there."""
     logits: list[float] = field(default_factory=list)
-    """Of the first answer token, over the vocabulary. Empty of a GGUF file."""
+    """Of the first answer token, for the first tokens of the vocabulary. Empty of a GGUF file."""
 
 
 @dataclass
@@ -63,6 +68,10 @@ class Measured:
     questions: list[Measurement]
     ends: list[int]
     """The token ids that end a turn. Empty of a GGUF file."""
+    dtype: str = "float32"
+    """What the model was computed in."""
+    device: str = "cpu"
+    """Where."""
 
 
 def measure(
@@ -85,23 +94,34 @@ def measure(
         answer = answers[i]
         tokens = forced[i] if forced else _answer_tokens(source, answer, max_new_tokens)
         questions.append(_score(source, inputs, tokens, answer))
-    return Measured(questions, sorted(end_ids(source)))
+    dtype = str(source.model.dtype).removeprefix("torch.")
+    return Measured(questions, sorted(end_ids(source)), dtype, source.model.device.type)
 
 
 def measure_folder(export: Path, reference: Measured, items: list[Item], max_new_tokens: int) -> Measured:
-    """A Hugging Face folder, in a process of its own (`main`). Raises UserError when it does not load."""
+    """A Hugging Face folder, in a process of its own (`main`).
+
+    Raises UserError when it does not load, or the memory is not enough for it.
+    """
     forced = [question.forced for question in reference.questions]
     with tempfile.TemporaryDirectory() as scratch:
         questions = Path(scratch) / "questions.json"
         out = Path(scratch) / "measured.json"
-        write_json(questions, {"items": items, "forced": forced, "max_new_tokens": max_new_tokens})
+        content: dict[str, Any] = {"items": items, "forced": forced, "max_new_tokens": max_new_tokens}
+        write_json(questions, content | {"dtype": reference.dtype, "device": reference.device})
         command = [sys.executable, "-m", "tunebook.export.measure", str(export), str(questions), str(out)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode == -signal.SIGKILL:
+            raise UserError(
+                "the comparison was killed, most likely because the memory was not enough: "
+                "`tunebook export --check` compares again"
+            )
         if done.returncode:
             lines = done.stderr.strip().splitlines() or ["no message"]
             raise UserError(f"{export} does not load: {lines[-1][:300]}")
         content = read_json(out)
-    return Measured([Measurement(**question) for question in content["questions"]], content["ends"])
+    questions_measured = [Measurement(**question) for question in content.pop("questions")]
+    return Measured(questions_measured, **content)
 
 
 def measure_gguf(gguf: Path, reference: Measured, prompts: list[Messages], max_new_tokens: int) -> Measured:
@@ -127,7 +147,7 @@ def _measure_served(url: str, messages: Messages, reference: Measurement, max_ne
     # requests begin with alike is computed once.
     logps = []
     top = []
-    for at in _positions(len(reference.forced)):
+    for at, expected in zip(_positions(len(reference.forced)), reference.logps, strict=True):
         reply = _post(
             url,
             "/completion",
@@ -137,9 +157,15 @@ def _measure_served(url: str, messages: Messages, reference: Measurement, max_ne
             temperature=0,
             cache_prompt=True,
         )
+        if not reply.get("completion_probabilities"):
+            # It says none of a token that is part of a character.
+            logps.append(math.nan)
+            top.append(-1)
+            continue
         candidates = reply["completion_probabilities"][0]["top_logprobs"]
         likely = {candidate["id"]: candidate["logprob"] for candidate in candidates}
-        logps.append(likely.get(reference.forced[at], min(likely.values())))
+        # A token that is not among them is less likely than they are: as expected, where that is less.
+        logps.append(likely.get(reference.forced[at], min(expected, *likely.values())))
         top.append(max(likely, key=lambda token: likely[token]))
     answer = choice["message"]["content"] or ""
     return Measurement(prompt, answer, choice["finish_reason"] != "stop", reference.forced, logps, top)
@@ -185,7 +211,7 @@ def _score(source: Local, inputs: dict[str, Any], forced: list[int], answer: Ans
         forced,
         logps=[float(logps[at, forced[at]]) for at in positions],
         top=[int(logits[at].argmax()) for at in positions],
-        logits=logits[0].tolist(),
+        logits=logits[0, :LOGITS].tolist(),
     )
 
 
@@ -201,6 +227,8 @@ def main(folder: Path, questions: Path, out: Path) -> None:
     from peft import AutoPeftModelForCausalLM, PeftModel
     from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoProcessor, AutoTokenizer
 
+    content = read_json(questions)
+    dtype = getattr(torch, content["dtype"])
     adapter = read_json(folder / "adapter_config.json")
     if chat_template.has_processor(folder):
         tokenizer = AutoProcessor.from_pretrained(folder)
@@ -208,7 +236,7 @@ def main(folder: Path, questions: Path, out: Path) -> None:
         model = AutoModelForImageTextToText.from_pretrained(
             adapter.get("base_model_name_or_path", folder),
             revision=adapter.get("revision") or "main",
-            dtype=torch.float32,
+            dtype=dtype,
         )
         if adapter:
             model = PeftModel.from_pretrained(model, folder)
@@ -216,9 +244,8 @@ def main(folder: Path, questions: Path, out: Path) -> None:
         tokenizer = AutoTokenizer.from_pretrained(folder)
         # PEFT's class loads the base that the adapter names, and the adapter on it.
         loader = AutoPeftModelForCausalLM if adapter else AutoModelForCausalLM
-        model = loader.from_pretrained(folder, dtype=torch.float32)
-    content = read_json(questions)
-    source = Local(model.eval(), tokenizer)
+        model = loader.from_pretrained(folder, dtype=dtype)
+    source = Local(model.to(content["device"]).eval(), tokenizer)
     measured = measure(source, content["items"], content["max_new_tokens"], content["forced"])
     write_json(out, asdict(measured))
 

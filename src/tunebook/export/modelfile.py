@@ -69,17 +69,23 @@ def template(texts: Seams) -> str:
     return "".join(parts)
 
 
+CONTEXT = 32_768
+"""Tokens that Ollama makes room for, at most. Each takes memory from the start: 147 KB in Qwen3-4B."""
+
+
 def modelfile(gguf: str, tokenizer: Any, stops: list[str], system: str | None, context: int) -> str:
     """The whole file: weights, template, the system prompt of training, stop tokens, greedy answers.
 
-    Greedy because the evaluation is.
+    Greedy because the evaluation is. `context`: the tokens that the model can read.
     """
     lines = [f"FROM {gguf}", f'TEMPLATE """{template(seams(tokenizer))}"""']
     if system:
         lines.append(f'SYSTEM """{system}"""')
     for stop in stops:
         lines.append(f"PARAMETER stop {json.dumps(stop, ensure_ascii=False)}")
-    lines += [f"PARAMETER num_ctx {context}", "PARAMETER temperature 0"]
+    if context > CONTEXT:
+        lines.append(f"# The model reads up to {context} tokens; more room takes more memory.")
+    lines += [f"PARAMETER num_ctx {min(context, CONTEXT)}", "PARAMETER temperature 0"]
     return "\n".join(lines) + "\n"
 
 
@@ -116,7 +122,6 @@ def _rendered(tokenizer: Any, messages: Messages) -> str:
         text: str = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
     except TemplateError as error:
         # Those of Gemma 2 and older Mistral raise for a system message.
-        roles = " and ".join(sorted({message["role"] for message in messages}))
         roles = " and ".join(sorted({message["role"] for message in messages}))
         raise UserError(
             f"this chat template cannot be written as an Ollama template, it raises {first_line(error)!r} "

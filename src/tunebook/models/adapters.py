@@ -22,14 +22,14 @@ def add_lora(model: Any, recipe: Recipe) -> Any:
 
     Raises UserError for layers that the model does not have, and for what PEFT refuses.
     """
-    from unsloth import FastModel
+    import unsloth
 
     settings = lora_arguments(recipe)
     check_targets(model, settings.get("target_modules"))
     if on_cpu() and hasattr(model.config, "vision_config"):
         settings["target_modules"] = _target_modules(model, settings)
     try:
-        return FastModel.get_peft_model(model, **settings)
+        return getattr(unsloth, recipe.model.loader).get_peft_model(model, **settings)
     except (ValueError, TypeError, NotImplementedError) as error:
         raise UserError(f"lora: {' '.join(str(error).split())}") from error
 
@@ -138,9 +138,10 @@ def load_adapters(model: Any, adapters: dict[str, Path]) -> Any:
 @contextlib.contextmanager
 def use_adapter(model: Any, name: str | None) -> Iterator[Any]:
     """The model with one of its adapters, or as its base (`None`), ready for generation."""
-    from unsloth import FastModel
+    import unsloth
 
-    FastModel.for_inference(model)
+    # For inference with the class that has loaded it.
+    getattr(unsloth, getattr(model, "tunebook_loader", "FastModel")).for_inference(model)
     if name is not None:
         model.set_adapter(name)
         yield model

@@ -4,14 +4,26 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import importlib.metadata
+import importlib.util
 import logging
 import os
+import re
 import sys
 from pathlib import Path
 
 from platformdirs import user_cache_path
 
-from tunebook.recipe.errors import UserError
+from tunebook.recipe.errors import UserError, first_line
+
+DRIVER = Path("/proc/driver/nvidia/version")
+WSL = Path("/usr/lib/wsl/lib/nvidia-smi")
+DEVICES = Path("/dev")
+
+NEEDED_DRIVER = {"13": 580, "12": 525}
+"""The oldest driver for each CUDA; from NVIDIA's table of minor version compatibility."""
+
+TO_CPU = "For the CPU: UNSLOTH_FORCE_CPU=1 before the command"
 
 NOISY = ("torch.utils._pytree", "bitsandbytes.backends.cpu.ops")
 """Loggers that warn at every import of what no user can mend."""
@@ -49,15 +61,77 @@ def cache_dir() -> Path:
 
 
 def backend() -> str:
-    """Import Unsloth and say which backend it chose: `cuda`, `cpu`, ..."""
+    """Import Unsloth and say which backend it chose: `cuda`, `cpu`, ...
+
+    Raises UserError for a GPU that PyTorch cannot use: Unsloth does not go over to the CPU by itself then.
+    """
     set_environment()
-    import unsloth
+    try:
+        import unsloth
+    except NotImplementedError as error:
+        reason = hidden_gpu() or f"{first_line(error)}. {TO_CPU}"
+        raise UserError(f"there is a GPU that cannot be used: {reason}") from None
 
     if unsloth.DEVICE_TYPE == "cpu":
         _keep_freed_memory()
         # Of several processes: not `cpu:0`, to which no checkpoint can be loaded.
         os.environ["ACCELERATE_TORCH_DEVICE"] = "cpu"
     return str(unsloth.DEVICE_TYPE)
+
+
+def driver_version() -> str | None:
+    """The version of the NVIDIA driver that this machine's kernel has loaded."""
+    try:
+        text = DRIVER.read_text()
+    except OSError:  # none, or WSL, where the driver is that of Windows
+        return None
+    found = re.search(r"Kernel Module.*?(\d+\.\d[\d.]*)", text)
+    return found[1] if found else None
+
+
+def torch_build() -> tuple[str, str | None]:
+    """PyTorch's version and the CUDA it was built for (None: for CPUs), without importing it."""
+    spec = importlib.util.find_spec("torch")
+    text = Path(spec.origin).with_name("version.py").read_text() if spec and spec.origin else ""
+    values = dict(re.findall(r"^(__version__|cuda)\b.*= '([^']+)'", text, re.MULTILINE))
+    return values.get("__version__", "unknown"), values.get("cuda")
+
+
+def hidden_gpu() -> str | None:
+    """Why PyTorch does not see this machine's NVIDIA GPU, and the way out; None without a sign of a GPU.
+
+    The signs are those by which Unsloth refuses to train on the CPU instead.
+    """
+    if not DRIVER.exists() and not WSL.exists():
+        return None
+    version, cuda = torch_build()
+    driver = driver_version()
+    mask = os.environ.get("CUDA_VISIBLE_DEVICES")
+    needed = NEEDED_DRIVER.get((cuda or "").partition(".")[0], 0)
+    if cuda is None:
+        reason = f"PyTorch {version} is a build for CPUs: `uv sync` installs the one for GPUs"
+    elif mask is not None:
+        reason = f"CUDA_VISIBLE_DEVICES={mask!r} names no GPU of this machine: unset it"
+    elif driver and int(driver.partition(".")[0]) < needed:
+        reason = (
+            f"driver {driver} is too old for PyTorch {version}, whose CUDA {cuda} wants {needed} or newer. "
+            f"Update the driver; or, with driver 525 or newer, install the build for CUDA 12.6, "
+            f"`{_for_cuda_12()}`, and begin commands with `uv run --no-sync`"
+        )
+    elif DRIVER.exists() and not any(DEVICES.glob("nvidia[0-9]*")):
+        reason = "this container was started without it: `docker run --gpus all ...`"
+    else:
+        reason = f"PyTorch {version} (CUDA {cuda}) does not get on with its driver; `nvidia-smi` may say why"
+    return f"{reason}. {TO_CPU}"
+
+
+def _for_cuda_12() -> str:
+    """The command that installs PyTorch for older drivers; torchvision has to be of the same build."""
+    packages = []
+    for name in ("torch", "torchvision"):
+        version = importlib.metadata.version(name).partition("+")[0]
+        packages.append(f"{name}=={version}")
+    return f"uv pip install {' '.join(packages)} --index-url https://download.pytorch.org/whl/cu126"
 
 
 def on_cpu() -> bool:

@@ -26,7 +26,7 @@ def fit_tokenizer(tokenizer: Any, config: ModelConfig) -> None:
         tokenizer.chat_template = read_text(config.find_file(config.chat_template))
     if not tokenizer.chat_template:
         raise UserError(
-            f"{config.base} has no chat template: set model.chat_template, for example to prompt/chatml.jinja"
+            f"{config.base} has no chat template: set model.chat_template, for example to prompt/plain.jinja"
         )
     check_template(tokenizer, config.base)
     text = text_tokenizer(tokenizer)

@@ -1,4 +1,4 @@
-"""Models in and out: the embedded model, any folder or hub id, through Unsloth's `FastModel`.
+"""Models in and out: the embedded model, any folder or hub id, through Unsloth's loaders.
 
 `import unsloth` takes 20 s and more and must come before trl, transformers and peft. It happens inside the
 functions here and nowhere at package import.
@@ -14,27 +14,27 @@ from tunebook.models.backend import backend, on_cpu
 from tunebook.models.builtin import resolve
 from tunebook.models.chat_template import fit_tokenizer, text_tokenizer
 from tunebook.models.cpu import attention
-from tunebook.recipe.errors import UserError, first_line
+from tunebook.recipe.errors import UserError, first_line, shorten
 from tunebook.recipe.sections import ModelConfig, Recipe
 
 
 def load_model(recipe: Recipe) -> tuple[Any, Any]:
     """The recipe's base model and its tokenizer, or its processor for a model that sees images.
 
-    It is Unsloth's `FastModel.from_pretrained` with `model_arguments`.
+    It is `from_pretrained` of Unsloth's class that `model.loader` names, with `model_arguments`.
 
-    Raises UserError when there are no whole safetensors weights.
+    Raises UserError when there are no whole safetensors weights, and when the hub does not give them.
     """
     backend()
+    import unsloth
     from safetensors import SafetensorError
-    from unsloth import FastModel
 
     config = recipe.model
     attention.register()
     if not Path(resolve(config.local_base)).is_dir():
         hub.use_if_reachable()
     try:
-        model, tokenizer = FastModel.from_pretrained(
+        model, tokenizer = getattr(unsloth, config.loader).from_pretrained(
             trust_remote_code=False,
             # Else transformers takes pickled weights (pytorch_model.bin) where there are no others.
             use_safetensors=True,
@@ -45,19 +45,24 @@ def load_model(recipe: Recipe) -> tuple[Any, Any]:
             f"model.base: {config.base} cannot be loaded, its weights must be whole safetensors files "
             f"({first_line(error)})"
         ) from None
+    except RuntimeError as error:
+        if "Failed to load model" not in str(error):
+            raise
+        raise UserError(f"model.base: {_not_loaded(config.base, str(error))}") from None
     if hasattr(model.config, "vision_config") and not hasattr(tokenizer, "image_processor"):
         # Unsloth's CPU backend gives a plain tokenizer.
         from transformers import AutoProcessor
 
         tokenizer = AutoProcessor.from_pretrained(resolve(config.local_base), revision=config.revision)
     fit_tokenizer(tokenizer, config)
+    model.tunebook_loader = config.loader  # a model with adapters on it hands the name on
     if config.eos_token:
         _end_turns(model, text_tokenizer(tokenizer).eos_token_id)
     return model, tokenizer
 
 
 def model_arguments(recipe: Recipe) -> dict[str, Any]:
-    """What of a recipe `FastModel.from_pretrained` is given."""
+    """What of a recipe Unsloth's `from_pretrained` is given."""
     config = recipe.model
     return {
         "model_name": resolve(config.local_base),
@@ -67,6 +72,15 @@ def model_arguments(recipe: Recipe) -> dict[str, Any]:
         "use_gradient_checkpointing": recipe.lora.get("use_gradient_checkpointing", False),
         **_precision_and_attention(config),
     }
+
+
+def _not_loaded(base: str, text: str) -> str:
+    """One line of the paragraphs that Unsloth writes when there is neither a model nor an adapter."""
+    reason = text.partition("AutoConfig error:")[2].strip() or text
+    mend = "look at the name, log in with `hf auth login` if it is gated, or give a folder"
+    if "429" in reason:
+        mend = "the hub limits those who have not logged in: set HF_TOKEN, or wait"
+    return f"{base} cannot be loaded ({shorten(reason, 160)}); {mend}"
 
 
 def _precision_and_attention(config: ModelConfig) -> dict[str, Any]:

@@ -59,6 +59,10 @@ def of_the_weights(settings: dict[str, Any]) -> dict[str, Any]:
     or the schedule rests on evaluations, `eval_*` and `save_*` decide the weights too and stay.
     """
     kept = dict(settings)
+    model = kept.get("model")
+    if isinstance(model, dict) and model.get("loader") == "FastModel":
+        # Runs of before there was a choice do not say it.
+        kept["model"] = {key: value for key, value in model.items() if key != "loader"}
     for section in ("lora", *TRAINERS):
         values = kept.get(section)
         # A stage of another kind has settings of its own, each of which counts.

@@ -99,6 +99,10 @@ class ModelConfig(Section):
     prompt of chosen and rejected. The loss is the same."""
     revision: str | None = None
     """Branch, tag or commit of a hub id."""
+    loader: Literal["FastModel", "FastLanguageModel"] = "FastModel"
+    """Unsloth's class that loads the model. `FastModel` takes every architecture. `FastLanguageModel` has
+    hand-written kernels for Llama, Mistral, Gemma, Gemma 2, Qwen2 and Qwen3 on a GPU, as in Unsloth's own
+    notebooks for these; which one is faster here has not been measured. On a CPU both are the same."""
     chat_template: str | None = None
     """A Jinja file such as `prompt/chatml.jinja` in place of the model's own template. It is saved with the
     adapter and every export."""

@@ -271,6 +271,13 @@ class Stage:
         _recover(self.dir)
         write_json(self.recipe.run_dir / "manifest.json", manifest(self.recipe.run_dir))
 
+    def add_to_record(self, record: dict[str, Any]) -> None:
+        """Add what was found out later to the record of the finished stage, and to the manifest."""
+        path = self.dir / "stage.json"
+        with _lock(self.recipe.run_dir):
+            write_json(path, read_json(path) | record)
+            self._publish()
+
     def _entry(self, started: str) -> dict[str, Any]:
         overrides = {key: {"recipe": old, "used": new} for key, (old, new) in self.recipe.overrides.items()}
         return {

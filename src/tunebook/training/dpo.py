@@ -59,7 +59,8 @@ def dpo(
     model = add_policy(model, recipe, number)
     trainer = dpo_trainer(model, tokenizer, rows, recipe, args)
     # 4) a wrong reference is found before the first step
-    audit = audits.audit_step_0(trainer, tokenizer)
+    audit: dict[str, Any] = dict(audits.audit_step_0(trainer, tokenizer))
+    audit["end_token"] = audits.audit_end_token(trainer, tokenizer)
     record = {"audit": audit, "preflight": needed}
     return train_dpo(trainer, rows, recipe, record, number, force, resume, fresh)
 

@@ -33,8 +33,8 @@ def sft(
     changed; `fresh` starts over. With `go_on` (`--continue`) training begins at the finished adapter, which
     stays in its place until the new one is whole; steps and epochs are those that are added.
 
-    Raises UserError when an interrupted run of settings that lead to another result is there, and when the
-    mask audit fails (no token, or every token, would be trained on).
+    Raises UserError when an interrupted run of settings that lead to another result is there, and when an
+    audit fails: no token or every token would be trained on, or the end token cannot be learnt.
     """
     print(recipe.describe())
     how = How(force, resume, fresh)
@@ -57,8 +57,9 @@ def sft(
     if go_on:
         model = adapters.restore_lora(model, stage.dir / "adapter")
     trainer = sft_trainer(model, tokenizer, rows, recipe, args)
-    # 3) a wrong mask is found before the first step
+    # 3) a wrong mask, or an end that cannot be learnt, is found before the first step
     record["audit"] = audits.audit_masks(trainer, tokenizer)
+    record["audit"]["end_token"] = audits.audit_end_token(trainer, tokenizer)
     return train_sft(trainer, recipe, record, force, resume, fresh)
 
 
@@ -178,4 +179,8 @@ def train_sft(
                 "them: `tunebook evaluate` will refuse it"
             )
         stage.record = record | trained | {"learnt": learnt}
+        # A model whose answers do not end is found out now, and not after an evening.
+        held_out = load(recipe, "val")
+        asked = held_out if len(held_out) else training_rows(recipe, "sft")
+        stage.record["answers"] = audits.audit_answers(trainer.model, trainer.processing_class, asked)
     return stage.result

@@ -26,6 +26,7 @@ CPU_S = 0.8  # for one comparison, where Python can stop it: a machine that is b
 START_S = 300.0  # for the imports of the process that compares, on a machine that is busy
 MAX_MEMORY = 4 * 2**30  # bytes of that process
 MAX_POWER = 20_000  # the largest exponent and factorial
+MAX_BRACKETS = 40  # of a kind in a formula
 DIGITS = 400  # of a difference that is zero
 
 # Values of variables: between 0 and 1, above 1, below 0, mixed, odd and even whole numbers.
@@ -127,6 +128,10 @@ def _parse(text: str) -> Any:
     # Words are no products of letters, and `4 10/3` is not a number.
     letters = re.sub(r"\\[a-zA-Z]+", r"\\", text)
     if re.search(r"[a-zA-Z]{3}|(?<![_\d])\d+\s+[\d.]|°|%", letters) or _is_huge(text):
+        return None
+    # Its parser takes seconds over brackets that do not match, and over deep ones.
+    brackets = [text.count(bracket) for bracket in "({[)}]"]
+    if brackets[:3] != brackets[3:] or max(brackets) > MAX_BRACKETS:
         return None
     config = ConversionConfig(interpret_as_mixed_fractions=False, lowercase_symbols=False)
     try:

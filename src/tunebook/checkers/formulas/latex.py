@@ -70,7 +70,7 @@ _COMMANDS = {
 _FUNCTIONS = r"(?<![\\a-zA-Z])(pi|infty|sqrt|sin|cos|tan|log|ln|exp)(?![a-zA-Z])"
 _PREFIX = (
     r"^(?:(?:so|thus|hence|therefore)\b,?\s*)?(?:the\s+)?(?:final\s+|correct\s+)?"
-    r"(?:(?:answer|ans|result|solution)s?\s*(?:(?:is|are)\b\s*:?|[:=])|答案?\s*[:是为]+)\s*"
+    r"(?:(?:answer|ans|result|solution|value)s?\s*(?:(?:is|are)\b\s*:?|[:=])|答案?\s*[:是为]+)\s*"
 )
 # 5 (by Pythagoras), 12 (approximately), 5 because 2 + 3 = 5
 _REMARK = r"\s+\((?:[a-zA-Z]{4,}|(?:[a-z]{3,}|by|or|in|as|is) [^()]*)\)$|\s(?:because|since)\s.*$"
@@ -92,7 +92,7 @@ def plain_signs(text: str) -> str:
 
 def normalise(answer: str) -> str:
     r"""A final answer in one way of writing; see the head of this module."""
-    text = plain_signs(answer).strip()
+    text = re.sub(r"\s+", " ", plain_signs(answer)).strip()
     text = _without_dollars(text)
     # 1'234'567, 1\,234\,567, 1{,}234 and 1 234 567
     text = re.sub(r"\{,\}", ",", text.replace(r"\!", ""))

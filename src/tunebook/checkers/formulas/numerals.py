@@ -10,19 +10,20 @@ MAX_EXPONENT = 5000  # of ten
 
 _DECIMAL = r"(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)"
 _SIGNED = rf"[-+]?\s*{_DECIMAL}"
-_FORMS = {
-    "decimal": rf"(?P<decimal>{_DECIMAL})",
-    "fraction": rf"(?P<top>{_SIGNED})\s*/\s*(?P<bottom>{_SIGNED})",
-    "frac": rf"\\frac\{{(?P<top>{_SIGNED})\}}\{{(?P<bottom>{_SIGNED})\}}",
-    "mixed": r"(?P<whole>[0-9]+)(?: | ?\+ ?| and )(?P<top>[0-9]+)\s*/\s*(?P<bottom>[0-9]+)",
-    "mixed frac": r"(?P<whole>[0-9]+)\s*\\frac\{(?P<top>[0-9]+)\}\{(?P<bottom>[0-9]+)\}",
-    "scientific": rf"(?:(?P<decimal>{_DECIMAL})\s*\\cdot\s*)?10\^\{{?(?P<exponent>[-+]?[0-9]+)\}}?",
-    "exponent": rf"(?P<decimal>{_DECIMAL})[eE](?P<exponent>[-+]?[0-9]+)",
-    "repeating": (
-        r"(?P<decimal>[0-9]*\.[0-9]*)"
-        r"(?:\\overline\{(?P<line>[0-9]+)\}|\\dot\{(?P<dot>[0-9])\}|\((?P<brackets>[0-9]+)\))"
+_FORMS = (
+    rf"(?P<decimal>{_DECIMAL})",
+    rf"(?P<top>{_SIGNED})\s*/\s*(?P<bottom>{_SIGNED})",
+    rf"\\frac\{{(?P<top>{_SIGNED})\}}\{{(?P<bottom>{_SIGNED})\}}",
+    r"(?P<whole>[0-9]+)\s+(?P<top>[0-9]+)\s*/\s*(?P<bottom>[0-9]+)",
+    r"(?P<whole>[0-9]+)\s*\\frac\{(?P<top>[0-9]+)\}\{(?P<bottom>[0-9]+)\}",
+    rf"(?:(?P<decimal>{_DECIMAL})\s*\\cdot\s*)?10\^\{{?(?P<exponent>[-+]?[0-9]+)\}}?",
+    rf"(?P<decimal>{_DECIMAL})[eE](?P<exponent>[-+]?[0-9]+)",
+    (
+        r"(?P<decimal>[0-9]*\.[0-9]*)(?P<period>\\overline\{[0-9]+\}|\([0-9]+\)"
+        r"|\\dot\{[0-9]\}(?:[0-9]*\\dot\{[0-9]\})?)"
     ),
-}
+    r"(?P<decimal>[0-9]*\.[0-9]*?)(?P<period>[0-9])(?P=period){2,}\\dots",
+)
 
 
 @dataclass(frozen=True)
@@ -41,13 +42,13 @@ def read_number(text: str) -> Number | None:
     text = text.strip()
     sign = -1 if text.startswith("-") else 1
     unsigned = re.sub(r"^[-+]\s*", "", text)
-    for form, pattern in _FORMS.items():
+    for pattern in _FORMS:
         match = re.fullmatch(pattern, unsigned)
         if match is None:
             continue
         parts = {key: value.replace(" ", "") for key, value in match.groupdict().items() if value}
         try:
-            number = _value(form, parts)
+            number = _value(parts)
         except (ZeroDivisionError, ValueError):
             return None
         if number is not None:
@@ -55,8 +56,8 @@ def read_number(text: str) -> Number | None:
     return None
 
 
-def _value(form: str, parts: dict[str, str]) -> Number | None:
-    if form == "repeating":
+def _value(parts: dict[str, str]) -> Number | None:
+    if "period" in parts:
         return _repeating(parts)
     if "top" in parts:
         value = Fraction(parts["top"]) / Fraction(parts["bottom"])
@@ -82,7 +83,7 @@ def _step(decimal: str) -> Fraction:
 
 def _repeating(parts: dict[str, str]) -> Number:
     decimal = parts["decimal"]
-    period = parts.get("line") or parts.get("dot") or parts.get("brackets") or ""
+    period = re.sub(r"\D", "", parts["period"])
     places = len(decimal.partition(".")[2])
     start = Fraction("0" + decimal)
     return Number(start + Fraction(int(period), (10 ** len(period) - 1) * 10**places))
