@@ -8,7 +8,7 @@ import re
 import go_template
 import pytest
 
-from tunebook.export.modelfile import modelfile, seams, template
+from tunebook.export.modelfile import modelfile, seams, template, unsaid
 from tunebook.recipe.errors import UserError
 
 SYSTEM = {"role": "system", "content": 'Answer "briefly".\n\\boxed{}'}
@@ -90,3 +90,24 @@ def test_a_template_that_seams_cannot_say_is_refused(tokenizer, monkeypatch):
     monkeypatch.setattr(tokenizer, "chat_template", NUMBERED)
     with pytest.raises(UserError, match="write the Modelfile by hand"):
         seams(tokenizer)
+
+
+NO_SYSTEM = (
+    "{% if messages[0].role == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
+    + ZEPHYR
+)
+
+
+def test_a_template_that_raises_for_a_system_message_is_one_line(tokenizer, monkeypatch):
+    monkeypatch.setattr(tokenizer, "chat_template", NO_SYSTEM + ZEPHYR)
+    with pytest.raises(UserError, match=r"raises 'System role not supported' for .*system.*by hand$"):
+        seams(tokenizer)
+
+
+def test_what_a_modelfile_has_no_place_for_is_said(tokenizer, monkeypatch):
+    assert unsaid(tokenizer, "{question}") == []
+    (sentence,) = unsaid(tokenizer, "Solve this step by step.\n\n{question}")
+    assert "data.user_prompt (Solve this step by step. {question})" in sentence
+    monkeypatch.setattr(tokenizer, "chat_template", "{{ strftime_now('%d %b %Y') }}" + ZEPHYR)
+    (sentence,) = unsaid(tokenizer, "{question}")
+    assert "today's date" in sentence

@@ -17,7 +17,7 @@ from tunebook.evaluation.items import Item, questions
 from tunebook.export import llama_cpp, parity
 from tunebook.export.measure import Measured, measure
 from tunebook.export.modelcard import card
-from tunebook.export.modelfile import modelfile
+from tunebook.export.modelfile import modelfile, unsaid
 from tunebook.generation.local import local
 from tunebook.models import adapters, backend, builtin, chat_template, loading
 from tunebook.models.start import with_shape_of_start
@@ -371,11 +371,13 @@ def _write(recipe: Recipe, name: str, folder: Path, model: Any, tokenizer: Any, 
     elif name == "ollama":
         gguf = gguf_file(recipe, f"gguf-{recipe.export.quantizations[0]}")
         weights = f"../{gguf.parent.name}/{gguf.name}"
-        system = Prompts(recipe).system
+        prompts = Prompts(recipe)
         # What the model can read, however short the rows were that it was trained on.
         config = model.config.get_text_config()
         context = getattr(config, "max_position_embeddings", recipe.model.max_seq_length)
-        text = modelfile(weights, tokenizer, [tokenizer.eos_token], system, context)
+        text = modelfile(weights, tokenizer, [tokenizer.eos_token], prompts.system, context)
+        for sentence in unsaid(tokenizer, prompts.user):
+            print(f"Warning: {sentence}")
         (folder / "Modelfile").write_text(text, encoding="utf-8")
     else:
         assert tools is not None  # noqa: S101 - `export` has looked for them

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from tunebook.models.chat_template import Messages
-from tunebook.recipe.errors import UserError
+from tunebook.recipe.errors import UserError, first_line, shorten
 
 MARKS = {"system": "\u2402S\u2403", "user": "\u2402U\u2403", "assistant": "\u2402A\u2403"}
 """What stands for a message's text: characters that no template has."""
@@ -89,6 +89,22 @@ def modelfile(gguf: str, tokenizer: Any, stops: list[str], system: str | None, c
     return "\n".join(lines) + "\n"
 
 
+def unsaid(tokenizer: Any, user_prompt: str) -> list[str]:
+    """What the model was trained with and a Modelfile has no place for, each as a sentence.
+
+    Args:
+        user_prompt: What each question was put into; `{question}` alone is nothing.
+    """
+    sentences = []
+    if user_prompt != "{question}":
+        text = shorten(" ".join(user_prompt.split()))
+        sentences.append(f"each question was put into data.user_prompt ({text}): ask it like that")
+    template_text = str(getattr(tokenizer, "chat_template", ""))
+    if "strftime_now" in template_text:
+        sentences.append("the chat template writes today's date, and the Modelfile has that of the export")
+    return sentences
+
+
 def _conversations() -> Iterator[Messages]:
     """Of one to three turns, each with a system message and without; the last message is a question."""
     talk: Messages = []
@@ -100,7 +116,17 @@ def _conversations() -> Iterator[Messages]:
 
 
 def _rendered(tokenizer: Any, messages: Messages) -> str:
-    text: str = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    from jinja2 import TemplateError
+
+    try:
+        text: str = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    except TemplateError as error:
+        # Those of Gemma 2 and older Mistral raise for a system message.
+        roles = " and ".join(sorted({message["role"] for message in messages}))
+        raise UserError(
+            f"this chat template cannot be written as an Ollama template, it raises {first_line(error)!r} "
+            f"for messages of {roles}: write the Modelfile by hand"
+        ) from error
     return text.removeprefix(tokenizer.bos_token or "")
 
 

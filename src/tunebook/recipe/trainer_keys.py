@@ -68,7 +68,7 @@ GONE_KEYS = {
     "output_dir": _FOLDER,
     "overwrite_output_dir": _FOLDER,
     "logging_dir": _FOLDER,
-    "resume_from_checkpoint": "an interrupted run of the same settings goes on by itself",
+    "resume_from_checkpoint": "an interrupted run goes on by itself, and --continue trains a finished one on",
 }
 """Keys of `sft` and `dpo` in older TRL and in other tools, and what stands for them now.
 
