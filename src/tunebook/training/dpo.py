@@ -63,6 +63,7 @@ def dpo(
         recipe = with_shape_of(recipe, recipe.run_dir / "start" / "adapter")
     with stage.open(resume=not start_over) as folder:
         args = dpo_arguments(recipe, rows, folder)
+        memory.choose_batch(recipe, args, rows["train"], "dpo")
         needed = memory.preflight(recipe, args, rows["train"], "dpo")
         model, tokenizer = loading.load(recipe)
         model = adapters.add_lora(model, recipe)

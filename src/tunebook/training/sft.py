@@ -50,6 +50,7 @@ def sft(recipe: Recipe, force: bool = False, resume: bool = True, fresh: bool = 
         )
     with stage.open(resume=not start_over) as folder:
         args = sft_arguments(recipe, rows, folder)
+        memory.choose_batch(recipe, args, rows["train"], "sft")
         needed = memory.preflight(recipe, args, rows["train"], "sft")
         model, tokenizer = loading.load(recipe)
         model = adapters.add_lora(model, recipe)
