@@ -129,6 +129,8 @@ def answers(recipe: Recipe, names: list[str], rows: list[dict[str, Any]]) -> lis
     backend.backend()
     open_model = functools.partial(_open, *load_stages(recipe, names))
     by_model = answers_by_model(open_model, names, rows, recipe.evaluate.max_new_tokens)
+    del open_model
+    backend.release()
     return [{name: answer.text for name, answer in row.items()} for row in by_model]
 
 

@@ -86,6 +86,8 @@ def dpo(
         if audits.sees_images(trainer):
             compared = rows["val"] if len(rows["val"]) else rows["train"]
             stage.record["image_margins"] = audits.image_margins(trainer, arguments.only(COLUMNS, compared))
+    del trainer, model
+    backend.release()
     return stage.result
 
 

@@ -69,6 +69,8 @@ def sft(recipe: Recipe, force: bool = False, resume: bool = True, fresh: bool = 
             "preflight": needed,
             "learnt": [prepared["fingerprints"]["train"]],
         }
+    del trainer, model
+    backend.release()
     return stage.result
 
 
