@@ -84,6 +84,19 @@ def test_answers_that_do_not_end_are_a_warning(recipe_file, capsys):
     assert "Warning: its answers mostly do not stop." in capsys.readouterr().out
 
 
+def test_a_look_at_answers_that_fails_costs_no_training(recipe_file, capsys, monkeypatch):
+    from tunebook.training import audits
+    from tunebook.training.sft import sft
+
+    def full(*given, **options):
+        raise RuntimeError("CUDA out of memory.")
+
+    monkeypatch.setattr(audits, "generate", full)
+    record = sft(load_recipe(recipe_file, overrides=PLAIN | {"sft.max_steps": 1}))
+    assert record["answers"] == {} and record["metrics"]["steps"] == 1
+    assert "No look at the answers: RuntimeError: CUDA out of memory." in capsys.readouterr().out
+
+
 def test_rows_that_are_all_random_and_a_trained_end_among_equal_rows_pass(tiny, embedded):
     """SmolLM2's own `<|im_end|>` is near its untrained rows, and trained: answers end with it."""
     from types import SimpleNamespace

@@ -60,3 +60,30 @@ def test_the_recipe_chooses_unsloths_class_for_loading_adapters_and_inference(
     with adapters.use_adapter(model, "default"):
         assert calls == list(names)
     assert "tunebook_loader" not in model.config.to_dict()  # nothing of it in an export
+
+
+def test_a_stage_leaves_no_model_behind(tiny_recipe):
+    """In a notebook the next cells load a second one beside it: twice Gemma 3n is more than a T4 has."""
+    import gc
+
+    from transformers import PreTrainedModel
+
+    from tunebook.evaluation import evaluate
+    from tunebook.recipe.loading import load_recipe
+    from tunebook.training.sft import sft
+
+    def live_models() -> int:
+        return sum(isinstance(thing, PreTrainedModel) for thing in gc.get_objects())
+
+    keys = {"sft.max_steps": 2, "sft.eval_strategy": "no", "evaluate.max_new_tokens": 4}
+    recipe = load_recipe(tiny_recipe, overrides=keys)
+    gc.collect()
+    before = live_models()
+    gc.disable()  # what is freed is freed by the stage, and not by chance
+    try:
+        sft(recipe)
+        assert live_models() == before
+        assert evaluate.answers(recipe, ["base", "sft"], evaluate.examples(recipe, 1))
+        assert live_models() == before
+    finally:
+        gc.enable()

@@ -6,8 +6,11 @@ from types import SimpleNamespace
 
 import pytest
 
+from tunebook.recipe.effects import of_the_weights
 from tunebook.recipe.errors import UserError
+from tunebook.recipe.loading import load_recipe
 from tunebook.runs.files import checksums, write_json
+from tunebook.training import memory
 from tunebook.training.arguments import check_val_rows, eval_rows
 from tunebook.training.callbacks import CHECKSUMS
 from tunebook.training.trainer import _train
@@ -22,6 +25,41 @@ def arguments(**given) -> SimpleNamespace:
         "lr_scheduler_type": "linear",
     }
     return SimpleNamespace(**plain | {"load_best_model_at_end": False} | given)
+
+
+@pytest.mark.parametrize(
+    ("free_gb", "steps", "chosen"),
+    [(100, 16, (16, 1)), (100, 12, (4, 3)), (2.0, 16, (2, 8)), (0.1, 16, (1, 16)), (None, 16, (1, 16))],
+)
+def test_auto_takes_the_rows_that_fit_and_a_step_keeps_its_own(monkeypatch, capsys, free_gb, steps, chosen):
+    """A row of this plan takes 0.81 GB, all else next to nothing; 85% of the free memory are filled."""
+    config = SimpleNamespace(
+        num_hidden_layers=30, hidden_size=576, intermediate_size=1536, num_attention_heads=9, vocab_size=100
+    )
+    plan = memory.Plan(config, linear=0, other=0, trainable=0, rows=1, length=1024)
+    assert plan.total / 2**30 == pytest.approx(0.81, abs=0.01)
+    monkeypatch.setattr(memory, "make_plan", lambda recipe, args, longest, section: plan)
+
+    def available():
+        if free_gb is None:
+            raise OSError("no such file")
+        return int(free_gb * 2**30), "GPU"
+
+    monkeypatch.setattr(memory, "available", available)
+    recipe = load_recipe(overrides={"sft.per_device_train_batch_size": "auto"})
+    args = SimpleNamespace(per_device_train_batch_size=1, gradient_accumulation_steps=steps, max_length=1024)
+    memory.choose_batch(recipe, args, {"tokens": [10, 1024]}, "sft")
+    assert (args.per_device_train_batch_size, args.gradient_accumulation_steps) == chosen
+    assert f"auto: {chosen[0]} at a time, {chosen[1]} times a step" in capsys.readouterr().out
+    same = {"sft": {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 4}}
+    assert of_the_weights(same) == of_the_weights(
+        {"sft": {"per_device_train_batch_size": "auto", "gradient_accumulation_steps": 16}}
+    )
+
+
+def test_other_words_than_auto_are_no_batch():
+    with pytest.raises(UserError, match="per_device_train_batch_size"):
+        load_recipe(overrides={"sft.per_device_train_batch_size": "many"})
 
 
 def test_without_val_rows_nothing_is_evaluated(capsys):

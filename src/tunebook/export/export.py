@@ -249,7 +249,7 @@ def _export(
             entry.record = {"verified": name == "ollama"}
     # 2) it is freed, so that each copy has its room
     del model, source
-    _free()
+    backend.release()
     for name, entry in unchecked.items():
         print(f"comparing {name} with the adapter ...", flush=True)
         path = entry.dir
@@ -310,13 +310,6 @@ def _in_4_bit(recipe: Recipe, stage: str, reference: Measured, items: list[Item]
     row = parity.compare("4", reference, measured, items, Check(recipe.check))
     note = "what 4-bit training saw, against the 16-bit weights that are exported"
     return row | {"differs": [], "note": note}
-
-
-def _free() -> None:
-    """Give back the memory of what is no longer used, on a GPU too."""
-    from accelerate.utils.memory import clear_device_cache
-
-    clear_device_cache(garbage_collection=True)
 
 
 def _load(recipe: Recipe, stage: str) -> tuple[Any, Any]:

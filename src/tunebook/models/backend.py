@@ -79,6 +79,17 @@ def backend() -> str:
     return str(unsloth.DEVICE_TYPE)
 
 
+def release() -> None:
+    """Give back the memory of models that nothing names any more, on a GPU too.
+
+    A trainer and its model name each other, so that Python frees them late. The next model, that of a
+    notebook's last cells or of the next stage, would not fit beside them.
+    """
+    from accelerate.utils.memory import clear_device_cache
+
+    clear_device_cache(garbage_collection=True)
+
+
 def driver_version() -> str | None:
     """The version of the NVIDIA driver that this machine's kernel has loaded."""
     try:

@@ -45,6 +45,8 @@ SPLITTING = {
 """Settings that do the same work in another way. `dataloader_drop_last` is not one: it leaves rows out."""
 
 ROWS, STEPS = "per_device_train_batch_size", "gradient_accumulation_steps"
+AUTO = "auto"
+"""As rows at a time: as many as fit, out of the accumulation."""
 DEFAULT_ROWS, DEFAULT_STEPS = 8, 1
 """What transformers takes where a recipe is silent."""
 
@@ -88,9 +90,11 @@ def _of_a_section(values: dict[str, Any], is_trainer: bool) -> dict[str, Any]:
     # 4 rows accumulated 2 times are the same step as 2 rows accumulated 4 times.
     if is_trainer:
         rows, steps = kept.pop(ROWS, DEFAULT_ROWS), kept.pop(STEPS, DEFAULT_STEPS)
+        if rows == AUTO:  # which leaves their product as it is
+            rows = 1
         try:
             kept["rows_a_step"] = int(rows) * int(steps)
-        except (TypeError, ValueError):  # `auto`, or no number at all: the trainer will say so
+        except (TypeError, ValueError):  # no number at all: the trainer will say so
             kept["rows_a_step"] = [rows, steps]
     return kept
 

@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, create_model
 
+from tunebook.recipe.effects import ROWS
 from tunebook.recipe.errors import UserError
 
 _TRAINING_ARGUMENTS = ("transformers", "training_args.py", "TrainingArguments")
@@ -77,6 +78,9 @@ unknown key, so its line is never said.
 """
 
 
+_AUTO = "`auto`: the largest power of two that divides gradient_accumulation_steps and fits in memory."
+
+
 @functools.cache
 def trainer_section(section: str) -> type[BaseModel]:
     """A pydantic model with the fields of the classes that a section is handed on to.
@@ -90,6 +94,9 @@ def trainer_section(section: str) -> type[BaseModel]:
         fields["start"] = (str, _START)
     for package, file, name in DATACLASSES[section]:
         fields.update(_dataclass_fields(package, file, name))
+    if ROWS in fields:
+        kind, help_text = fields[ROWS]
+        fields[ROWS] = (kind | Literal["auto"], f"{help_text} {_AUTO}")
     defined = {}
     for key, (kind, help_text) in fields.items():
         if key not in _OURS:

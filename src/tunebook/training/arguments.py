@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from tunebook.recipe.effects import ROWS, STEPS
+from tunebook.recipe.effects import AUTO, ROWS, STEPS
 from tunebook.recipe.errors import UserError
 from tunebook.recipe.sections import Recipe
 from tunebook.recipe.show import as_call
@@ -35,6 +35,10 @@ def trainer_arguments(config: Any, recipe: Recipe, section: str, folder: Path) -
     for key, value in getattr(recipe, section).items():
         if key not in (*STOPPING, *OURS):
             settings[key] = value
+    if settings.get(ROWS) == AUTO:
+        if world_size() > 1:
+            raise UserError(f"{section}.{ROWS}: auto is for one process: give a number for several")
+        settings[ROWS] = 1  # `memory.choose_batch` takes more of them, once it knows the rows
     if world_size() > 1:
         _divide(config, settings, section)
     if isinstance(settings.get("deepspeed"), str):

@@ -62,7 +62,10 @@ def dpo(
     audit: dict[str, Any] = dict(audits.audit_step_0(trainer, tokenizer))
     audit["end_token"] = audits.audit_end_token(trainer, tokenizer)
     record = {"audit": audit, "preflight": needed}
-    return train_dpo(trainer, rows, recipe, record, number, force, resume, fresh)
+    result = train_dpo(trainer, rows, recipe, record, number, force, resume, fresh)
+    del trainer, model
+    backend.release()
+    return result
 
 
 def dpo_stage(recipe: Recipe, number: int = 1) -> Stage:
@@ -120,6 +123,7 @@ def dpo_arguments(recipe: Recipe, rows: dict[str, Any], number: int = 1) -> Any:
             "set dpo.loss_type=[sigmoid] and dpo.loss_weights=[1.0]"
         )
     arguments.check_val_rows(args, rows["val"], "dpo", "pairs.val")
+    memory.choose_batch(recipe, args, rows["train"], "dpo")
     return args
 
 

@@ -21,6 +21,7 @@ from tunebook.models import backend, builtin
 from tunebook.models.cpu import attention
 from tunebook.models.start import with_shape_of_start
 from tunebook.models.tokenizer import image_counter, load_tokenizer
+from tunebook.recipe.effects import AUTO, ROWS
 from tunebook.recipe.errors import first_line
 from tunebook.recipe.sections import ModelConfig, Recipe
 from tunebook.runs.machine import free_ram, rank, world_size
@@ -37,6 +38,7 @@ CHUNK, LOGIT_COPIES = 16 * 2**20, 3
 # pass, for the reference, leaves more of them.
 GAPS = {"sft": 0.35, "dpo": 0.75}
 
+ROOM = 0.85  # share of the free memory that `auto` fills, as the plan is an estimate
 FULL = 0.95  # share of the free memory from which on it is likely not to be enough
 
 Tensor = tuple[str, str, list[int]]  # name, type (`BF16`, ...), shape
@@ -102,6 +104,34 @@ class Plan:
     def total(self) -> int:
         """Bytes, all together."""
         return sum(self.parts().values())
+
+
+def choose_batch(recipe: Recipe, args: Any, rows: Any, section: str) -> None:
+    """Where the recipe says `auto`, have as many rows at a time as fit; a step keeps all of its rows.
+
+    The largest power of two that divides the accumulation and whose plan leaves some memory free. One row
+    where nothing can be estimated.
+    """
+    if getattr(recipe, section).get(ROWS) != AUTO:
+        return
+    steps = args.gradient_accumulation_steps
+    batch = 1
+    try:
+        plan = make_plan(recipe, args, _longest(recipe, args, rows, section), section)
+        free, _ = available()
+        while steps % (2 * batch) == 0 and replace(plan, rows=2 * batch).total <= ROOM * free:
+            batch *= 2
+    except Exception as error:
+        print(f"No estimate of the memory: {type(error).__name__}: {first_line(error)[:200]}")
+    args.per_device_train_batch_size = batch
+    args.gradient_accumulation_steps = steps // batch
+    print(f"{section}.{ROWS} auto: {batch} at a time, {steps // batch} times a step")
+
+
+def _longest(recipe: Recipe, args: Any, rows: Any, section: str) -> int:
+    """Tokens of the longest row, or side of a pair, as the trainer will see it."""
+    lengths = rows["tokens"] if section == "sft" else pair_lengths(recipe, rows)
+    return int(min(max(lengths), args.max_length or max(lengths)))
 
 
 def preflight(recipe: Recipe, args: Any, rows: Any, section: str) -> dict[str, Any]:

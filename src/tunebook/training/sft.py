@@ -60,7 +60,10 @@ def sft(
     # 3) a wrong mask, or an end that cannot be learnt, is found before the first step
     record["audit"] = audits.audit_masks(trainer, tokenizer)
     record["audit"]["end_token"] = audits.audit_end_token(trainer, tokenizer)
-    return train_sft(trainer, recipe, record, force, resume, fresh)
+    result = train_sft(trainer, recipe, record, force, resume, fresh)
+    del trainer, model
+    backend.release()
+    return result
 
 
 def sft_stage(recipe: Recipe, go_on: bool = False, force: bool = False) -> Stage:
@@ -129,6 +132,7 @@ def sft_arguments(recipe: Recipe, rows: dict[str, Any]) -> Any:
 
     args = arguments.trainer_arguments(SFTConfig, recipe, "sft", sft_stage(recipe).partial)
     arguments.check_val_rows(args, rows["val"], "sft", "`val` of a data source")
+    memory.choose_batch(recipe, args, rows["train"], "sft")
     return args
 
 
