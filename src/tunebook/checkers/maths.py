@@ -17,12 +17,14 @@ from tunebook.checkers.formulas.algebra import Worker
 from tunebook.checkers.formulas.comparing import compare
 from tunebook.checkers.formulas.extract import last_expression
 from tunebook.checkers.formulas.latex import normalise
+from tunebook.checkers.formulas.units import read_unit
 
 MAX_LENGTH = 400  # characters; a longer final answer is not one
 MAX_BOXES = 20  # that are one answer
 
 _JOINED_BOXES = re.compile(r"\}[\s$]*(?:[,;]|\band\b|\bor\b|\\text\s*\{\s*(?:and|or)\s*\})[\s$]*\\boxed\s*$")
 _CHOICE = re.compile(r"^\(?([A-E])\)\s*(?=\S)")
+_NAME_AND_NUMBER = re.compile(r"\s*(?!(?:sqrt|sin|cos|tan|log|exp|and)\b)[^\W\d_]{3,}\.? \d+\W*")
 _THOUGHT_BEGINS = re.compile(r"<think(?:ing)?>|\[THINK\]")
 _THOUGHT_ENDS = re.compile(r"</think(?:ing)?>|\[/THINK\]")
 
@@ -91,12 +93,15 @@ def _last_boxes(text: str) -> str | None:
 
 def is_words(gold: str) -> bool:
     """Whether a gold answer is a word, a letter or a sentence, rather than a number or a formula."""
-    if re.search(r"[\\$^=_{}]", gold):
+    # Arrows and operators, such as those of parallels, are no punctuation.
+    if re.search(r"[\\$^=_{}\u2190-\u22ff]", gold):
         return False
     letters = re.findall(r"[^\W\d_]{2,}", gold)
-    # `100 degrees` and `12 cm` are numbers; `It is 42.195 km long.` is a sentence. `x + 1` is a formula.
+    # `100 degrees` and `12 cm` are numbers; `It is 42.195 km long.` is a sentence, `June 20` a
+    # date. `x + 1` is a formula.
     if re.search(r"\d", gold):
-        return len(letters) >= 3 and not re.search(r"^\s*[-+]?\d", gold)
+        is_date = bool(_NAME_AND_NUMBER.fullmatch(gold)) and read_unit(letters[0]) is None
+        return is_date or (len(letters) >= 3 and not re.search(r"^\s*[-+]?\d", gold))
     if len(letters) == 0:
         return bool(re.fullmatch(r"\W*[^\W\d_]\W*", gold)) and not re.search(r"[-+*/<>|!]", gold)
     return True

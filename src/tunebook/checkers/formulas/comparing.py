@@ -231,6 +231,9 @@ def _times(text: str, factor: Fraction) -> str:
 def _same_formulas(gold: str, answer: str, algebra: Algebra) -> bool:
     if gold == answer:
         return bool(gold)
+    # AB \parallel CD
+    if gold.replace(" ", "") == answer.replace(" ", "") and not re.search(r"\d", gold):
+        return True
     # Words
     if gold.casefold() == answer.casefold() and re.search(r"[a-z]{3}", gold) and "\\" not in gold:
         return True

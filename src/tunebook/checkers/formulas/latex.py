@@ -18,6 +18,7 @@ _SIGNS: dict[str, str | int | None] = {
     "α": r"\alpha ", "β": r"\beta ", "γ": r"\gamma ", "θ": r"\theta ", "λ": r"\lambda ", "φ": r"\phi ",
     "˚": "°", "º": "°", "′": "'", "’": "'", "″": '"', "”": '"', "∶": ":", "、": ",", "。": ".",
     "〈": r"\langle ", "〉": r"\rangle ", "⟨": r"\langle ", "⟩": r"\rangle ",
+    "∥": r"\parallel ", "⊥": r"\perp ",
 }  # fmt: skip
 _SUPERSCRIPTS = "⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿ"
 _SUBSCRIPTS = "₀₁₂₃₄₅₆₇₈₉"
@@ -52,6 +53,7 @@ _COMMANDS = {
     r"\\[lr]?vert(?![a-zA-Z])": "|",
     r"\\(?:ldots|cdots|dotsc|dots)(?![a-zA-Z])|\.\.\.": r"\\dots ",
     r"\\(?:simeq|sim|doteq)(?![a-zA-Z])": r"\\approx ",
+    r"\b(?:approximately|approx\.|about|roughly) (?=[\d\\])": r"\\approx ",
     r"\\(?:times|ast)(?![a-zA-Z])|\*": r"\\cdot ",
     r"\\div(?![a-zA-Z])": "/",
     r"\\colon(?![a-zA-Z])": ":",
@@ -86,7 +88,8 @@ def plain_signs(text: str) -> str:
     # Before NFKC, which makes an `o` of º, and after it for what it brings, such as the slash of ½.
     for _ in range(2):
         text = text.translate(str.maketrans(_SIGNS))
-        text = unicodedata.normalize("NFKC", text)
+        # ①②③ are three statements, and not 123.
+        text = re.sub(r"[^①-⑳]+", lambda match: unicodedata.normalize("NFKC", match[0]), text)
     return text
 
 
@@ -124,7 +127,7 @@ def _without_dollars(text: str) -> str:
     r"""Without the marks of formulas. A `\$`, and a `$` that is left alone, is money."""
     text = re.sub(r"(?<!\\)\\[()\[\]]", " ", text)
     text = re.sub(r"(?<!\\)\$\$", " ", text)
-    text = re.sub(r"(?<!\\)\$(?!\s)([^$]*[^$\s\\])\$", r" \1 ", text)
+    text = re.sub(r"(?<!\\)\$(?!\s)((?:[^$\\]|\\.)+)(?<!\s)\$", r" \1 ", text)
     text = re.sub(r"\\pounds(?![a-zA-Z])", "£", re.sub(r"\\euro?(?![a-zA-Z])", "€", text))
     return re.sub(r"(?:\bUS\s?)?\\?\$", " USD ", text)
 
