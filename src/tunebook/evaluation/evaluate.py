@@ -43,6 +43,7 @@ from tunebook.recipe.sections import Recipe
 from tunebook.runs.files import file_hash, read_json, write_json
 from tunebook.runs.stage import Stage, adapter_key, command, finished_key
 from tunebook.runs.stages import trained_models
+from tunebook.runs.tracking import track
 
 
 def evaluate(
@@ -86,6 +87,8 @@ def evaluate(
     else:
         summary["comparisons"] = comparisons(stages)
     write_json(recipe.run_dir / "eval" / "summary.json", summary)
+    if missing:
+        track(recipe, "eval", results)
     return results
 
 

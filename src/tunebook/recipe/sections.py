@@ -579,6 +579,9 @@ class ExportConfig(Section):
 StageName = Literal["sft", "pairs", "dpo"]
 
 
+Tracker = Literal["tensorboard", "wandb", "trackio", "mlflow", "swanlab"]
+
+
 class Recipe(Section):
     """The whole recipe, and how it was read."""
 
@@ -613,9 +616,20 @@ class Recipe(Section):
     """Arguments of `trl.DPOConfig`."""
     evaluate: EvaluateConfig = EvaluateConfig()
     export: ExportConfig = ExportConfig()
+    track: list[Tracker] = []
+    """Trackers that get the losses while training runs and what is evaluated; each is a package to install.
+    The losses lie in `metrics.jsonl` of each stage in any case."""
     _overrides: dict[str, tuple[Any, Any]] = PrivateAttr(default_factory=dict)
     _source: str = PrivateAttr(default=DEFAULT)
     _origins: dict[str, str] = PrivateAttr(default_factory=dict)
+
+    @field_validator("track", mode="before")
+    @classmethod
+    def _one_tracker(cls, value: Any) -> Any:
+        """`track: wandb` is short for `track: [wandb]`."""
+        if isinstance(value, str):
+            return [name.strip() for name in value.split(",") if name.strip() not in ("", "none")]
+        return [] if value is None else value
 
     @field_validator("name", "run")
     @classmethod

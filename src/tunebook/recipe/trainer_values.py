@@ -51,6 +51,7 @@ def check_trainer_values(recipe: Recipe) -> None:
     Raises UserError in one line that says what to set.
     """
     _check_lora(recipe.lora)
+    _check_installed("track", list(recipe.track))
     for section in TRAINERS:
         values = getattr(recipe, section)
         _check_numbers(section, values)
@@ -121,21 +122,24 @@ def _check_trackers(section: str, values: dict[str, Any]) -> None:
         values["report_to"] = "none"
         return
     names = [named] if isinstance(named, str) else list(named)
+    _check_installed(f"{section}.report_to", names)
+
+
+def _check_installed(key: str, names: list[str]) -> None:
     for name in names:
         if name in ("all", "none"):
             continue
         if name not in TRACKERS:
             hint = did_you_mean(str(name), TRACKERS)
             raise UserError(
-                f"{section}.report_to: no tracker {shorten(name)}{hint}; "
-                f"set none, or one of {', '.join(TRACKERS)}"
+                f"{key}: no tracker {shorten(name)}{hint}; set none, or one of {', '.join(TRACKERS)}"
             )
         # The package is looked for and not imported, which takes seconds with some.
         for package in TRACKERS[name]:
             if not _is_installed(package):
                 raise UserError(
-                    f"{section}.report_to: {name} needs the package {package}, which is not installed: "
-                    f"`uv pip install {package.partition('.')[0]}`, or set {section}.report_to=none "
+                    f"{key}: {name} needs the package {package}, which is not installed: "
+                    f"`uv pip install {package.partition('.')[0]}`, or set {key}=none "
                     "(the losses lie in metrics.jsonl of the run folder)"
                 )
 

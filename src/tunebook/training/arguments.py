@@ -13,6 +13,7 @@ from tunebook.recipe.effects import AUTO, ROWS, STEPS
 from tunebook.recipe.errors import UserError
 from tunebook.recipe.sections import Recipe
 from tunebook.recipe.show import as_call
+from tunebook.runs import tracking
 from tunebook.runs.machine import rank, world_size
 from tunebook.training.callbacks import health, metrics_file, whole_checkpoints
 
@@ -112,6 +113,7 @@ def _defaults(recipe: Recipe, section: str) -> dict[str, Any]:
         "max_length": recipe.model.max_seq_length,
         # Else transformers logs the mean of the steps before in place of what is not a number.
         "logging_nan_inf_filter": False,
+        **tracking.trainer_settings(recipe, section),
     }
     if _stopping(recipe, section):
         defaults["restore_callback_states_from_checkpoint"] = True  # how often it has been patient already
