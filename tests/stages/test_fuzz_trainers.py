@@ -17,6 +17,7 @@ from fuzzing import cases, one_line
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from tunebook.recipe.errors import UserError
 from tunebook.recipe.loading import load_recipe
 from tunebook.recipe.trainer_keys import trainer_section
 from tunebook.recipe.trainer_values import loss_types, schedule_parameters
@@ -116,6 +117,25 @@ def test_arguments_of_a_trainer(configs, section):
     check()
 
 
+@pytest.mark.parametrize(
+    ("settings", "line"),
+    [
+        # The steps of the best model, as people set them.
+        (
+            {"load_best_model_at_end": True, "eval_strategy": "steps", "save_steps": 3, "eval_steps": 2},
+            r"^sft\.\w+: .*round multiple of the evaluation steps, but found 3",
+        ),
+        ({"accelerator_config": "nowhere.json"}, r"^sft\.accelerator_config: .*nowhere\.json"),
+        ({"logging_steps": float("inf")}, r"^sft\.logging_steps: "),
+    ],
+    ids=["best model", "file", "infinity"],
+)
+def test_what_the_arguments_refuse_names_the_key(configs, tmp_path, settings, line):
+    recipe = load_recipe(overrides={f"sft.{key}": value for key, value in settings.items()})
+    with pytest.raises(UserError, match=line):
+        trainer_arguments(configs["sft"], recipe, "sft", tmp_path)
+
+
 FIRST_STEP = {
     "sft": [
         "lr_scheduler_type",
@@ -147,11 +167,20 @@ def trained_settings(draw) -> dict[str, Any]:
     return settings
 
 
-def test_through_the_first_step(configs, tiny_recipe):
+def test_through_the_first_step(configs, tiny_recipe, monkeypatch):
+    from tunebook.training import audits
     from tunebook.training.sft import sft
 
-    fixed = {"sft.max_steps": 1, "sft.eval_strategy": "no", "sft.save_strategy": "no"}
-    fixed["data.sources.0"] = {"format": "geometry", "train": 8, "val": 0, "test": 0}
+    # Eight answers take ten times as long as the one step.
+    monkeypatch.setattr(audits, "ANSWERED", 1)
+
+    fixed = {
+        "sft.max_steps": 1,
+        "evaluate.max_new_tokens": 4,
+        "sft.eval_strategy": "no",
+        "sft.save_strategy": "no",
+    }
+    fixed["data.sources"] = [{"format": "geometry", "train": 8, "val": 0, "test": 0}]
 
     # As it stands it trains: what is refused below is refused for what was drawn.
     assert sft(load_recipe(tiny_recipe, overrides=fixed))["metrics"]["steps"] == 1

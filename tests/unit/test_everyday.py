@@ -151,6 +151,7 @@ REFUSED = [
     ("dpo.max_length", 45, "dpo.max_length: 45 would cut rows"),
     ("lora.r", 0, "lora.r: should be 1 or more"),
     ("lora.target_modules", [], "lora.target_modules: names no layer"),
+    ("lora.target_modules", "(q_proj", "lora.target_modules: (q_proj is no regular expression (missing )"),
     ("lora.init_lora_weights", "pissa", "pissa changes the base model"),
     ("lora.init_lora_weights", "olora", "olora changes the base model"),
     ("sft.per_device_train_batch_size", 0, "sft.per_device_train_batch_size: should be 1 or more"),

@@ -169,6 +169,7 @@ SAID_OURSELVES = [
     ("sft.group_by_length=true", "it is train_sampling_strategy: group_by_length now"),
     ("sft.tokenizer=x", "the tokenizer is the one of model.base"),
     ("sft.output_dir=x", "choose its name with --run"),
+    ("sft.resume_from_checkpoint=true", "and --continue trains a finished one on"),
     ("lora.rank=8", "unknown key lora.rank, did you mean lora.r?"),
     ("lora.alpha=8", "unknown key lora.alpha, did you mean lora.lora_alpha?"),
     ("lora.dropout=0", "unknown key lora.dropout, did you mean lora.lora_dropout?"),

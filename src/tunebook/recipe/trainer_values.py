@@ -78,6 +78,15 @@ def _check_lora(lora: dict[str, Any]) -> None:
     targets = lora.get("target_modules")
     if isinstance(targets, str) and re.fullmatch(r"[\w.]+(\s*,\s*[\w.]+)+", targets.strip()):
         lora["target_modules"] = re.split(r"\s*,\s*", targets.strip())
+    elif isinstance(targets, str):
+        # What is no list and no word of PEFT's is a regular expression over the names of layers.
+        try:
+            re.compile(targets)
+        except re.error as error:
+            raise UserError(
+                f"lora.target_modules: {shorten(targets)} is no regular expression ({error}); "
+                "a list of layers is written [q_proj, v_proj]"
+            ) from None
     if targets in ("", []):
         raise UserError("lora.target_modules: names no layer; leave it out for all linear ones")
     # All models are compared on one base: pissa moved its log-probabilities by up to 4.7 nats.
