@@ -10,6 +10,7 @@ import pytest
 import whole_recipe
 import yaml
 
+from tunebook.evaluation.tables import parity_table
 from tunebook.export import export
 from tunebook.export.modelcard import card
 from tunebook.recipe.errors import UserError
@@ -163,6 +164,21 @@ def test_an_export_whose_check_fails_is_kept_marked_and_checked_again(recipe, mo
         done.returncode == 2 and "tunebook: merged is not the model that was trained: weights" in done.stderr
     )
     assert "unverified: weights" in " ".join(done.stdout.split())
+
+
+def test_after_qlora_the_table_has_the_model_that_was_trained(exported, tmp_path, monkeypatch):
+    monkeypatch.setenv("TUNEBOOK_RUNS", str(tmp_path / "runs"))
+    from tunebook.training.sft import sft
+
+    keys = {"model.load_in_4bit": True, "sft.max_steps": 30, "export.to": ["merged"], "export.items": 4}
+    recipe = load_recipe(exported / "tiny.yaml", overrides=keys)
+    sft(recipe)
+    rows = export.export(recipe)
+    assert list(rows) == ["merged", "trained in 4 bit"]
+    assert rows["trained in 4 bit"]["mean_logp_difference"] > 5 * rows["merged"]["mean_logp_difference"]
+    table = parity_table(rows)
+    assert [row["verdict"] for row in table.rows] == ["equal", rows["trained in 4 bit"]["note"]]
+    assert export.export(recipe) == rows  # nothing is made or loaded twice
 
 
 def test_an_export_needs_no_held_out_rows(recipe):
