@@ -114,3 +114,30 @@ def test_an_adapter_of_plain_peft_is_the_start_and_the_reference(preferences, ti
         theirs = tuned.eval()(ids).logits
         ours = model.eval()(input_ids=ids).logits
     torch.testing.assert_close(ours, theirs, atol=2e-4, rtol=1e-3)
+
+
+def test_the_control_sees_the_chosen_answers_alone_and_is_compared(preferences):
+    from safetensors.torch import load_file
+
+    plain = preferences()
+    dpo(plain)
+    before = load_file(plain.run_dir / "dpo" / "adapter" / "adapter_model.safetensors")
+    key = read_json(plain.run_dir / "dpo" / "stage.json")["key"]
+    recipe = preferences(control=True)
+    assert dpo(recipe)["key"] == key  # the control changes nothing in DPO's own adapter
+    weights = load_file(recipe.run_dir / "dpo-control" / "adapter" / "adapter_model.safetensors")
+    assert before.keys() == weights.keys()
+    assert any(not before[name].equal(weights[name]) for name in before)
+    record = read_json(recipe.run_dir / "dpo-control" / "stage.json")
+    assert record["settings"]["dpo"]["loss_type"] == ["sft"]
+    assert record["metrics"]["steps"] == 2 and record["inputs"].keys() == {"pairs"}
+    # Its loss is that of chosen by itself: more than ln 2 for a model of random weights.
+    assert record["metrics"]["train_loss"] > 2
+    assert list(evaluate(recipe)) == ["base", "dpo-control", "dpo"]
+    losses = read_json(recipe.run_dir / "eval" / "summary.json")["losses"]
+    assert [(row["first"], row["second"]) for row in losses] == [
+        ("base", "dpo"),
+        ("base", "dpo-control"),
+        ("dpo-control", "dpo"),
+    ]
+    assert "dpo-control" in read_json(recipe.run_dir / "manifest.json")["stages"]

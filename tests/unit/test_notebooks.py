@@ -47,7 +47,7 @@ def test_every_code_cell_has_its_heading(path):
 
 
 @pytest.mark.parametrize(
-    ("name", "function", "last"), [("02_sft", sft, "train_sft"), ("04_dpo", dpo, "train_dpo")]
+    ("name", "function", "last"), [("02_sft", sft.sft, "train_sft"), ("04_dpo", dpo._dpo, "train_dpo")]
 )
 def test_a_notebook_makes_the_calls_of_its_command_a_cell_each(name, function, last):
     cells = []
@@ -62,6 +62,6 @@ def test_a_notebook_makes_the_calls_of_its_command_a_cell_each(name, function, l
         where.append(cell)
     # Arguments and memory share a cell; each of the others has its own.
     assert where == sorted(where) and len(set(where)) == len(calls) - 1
-    command = inspect.getsource(getattr(function, name[3:]))
+    command = inspect.getsource(function)
     positions = [command.index(f"{call}(") for call in calls]
     assert positions == sorted(positions)

@@ -219,8 +219,8 @@ def test_damaged_json_reads_as_nothing(tmp_path):
 
 @pytest.mark.parametrize("spec", STAGES.values(), ids=lambda spec: spec.name)
 def test_each_row_of_the_table_of_stages_names_what_there_is(spec):
-    assert callable(pkgutil.resolve_name(f"{spec.module}:{spec.command}"))
-    assert callable(pkgutil.resolve_name(f"{spec.module}:{spec.name}_stage"))
+    assert callable(pkgutil.resolve_name(f"{spec.module}:{spec.function}"))
+    assert callable(pkgutil.resolve_name(f"{spec.module}:{spec.name.replace('-', '_')}_stage"))
     assert set(spec.needs) <= STAGES.keys() and set(spec.decides) <= Recipe.model_fields.keys()
     assert not spec.notebook or (ROOT / "notebooks" / f"{spec.notebook}.ipynb").exists()
 

@@ -87,6 +87,13 @@ ContinueOption = Annotated[
         help="Train the finished adapter further: the steps or epochs are added, the rows may be others.",
     ),
 ]
+ControlOption = Annotated[
+    bool,
+    Option(
+        "--control",
+        help="Train the control too: the likelihood of the same chosen answers alone (`dpo.control`).",
+    ),
+]
 RoundOption = Annotated[
     int,
     Option(

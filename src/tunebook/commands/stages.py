@@ -10,6 +10,7 @@ from typer import Argument, Option
 from tunebook.commands.options import (
     STEPS,
     ContinueOption,
+    ControlOption,
     ForceOption,
     FreshOption,
     ModelsArgument,
@@ -157,8 +158,11 @@ def _add_trainer(spec: StageSpec) -> None:
         resume: ResumeOption = True,
         fresh: FreshOption = False,
         number: RoundOption = 1,
+        control: ControlOption = False,
     ) -> None:
         options: dict[str, Any] = {"force": force, "resume": resume, "fresh": fresh, "number": number}
+        if control:
+            set_ = [*(set_ or []), "dpo.control=true"]
         execute(read_recipe(recipe, run, set_), number, options)
 
     def execute(parsed: Recipe, number: int, options: dict[str, Any]) -> None:

@@ -6,9 +6,7 @@ prompts; perplexity is e to the loss.
 
 from __future__ import annotations
 
-import itertools
 import math
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +14,7 @@ from tqdm.auto import tqdm
 
 from tunebook.data.rows import evenly, images_of
 from tunebook.data.storage import load, read_rows
-from tunebook.evaluation.statistics import column, mcnemar, ratio_interval, wilson
+from tunebook.evaluation.statistics import column, mcnemar, pairs_of_models, ratio_interval, wilson
 from tunebook.generation.generate import AnswerFile, read_records
 from tunebook.generation.local import Local, encode
 from tunebook.models.chat_template import Messages, render, text_tokenizer
@@ -140,7 +138,7 @@ def compare_losses(folders: dict[str, Path]) -> list[dict[str, Any]]:
     # By item, in one order: `read_records` sorts by the item's number.
     records = {name: read_records(folder / LOSSES) for name, folder in folders.items()}
     comparisons = []
-    for first, second in _steps(list(records)):
+    for first, second in pairs_of_models(list(records)):
         before, after = records[first], records[second]
         change = [new["nats"] - old["nats"] for old, new in zip(before, after, strict=True)]
         tokens = column(before, "tokens")
@@ -165,9 +163,3 @@ def compare_losses(folders: dict[str, Path]) -> list[dict[str, Any]]:
             compared["prefers_interval"] = wilson(gains, len(change))
         comparisons.append(compared)
     return comparisons
-
-
-def _steps(names: list[str]) -> Iterator[tuple[str, str]]:
-    yield from itertools.pairwise(names)
-    if len(names) > 2:
-        yield names[0], names[-1]

@@ -24,7 +24,7 @@ from tunebook.generation.generate import read_records
 from tunebook.recipe.errors import UserError
 from tunebook.recipe.files import ROOT
 from tunebook.runs.files import log_history, read_json, write_text
-from tunebook.runs.stages import STAGES
+from tunebook.runs.stages import CONTROL, STAGES
 
 SHOWN = 20
 """Answers side by side, of a run whose answers nothing can check."""
@@ -97,7 +97,7 @@ def _headline(stages: dict[str, Any], summary: dict[str, Any]) -> str:
         else:
             verdict = "better" if low > 0 else "worse"
         lines.append(
-            f"- **{compared['second']} against {compared['first']}: {verdict}** "
+            f"- **{_question(compared)}: {verdict}** "
             f"({100 * compared['difference']:+.1f} points, "
             f"95% interval {100 * low:+.1f} to {100 * high:+.1f}, n = {compared['n']})."
         )
@@ -107,11 +107,19 @@ def _headline(stages: dict[str, Any], summary: dict[str, Any]) -> str:
         if compared["p"] < ALPHA and not low <= 0 <= high:
             verdict = "better" if high < 0 else "worse"
         lines.append(
-            f"- **{compared['second']} against {compared['first']}: {verdict}** "
+            f"- **{_question(compared)}: {verdict}** "
             f"(held-out loss per token {compared['difference']:+.3f}, "
             f"95% interval {low:+.3f} to {high:+.3f}, n = {compared['n']})."
         )
     return "\n".join(lines)
+
+
+def _question(compared: dict[str, Any]) -> str:
+    """What a comparison asks."""
+    models = f"{compared['second']} against {compared['first']}"
+    if compared["first"] == CONTROL:
+        return f"What preference added to likelihood ({models})"
+    return models
 
 
 def _results(summary: dict[str, Any]) -> list[Part]:

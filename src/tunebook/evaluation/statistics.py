@@ -7,6 +7,8 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from tunebook.runs.stages import CONTROL
+
 LEVEL = 0.95  # of every interval
 ALPHA = 0.05  # below it a difference counts as shown
 RESAMPLES = 9999
@@ -137,24 +139,35 @@ def column(records: Iterable[dict[str, Any]], name: str) -> list[Any]:
 
 
 def compared_steps(scores: dict[str, dict[Any, float]]) -> list[dict[str, Any]]:
-    """Each model against the one before it, and the last against the first.
+    """Each model against the one before it, the last against the first, and DPO against its control.
 
     Args:
         scores: {model: {item: score}}, the same items for each.
     """
-    # base → sft, sft → dpo, and base → dpo.
-    names = list(scores)
-    steps = list(itertools.pairwise(names))
-    if len(names) > 2:
-        steps.append((names[0], names[-1]))
     # One order of items for all, that of the first model.
-    items = list(scores[names[0]])
-    in_order = {name: [scores[name][item] for item in items] for name in names}
+    items = list(next(iter(scores.values())))
+    in_order = {name: [scores[name][item] for item in items] for name in scores}
     comparisons = []
-    for first, second in steps:
+    for first, second in pairs_of_models(list(scores)):
         compared = compare(in_order[first], in_order[second])
         comparisons.append({"first": first, "second": second, **compared})
     return comparisons
+
+
+def pairs_of_models(names: list[str]) -> list[tuple[str, str]]:
+    """Which models are compared: base → sft, sft → dpo, and base → dpo.
+
+    Where DPO has a control also sft → control, which is what likelihood alone has done, and control → dpo,
+    which is what preference has added to it.
+    """
+    chain = [name for name in names if name != CONTROL]
+    pairs = list(itertools.pairwise(chain))
+    if len(chain) > 2:
+        pairs.append((chain[0], chain[-1]))
+    if CONTROL in names and "dpo" in chain:
+        before = chain[chain.index("dpo") - 1]
+        pairs += [(before, CONTROL), (CONTROL, "dpo")]
+    return pairs
 
 
 def wilson(right: float, n: int) -> list[float]:

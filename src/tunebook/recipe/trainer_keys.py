@@ -78,6 +78,10 @@ unknown key, so its line is never said.
 """
 
 
+_CONTROL = (
+    "Train the control too: the likelihood of the same chosen answers, without any rejected one, into "
+    "`dpo-control`. Evaluation then says what preference has added."
+)
 _AUTO = "`auto`: the largest power of two that divides gradient_accumulation_steps and fits in memory."
 
 
@@ -92,6 +96,7 @@ def trainer_section(section: str) -> type[BaseModel]:
         fields[key] = (kind, "")
     if section == "dpo":
         fields["start"] = (str, _START)
+        fields["control"] = (bool, _CONTROL)
     for package, file, name in DATACLASSES[section]:
         fields.update(_dataclass_fields(package, file, name))
     if ROWS in fields:

@@ -38,17 +38,26 @@ class StageSpec:
     trains: bool = False
     """Whether it leaves an adapter."""
 
+    @property
+    def function(self) -> str:
+        """The function in its module that runs it; of `dpo --control` it is `dpo`."""
+        return self.command.partition(" ")[0]
+
     def run(self, recipe: Recipe, **options: Any) -> dict[str, Any]:
         """Call the function that runs it; returns the stage's record."""
-        function = pkgutil.resolve_name(f"{self.module}:{self.command}")
+        function = pkgutil.resolve_name(f"{self.module}:{self.function}")
         record: dict[str, Any] = function(recipe, **options)
         return record
 
     def folder(self, recipe: Recipe, *which: Any) -> Any:
         """Its `Stage` in the run of a recipe; `which` is a round, a model, a task where it has one."""
         # Imported only now: the table itself must load nothing heavy and look into no higher room.
-        return pkgutil.resolve_name(f"{self.module}:{self.name}_stage")(recipe, *which)
+        function = f"{self.name.replace('-', '_')}_stage"
+        return pkgutil.resolve_name(f"{self.module}:{function}")(recipe, *which)
 
+
+CONTROL = "dpo-control"
+"""What DPO is held against: trained on the likelihood of the same chosen answers alone."""
 
 # In the order in which they run.
 _SPECS = (
@@ -80,6 +89,15 @@ _SPECS = (
         needs=("data", "sft"),
         decides=("pairs",),
         has_rounds=True,
+    ),
+    # Before DPO in the table, so that DPO's own adapter stays the last that is trained.
+    StageSpec(
+        name=CONTROL,
+        command="dpo --control",
+        module="tunebook.training.dpo",
+        needs=("pairs", "sft"),
+        decides=("dpo",),
+        trains=True,
     ),
     StageSpec(
         name="dpo",
@@ -129,6 +147,8 @@ def parse_name(name: str) -> FolderName | None:
     # `bench/dpo-2/gsm8k`: the round of a folder inside is the model's, not the stage's.
     folder, *inside = name.split("/")
     stem, _, number = folder.partition("-")
+    if folder in STAGES:  # `dpo-control` is no round
+        stem, number = folder, ""
     spec = STAGES.get(stem)
     if spec is None or len(inside) != len(spec.inside) or not (number or "1").isdecimal():
         return None
@@ -149,6 +169,8 @@ def asked_for(recipe: Recipe, spec: StageSpec) -> bool:
         return spec.name in recipe.stages
     if spec.name == "start":
         return policy_name(recipe, 1) == "start"
+    if spec.name == CONTROL:
+        return "dpo" in recipe.stages and bool(recipe.dpo.get("control"))
     if spec.name == "data":
         return bool(recipe.data.sources)
     return True
@@ -226,7 +248,12 @@ def model_names(recipe: Recipe) -> list[str]:
         if asked_for(recipe, spec):
             rounds = recipe.pairs.rounds if spec.has_rounds else 1
         # A run may have been trained further than the recipe asks for now.
-        rounds = max(rounds, len(list(recipe.run_dir.glob(f"{spec.name}*/adapter"))))
+        trained = []
+        for path in recipe.run_dir.glob(f"{spec.name}*/adapter"):
+            parsed = parse_name(path.parent.name)
+            if parsed is not None and parsed.spec is spec:
+                trained.append(path)
+        rounds = max(rounds, len(trained))
         for number in range(1, rounds + 1):
             names.append(round_name(spec.name, number))
     return names

@@ -21,7 +21,7 @@ from tunebook.training.callbacks import health, metrics_file, whole_checkpoints
 STOPPING = ("early_stopping_patience", "early_stopping_threshold")
 
 # And those that only this project knows.
-OURS = ("start",)
+OURS = ("start", "control")
 
 REFUSALS = (ValueError, TypeError, ImportError, NotImplementedError)
 """What PEFT, transformers and TRL raise for a setting that they do not take."""

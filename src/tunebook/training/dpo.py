@@ -22,7 +22,7 @@ from tunebook.recipe.errors import UserError
 from tunebook.recipe.sections import Recipe
 from tunebook.runs.files import read_json
 from tunebook.runs.stage import Stage, finished_key
-from tunebook.runs.stages import policy_name, round_name
+from tunebook.runs.stages import CONTROL, policy_name, round_name
 from tunebook.training import arguments, audits, memory
 from tunebook.training.callbacks import preference_warnings, watch_preferences
 from tunebook.training.trainer import How, train
@@ -42,17 +42,42 @@ def dpo(
     first step.
     """
     print(recipe.describe())
-    how = How(force, resume, fresh)
+    result = _dpo(recipe, number, How(force, resume, fresh))
+    if number == 1 and recipe.dpo.get("control"):
+        dpo_control(recipe, force, resume, fresh)
+    return result
+
+
+def dpo_control(
+    recipe: Recipe, force: bool = False, resume: bool = True, fresh: bool = False
+) -> dict[str, Any]:
+    """Train DPO's control into `dpo-control/adapter`; returns the record. Raises what `dpo` raises."""
+    print("The control: the likelihood of the same chosen answers, without the rejected ones")
+    return _dpo(likelihood_alone(recipe), 1, How(force, resume, fresh), control=True)
+
+
+def likelihood_alone(recipe: Recipe) -> Recipe:
+    """The recipe of DPO's control: same pairs, steps, batches and rate; the loss sees no rejected answer.
+
+    What preference has taught is what DPO gains over it.
+    """
+    dropped = ("loss_weights", "label_smoothing", "use_weighting")
+    section = {key: value for key, value in recipe.dpo.items() if key not in dropped}
+    return recipe.model_copy(update={"dpo": {**section, "loss_type": ["sft"]}})
+
+
+def _dpo(recipe: Recipe, number: int, how: How, control: bool = False) -> dict[str, Any]:
+    """Train DPO or, of a recipe of `likelihood_alone`, its control."""
     # 1) what the stage's key depends on
     start(recipe)
     existing_pairs(recipe, number)
-    stage = dpo_stage(recipe, number)
+    stage = dpo_stage(recipe, number, control)
     if stage.skip(how.force):
         return stage.result
     stage.check(how.resume)
     # 2) what is wrong with pairs, settings or memory is said before a model is loaded
     rows = dpo_rows(recipe, number)
-    args = dpo_arguments(recipe, rows, number)
+    args = dpo_arguments(recipe, rows, number, control)
     needed = memory.preflight(recipe, args, rows["train"], "dpo")
     # 3) Unsloth's model with the adapter to go on from, TRL's trainer
     model, tokenizer = loading.load_model(recipe)
@@ -62,21 +87,22 @@ def dpo(
     audit: dict[str, Any] = dict(audits.audit_step_0(trainer, tokenizer))
     audit["end_token"] = audits.audit_end_token(trainer, tokenizer)
     record = {"audit": audit, "preflight": needed}
-    result = train_dpo(trainer, rows, recipe, record, number, force, resume, fresh)
+    result = train_dpo(trainer, rows, recipe, record, number, *how, control=control)
     del trainer, model
     backend.release()
     return result
 
 
-def dpo_stage(recipe: Recipe, number: int = 1) -> Stage:
-    """The stage that `dpo` fills in a round.
+def dpo_stage(recipe: Recipe, number: int = 1, control: bool = False) -> Stage:
+    """The stage that `dpo` fills in a round, or that of its control.
 
     Raises UserError when the pairs or the adapter to start from are missing.
     """
     settings = {
         "model": recipe.model.model_dump(mode="json"),
         "lora": recipe.lora,
-        "dpo": recipe.dpo,
+        # Whether there is a control changes nothing in DPO's own adapter.
+        "dpo": {key: value for key, value in recipe.dpo.items() if key != "control"},
         "seed": recipe.seed,
         "compare": recipe.pairs.compare,
     }
@@ -84,7 +110,12 @@ def dpo_stage(recipe: Recipe, number: int = 1) -> Stage:
     if policy_name(recipe, number) != "base":
         made_from.append(policy_name(recipe, number))
     inputs = {name: finished_key(recipe, name) for name in made_from}
-    return Stage(recipe, round_name("dpo", number), settings, inputs)
+    return Stage(recipe, CONTROL if control else round_name("dpo", number), settings, inputs)
+
+
+def dpo_control_stage(recipe: Recipe) -> Stage:
+    """The stage of the control in a recipe whose `dpo` is that of DPO itself."""
+    return dpo_stage(likelihood_alone(recipe), control=True)
 
 
 def _learnt(recipe: Recipe, policy: str) -> list[str]:
@@ -111,11 +142,11 @@ def dpo_rows(recipe: Recipe, number: int = 1) -> dict[str, Any]:
     return {split: read_rows(recipe, pairs.dir / f"{split}.parquet") for split in ("train", "val")}
 
 
-def dpo_arguments(recipe: Recipe, rows: dict[str, Any], number: int = 1) -> Any:
+def dpo_arguments(recipe: Recipe, rows: dict[str, Any], number: int = 1, control: bool = False) -> Any:
     """TRL's DPOConfig of the recipe's `dpo` section; checkpoints go to the folder of the unfinished stage."""
     from trl import DPOConfig
 
-    args = arguments.trainer_arguments(DPOConfig, recipe, "dpo", dpo_stage(recipe, number).partial)
+    args = arguments.trainer_arguments(DPOConfig, recipe, "dpo", dpo_stage(recipe, number, control).partial)
     # TRL and Unsloth multiply the loss by the weights in place, and the sft loss is one number for all rows.
     if args.use_weighting and "sft" in args.loss_type:
         raise UserError(
@@ -170,12 +201,13 @@ def train_dpo(
     force: bool = False,
     resume: bool = True,
     fresh: bool = False,
+    control: bool = False,
 ) -> dict[str, Any]:
     """Train, save the adapter into `dpo/adapter`, and write the stage's record: `record`, metrics, warnings.
 
     Where the same adapter lies there already, it is put into the trainer's model, and nothing is trained.
     """
-    stage = dpo_stage(recipe, number)
+    stage = dpo_stage(recipe, number, control)
     how = How(force, resume, fresh)
     if stage.skip(how.force):
         # So that the cells of a notebook below this one ask the trained model.
