@@ -127,7 +127,7 @@ def hidden_gpu() -> str | None:
         reason = (
             f"driver {driver} is too old for PyTorch {version}, whose CUDA {cuda} wants {needed} or newer. "
             f"Update the driver; or, with driver 525 or newer, install the build for CUDA 12.6, "
-            f"`{_for_cuda_12()}`, and begin commands with `uv run --no-sync`"
+            f"`{_for_cuda_12()}`, and set UV_NO_SYNC=1, or `uv run` undoes it"
         )
     elif DRIVER.exists() and not any(DEVICES.glob("nvidia[0-9]*")):
         reason = "this container was started without it: `docker run --gpus all ...`"
