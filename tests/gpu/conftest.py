@@ -24,6 +24,6 @@ def pytest_terminal_summary(terminalreporter):
                 rows += [value for key, value in report.user_properties if key == "gpu"]
     if rows:
         print()
-        print("| recipe | stage | seconds | GPU memory, GB | loss |")
+        print("| recipe | stage | seconds | GPU memory, GB | loss, or what was found |")
         print("|---|---|---|---|---|")
         print(*rows, sep="\n")

@@ -44,8 +44,16 @@ SHORT = {
     "dpo.gradient_accumulation_steps": 2,
     "evaluate.limit": 8,
     "evaluate.max_new_tokens": 256,
+    "export.items": 8,
 }
-STAGES = {"prepare": "data", "sft": "sft", "pairs": "pairs", "dpo": "dpo", "evaluate": "eval/dpo"}
+STAGES = {
+    "prepare": "data",
+    "sft": "sft",
+    "pairs": "pairs",
+    "dpo": "dpo",
+    "evaluate": "eval/dpo",
+    "export": "export/merged",
+}
 
 
 @pytest.mark.gpu
@@ -69,6 +77,11 @@ def test_recipe_on_a_gpu(name, keys, record_property):
         losses = [float(entry["loss"]) for entry in log_history(run / folder) if "loss" in entry]
         memory = record.get("peak_memory_gb", {}).get("gpu", "")
         trace = " ".join(f"{loss:.4f}" for loss in losses) if record else "failed"
+        if command == "sft" and record:
+            # How near the end token's row is to the unused ones, and how many answers end after three steps.
+            trace += f"; {record['audit']['end_token']}, answers {record['answers']}"
+        if command == "export" and record:
+            trace = f"Δ log p {record['parity'].get('mean_logp_difference')}, verified {record['verified']}"
         seconds = f"{time.monotonic() - started:.0f}"
         record_property("gpu", f"| {name} | {command} | {seconds} | {memory} | {trace} |")
         assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]

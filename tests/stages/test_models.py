@@ -87,3 +87,40 @@ def test_a_stage_leaves_no_model_behind(tiny_recipe):
         assert live_models() == before
     finally:
         gc.enable()
+
+
+@pytest.mark.parametrize(
+    ("reason", "mend"),
+    [
+        ("404 Client Error. Repository Not Found", "look at the name"),
+        ("429 Too Many Requests", "set HF_TOKEN"),
+    ],
+)
+def test_a_model_that_the_hub_does_not_give_is_one_line(tiny_recipe, monkeypatch, reason, mend):
+    """Unsloth makes a RuntimeError of several paragraphs of it."""
+    import unsloth
+
+    from tunebook.models import loading
+    from tunebook.recipe.errors import UserError
+    from tunebook.recipe.loading import load_recipe
+
+    def refused(**options):
+        raise RuntimeError(
+            "Unsloth: Failed to load model. Both AutoConfig and PeftConfig loading failed.\n\n"
+            f"AutoConfig error: {reason}\n\nPeftConfig error: the same\n\n"
+        )
+
+    monkeypatch.setattr(unsloth.FastModel, "from_pretrained", staticmethod(refused))
+    recipe = load_recipe(tiny_recipe)
+    with pytest.raises(UserError) as error:
+        loading.load(recipe)
+    line = str(error.value)
+    assert line.startswith(f"model.base: {recipe.model.base} cannot be loaded ({reason}); ") and mend in line
+    assert "\n" not in line
+
+    def other(**options):
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr(unsloth.FastModel, "from_pretrained", staticmethod(other))
+    with pytest.raises(RuntimeError, match="illegal memory access"):
+        loading.load(recipe)

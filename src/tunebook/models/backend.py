@@ -126,8 +126,8 @@ def hidden_gpu() -> str | None:
     elif driver and int(driver.partition(".")[0]) < needed:
         reason = (
             f"driver {driver} is too old for PyTorch {version}, whose CUDA {cuda} wants {needed} or newer. "
-            f"Update the driver; or, with driver 525 or newer, install the build for CUDA 12.6, "
-            f"`{_for_cuda_12()}`, and begin commands with `uv run --no-sync`"
+            "A newer driver helps; or, from driver 525 on, PyTorch's build for CUDA 12.6: "
+            f"`{_for_cuda_12()}` with UV_NO_SYNC=1 in the environment from then on"
         )
     elif DRIVER.exists() and not any(DEVICES.glob("nvidia[0-9]*")):
         reason = "this container was started without it: `docker run --gpus all ...`"

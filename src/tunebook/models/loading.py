@@ -76,7 +76,7 @@ def model_arguments(recipe: Recipe) -> dict[str, Any]:
 
 def _not_loaded(base: str, text: str) -> str:
     """One line of the paragraphs that Unsloth writes when there is neither a model nor an adapter."""
-    reason = text.partition("AutoConfig error:")[2].strip() or text
+    reason = text.partition("AutoConfig error:")[2].partition("PeftConfig error:")[0].strip() or text
     mend = "look at the name, log in with `hf auth login` if it is gated, or give a folder"
     if "429" in reason:
         mend = "the hub limits those who have not logged in: set HF_TOKEN, or wait"
