@@ -123,3 +123,13 @@ def test_a_whole_model_of_the_hub_gets_the_same_advice(tmp_path, monkeypatch):
 def test_to_start_from_sft_needs_rows_for_it(tmp_path):
     with pytest.raises(UserError, match=r"dpo\.start: sft needs an SFT in this run"):
         recipe_of(tmp_path, "dpo: {start: sft}\n")
+
+
+def test_the_folder_of_a_whole_model_becomes_the_base(tmp_path):
+    (tmp_path / "whole").mkdir()
+    (tmp_path / "whole" / "config.json").write_text("{}")
+    recipe = recipe_of(tmp_path, "dpo: {start: whole}\n")
+    assert recipe.model.base == "whole" and policy_name(recipe, 1) == "base"
+    assert recipe.model.local_base == str(tmp_path / "whole")
+    with pytest.raises(UserError, match=r"dpo\.start: whole is a whole model, and SFT would train smollm2"):
+        recipe_of(tmp_path, "dpo: {start: whole}\n", "data: {sources: [{path: my.csv}]}\nsft:\n")

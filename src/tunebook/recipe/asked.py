@@ -38,6 +38,29 @@ def asked_stages(recipe: Recipe, named: Container[str]) -> list[StageName]:
     return [name for name in typing.get_args(StageName) if name in asked]
 
 
+def start_from_whole_model(recipe: Recipe, origins: dict[str, str]) -> None:
+    """Where `dpo.start` names a folder with a whole model, and no adapter, make that the base model.
+
+    Of a hub id it is not known before it is fetched, and then an error says so.
+
+    Raises UserError where SFT would train on another model.
+    """
+    start = recipe.dpo.get("start")
+    if start in (None, "sft", "base"):
+        return
+    place = recipe.find_path(str(start))
+    if (place / "adapter_config.json").is_file() or not (place / "config.json").is_file():
+        return
+    if "sft" in recipe.stages:
+        raise UserError(
+            f"dpo.start: {start} is a whole model, and SFT would train {recipe.model.base}: "
+            "name it as model.base, and let DPO start from `sft`"
+        )
+    recipe.model.base = str(start)
+    recipe.dpo["start"] = "base"
+    origins["model.base"] = "dpo.start is a whole model"
+
+
 def check_rows(recipe: Recipe) -> None:
     """Raises UserError when a stage that the recipe asks for has no rows to work on."""
     if recipe.data.sources:

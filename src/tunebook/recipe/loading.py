@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from tunebook.recipe.asked import asked_stages, check_rows
+from tunebook.recipe.asked import asked_stages, check_rows, start_from_whole_model
 from tunebook.recipe.errors import UserError, did_you_mean, shorten
 from tunebook.recipe.explain import SHORT, explain
 from tunebook.recipe.files import find_file, shipped
@@ -81,6 +81,7 @@ def load_recipe(
     check_rows(parsed)
     warn_of_idle(parsed, origins)
     parsed.place(parsed.folders)
+    start_from_whole_model(parsed, origins)
     parsed._overrides = changes
     parsed._source = source
     parsed._origins = origins

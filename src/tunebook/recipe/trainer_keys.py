@@ -40,8 +40,8 @@ _EARLY_STOPPING: dict[str, Any] = {"early_stopping_patience": int, "early_stoppi
 """Arguments of transformers' EarlyStoppingCallback, taken out before the config is made."""
 
 _START = (
-    "What DPO starts from: `sft` (where the recipe asks for SFT), `base` (where it does not), or the folder "
-    "or hub id of a LoRA adapter that was trained elsewhere."
+    "What DPO starts from: `sft` (where the recipe asks for SFT), `base` (where it does not), the folder "
+    "or hub id of a LoRA adapter that was trained elsewhere, or the folder of a whole model."
 )
 
 _OURS = {"output_dir", "resume_from_checkpoint", "task_type", "local_rank", "hub_token"}
