@@ -6,6 +6,7 @@ import subprocess
 from collections import namedtuple
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -156,6 +157,15 @@ def test_a_token_that_llama_cpp_does_not_name_counts_as_no_less_likely_than_it_m
     monkeypatch.setattr(measure, "_post", lambda url, path, **body: replies[path])
     asked = Measurement([1], "x", False, [5], [expected], [8])
     assert measure._measure_served("url", [], asked, 4).logps == [found]
+
+
+def test_rounding_is_named_where_it_has_cost_much_of_the_adapter():
+    merged = SimpleNamespace(result={"rounding_loss": 0.78})
+    row = export._with_rounding({"differs": ["weights: x"]}, merged)
+    assert row["differs"][-1].startswith("rounding to 16 bits has lost 78% of what the adapter changes")
+    assert export._with_rounding({"differs": []}, merged) == {"differs": [], "rounding_loss": 0.78}
+    merged.result["rounding_loss"] = 0.01
+    assert export._with_rounding({"differs": ["weights: x"]}, merged)["differs"] == ["weights: x"]
 
 
 def test_a_comparison_that_is_killed_says_so(monkeypatch):

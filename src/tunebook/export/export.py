@@ -6,6 +6,7 @@ uv run tunebook export --to adapter,merged,gguf,ollama --install-tools
 from __future__ import annotations
 
 import contextlib
+import math
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 
 from tunebook.checkers.check import Check
 from tunebook.data.formats import Prompts
+from tunebook.data.rows import evenly
 from tunebook.evaluation.items import Item, questions
 from tunebook.export import llama_cpp, parity
 from tunebook.export.measure import Measured, measure
@@ -247,6 +249,8 @@ def _export(
             (folder / "README.md").write_text(card(recipe, stage, name), encoding="utf-8")
             # Until it is compared, which may be never: memory may not be enough for that.
             entry.record = {"verified": name == "ollama"}
+            if name == "merged":
+                entry.record["rounding_loss"] = rounding_loss(model, folder)
     # 2) it is freed, so that each copy has its room
     del model, source
     backend.release()
@@ -261,6 +265,10 @@ def _export(
             row = parity.check(
                 path, kind, reference, items, recipe.evaluate.max_new_tokens, Check(recipe.check)
             )
+        if name not in ("adapter", "merged"):
+            row = _with_rounding(row, export_stage(recipe, "merged", stage))
+        elif name == "merged":
+            row = _with_rounding(row, entry)
         _note(recipe, entry, name, {"stage": stage, **row})
     # 3) after QLoRA the weights that were exported are not quite those that were trained on
     if recipe.model.load_in_4bit and "merged" in unchecked and recipe.model.base != builtin.EMBEDDED:
@@ -280,6 +288,44 @@ def _note(recipe: Recipe, entry: Stage, name: str, row: dict[str, Any]) -> None:
         print(f"WARNING: {name} is kept but unverified: {'; '.join(row['differs'])}", flush=True)
         reasons = "\n".join(row["differs"])
         mark.write_text(f"Not shown to be the model that was trained:\n{reasons}\n", encoding="utf-8")
+
+
+def rounding_loss(model: Any, folder: Path) -> float | None:
+    """The share of what the adapter changes that rounding the merged weights to 16 bits has lost.
+
+    The norm of the error over that of the change, of some layers. A short training changes less than the last
+    digit of a weight in many places. None where the layers have other names in the files.
+    """
+    import torch
+    from safetensors import safe_open
+
+    files = {}
+    for path in sorted(folder.glob("*.safetensors")):
+        with safe_open(path, "pt") as file:
+            files.update(dict.fromkeys(file.keys(), path))
+    layers = {}
+    for name, module in model.named_modules():
+        key = f"{name.removeprefix('base_model.model.')}.weight"
+        if hasattr(module, "get_delta_weight") and key in files:
+            layers[key] = module
+    lost = whole = 0.0
+    for key in evenly(list(layers), 16):
+        with safe_open(files[key], "pt") as file, torch.no_grad():
+            change = layers[key].get_delta_weight("default").float()
+            merged = file.get_tensor(key).to(change.device).float()
+            error = merged - layers[key].base_layer.weight.float() - change
+        lost += float(error.square().sum())
+        whole += float(change.square().sum())
+    return math.sqrt(lost / whole) if whole else None
+
+
+def _with_rounding(row: dict[str, Any], merged: Stage) -> dict[str, Any]:
+    """A row of the parity table with what rounding has lost, which is a reason where something differs."""
+    loss = merged.result.get("rounding_loss")
+    if row["differs"] and loss and loss > 0.1:
+        reason = f"rounding to 16 bits has lost {loss:.0%} of what the adapter changes, which is little"
+        row = row | {"differs": [*row["differs"], reason]}
+    return row | {"rounding_loss": loss}
 
 
 def _too_large(weights: int, reference: Measured, name: str) -> dict[str, Any] | None:
