@@ -23,7 +23,7 @@ from tunebook.recipe.sections import Recipe, StageName
 from tunebook.runs.files import read_json, write_text
 from tunebook.runs.manifest import recorded, recorded_recipe
 from tunebook.runs.stage import Stage
-from tunebook.runs.stages import Step, model_names, round_name, steps
+from tunebook.runs.stages import CONTROL, STAGES, Step, asked_for, model_names, round_name, steps
 
 
 def folders(step: Step, recipe: Recipe) -> list[Stage]:
@@ -31,7 +31,11 @@ def folders(step: Step, recipe: Recipe) -> list[Stage]:
     if "model" in step.spec.inside:
         return [step.spec.folder(recipe, model) for model in model_names(recipe)]
     if step.spec.has_rounds:
-        return [step.spec.folder(recipe, step.round)]
+        filled = [step.spec.folder(recipe, step.round)]
+        # DPO's notebook trains its control too.
+        if step.name == "dpo" and asked_for(recipe, STAGES[CONTROL]):
+            filled.append(STAGES[CONTROL].folder(recipe))
+        return filled
     return [step.spec.folder(recipe)]
 
 

@@ -56,3 +56,17 @@ def test_what_preference_added_is_dpo_against_the_control():
     stages = {"dpo": {"recipe": {"model": {"base": "m"}, "name": "r", "seed": 0}}}
     said = _headline(stages, {"comparisons": [compared]})
     assert "What preference added to likelihood (dpo against dpo-control): better" in said
+
+
+def test_the_step_of_dpo_is_done_when_its_control_is_too(tmp_path, monkeypatch):
+    from tunebook import pipeline
+    from tunebook.runs.stages import steps
+
+    monkeypatch.setattr("tunebook.training.dpo.finished_key", lambda recipe, name: name)
+    recipe = load_recipe(overrides={"dpo.control": True})
+    filled = pipeline.folders(steps(recipe)["dpo"], recipe)
+    assert [stage.name for stage in filled] == ["dpo", "dpo-control"]
+    assert filled[0].key == pipeline.folders(steps(load_recipe())["dpo"], load_recipe())[0].key
+    assert filled[0].key != filled[1].key
+    rounds = load_recipe(overrides={"dpo.control": True, "pairs.rounds": 2})
+    assert [stage.name for stage in pipeline.folders(steps(rounds)["dpo-2"], rounds)] == ["dpo-2"]

@@ -96,7 +96,7 @@ _SPECS = (
         command="dpo --control",
         module="tunebook.training.dpo",
         needs=("pairs", "sft"),
-        decides=("dpo",),
+        # Its section is made of DPO's, which DPO's own stage records.
         trains=True,
     ),
     StageSpec(
