@@ -141,3 +141,8 @@ def test_the_control_sees_the_chosen_answers_alone_and_is_compared(preferences):
         ("dpo-control", "dpo"),
     ]
     assert "dpo-control" in read_json(recipe.run_dir / "manifest.json")["stages"]
+    from tunebook.evaluation import report
+
+    written = report.write(recipe.run_dir)
+    (text,) = [path.read_text() for path in written if path.suffix == ".md"]
+    assert "What preference added to likelihood (dpo against dpo-control)" in text
