@@ -16,7 +16,7 @@
 #SBATCH --open-mode=append
 set -euo pipefail
 recipe=${1:?the recipe: sbatch resources/launch/slurm.sh my.yaml}
-host=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+host=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | sed -n 1p)
 
 requeue() {
     echo "preempted: job $SLURM_JOB_ID goes back into the queue"

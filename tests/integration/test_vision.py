@@ -22,6 +22,7 @@ from tunebook.recipe.errors import UserError
 from tunebook.recipe.files import ROOT
 from tunebook.recipe.loading import load_recipe
 from tunebook.runs.files import file_hash, read_json, write_json
+from tunebook.runs.stages import STAGES
 
 DISPUTED = ((70, 50, 60), (70, 50, 55), (35, 35, 110), (35, 35, 100), (30, 60, 90), (30, 60, 95))
 """Pictures that look the same with two answers each.
@@ -108,9 +109,8 @@ def test_the_whole_chain_sees_its_images(canary, run_cli, tmp_path):
     assert (
         "looks at the image" in report and "| sft | 6 | " in report and "rewards/margins after DPO" in report
     )
-    assert {p.name for p in (run / "notebooks").glob("*.ipynb")} == {
-        p.name for p in (ROOT / "notebooks").glob("0*.ipynb")
-    }
+    in_the_chain = {f"{spec.notebook}.ipynb" for spec in STAGES.values() if spec.notebook}
+    assert {path.name for path in (run / "notebooks").glob("*.ipynb")} == in_the_chain
     again = run_cli("run", "--recipe", str(canary))
     assert again.returncode == 0 and "up to date" in again.stdout and "Executing" not in again.stderr
 

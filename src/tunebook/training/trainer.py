@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 from rich.table import Table
 
-from tunebook.models.adapters import save_adapter
+from tunebook.models import adapters
 from tunebook.recipe.effects import ROWS, STEPS
 from tunebook.recipe.errors import UserError
 from tunebook.recipe.overrides import switch
@@ -68,7 +68,7 @@ def train(trainer: Any, folder: Path) -> dict[str, Any]:
     show_live(trainer)
     with _checkpoint_on_interrupt(trainer):
         metrics = _train(trainer, folder)
-    save_adapter(trainer.model, trainer.processing_class, folder / "adapter")
+    adapters.save_adapter(trainer.model, trainer.processing_class, folder / "adapter")
     return {"metrics": metrics, "rows": {"train": len(trainer.train_dataset)}}
 
 
