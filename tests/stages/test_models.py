@@ -55,7 +55,7 @@ def test_the_recipe_chooses_unsloths_class_for_loading_adapters_and_inference(
     monkeypatch.setattr(unsloth, loader, type("Noting", (), {name: noting(name) for name in names}))
     monkeypatch.setattr(unsloth, other, None)
     recipe = load_recipe(tiny_recipe, overrides={"model.loader": loader})
-    model, _ = loading.load(recipe)
+    model, _ = loading.load_model(recipe)
     model = adapters.add_lora(model, recipe)
     with adapters.use_adapter(model, "default"):
         assert calls == list(names)
@@ -113,7 +113,7 @@ def test_a_model_that_the_hub_does_not_give_is_one_line(tiny_recipe, monkeypatch
     monkeypatch.setattr(unsloth.FastModel, "from_pretrained", staticmethod(refused))
     recipe = load_recipe(tiny_recipe)
     with pytest.raises(UserError) as error:
-        loading.load(recipe)
+        loading.load_model(recipe)
     line = str(error.value)
     assert line.startswith(f"model.base: {recipe.model.base} cannot be loaded ({reason}); ") and mend in line
     assert "\n" not in line
@@ -123,4 +123,4 @@ def test_a_model_that_the_hub_does_not_give_is_one_line(tiny_recipe, monkeypatch
 
     monkeypatch.setattr(unsloth.FastModel, "from_pretrained", staticmethod(other))
     with pytest.raises(RuntimeError, match="illegal memory access"):
-        loading.load(recipe)
+        loading.load_model(recipe)
