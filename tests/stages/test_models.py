@@ -63,12 +63,13 @@ def test_the_recipe_chooses_unsloths_class_for_loading_adapters_and_inference(
 
 
 def test_a_stage_leaves_no_model_behind(tiny_recipe):
-    """In a notebook the next cells load a second one beside it: twice Gemma 3n is more than a T4 has."""
+    """In one process the next stage loads a second one beside it: twice Gemma 3n is more than a T4 has."""
     import gc
 
     from transformers import PreTrainedModel
 
     from tunebook.evaluation import evaluate
+    from tunebook.models import adapters
     from tunebook.recipe.loading import load_recipe
     from tunebook.training.sft import sft
 
@@ -83,8 +84,12 @@ def test_a_stage_leaves_no_model_behind(tiny_recipe):
     try:
         sft(recipe)
         assert live_models() == before
-        assert evaluate.answers(recipe, ["base", "sft"], evaluate.examples(recipe, 1))
-        assert live_models() == before
+        # A notebook asks the model that it has, and loads no second one.
+        model, tokenizer = adapters.load_stages(recipe, ["sft"])
+        loaded = live_models()
+        names = {"base": None, "sft": "sft"}
+        assert evaluate.answers(model, tokenizer, names, evaluate.examples(recipe, 1), 4)
+        assert live_models() == loaded
     finally:
         gc.enable()
 
