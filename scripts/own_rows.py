@@ -1,6 +1,7 @@
 """A stranger's evening, six times: `tunebook init` on own rows, then `run` to the report.
 
     uv run python scripts/own_rows.py
+    uv run python scripts/own_rows.py both
 
 Prose, questions with numbers, several turns with tools, a preference set alone, one on an adapter that
 plain PEFT has saved, and SFT with DPO after it. In a temporary folder, with the embedded model and a few
@@ -25,6 +26,8 @@ TUNEBOOK = str(Path(sys.executable).with_name("tunebook"))
 # Long enough to go through, short enough to watch.
 SHORT = ["--set", "evaluate.max_new_tokens=24", "--set", "evaluate.limit=8"]
 STEPS = {"sft": ["--set", "sft.max_steps=4"], "dpo": ["--set", "dpo.max_steps=2"]}
+# Enough for the model to answer with a box at all, so that some samples are right and some wrong.
+LONGER = ["--set", "sft.max_steps=40"]
 
 LONGEST_RECIPE = 10
 
@@ -106,7 +109,7 @@ def run(form: str, rows: Callable[[int], dict[str, Any]], stages: str, *options:
         recipe.write_text(text + more, encoding="utf-8")
     lines = len(recipe.read_text(encoding="utf-8").splitlines())
     steps = [option for stage in stages.split() for option in STEPS[stage]]
-    subprocess.run([TUNEBOOK, "run", "--recipe", str(recipe), *SHORT, *steps], check=True)
+    subprocess.run([TUNEBOOK, "run", "--recipe", str(recipe), *steps, *SHORT], check=True)
     report = Path("runs") / form / "report.html"
     if lines > LONGEST_RECIPE or not report.is_file():
         raise SystemExit(f"{form}: a recipe of {lines} lines, report {report.is_file()}")
@@ -117,18 +120,26 @@ def run(form: str, rows: Callable[[int], dict[str, Any]], stages: str, *options:
 
 
 def main() -> None:
-    """All six, in a temporary folder."""
+    """All six, or those that are named, in a temporary folder."""
     folder = tempfile.mkdtemp()
     os.chdir(folder)
     os.environ["TUNEBOOK_RUNS"] = str(Path(folder) / "runs")
-    run("prose", prose, "sft")
-    run("numbers", numbers, "sft")
-    # The embedded model's own template shows no tools.
-    run("turns", turns, "sft", more="model: {chat_template: prompt/chatml_tools.jinja}\n")
-    run("preference", preference, "dpo")
-    subprocess.run([sys.executable, "-c", ADAPTER], check=True)
-    run("elsewhere", preference, "dpo", more="dpo: {start: elsewhere}\n")
-    run("both", boxed, "sft dpo", "--goal", "both")
+    asked = sys.argv[1:] or ["prose", "numbers", "turns", "preference", "elsewhere", "both"]
+    if "prose" in asked:
+        run("prose", prose, "sft")
+    if "numbers" in asked:
+        run("numbers", numbers, "sft")
+    if "turns" in asked:
+        # The embedded model's own template shows no tools.
+        run("turns", turns, "sft", more="model: {chat_template: prompt/chatml_tools.jinja}\n")
+    if "preference" in asked:
+        run("preference", preference, "dpo")
+    if "elsewhere" in asked:
+        subprocess.run([sys.executable, "-c", ADAPTER], check=True)
+        run("elsewhere", preference, "dpo", more="dpo: {start: elsewhere}\n")
+    if "both" in asked:
+        SHORT.extend(LONGER)
+        run("both", boxed, "sft dpo", "--goal", "both")
     shutil.rmtree(folder)
 
 
