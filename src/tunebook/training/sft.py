@@ -15,6 +15,7 @@ from tunebook.data.storage import load, training_rows
 from tunebook.models import adapters, backend, loading
 from tunebook.recipe.sections import Recipe
 from tunebook.runs.files import fingerprint, read_json
+from tunebook.runs.machine import rank
 from tunebook.runs.stage import Stage, finished_key
 from tunebook.training import arguments, audits, memory
 from tunebook.training.masks import masked_splits
@@ -183,8 +184,10 @@ def train_sft(
                 "them: `tunebook evaluate` will refuse it"
             )
         stage.record = record | trained | {"learnt": learnt}
-        # A model whose answers do not end is found out now, and not after an evening.
+    # A model whose answers do not end is found out now, not after an evening. Its adapter is safe by then.
+    if rank() == 0:
         held_out = load(recipe, "val")
         asked = held_out if len(held_out) else training_rows(recipe, "sft")
-        stage.record["answers"] = audits.audit_answers(trainer.model, trainer.processing_class, asked)
+        answers = audits.audit_answers(trainer.model, trainer.processing_class, asked)
+        stage.add_to_record({"answers": answers})
     return stage.result
