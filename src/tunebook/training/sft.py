@@ -61,7 +61,7 @@ def sft(
     # 3) a wrong mask, or an end that cannot be learnt, is found before the first step
     record["audit"] = audits.audit_masks(trainer, tokenizer)
     record["audit"]["end_token"] = audits.audit_end_token(trainer, tokenizer)
-    result = train_sft(trainer, recipe, record, force, resume, fresh)
+    result = train_sft(trainer, rows, recipe, record, force, resume, fresh)
     del trainer, model
     backend.release()
     return result
@@ -155,6 +155,7 @@ def sft_trainer(model: Any, tokenizer: Any, rows: dict[str, Any], recipe: Recipe
 
 def train_sft(
     trainer: Any,
+    rows: dict[str, Any],
     recipe: Recipe,
     record: dict[str, Any],
     force: bool = False,
@@ -176,8 +177,8 @@ def train_sft(
         return stage.result
     with stage.open(how.resume) as folder:
         trained = train(trainer, folder)
-        rows = data_stage(recipe).result["fingerprints"]["train"]
-        learnt = sorted({rows, *before.get("learnt", [])})
+        fingerprint_now = data_stage(recipe).result["fingerprints"]["train"]
+        learnt = sorted({fingerprint_now, *before.get("learnt", [])})
         if len(learnt) > 1:
             print(
                 "Warning: the adapter has learnt other rows than these, and a held-out row may be one of "
@@ -186,8 +187,7 @@ def train_sft(
         stage.record = record | trained | {"learnt": learnt}
     # A model whose answers do not end is found out now, not after an evening. Its adapter is safe by then.
     if rank() == 0:
-        held_out = load(recipe, "val")
-        asked = held_out if len(held_out) else training_rows(recipe, "sft")
+        asked = rows["val"] if len(rows["val"]) else rows["train"]
         answers = audits.audit_answers(trainer.model, trainer.processing_class, asked)
         stage.add_to_record({"answers": answers})
     return stage.result
