@@ -20,6 +20,7 @@ from tunebook.recipe.errors import UserError, first_line, shorten
 from tunebook.recipe.files import ROOT, program
 from tunebook.recipe.secrets import scrubbed
 from tunebook.runs.files import disk_full_as_user_error
+from tunebook.runs.signals import TERMINATED
 from tunebook.training import launch
 
 OUT_OF_MEMORY = (
@@ -28,8 +29,8 @@ OUT_OF_MEMORY = (
     "(model.max_seq_length, max_new_tokens) or model.load_in_4bit=true; what was finished is kept"
 )
 
-INTERRUPTED, TERMINATED = 130, 143
-"""What Typer makes of a KeyboardInterrupt, and what a training ends with after SIGTERM."""
+INTERRUPTED = 130
+"""What Typer makes of a KeyboardInterrupt."""
 
 
 def main() -> None:

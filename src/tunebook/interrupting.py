@@ -5,12 +5,11 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import sys
 import threading
 from collections.abc import Iterator
 from typing import Any
 
-from tunebook.training.trainer import SIGNALS, TERMINATED
+from tunebook.runs import signals
 
 SAID = b"\nInterrupted: the notebook ends after the step under way. Ctrl-C again ends at once.\n"
 
@@ -56,17 +55,12 @@ def interrupts_to_kernel() -> Iterator[dict[str, Any]]:
         if received:
             raise KeyboardInterrupt
 
-    before = {number: signal.signal(number, interrupt) for number in SIGNALS}
-    try:
-        yield {"kernel_manager_class": Manager, "on_cell_start": stop}
-    except Exception:
-        # What papermill makes of the interrupted cell.
-        if not received:
-            raise
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-    if received and received[0] != signal.SIGINT:
-        sys.exit(TERMINATED)
+    with signals.handled_by(interrupt):
+        try:
+            yield {"kernel_manager_class": Manager, "on_cell_start": stop}
+        except Exception:
+            # What papermill makes of the interrupted cell.
+            if not received:
+                raise
     if received:
-        raise KeyboardInterrupt
+        signals.end_by(received[0])

@@ -117,7 +117,7 @@ def choose_batch(recipe: Recipe, args: Any, rows: Any, section: str) -> None:
     steps = args.gradient_accumulation_steps
     batch = 1
     try:
-        plan = make_plan(recipe, args, _longest(recipe, args, rows, section), section)
+        plan = make_plan(recipe, args, _longest(args, _lengths(recipe, rows, section)), section)
         free, _ = available()
         while steps % (2 * batch) == 0 and replace(plan, rows=2 * batch).total <= ROOM * free:
             batch *= 2
@@ -128,9 +128,13 @@ def choose_batch(recipe: Recipe, args: Any, rows: Any, section: str) -> None:
     print(f"{section}.{ROWS} auto: {batch} at a time, {steps // batch} times a step")
 
 
-def _longest(recipe: Recipe, args: Any, rows: Any, section: str) -> int:
-    """Tokens of the longest row, or side of a pair, as the trainer will see it."""
-    lengths = rows["tokens"] if section == "sft" else pair_lengths(recipe, rows)
+def _lengths(recipe: Recipe, rows: Any, section: str) -> Any:
+    """Tokens of each row, or of the longer side of each pair."""
+    return rows["tokens"] if section == "sft" else pair_lengths(recipe, rows)
+
+
+def _longest(args: Any, lengths: Any) -> int:
+    """Tokens of the longest row as the trainer will see it."""
     return int(min(max(lengths), args.max_length or max(lengths)))
 
 
@@ -143,9 +147,8 @@ def preflight(recipe: Recipe, args: Any, rows: Any, section: str) -> dict[str, A
     if rank():
         return {}
     try:
-        lengths = rows["tokens"] if section == "sft" else pair_lengths(recipe, rows)
-        shaped = with_shape_of_start(recipe) if section == "dpo" else recipe
-        plan = make_plan(shaped, args, min(max(lengths), args.max_length or max(lengths)), section)
+        lengths = _lengths(recipe, rows, section)
+        plan = make_plan(recipe, args, _longest(args, lengths), section)
         free, place = available()
         table = Table("memory", "GB", title=f"what {section} will take")
         for name, size in plan.parts().items():
@@ -195,6 +198,8 @@ def make_plan(recipe: Recipe, args: Any, longest: int, section: str) -> Plan:
     from transformers import AutoConfig
     from unsloth import is_bfloat16_supported
 
+    if section == "dpo":
+        recipe = with_shape_of_start(recipe)
     model = recipe.model
     config = AutoConfig.from_pretrained(builtin.resolve(model.local_base), revision=model.revision)
     linear, other, trainable = count_parameters(headers(model), recipe.lora)

@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import signal
-import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,14 +18,12 @@ from tunebook.models import adapters
 from tunebook.recipe.effects import ROWS, STEPS
 from tunebook.recipe.errors import UserError
 from tunebook.recipe.overrides import switch
+from tunebook.runs import signals
 from tunebook.runs.files import read_json
 from tunebook.runs.machine import rank, world_size
 from tunebook.training.arguments import REFUSALS, halve_batch
 from tunebook.training.callbacks import last_checkpoint
 from tunebook.training.live import show_live
-
-SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)]
-TERMINATED = 143  # 128 + SIGTERM, as a shell has it
 
 # What a RuntimeError says for want of memory.
 OUT_OF_MEMORY = ("out of memory", "DefaultCPUAllocator: ", "CUBLAS_STATUS_ALLOC_FAILED")
@@ -194,16 +190,10 @@ def _checkpoint_on_interrupt(trainer: Any) -> Iterator[None]:
         os.write(2, b"\nInterrupted: a checkpoint is saved after this step. Ctrl-C again ends at once.\n")
 
     trainer.add_callback(stop)
-    before = {number: signal.signal(number, interrupt) for number in SIGNALS}
-    try:
+    with signals.handled_by(interrupt):
         yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-    if stop.stopped and stop.interrupted != signal.SIGINT:
-        sys.exit(TERMINATED)
     if stop.stopped:
-        raise KeyboardInterrupt
+        signals.end_by(stop.interrupted)
 
 
 def is_out_of_memory(error: BaseException) -> bool:
