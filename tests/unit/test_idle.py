@@ -6,8 +6,7 @@ from typing import Any
 
 import pytest
 
-from tunebook.recipe import idle
-from tunebook.recipe.errors import UserError
+from tunebook.recipe.errors import UserError, say_once
 from tunebook.recipe.files import ROOT
 from tunebook.recipe.loading import load_recipe
 from tunebook.recipe.trainer_values import schedule_parameters
@@ -15,7 +14,7 @@ from tunebook.recipe.trainer_values import schedule_parameters
 
 def warning(capsys, path: Any = None, **overrides: Any) -> str:
     """What is said on stderr when a recipe is read; the names have `__` for the dot."""
-    idle._warn_once.cache_clear()
+    say_once.cache_clear()
     load_recipe(path, overrides={key.replace("__", "."): value for key, value in overrides.items()})
     output = capsys.readouterr()
     assert output.out == ""
@@ -154,3 +153,8 @@ def test_parameters_of_schedules_are_read_from_the_installed_source():
     wsd = {"sft.lr_scheduler_type": "warmup_stable_decay"}
     wsd["sft.lr_scheduler_kwargs"] = {"num_decay_steps": 3, "min_lr_ratio": 0.1}
     assert load_recipe(overrides=wsd).sft["lr_scheduler_kwargs"]["num_decay_steps"] == 3
+
+
+def test_what_acts_through_a_check_or_a_tracker_is_not_said_to_do_nothing(capsys):
+    assert warning(capsys, pairs__min_margin=0.2, check="json") == ""
+    assert warning(capsys, sft__run_name="first", track="tensorboard") == ""

@@ -15,7 +15,7 @@ from anyio.from_thread import start_blocking_portal
 from tunebook.generation.answers import Answer, Images, Sampling, Usage
 from tunebook.models.chat_template import Messages
 from tunebook.models.image_input import data_url
-from tunebook.recipe.errors import UserError, first_line
+from tunebook.recipe.errors import UserError, first_line, one_line
 from tunebook.recipe.secrets import scrubbed, secret
 from tunebook.recipe.sections import ServerConfig
 
@@ -147,7 +147,7 @@ class Client:
         """What went wrong in one line without a secret, by what it means for other requests."""
         import openai
 
-        detail = " ".join(str(error).split()) or type(error).__name__
+        detail = one_line(error)
         # Servers say the key back. It is taken out before the text is cut, or half of it might stay.
         detail = scrubbed(detail, self._key)[:200]
         if isinstance(error, openai.APIStatusError):

@@ -9,7 +9,7 @@ from typing import Any
 
 from tunebook.models import loading
 from tunebook.models.backend import on_cpu
-from tunebook.recipe.errors import UserError, first_line, shorten
+from tunebook.recipe.errors import UserError, first_line, one_line, shorten
 from tunebook.recipe.sections import Recipe
 from tunebook.runs.files import intact, read_json
 from tunebook.runs.machine import rank
@@ -31,7 +31,7 @@ def add_lora(model: Any, recipe: Recipe) -> Any:
     try:
         return getattr(unsloth, recipe.model.loader).get_peft_model(model, **settings)
     except (ValueError, TypeError, NotImplementedError) as error:
-        raise UserError(f"lora: {' '.join(str(error).split())}") from error
+        raise UserError(f"lora: {one_line(error)}") from error
 
 
 def lora_arguments(recipe: Recipe) -> dict[str, Any]:

@@ -6,13 +6,12 @@ and export find it where they find every other adapter.
 
 from __future__ import annotations
 
-import functools
 import shutil
 from pathlib import Path
 from typing import Any
 
 from tunebook.models import hub
-from tunebook.recipe.errors import UserError, first_line
+from tunebook.recipe.errors import UserError, first_line, say_once
 from tunebook.recipe.sections import Recipe
 from tunebook.runs.files import file_hash, read_json
 from tunebook.runs.stage import Stage
@@ -116,13 +115,8 @@ def with_shape_of(recipe: Recipe, adapter: Path) -> Recipe:
             changes.append(f"{key} {saved}, not {lora[key]}")
         lora[key] = saved
     if changes:
-        _say_once(f"lora as dpo.start was trained: {'; '.join(changes)}")
+        say_once(f"lora as dpo.start was trained: {'; '.join(changes)}")
     return recipe.model_copy(update={"lora": lora})
-
-
-@functools.cache
-def _say_once(text: str) -> None:
-    print(text)
 
 
 def _same(ours: Any, saved: Any) -> bool:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import difflib
+import functools
+import sys
 from collections.abc import Iterable
 from typing import Any
 
@@ -20,6 +22,17 @@ def first_line(error: BaseException) -> str:
     if lines and lines[0]:
         return lines[0]
     return type(error).__name__
+
+
+def one_line(error: BaseException) -> str:
+    """All that an error says, on one line; its class where it says nothing."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+@functools.cache
+def say_once(text: str, to_stderr: bool = False) -> None:
+    """Print a text, unless this process has said it before."""
+    print(text, file=sys.stderr if to_stderr else sys.stdout)
 
 
 def shorten(value: Any, most: int = 80) -> str:

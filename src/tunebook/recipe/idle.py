@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import ast
 import functools
-import sys
 from collections.abc import Iterator
 from typing import Any
 
+from tunebook.recipe.errors import say_once
 from tunebook.recipe.layers import DEFAULTS, file_label
 from tunebook.recipe.sections import Recipe
 from tunebook.recipe.trainer_keys import library_source
@@ -82,20 +82,17 @@ def warn_of_idle(recipe: Recipe, origins: dict[str, str]) -> None:
         if (section, key) in written:
             idle.append(f"{section}.{key} ({reason})")
     if idle:
-        _warn_once(f"these settings do nothing: {'; '.join(idle)}")
-
-
-@functools.cache
-def _warn_once(text: str) -> None:
-    # Not on stdout, where `recipe show` writes YAML.
-    print(f"Warning: {text}", file=sys.stderr)
+        # Not on stdout, where `recipe show` writes YAML.
+        say_once(f"Warning: these settings do nothing: {'; '.join(idle)}", to_stderr=True)
 
 
 def _all_idle(recipe: Recipe) -> Iterator[tuple[str, str, str]]:
     """Section, key and reason of each setting that does nothing."""
     for section in ("sft", "dpo"):
         values = getattr(recipe, section)
-        for key, reason in idle_arguments(section, values).items():
+        # `track` stands for a section's own `report_to`.
+        trackers = {"report_to": recipe.track} if recipe.track else {}
+        for key, reason in idle_arguments(section, {**trackers, **values}).items():
             # `false`, 0 and null ask for nothing to be done.
             if values.get(key):
                 yield section, key, reason
@@ -113,8 +110,10 @@ def _all_idle(recipe: Recipe) -> Iterator[tuple[str, str, str]]:
     if "injected_error" not in recipe.pairs.methods:
         yield "pairs", "strategies", "needs injected_error in pairs.methods"
     if "dataset" not in recipe.pairs.methods:
-        for key in ("columns", "rows", "min_margin", "dataset_split"):
+        for key in ("columns", "rows", "dataset_split"):
             yield "pairs", key, "needs pairs.dataset"
+        if recipe.check is None:
+            yield "pairs", "min_margin", "needs pairs.dataset, or a check that scores samples"
 
 
 def idle_arguments(section: str, values: dict[str, Any]) -> dict[str, str]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import datetime
-import functools
 import json
 import os
 import shutil
@@ -22,7 +21,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from tunebook.recipe.effects import differences, of_the_weights
-from tunebook.recipe.errors import UserError
+from tunebook.recipe.errors import UserError, say_once
 from tunebook.recipe.sections import Recipe
 from tunebook.runs.files import (
     ANSWERS_KEY,
@@ -312,8 +311,8 @@ def finished_key(recipe: Recipe, name: str) -> str:
     for key in ("base", "revision"):
         used = getattr(recipe.model, key)
         if key in trained and trained[key] != used:
-            _warn_once(
-                f"{folder} was trained with model.{key} {trained[key]}, not {used}: "
+            say_once(
+                f"Warning: {folder} was trained with model.{key} {trained[key]}, not {used}: "
                 "it is another model unless the weights are the same"
             )
     return str(stage["key"])
@@ -343,11 +342,6 @@ def command(recipe: Recipe, name: str) -> str:
     if parsed.round > 1:
         words += ["--round", str(parsed.round)]
     return recipe.command(" ".join(words))
-
-
-@functools.cache
-def _warn_once(text: str) -> None:
-    print(f"Warning: {text}")
 
 
 @contextlib.contextmanager

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tunebook.recipe.effects import AUTO, ROWS, STEPS
-from tunebook.recipe.errors import UserError
+from tunebook.recipe.errors import UserError, one_line
 from tunebook.recipe.sections import Recipe
 from tunebook.recipe.show import as_call
 from tunebook.runs import tracking
@@ -49,8 +49,7 @@ def trainer_arguments(config: Any, recipe: Recipe, section: str, folder: Path) -
         args = config(**settings)
     except Exception as error:  # whatever it is, it comes from a setting
         key = _key_at_fault(config, settings)
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise UserError(f"{section}{key}: {reason}") from error
+        raise UserError(f"{section}{key}: {one_line(error)}") from error
     if _stopping(recipe, section) and not args.load_best_model_at_end:
         raise UserError(
             f"{section}.early_stopping_patience needs {section}.load_best_model_at_end: true "
@@ -87,7 +86,7 @@ def refusals(section: str) -> Iterator[None]:
     try:
         yield
     except REFUSALS as error:
-        raise UserError(f"{section}: {' '.join(str(error).split())}") from error
+        raise UserError(f"{section}: {one_line(error)}") from error
 
 
 def trainer_callbacks(recipe: Recipe, section: str, args: Any) -> list[Any]:

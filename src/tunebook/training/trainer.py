@@ -16,7 +16,7 @@ from rich.table import Table
 
 from tunebook.models import adapters
 from tunebook.recipe.effects import ROWS, STEPS
-from tunebook.recipe.errors import UserError
+from tunebook.recipe.errors import UserError, one_line
 from tunebook.recipe.overrides import switch
 from tunebook.runs import signals
 from tunebook.runs.files import read_json
@@ -88,7 +88,7 @@ def _train(trainer: Any, folder: Path) -> dict[str, Any]:
                 # Optimisers, schedules and losses look at their settings only here.
                 if trainer.state.global_step == 0 and isinstance(error, REFUSALS):
                     section = "dpo" if "DPO" in type(trainer.args).__name__ else "sft"
-                    raise UserError(f"{section}: {' '.join(str(error).split())}") from error
+                    raise UserError(f"{section}: {one_line(error)}") from error
                 raise
             _halve(trainer.args)
         # Not in the except clause: there the frames of the error still hold tensors.
