@@ -18,6 +18,7 @@ from tunebook.checkers.registry import CHECKERS, Checker
 from tunebook.checkers.texts import Scores, schema_file
 from tunebook.recipe.errors import UserError
 from tunebook.recipe.sections import CheckConfig, CheckerConfig
+from tunebook.runs.files import file_hash
 
 Row = dict[str, Any]  # of the data: `prompt`, `gold`, perhaps `columns`
 
@@ -176,6 +177,11 @@ class Check:
             elif schema := schema_file(checker):
                 files[str(checker.json_schema)] = schema
         return files
+
+    @property
+    def inputs(self) -> dict[str, str]:
+        """Their hashes, for the keys of stages. Raises what `files` raises."""
+        return {name: file_hash(path) for name, path in self.files.items()}
 
 
 def _known(checker: CheckerConfig) -> Checker:

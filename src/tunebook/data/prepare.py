@@ -263,8 +263,7 @@ def _inputs(recipe: Recipe) -> dict[str, str]:
             # A hub id has no content that could be read here.
             if content:
                 hashes[source.path] = content
-    for name, path in Check(recipe.check).files.items():
-        hashes[name] = file_hash(path)
+    hashes |= Check(recipe.check).inputs
     for path in benchmark_items.benchmark_files(recipe):
         hashes[f"benchmark {path.name}"] = file_hash(path)
 

@@ -40,7 +40,7 @@ from tunebook.models.adapters import load_stages
 from tunebook.recipe.errors import UserError
 from tunebook.recipe.overrides import switch
 from tunebook.recipe.sections import Recipe
-from tunebook.runs.files import file_hash, read_json, write_json
+from tunebook.runs.files import read_json, write_json
 from tunebook.runs.stage import Stage, adapter_key, command, finished_key
 from tunebook.runs.stages import trained_models
 from tunebook.runs.tracking import track
@@ -94,6 +94,7 @@ def evaluate(
 
 def eval_stage(recipe: Recipe, name: str) -> Stage:
     """The folder of one model's answers. Raises UserError when that model is not trained."""
+    check = Check(recipe.check)
     # Changed, these give no other answers, and make no evaluation stale.
     unused = {"gate", "benchmarks"}
     if not recipe.evaluate.samples:
@@ -104,11 +105,10 @@ def eval_stage(recipe: Recipe, name: str) -> Stage:
         "evaluate": recipe.evaluate.model_dump(mode="json", exclude=unused),
         "model": recipe.model.model_dump(mode="json"),
         "verifier": verifier(),
-        **Check(recipe.check).settings,
+        **check.settings,
     }
     inputs = {"data": data_stage(recipe).key, "adapter": adapter_key(recipe, name)}
-    for file, path in Check(recipe.check).files.items():
-        inputs[file] = file_hash(path)
+    inputs |= check.inputs
     if not recipe.data.sources:  # the pairs that are kept for evaluation
         inputs["pairs"] = finished_key(recipe, "pairs")
     return Stage(recipe, f"eval/{name}", settings, inputs)

@@ -265,10 +265,8 @@ def _export(
             row = parity.check(
                 path, kind, reference, items, recipe.evaluate.max_new_tokens, Check(recipe.check)
             )
-        if name not in ("adapter", "merged"):
+        if name != "adapter":  # all others are made from the merged weights
             row = _with_rounding(row, export_stage(recipe, "merged", stage))
-        elif name == "merged":
-            row = _with_rounding(row, entry)
         _note(recipe, entry, name, {"stage": stage, **row})
     # 3) after QLoRA the weights that were exported are not quite those that were trained on
     if recipe.model.load_in_4bit and "merged" in unchecked and recipe.model.base != builtin.EMBEDDED:

@@ -188,8 +188,7 @@ def pairs_stage(recipe: Recipe, number: int = 1) -> Stage:
         files += [f"prompt/{strategy}.txt" for strategy in config.strategies]
     for name in files:
         inputs[name] = file_hash(config.find_file(name))
-    for name, path in Check(recipe.check).files.items():
-        inputs[name] = file_hash(path)
+    inputs |= Check(recipe.check).inputs
     if config.dataset:
         content = content_hash(located(config, config.dataset), "pairs.dataset")
         # A hub id has no content that could be read here.

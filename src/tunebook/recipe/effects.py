@@ -101,7 +101,7 @@ def _of_a_section(values: dict[str, Any], is_trainer: bool) -> dict[str, Any]:
 
 def differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     """Each setting that was changed: `sft.logging_steps 10 -> 5`."""
-    old, new = _leaves(before), _leaves(now)
+    old, new = leaves(before), leaves(now)
     changed = []
     for key in sorted(old.keys() | new.keys()):
         if old.get(key) != new.get(key):
@@ -109,12 +109,12 @@ def differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     return changed
 
 
-def _leaves(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """The values of nested settings by dotted key."""
+def leaves(settings: dict[str, Any], prefix: str = "", separator: str = ".") -> dict[str, Any]:
+    """The values of nested settings by dotted key, or with another separator."""
     values: dict[str, Any] = {}
     for key, value in settings.items():
         if isinstance(value, dict) and value:
-            values |= _leaves(value, f"{prefix}{key}.")
+            values |= leaves(value, f"{prefix}{key}{separator}", separator)
         else:
             values[f"{prefix}{key}"] = value
     return values

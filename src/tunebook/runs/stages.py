@@ -248,12 +248,8 @@ def model_names(recipe: Recipe) -> list[str]:
         if asked_for(recipe, spec):
             rounds = recipe.pairs.rounds if spec.has_rounds else 1
         # A run may have been trained further than the recipe asks for now.
-        trained = []
-        for path in recipe.run_dir.glob(f"{spec.name}*/adapter"):
-            parsed = parse_name(path.parent.name)
-            if parsed is not None and parsed.spec is spec:
-                trained.append(path)
-        rounds = max(rounds, len(trained))
+        trained = [parse_name(path.parent.name) for path in recipe.run_dir.glob(f"{spec.name}*/adapter")]
+        rounds = max(rounds, sum(parsed is not None and parsed.spec is spec for parsed in trained))
         for number in range(1, rounds + 1):
             names.append(round_name(spec.name, number))
     return names

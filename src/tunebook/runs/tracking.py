@@ -10,6 +10,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from tunebook.recipe.effects import leaves
 from tunebook.recipe.sections import Recipe
 from tunebook.runs.machine import rank
 
@@ -28,7 +29,7 @@ def folder(recipe: Recipe) -> Path:
 def trainer_settings(recipe: Recipe, section: str) -> dict[str, Any]:
     """What transformers' trainers are told of the recipe's trackers; also sets what they read from variables.
 
-    A variable that is set already wins.
+    The name of a project that is set already wins; where TensorBoard writes is the run folder.
     """
     if not recipe.track:
         return {}
@@ -71,11 +72,9 @@ def track(recipe: Recipe, stage: str, values: dict[str, Any]) -> None:
             print(f"Warning: {name} did not take the numbers of {stage}: {type(error).__name__}: {error}")
 
 
-def _numbers(values: dict[str, Any], prefix: str = "") -> dict[str, float]:
-    numbers: dict[str, float] = {}
-    for key, value in values.items():
-        if isinstance(value, dict):
-            numbers |= _numbers(value, f"{prefix}{key}/")
-        elif isinstance(value, int | float) and not isinstance(value, bool):
-            numbers[f"{prefix}{key}"] = float(value)
+def _numbers(values: dict[str, Any]) -> dict[str, float]:
+    numbers = {}
+    for key, value in leaves(values, separator="/").items():
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            numbers[key] = float(value)
     return numbers
