@@ -74,7 +74,8 @@ def preferences(history: list[dict[str, Any]]) -> Figure:
     A dashed line is where a metric begins (`EXPECTED`).
     """
     # A training that does not log its parts apart has the sum.
-    parts = sorted({key for entry in history for key in entry if key.startswith("losses/")}, reverse=True)
+    logged = set().union(*history)
+    parts = sorted((key for key in logged if key.startswith("losses/")), reverse=True)
     metrics = [*(parts or ["loss"]), *(key for key in HEALTHY if not key.startswith("loss"))]
     figure = Figure(figsize=(12, 5), layout="constrained")
     grid = figure.subplots(2, math.ceil(len(metrics) / 2)).flat
