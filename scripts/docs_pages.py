@@ -21,7 +21,6 @@ from tunebook.recipe.trainer_keys import DATACLASSES
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
-NOTEBOOKS = ROOT / "resources" / "notebooks"  # executed: scripts/notebook_pages.py
 RECORDS = ("results", "reliability", "speed")
 
 # Sections in the order of a run, and what comes in lists.
@@ -191,16 +190,13 @@ def generated() -> dict[str, str]:
     pages = {"reference/recipe.md": recipe_page(), "reference/commands.md": commands_page()}
     for name in RECORDS:
         pages[f"records/{name}.md"] = record_page(name)
-    for path in sorted(NOTEBOOKS.glob("*.md")):
-        pages[f"notebooks/{path.name}"] = path.read_text(encoding="utf-8")
     return pages
 
 
 def figures() -> dict[str, Path]:
     """The figures by their paths in docs/."""
     files = [*(ROOT / "resources").glob("*.svg"), *(ROOT / "resources/smollm2-math/figures").glob("*.png")]
-    of_notebooks = {f"notebooks/{path.name}": path for path in sorted(NOTEBOOKS.glob("*.png"))}
-    return {f"assets/{path.name}": path for path in sorted(files)} | of_notebooks
+    return {f"assets/{path.name}": path for path in sorted(files)}
 
 
 def main() -> None:
