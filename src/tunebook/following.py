@@ -74,6 +74,8 @@ class Progress:
         # The first step with its tokens, and the first number of answers that were seen, each with its time.
         self.first_step: tuple[int, float, float] | None = None
         self.first_answers: dict[Path, tuple[int, float]] = {}
+        # The newest step that was seen, and when it came: until the next one nothing is timed anew.
+        self.newest_step: tuple[int, float] | None = None
         self.last = ""
         # How many steps of a training were timed, and what each took in the mean.
         self.timed_steps, self.step_s = 0, 0.0
@@ -106,8 +108,10 @@ class Progress:
         tokens = float(entry.get("num_tokens", 0))
         if self.first_step is None or step < self.first_step[0]:
             self.first_step = step, tokens, now
+        if self.newest_step is None or step != self.newest_step[0]:
+            self.newest_step = step, now
         first_step, first_tokens, since = self.first_step
-        steps, seconds = step - first_step, now - since
+        steps, seconds = step - first_step, self.newest_step[1] - since
         if steps > 0 and seconds > 0:
             self.timed_steps, self.step_s = steps, seconds / steps
             parts.append(f"{self.step_s:.1f} s a step")

@@ -29,7 +29,10 @@ def test_a_training_says_step_loss_and_time_left(tmp_path):
     )
     with (folder / "metrics.jsonl").open("a") as file:
         file.write('{"step": 21, "lo')  # as far as it has been written
-    assert progress.line([folder], 133).startswith("sft       step 20 of 100")
+    assert progress.line([folder], 133) == ""
+    log(folder, {"step": 22, "loss": 1.0})  # ends the line that was cut short
+    log(folder, {"step": 30, "loss": 1.0})
+    assert progress.line([folder], 160).startswith("sft       step 30 of 100")
 
 
 def test_a_training_says_its_tokens_a_second(tmp_path):
