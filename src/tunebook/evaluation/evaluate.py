@@ -99,7 +99,9 @@ def eval_stage(recipe: Recipe, name: str) -> Stage:
     unused = {"gate", "benchmarks"}
     if not recipe.evaluate.samples:
         unused |= {"samples", "temperature"}
-    if all(source.format == "geometry" for source in recipe.data.sources):  # they have no images
+    if all(
+        source.format in ("geometry", "instructions") for source in recipe.data.sources
+    ):  # they have no images
         unused.add("ablation")
     settings = {
         "evaluate": recipe.evaluate.model_dump(mode="json", exclude=unused),

@@ -66,7 +66,8 @@ def pairs_of_row(
         better = _distinct(samples, ("right",))
         worse = _distinct(samples, ("wrong",))
         least = 0.0
-    if worse and "right" not in [sample["verdict"] for sample in samples] and config.reference_chosen:
+    has_reference = config.reference_chosen and row["completion"]
+    if worse and "right" not in [sample["verdict"] for sample in samples] and has_reference:
         better = [reference(row, count_tokens, check)]
         strategy = "reference"
     # Of answers of very different length DPO would learn the length.
