@@ -118,9 +118,16 @@ def _tasks_of_slice(split: str, name: str, number: int, generator: random.Random
 
 
 def written_tasks() -> Iterator[Task]:
-    """Tasks of the split `sft` with a text that obeys: lower case, which small models never choose."""
-    for number, (topic, text) in enumerate(WRITTEN.items()):
-        yield Task(topic, number % len(ASKS), ("lower",), (True,), text.lower())
+    """Tasks of the split `sft` with a text that obeys, two for each of `WRITTEN`."""
+    for number, (topic, (first, second)) in enumerate(WRITTEN.items()):
+        texts = (
+            ("lower", True, f"{first} {second}".lower()),
+            ("bullets", 2, f"- {first}\n- {second}"),
+            ("end", "That is all.", f"{first} {second} That is all."),
+        )
+        # Each topic shows two of the three.
+        for kind, value, text in (texts[number % 3], texts[(number + 1) % 3]):
+            yield Task(topic, number % len(ASKS), (kind,), (value,), text)
 
 
 def row(task: Task) -> dict[str, Any]:

@@ -159,7 +159,8 @@ class InstructionsSource(Source):
     train: int = Field(500, ge=1)
     """Tasks with kinds of instruction, and combinations of them, that are for training."""
     written: bool = False
-    """Add a few tasks whose texts were written by hand, in lower case, which small models never choose."""
+    """Add 60 tasks with texts that were written by hand: in lower case, as bullets, with given last words.
+    Small models hardly ever do these by themselves."""
     val: int = Field(100, ge=0)
     """Tasks: half as in training on new topics, a third with new combinations, a sixth with new kinds."""
     test: int = Field(300, ge=0)
