@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import random
-import re
 from collections import Counter
 
+from tunebook.generation.answers import fill
 from tunebook.pairs.pair import Pair, Sample, content_of, length_ratio, make_pair, reference
 from tunebook.pairs.work import Request, Work, count_verdicts
 from tunebook.recipe.files import read_text
@@ -21,19 +21,21 @@ def injected_error(work: Work) -> list[Pair]:
     templates = {}
     for strategy in config.strategies:
         templates[strategy] = read_text(config.find_file(f"prompt/{strategy}.txt"))
+    # A prompt without a solution has nothing to put an error into.
+    rows = [row for row in work.rows if row["completion"]]
     requests = []
-    for row in work.rows:
+    for row in rows:
         # The row and the round decide, so that other rows may come or go.
         rng = random.Random(f"{work.recipe.seed}/{work.number}/{row['source_id']}")  # noqa: S311 - no secret
         strategy = rng.choice(config.strategies)
         question = row["prompt"][-1]["content"]
         parts = {"{question}": question, "{solution}": row["completion"][0]["content"]}
-        prompt = [{"role": "user", "content": _fill(templates[strategy], parts)}]
+        prompt = [{"role": "user", "content": fill(templates[strategy], parts).strip()}]
         requests.append(Request(row, prompt, work.seed(row, "error"), {"strategy": strategy}))
     samples = work.answer("errors.jsonl", requests, "writing errors")
     pairs = []
     outcomes = Counter[str]()
-    for row, sample in zip(work.rows, samples, strict=True):
+    for row, sample in zip(rows, samples, strict=True):
         chosen = reference(row, work.count_tokens, work.check)
         outcome = _outcome(config, chosen, sample)
         outcomes[outcome] += 1
@@ -57,9 +59,3 @@ def _outcome(config: PairsConfig, chosen: Sample, rejected: Sample) -> str:
     if length_ratio(chosen, rejected) > config.max_length_ratio:
         return "lengths too far apart"
     return "paired"
-
-
-def _fill(template: str, parts: dict[str, str]) -> str:
-    """All parts at once, so that a question which holds `{solution}` stays as it is."""
-    names = "|".join(map(re.escape, parts))
-    return re.sub(names, lambda match: parts[match[0]], template).strip()
