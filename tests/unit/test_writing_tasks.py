@@ -155,7 +155,7 @@ def test_words_to_use_are_no_topics():
     assert set(WORDS).isdisjoint(word for words in TOPICS.values() for word in words)
 
 
-def test_a_file_of_tasks_is_read_as_the_source_draws_them(tmp_path, capsys):
+def test_a_file_of_tasks_is_read_as_the_source_draws_them(tmp_path, capsys, monkeypatch):
     folder = tmp_path / "tasks"
     splits = {"sft": ("train", 40), "val": ("val", 12), "test": ("test", 30)}
     files = []
@@ -183,9 +183,12 @@ def test_a_file_of_tasks_is_read_as_the_source_draws_them(tmp_path, capsys):
     with pytest.raises(SystemExit):
         main([str(folder), "--number", "5"])
     assert "sft.jsonl is there already" in capsys.readouterr().err
+    monkeypatch.setattr("writing_tasks.tasks.topics_of", lambda split: ["tea"])
+    monkeypatch.setattr("writing_tasks.tasks.COUNTS", {"trained kinds": (1,)})
     with pytest.raises(SystemExit):
-        main([str(folder / "more"), "--number", "900000"])
-    assert "900000 were asked for" in capsys.readouterr().err
+        main([str(folder / "more"), "--number", "900"])
+    # One topic and one instruction: 41 of them in each of six ways to ask.
+    assert "the sft split has 246 tasks of trained kinds, 900 were asked for" in capsys.readouterr().err
     main([str(folder), "--split", "written"])
     lines = (folder / "written.jsonl").read_text().splitlines()
     assert len(lines) == 60 and all(json.loads(line)["completion"] for line in lines)
