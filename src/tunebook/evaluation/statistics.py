@@ -121,6 +121,40 @@ def detectable(disagreements: float, n: int) -> float:
     return max(2.8 * math.sqrt(disagreements), 6.0) / n
 
 
+def equivalence(change: Sequence[float], margin: float) -> float:
+    """p of two one-sided t-tests (Schuirmann 1987): below 5% the mean of `change` lies within ± `margin`.
+
+    Args:
+        change: How much an item's score changed, paired, one number an item.
+        margin: On the scale of the scores: 0.03 are 3 points.
+    """
+    import numpy
+    from scipy.stats import ttest_1samp
+
+    changes = numpy.asarray(change, float)
+    n = len(changes)
+    # Were the models apart by the margin, at least such a share of items would differ: the chance that n
+    # items show no difference at all. Where all changes are alike, t has no variance to go by.
+    unseen = (1 - margin) ** n
+    if numpy.ptp(changes) == 0:
+        return float(unseen) if abs(changes[0]) < margin else 1.0
+    above = ttest_1samp(changes, -margin, alternative="greater").pvalue
+    below = ttest_1samp(changes, margin, alternative="less").pvalue
+    return float(max(above, below, unseen))
+
+
+def holm(pvalues: Sequence[float]) -> list[float]:
+    """The p-values of several tests, each as large as their number makes it (Holm 1979); same order."""
+    ordered = sorted(range(len(pvalues)), key=lambda i: pvalues[i])
+    adjusted = [1.0] * len(pvalues)
+    largest = 0.0
+    for rank, i in enumerate(ordered):
+        # The smallest is held against all tests, the next against all but one, ...
+        largest = max(largest, (len(pvalues) - rank) * pvalues[i])
+        adjusted[i] = min(1.0, largest)
+    return adjusted
+
+
 def mark(prediction: dict[str, Any]) -> float | None:
     """How well an item was answered: its score, or 1 for right and 0 for wrong; None: nothing is known."""
     score: float | None = prediction.get("score", prediction["correct"])

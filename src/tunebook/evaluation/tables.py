@@ -161,7 +161,7 @@ def loss_comparison_table(comparisons: list[dict[str, Any]]) -> Table:
             difference=f"{compared['difference']:+.3f} ({low:+.3f} to {high:+.3f})",
             lower=compared["lower"],
             higher=compared["higher"],
-            p=f"{compared['p']:.2g}" if compared["p"] >= 1e-4 else "< 0.0001",
+            p=p_value(compared["p"]),
             **prefers,
         )
     return table
@@ -222,7 +222,7 @@ def comparison_table(comparisons: list[dict[str, Any]]) -> Table:
             difference=_points(compared),
             won=compared["won"],
             lost=compared["lost"],
-            p=f"{compared['p']:.2g}" if compared["p"] >= 1e-4 else "< 0.0001",
+            p=p_value(compared["p"]),
             detectable=f"{100 * compared['detectable']:.1f}",
         )
     return table
@@ -298,6 +298,11 @@ def show(recipe: Recipe, results: dict[str, dict[str, Any]]) -> None:
     sampled_table(results).print("sampled answers")
     image_table(results).print("does it look at the image?")
     comparison_table(summary["comparisons"]).print("the same items, pair by pair")
+
+
+def p_value(p: float) -> str:
+    """As tables show it."""
+    return f"{p:.2g}" if p >= 1e-4 else "< 0.0001"
 
 
 def _share(share: float, interval: list[float]) -> str:
