@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 
 import pytest
@@ -42,6 +43,13 @@ def recipe(tiny, tmp_path):
     )
 
 
+@contextlib.contextmanager
+def refuse(recipe):
+    """In the place of a model that must not be asked."""
+    pytest.fail("the model was asked again")
+    yield
+
+
 def test_right_answers_become_rows(recipe, monkeypatch, capsys):
     # The tiny model hardly ever ends an answer, and one that is cut off is not right.
     monkeypatch.setattr(
@@ -75,7 +83,7 @@ def test_right_answers_become_rows(recipe, monkeypatch, capsys):
     rows = sft_rows(recipe)
     assert (len(rows["train"]), len(rows["val"])) == (len(trained), 0)
     # 3) nothing is asked twice: not by the same recipe, nor by one that keeps other answers
-    monkeypatch.setattr(module, "_base", lambda recipe: pytest.fail("the model was asked again"))
+    monkeypatch.setattr(module, "_base", refuse)
     assert data_stage(recipe).done
     recipe.data.own_answers.keep = 1
     assert not data_stage(recipe).done

@@ -30,16 +30,22 @@ TRAINER_WORDS = SHORT | {
     "warmup": "warmup_steps",
     "scheduler": "lr_scheduler_type",
     "optimizer": "optim",
+    "micro_batch_size": "per_device_train_batch_size",
+    "pref_loss": "loss_type",
 }
 """What people call a trainer's argument."""
 
 WORDS = {
     "lora": {
         "rank": "r",
+        "lora_r": "r",
+        "lora_rank": "r",
         "alpha": "lora_alpha",
         "dropout": "lora_dropout",
         "modules": "target_modules",
         "targets": "target_modules",
+        "lora_target": "target_modules",
+        "additional_target": "modules_to_save",
     },
     "sft": TRAINER_WORDS,
     "dpo": TRAINER_WORDS,
