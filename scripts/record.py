@@ -1,6 +1,8 @@
-"""Keep a finished run's results in `resources/<run>/`; put its tables into README and docs/results.md.
+"""Keep the results of finished runs in `resources/<run>/`.
 
 uv run python scripts/record.py runs/smollm2-math
+
+The tables of the default recipe's run go into README and docs/results.md.
 """
 
 import json
@@ -11,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from tunebook.evaluation import tables
+from tunebook.recipe.sections import DEFAULT
 
 ROOT = Path(__file__).parents[1]
 MARKS = ("<!-- results -->\n", "<!-- /results -->")
@@ -90,11 +93,18 @@ def write_compact(manifest: dict[str, Any], path: Path) -> None:
     path.write_text(head + ",\n".join(stages) + "\n}}\n")
 
 
-def main(run: Path) -> None:
+def keep(run: Path) -> Path:
+    """Copy a run's manifest and summary to `resources/`, which is what `tunebook report` reads of it."""
     folder = ROOT / "resources" / run.name
     folder.mkdir(exist_ok=True)
     write_compact(json.loads((run / "manifest.json").read_text()), folder / "manifest.json")
-    for name in ("eval/summary.json", "sft/metrics.jsonl", "report.md"):
+    shutil.copy(run / "eval" / "summary.json", folder)
+    return folder
+
+
+def publish(run: Path, folder: Path) -> None:
+    """Of the default recipe's run also curves, figures and report; its tables go into README and docs."""
+    for name in ("sft/metrics.jsonl", "report.md"):
         shutil.copy(run / name, folder / Path(name).name)
     shutil.copytree(run / "figures", folder / "figures", dirs_exist_ok=True)
     if (run / "export" / "parity.json").exists():
@@ -104,6 +114,13 @@ def main(run: Path) -> None:
         before, _, rest = page.read_text().partition(MARKS[0])
         after = rest.partition(MARKS[1])[2]
         page.write_text(before + MARKS[0] + text + MARKS[1] + after)
+
+
+def main(runs: list[Path]) -> None:
+    for run in runs:
+        folder = keep(run)
+        if run.name == DEFAULT:
+            publish(run, folder)
 
 
 def _seconds(stage: dict[str, Any]) -> float:
@@ -117,4 +134,4 @@ def _minutes(seconds: float) -> str:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main([Path(name) for name in sys.argv[1:]])
