@@ -2,7 +2,8 @@
 
 uv run python scripts/record.py runs/smollm2-math
 
-The tables of the default recipe's run go into README and docs/results.md.
+The tables of the default recipe's run go into README and docs/results.md, those of all runs of
+`smollm2-instructions` into docs/own-answers.md.
 """
 
 import json
@@ -12,7 +13,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from tunebook.evaluation import tables
+from tunebook.evaluation import pooled, tables
 from tunebook.recipe.sections import DEFAULT
 
 ROOT = Path(__file__).parents[1]
@@ -54,6 +55,24 @@ def details(folder: Path) -> str:
             "(Δ log p: of the tokens of the adapter's own answers):",
             tables.parity_table(rows).markdown(),
         ]
+    return "\n\n".join(paragraphs) + "\n"
+
+
+def together(folders: list[Path]) -> str:
+    """What docs/own-answers.md says of recorded runs of one recipe with several seeds."""
+    summaries = {folder.name: json.loads((folder / "summary.json").read_text()) for folder in folders}
+    accuracies = tables.Table(**tables.ACCURACY)
+    for run, summary in summaries.items():
+        for stage, results in summary["stages"].items():
+            accuracies.add(run=run, stage=stage, **tables.accuracy_cells(results))
+    steps = pooled.by_step(list(summaries.values()))
+    paragraphs = [accuracies.markdown()]
+    if len(folders) == 1:
+        (summary,) = summaries.values()
+        paragraphs.append(tables.comparison_table(summary["comparisons"]).markdown())
+    else:
+        paragraphs += ["All runs together:", pooled.pooled_table(steps).markdown(), pooled.EXPLAINED]
+        paragraphs.append("\n".join(f"- {pooled.claim(step, of_step)}" for step, of_step in steps.items()))
     return "\n\n".join(paragraphs) + "\n"
 
 
@@ -109,11 +128,21 @@ def publish(run: Path, folder: Path) -> None:
     shutil.copytree(run / "figures", folder / "figures", dirs_exist_ok=True)
     if (run / "export" / "parity.json").exists():
         shutil.copy(run / "export" / "parity.json", folder)
-    for name, text in (("README.md", section(folder)), ("docs/results.md", details(folder))):
-        page = ROOT / name
-        before, _, rest = page.read_text().partition(MARKS[0])
-        after = rest.partition(MARKS[1])[2]
-        page.write_text(before + MARKS[0] + text + MARKS[1] + after)
+    write_between_marks("README.md", section(folder))
+    write_between_marks("docs/results.md", details(folder))
+
+
+def write_between_marks(name: str, text: str) -> None:
+    """Put the text of a page's results in the place of what stands there."""
+    page = ROOT / name
+    before, _, rest = page.read_text().partition(MARKS[0])
+    after = rest.partition(MARKS[1])[2]
+    page.write_text(before + MARKS[0] + text + MARKS[1] + after)
+
+
+def own_answers() -> list[Path]:
+    """The recorded runs of the recipe `smollm2-instructions`, seed by seed."""
+    return sorted((ROOT / "resources").glob("smollm2-instructions*"))
 
 
 def main(runs: list[Path]) -> None:
@@ -121,6 +150,7 @@ def main(runs: list[Path]) -> None:
         folder = keep(run)
         if run.name == DEFAULT:
             publish(run, folder)
+    write_between_marks("docs/own-answers.md", together(own_answers()))
 
 
 def _seconds(stage: dict[str, Any]) -> float:
