@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import signal
 from types import SimpleNamespace
 
 import datasets
@@ -106,3 +107,25 @@ def test_notebooks_show_what_held_out_rows_there_are(name, most, held_out):
     assert sum("says" in text for text in shown if text.startswith("*")) == min(most, held_out) * (
         2 if name == "02_sft" else 3
     )
+
+
+def test_a_sigterm_after_ctrl_c_lets_the_step_end_and_a_second_ctrl_c_does_not():
+    """papermill#508: plain papermill sends SIGTERM soon after it has interrupted the notebook."""
+    from tunebook.training.trainer import _checkpoint_on_interrupt
+
+    callbacks = []
+    trainer = SimpleNamespace(add_callback=callbacks.append)
+    control = SimpleNamespace()
+    with pytest.raises(KeyboardInterrupt), _checkpoint_on_interrupt(trainer):
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGTERM)
+        callbacks[0].on_step_end(None, SimpleNamespace(global_step=1, max_steps=9), control)
+    assert control.should_save and control.should_training_stop
+
+    reached = []
+    with pytest.raises(KeyboardInterrupt), _checkpoint_on_interrupt(trainer):
+        signal.raise_signal(signal.SIGTERM)
+        reached.append("after SIGTERM")
+        signal.raise_signal(signal.SIGINT)
+        reached.append("after Ctrl-C")
+    assert reached == ["after SIGTERM"]

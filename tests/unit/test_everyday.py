@@ -13,7 +13,7 @@ import pytest
 
 from tunebook import cli
 from tunebook.data import prepare
-from tunebook.models.adapters import check_targets
+from tunebook.models.adapters import check_layers, check_rank, check_targets
 from tunebook.recipe import trainer_values
 from tunebook.recipe.effects import differences, of_the_weights
 from tunebook.recipe.errors import UserError
@@ -167,6 +167,17 @@ REFUSED = [
     ("sft.loss_type", "focal", "sft.loss_type: no loss focal; there are nll, "),
     ("sft.assistant_only_loss", True, "set data.train_on=all in its place"),
     ("sft.report_to", "wand", "sft.report_to: no tracker wand, did you mean wandb?"),
+    # trl#5800: after a whole epoch it was a KeyError
+    (
+        "sft.metric_for_best_model",
+        "eval_accuracy",
+        "no metric eval_accuracy, did you mean mean_token_accuracy?; evaluations measure loss, ",
+    ),
+    ("dpo.metric_for_best_model", "mrr", "evaluations measure loss, aux_loss, entropy, "),
+    # peft#1368
+    ("lora.layer_replication", [[0, 2], [1, 2]], "lora.layer_replication: repeats layers of the base model"),
+    ("lora.trainable_token_indices", [], "lora.trainable_token_indices: names no token"),
+    ("sft.per_device_train_batch_size", 10**20, "should be at most 65536"),
 ]
 
 
@@ -199,6 +210,10 @@ def test_values_that_are_right_are_taken():
     )
     assert recipe.lora["target_modules"] == ["q_proj", "v_proj"]
     assert recipe.sft["report_to"] == recipe.dpo["report_to"] == "none"
+    # PEFT would take each letter for a name.
+    saved = load_recipe(overrides={"lora.modules_to_save": "embed_tokens, lm_head"})
+    assert saved.lora["modules_to_save"] == ["embed_tokens", "lm_head"]
+    assert load_recipe(overrides={"dpo.metric_for_best_model": "eval_rewards/margins"})
     # A regular expression is left as it is.
     pattern = r".*layers\.[0-9]{1,2}\.(q_proj|v_proj)"
     assert load_recipe(overrides={"lora.target_modules": pattern}).lora["target_modules"] == pattern
@@ -332,6 +347,9 @@ class Model:
         names = ["model.layers.0.self_attn.q_proj", "model.layers.0.self_attn.v_proj", "model.experts.0"]
         return [("model.embed_tokens", object()), *((name, Layer()) for name in names)]
 
+    def modules(self) -> list[Any]:
+        return [module for _, module in self.named_modules()]
+
 
 def test_a_layer_that_the_model_does_not_have_is_named_with_those_that_it_has():
     line = (
@@ -343,6 +361,61 @@ def test_a_layer_that_the_model_does_not_have_is_named_with_those_that_it_has():
         check_targets(Model(), ["proj"])
     for right in (["q_proj", "self_attn.v_proj", "embed_tokens"], "all-linear", r".*\.no_such", None):
         check_targets(Model(), right)
+
+
+def test_what_peft_passes_over_in_silence_is_refused():
+    """peft#1959 (a name that no module has), peft#2155, peft#1024 (layers that there are not)."""
+    with pytest.raises(UserError, match=r"^lora\.modules_to_save: the model has no layer lm_haed"):
+        check_targets(Model(), ["embed_tokens", "lm_haed"], "modules_to_save")
+    for layers in (2, [0, 2], [-1]):
+        with pytest.raises(UserError, match=r"^lora\.layers_to_transform: .*; its layers are 0 to 1$"):
+            check_layers(2, layers)
+    check_layers(2, [0, 1])
+    check_layers(2, 1)
+    check_layers(2, None)
+    with pytest.raises(UserError, match=r"^lora\.r: 1000000 is more than .* inputs \(8\)"):
+        check_rank(Model(), 10**6)
+    check_rank(Model(), 8)
+
+
+@pytest.mark.parametrize(
+    ("key", "line"),
+    [
+        ("lora.lora_rank", "did you mean lora.r?"),
+        ("lora.lora_r", "did you mean lora.r?"),
+        ("lora.lora_target", "did you mean lora.target_modules?"),
+        ("lora.additional_target", "did you mean lora.modules_to_save?"),
+        ("sft.micro_batch_size", "did you mean sft.per_device_train_batch_size?"),
+        ("sft.sequence_len", "the length is set once, in model.max_seq_length"),
+        ("sft.val_size", "`val` of a data source"),
+        ("sft.train_on_inputs", "data.train_on names"),
+        ("sft.load_in_4bit", "it is model.load_in_4bit"),
+        ("dpo.pref_loss", "did you mean dpo.loss_type?"),
+    ],
+)
+def test_keys_of_other_tools_are_named_as_what_they_are_here(key, line):
+    """LlamaFactory#9545, LlamaFactory#8133 and axolotl#1446: the recipes in them."""
+    with pytest.raises(UserError, match=f"unknown key {re.escape(key)}") as refused:
+        load_recipe(overrides={key: 1})
+    assert line in str(refused.value)
+
+
+def test_a_rate_is_a_number_however_yaml_reads_it(tmp_path):
+    """LlamaFactory#4014, LlamaFactory#4149, trl#1450: YAML takes 2e-5 for text."""
+    (tmp_path / "own.yaml").write_text(
+        "extends: smollm2-math\nsft: {learning_rate: 2e-5, weight_decay: 1E-2}\nlora: {lora_dropout: 5e-2}\n"
+    )
+    recipe = load_recipe(tmp_path / "own.yaml")
+    assert recipe.sft["learning_rate"] == 2e-5 and recipe.sft["weight_decay"] == 0.01
+    assert recipe.lora["lora_dropout"] == 0.05
+
+
+def test_fewer_steps_than_are_done_throw_no_checkpoint_away():
+    """LlamaFactory#1813, SimpleTuner#1172: 10 steps are done, and 8 are asked for."""
+    checkpoint = interrupted(max_steps=20)
+    with pytest.raises(UserError, match=r"sft\.max_steps 20 -> 8\)"), stage(max_steps=8).open():
+        pass
+    assert checkpoint.exists()
 
 
 def test_runs_of_before_there_was_a_loader_to_choose_are_up_to_date():

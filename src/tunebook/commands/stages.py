@@ -30,6 +30,7 @@ from tunebook.commands.options import (
 )
 from tunebook.recipe.errors import UserError
 from tunebook.recipe.loading import load_recipe
+from tunebook.recipe.overrides import parse_set
 from tunebook.recipe.sections import Recipe
 from tunebook.runs.stages import STAGES, StageSpec, next_command, round_name
 
@@ -239,6 +240,30 @@ def evaluate(
     failures = gate.gate(parsed) if gate_ else []
     if failures:
         raise UserError(f"gate: {'; '.join(failures)}")
+
+
+@app.command(rich_help_panel=STEPS)
+def sweep(
+    recipe: Annotated[str, Argument(help="A name in `configs/` or a YAML file.")],
+    over: Annotated[
+        list[str],
+        Option("--over", metavar="KEY=V1,V2", help="A recipe key and its values; several make a grid."),
+    ],
+    run: Annotated[
+        str | None, Option("--run", help="The name under `runs/`. Default: the recipe's name and `-sweep`.")
+    ] = None,
+    set_: SetOption = None,
+) -> None:
+    """Train a run for each setting of a grid, and compare them on the val split.
+
+    What does not depend on the settings is made once. Says whether one is shown to be the best, with a
+    correction for their number. The same command goes on after an interruption.
+
+        uv run tunebook sweep my.yaml --over sft.learning_rate=1e-4,2e-4,5e-4 --over lora.r=8,16
+    """
+    from tunebook.sweep import sweep
+
+    print(f"\n{sweep(recipe, over, run, parse_set(set_ or []))}")
 
 
 @app.command(rich_help_panel=STEPS)

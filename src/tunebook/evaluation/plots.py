@@ -63,6 +63,22 @@ def accuracies(results: dict[str, dict[str, Any]]) -> Figure:
     return figure
 
 
+def settings(choice: dict[str, Any]) -> Figure:
+    """The mean of each setting of a sweep with its 95% interval; grey are those worse than the best."""
+    names = list(choice["models"])
+    figure, axes = _figure(8, 1 + 0.4 * len(names))
+    for row, name in enumerate(names):
+        model = choice["models"][name]
+        is_open = name == choice["best"] or name in choice["rivals"]
+        colour = COLOURS[0] if is_open else "grey"
+        errors = _errors([model], "mean")
+        axes.errorbar([model["mean"]], [row], xerr=errors, fmt="o", color=colour, capsize=3)
+    axes.set_yticks(range(len(names)), names)
+    axes.invert_yaxis()
+    axes.set(xlabel=f"mean over {choice['n']} val items", title="Grey: worse than the best")
+    return figure
+
+
 def scores(tasks: dict[str, dict[str, Any]]) -> Figure:
     """Benchmark scores: tasks as rows, a point with its 95% interval for each stage."""
     figure, axes = _figure(7, 1 + 0.6 * len(tasks))

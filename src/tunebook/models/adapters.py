@@ -14,6 +14,9 @@ from tunebook.recipe.sections import Recipe
 from tunebook.runs.files import intact, read_json
 from tunebook.runs.machine import rank
 
+USUAL = ("r", "lora_alpha", "lora_dropout", "bias", "use_rslora", "use_gradient_checkpointing")
+"""Keys of `lora` that stand in most recipes."""
+
 
 def add_lora(model: Any, recipe: Recipe) -> Any:
     """Put a fresh LoRA adapter on a base model, initialised from the recipe's seed.
@@ -25,13 +28,19 @@ def add_lora(model: Any, recipe: Recipe) -> Any:
     import unsloth
 
     settings = lora_arguments(recipe)
-    check_targets(model, settings.get("target_modules"))
+    check_rank(model, settings.get("r"))
+    for key in ("target_modules", "modules_to_save"):
+        check_targets(model, settings.get(key), key)
+    check_layers(model.config.get_text_config().num_hidden_layers, settings.get("layers_to_transform"))
     if on_cpu() and hasattr(model.config, "vision_config"):
         settings["target_modules"] = _target_modules(model, settings)
     try:
         return getattr(unsloth, recipe.model.loader).get_peft_model(model, **settings)
-    except (ValueError, TypeError, NotImplementedError) as error:
-        raise UserError(f"lora: {one_line(error)}") from error
+    except (ValueError, TypeError, LookupError, AttributeError, ImportError, NotImplementedError) as error:
+        # PEFT seldom names the key, and what nearly every recipe sets is not the cause.
+        unusual = [f"{key}={shorten(value)}" for key, value in recipe.lora.items() if key not in USUAL]
+        cause = f" ({', '.join(unusual)})" if unusual else ""
+        raise UserError(f"lora{cause}: {one_line(error)}") from error
 
 
 def lora_arguments(recipe: Recipe) -> dict[str, Any]:
@@ -39,8 +48,19 @@ def lora_arguments(recipe: Recipe) -> dict[str, Any]:
     return {"random_state": recipe.seed, "use_gradient_checkpointing": False, **recipe.lora}
 
 
-def check_targets(model: Any, targets: Any) -> None:
-    """Raises UserError when a name in `lora.target_modules` is that of no layer: PEFT passes over it.
+def check_rank(model: Any, rank: int | None) -> None:
+    """Raises UserError for a rank that the model's layers cannot have: memory would run out, for nothing."""
+    widths = [getattr(module, "in_features", 0) for module in model.modules()]
+    widest = max(widths, default=0)
+    if rank and widest and rank > widest:
+        raise UserError(
+            f"lora.r: {rank} is more than the model's widest layer has inputs ({widest}); "
+            "usual are 8, 16, 32 or 64"
+        )
+
+
+def check_targets(model: Any, targets: Any, key: str = "target_modules") -> None:
+    """Raises UserError when a name in this key of `lora` is that of no layer: PEFT passes over it.
 
     A regular expression and `all-linear` are left to PEFT.
     """
@@ -55,8 +75,17 @@ def check_targets(model: Any, targets: Any) -> None:
     for target in targets:
         if not any(name == target or name.endswith(f".{target}") for name in names):
             raise UserError(
-                f"lora.target_modules: the model has no layer {shorten(target)}; "
+                f"lora.{key}: the model has no layer {shorten(target)}; "
                 f"its linear layers are {', '.join(sorted(linear))}"
+            )
+
+
+def check_layers(count: int, layers: list[int] | int | None) -> None:
+    """Raises UserError for a number in `lora.layers_to_transform` that no layer has: PEFT passes over it."""
+    for layer in [layers] if isinstance(layers, int) else layers or []:
+        if not 0 <= layer < count:
+            raise UserError(
+                f"lora.layers_to_transform: the model has no layer {layer}; its layers are 0 to {count - 1}"
             )
 
 

@@ -30,16 +30,22 @@ TRAINER_WORDS = SHORT | {
     "warmup": "warmup_steps",
     "scheduler": "lr_scheduler_type",
     "optimizer": "optim",
+    "micro_batch_size": "per_device_train_batch_size",
+    "pref_loss": "loss_type",
 }
 """What people call a trainer's argument."""
 
 WORDS = {
     "lora": {
         "rank": "r",
+        "lora_r": "r",
+        "lora_rank": "r",
         "alpha": "lora_alpha",
         "dropout": "lora_dropout",
         "modules": "target_modules",
         "targets": "target_modules",
+        "lora_target": "target_modules",
+        "additional_target": "modules_to_save",
     },
     "sft": TRAINER_WORDS,
     "dpo": TRAINER_WORDS,
@@ -53,7 +59,17 @@ WORDS = {
 }
 """What other tools call a key of a section, where spelling alone leads to another one."""
 
-_FORMATS = ("geometry", "mm_math", "chat", "alpaca", "sharegpt", "gsm8k", "maths", "question_answer")
+_FORMATS = (
+    "geometry",
+    "instructions",
+    "mm_math",
+    "chat",
+    "alpaca",
+    "sharegpt",
+    "gsm8k",
+    "maths",
+    "question_answer",
+)
 """Parts of a key in pydantic's errors that stand in no recipe: which kind of source it took an item for."""
 
 _FILE_KINDS = ("csv", "tsv", "json", "jsonl", "ndjson", "parquet")

@@ -49,6 +49,7 @@ _OURS = {"output_dir", "resume_from_checkpoint", "task_type", "local_rank", "hub
 
 
 _LENGTH = "the length is set once, in model.max_seq_length: longer rows are put aside, none is cut"
+_VAL = "`val` of a data source sets rows apart for evaluation"
 _FOLDER = "a run writes into runs/<run>: choose its name with --run"
 _OWN_TEMPLATE = "rows are put through the model's chat template by tunebook itself"
 
@@ -56,8 +57,13 @@ GONE_KEYS = {
     "max_seq_length": _LENGTH,
     "max_seq_len": _LENGTH,
     "cutoff_len": _LENGTH,
+    "sequence_len": _LENGTH,
     "max_prompt_length": _LENGTH,
     "max_completion_length": _LENGTH,
+    "val_size": _VAL,
+    "val_set_size": _VAL,
+    "train_on_inputs": "data.train_on names the turns that carry loss",
+    "load_in_4bit": "it is model.load_in_4bit",
     "warmup_ratio": "it is warmup_steps now; a value below 1 is a share of all steps",
     "rpo_alpha": "it is loss_type: [sigmoid, sft] with loss_weights: [1.0, alpha] now",
     "evaluation_strategy": "it is eval_strategy now",
@@ -156,6 +162,6 @@ def _type(annotation: str) -> Any:
         field_type = eval(annotation, {"__builtins__": {}}, names)  # noqa: S307 - of installed source
     except (NameError, TypeError):
         return Any  # a type of the library's own
-    if "list[" in annotation:  # the configs wrap a single value themselves
+    if "list[" in annotation and "list[int]" not in annotation:  # the configs wrap a single value themselves
         return field_type | str
     return field_type

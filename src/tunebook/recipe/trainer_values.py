@@ -41,6 +41,9 @@ BASE_CHANGING = ("pissa", "olora", "corda", "loftq", "lora_ga")
 SCHEDULER_OWN = ("optimizer", "num_warmup_steps", "num_training_steps", "last_epoch")
 """What transformers gives each schedule itself."""
 
+MOST_ROWS = 2**16
+"""More rows at a time than anybody's memory holds."""
+
 _FIRST = ("sigmoid", "nll")
 """The plain losses, named first in a message."""
 
@@ -59,6 +62,7 @@ def check_trainer_values(recipe: Recipe) -> None:
         _check_trackers(section, values)
         _check_loss(section, values)
         _check_schedule(section, values)
+        _check_best_metric(section, values)
     if recipe.sft.get("assistant_only_loss"):
         raise UserError(
             "sft.assistant_only_loss: set data.train_on=all in its place, then every assistant turn of a "
@@ -74,6 +78,12 @@ def check_trainer_values(recipe: Recipe) -> None:
 def _check_lora(lora: dict[str, Any]) -> None:
     if "r" in lora and not (lora["r"] or 0) > 0:
         raise UserError(f"lora.r: should be 1 or more, for example 16 (it is {lora['r']})")
+    # PEFT would take each letter of a text for a name.
+    for key in ("modules_to_save", "target_parameters"):
+        if isinstance(lora.get(key), str):
+            lora[key] = [name for name in re.split(r"[\s,]+", lora[key]) if name] or None
+    if lora.get("trainable_token_indices") == []:
+        raise UserError("lora.trainable_token_indices: names no token; leave it out to train none")
     # LLaMA-Factory's form; a regular expression may hold a comma too, but not between names alone.
     targets = lora.get("target_modules")
     if isinstance(targets, str) and re.fullmatch(r"[\w.]+(\s*,\s*[\w.]+)+", targets.strip()):
@@ -96,6 +106,11 @@ def _check_lora(lora: dict[str, Any]) -> None:
             f"lora.init_lora_weights: {init} changes the base model, and `evaluate` would compare with "
             "another one: leave it out, or set gaussian or orthogonal"
         )
+    if lora.get("layer_replication"):
+        raise UserError(
+            "lora.layer_replication: repeats layers of the base model, and `evaluate` would compare with "
+            "another one: leave it out, and give model.base a model that was made so"
+        )
 
 
 def _check_numbers(section: str, values: dict[str, Any]) -> None:
@@ -103,6 +118,9 @@ def _check_numbers(section: str, values: dict[str, Any]) -> None:
         value = values.get(key)
         if isinstance(value, int) and value < 1:
             raise UserError(f"{section}.{key}: should be 1 or more (it is {value})")
+        # accelerate fills up a batch of 10**20 rows until the memory is full.
+        if isinstance(value, int) and value > MOST_ROWS:
+            raise UserError(f"{section}.{key}: should be at most {MOST_ROWS} (it is {value})")
     # Half an epoch is fine, and `max_steps` makes the epochs count for nothing.
     epochs = values.get("num_train_epochs")
     has_steps = (values.get("max_steps") or 0) > 0
@@ -193,6 +211,30 @@ def loss_types(section: str) -> tuple[str, ...]:
                         names.add(part.value)
     first = [name for name in _FIRST if name in names]
     return (*first, *sorted(names.difference(first)))
+
+
+def _check_best_metric(section: str, values: dict[str, Any]) -> None:
+    """What the best checkpoint is chosen by must be measured: transformers looks only then."""
+    metric = values.get("metric_for_best_model")
+    measured = eval_metrics(section)
+    if metric and measured and metric.removeprefix("eval_") not in measured:
+        raise UserError(
+            f"{section}.metric_for_best_model: no metric {shorten(metric)}{did_you_mean(metric, measured)}; "
+            f"evaluations measure {', '.join(measured)}"
+        )
+
+
+@functools.cache
+def eval_metrics(section: str) -> tuple[str, ...]:
+    """What an evaluation during training measures: the loss, and what TRL's trainer notes beside it."""
+    names = {"loss"}
+    for node in ast.walk(library_source("trl", f"trainer/{section}_trainer.py")):
+        # `self._metrics[mode]["entropy"].append(...)`
+        if not isinstance(node, ast.Subscript) or not isinstance(node.slice, ast.Constant):
+            continue
+        if ast.unparse(node.value) == "self._metrics[mode]":
+            names.add(str(node.slice.value))
+    return ("loss", *sorted(names - {"loss"}))
 
 
 def _check_schedule(section: str, values: dict[str, Any]) -> None:

@@ -23,7 +23,7 @@ STOPPING = ("early_stopping_patience", "early_stopping_threshold")
 # And those that only this project knows.
 OURS = ("start", "control")
 
-REFUSALS = (ValueError, TypeError, ImportError, NotImplementedError)
+REFUSALS = (ValueError, TypeError, ImportError, NotImplementedError, ArithmeticError)
 """What PEFT, transformers and TRL raise for a setting that they do not take."""
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -184,7 +185,10 @@ def _checkpoint_on_interrupt(trainer: Any) -> Iterator[None]:
 
     def interrupt(number: int, frame: Any) -> None:
         if stop.interrupted:
-            raise KeyboardInterrupt
+            # Plain papermill sends SIGTERM 2.5 seconds after Ctrl-C: the step goes on, until SIGKILL after 5.
+            if number == signal.SIGINT:
+                raise KeyboardInterrupt
+            return
         stop.interrupted = number
         os.write(2, b"\nInterrupted: a checkpoint is saved after this step. Ctrl-C again ends at once.\n")
 
