@@ -54,9 +54,11 @@ def forecast(recipe: Recipe, todo: list[Step], timed: dict[str, Speed] | None = 
     parts, sources, total, is_whole = [], [], 0.0, True
     for step in todo:
         work = planned(recipe, step)
+        # `prepare` has not read the rows yet, or the step has nothing that could be counted.
         if work is None:
             continue
         speed = speeds.get(step.spec.name)
+        # Never timed here: its size is said, and the sum is of the others.
         if speed is None:
             parts.append(f"{step.name} {work.text}")
             is_whole = False
@@ -139,13 +141,16 @@ def earlier_speeds(recipe: Recipe) -> dict[str, Speed]:
     manifests = sorted(recipe.run_dir.parent.glob("*/manifest.json"), key=lambda path: path.stat().st_mtime)
     # The last one read wins: this run's own.
     manifests.sort(key=lambda path: path.parent == recipe.run_dir)
+    here = processor()
     speeds = {}
     for path in manifests:
+        # `eval/sft` is timed as `eval`; of rounds the first one counts.
         for name, record in read_json(path).get("stages", {}).items():
             stage = name.partition("/")[0]
             done = units_done(record)
             hardware = record.get("hardware", {})
-            is_here = {key: hardware.get(key) for key in processor()} == processor()
+            # A run folder may have been copied from another machine.
+            is_here = {key: hardware.get(key) for key in here} == here
             base = record.get("recipe", {}).get("model", {}).get("base")
             if stage in STAGES and done and is_here and base == recipe.model.base:
                 duration = datetime.fromisoformat(record["ended"]) - datetime.fromisoformat(record["started"])

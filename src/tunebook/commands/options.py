@@ -86,6 +86,7 @@ def _answer_others(command: Any, name: str, args: list[str]) -> None:
     for parameter in command.params:
         options += parameter.opts
         takes_words = takes_words or parameter.param_type_name == "argument"
+    # Also written as `--lr=2e-4`.
     for word in args:
         option = word.partition("=")[0]
         if option in OTHER_OPTIONS and option not in options:

@@ -80,9 +80,11 @@ def preferences(history: list[dict[str, Any]]) -> Figure:
     figure = Figure(figsize=(12, 5), layout="constrained")
     grid = figure.subplots(2, math.ceil(len(metrics) / 2)).flat
     for axes, metric in zip(grid, metrics, strict=False):
+        # The schedule has no noise.
         _curve(axes, history, metric, smooth=metric != "learning_rate")
         if metric == "rewards/chosen":
             _curve(axes, history, "rewards/rejected", colour=SECOND)
+        # Where it begins.
         if metric in EXPECTED:
             axes.axhline(EXPECTED[metric], color="black", linestyle="--", linewidth=0.8)
         # What is healthy stands in the second line of the title, smaller.
