@@ -20,28 +20,42 @@ LOOK_S = 1.0
 SAY_S = 10.0
 """How often a line is printed, after the first."""
 
+TIMED_STEPS = 5
+"""How many steps are timed before anything is foretold from them."""
+
 ANSWERS = ("samples.jsonl", "errors.jsonl", "predictions.jsonl", "losses.jsonl")
 """Files that grow by an answer a line."""
 
 
 @contextlib.contextmanager
-def following(name: str, folders: list[Path], say: Callable[[str], None] = tqdm.write) -> Iterator[None]:
+def following(
+    name: str,
+    folders: list[Path],
+    say: Callable[[str], None] = tqdm.write,
+    forecast: Callable[[float], str] | None = None,
+) -> Iterator[None]:
     """While the block runs, print how far the stage is.
 
     Args:
         name: Of the step, at the beginning of each line.
         folders: Where its stage writes while it is at work.
+        say: Prints a line.
+        forecast: What to say once of the steps to come, from the seconds of a training step.
     """
     stopped = threading.Event()
 
     def follow() -> None:
         progress = Progress(name)
         said = 0.0
+        foretold = False
         while not stopped.wait(LOOK_S):
             line = progress.line(folders, time.monotonic())
             if line and (not said or time.monotonic() - said >= SAY_S):
                 say(line)
                 said = time.monotonic()
+            if forecast and not foretold and progress.timed_steps >= TIMED_STEPS:
+                foretold = True
+                say(forecast(progress.step_s))
 
     thread = threading.Thread(target=follow, daemon=True)
     thread.start()
@@ -57,10 +71,14 @@ class Progress:
 
     def __init__(self, name: str) -> None:
         self.name = name
-        # The first step and the first number of answers that were seen, each with its time.
-        self.first_step: tuple[int, float] | None = None
+        # The first step with its tokens, and the first number of answers that were seen, each with its time.
+        self.first_step: tuple[int, float, float] | None = None
         self.first_answers: dict[Path, tuple[int, float]] = {}
+        # The newest step that was seen, and when it came: until the next one nothing is timed anew.
+        self.newest_step: tuple[int, float] | None = None
         self.last = ""
+        # How many steps of a training were timed, and what each took in the mean.
+        self.timed_steps, self.step_s = 0, 0.0
 
     def line(self, folders: list[Path], now: float) -> str:
         """The newest that can be said; empty when it has been said already.
@@ -87,13 +105,19 @@ class Progress:
         if "learning_rate" in entry:
             parts.append(f"learning rate {float(entry['learning_rate']):.1e}")
         # Counted from the first step that was seen: a resumed training does not begin at 0.
+        tokens = float(entry.get("num_tokens", 0))
         if self.first_step is None or step < self.first_step[0]:
-            self.first_step = step, now
-        steps, seconds = step - self.first_step[0], now - self.first_step[1]
+            self.first_step = step, tokens, now
+        if self.newest_step is None or step != self.newest_step[0]:
+            self.newest_step = step, now
+        first_step, first_tokens, since = self.first_step
+        steps, seconds = step - first_step, self.newest_step[1] - since
         if steps > 0 and seconds > 0:
-            a_step = seconds / steps
-            parts.append(f"{a_step:.1f} s a step")
-            parts.append(f"about {_minutes(a_step * (total - step))} left")
+            self.timed_steps, self.step_s = steps, seconds / steps
+            parts.append(f"{self.step_s:.1f} s a step")
+            if tokens > first_tokens:
+                parts.append(f"{(tokens - first_tokens) / seconds:,.0f} tokens a second")
+            parts.append(f"about {minutes(self.step_s * (total - step))} left")
         return ", ".join(parts)
 
     def _answers(self, folder: Path, now: float) -> str:
@@ -126,7 +150,10 @@ def _newest_loss(path: Path) -> dict[str, Any] | None:
     return None
 
 
-def _minutes(seconds: float) -> str:
+def minutes(seconds: float) -> str:
+    """A time to read: in seconds below a minute, in hours from 100 minutes on."""
     if seconds < 60:
         return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min"
+    if seconds < 6000:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h"

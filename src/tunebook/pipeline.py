@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, get_args
 
@@ -15,7 +16,9 @@ import yaml
 from tunebook.data.prepare import data_stage
 from tunebook.evaluation.compare import compare_manifests
 from tunebook.following import following
+from tunebook.forecast import Speed, costs, forecast
 from tunebook.interrupting import interrupts_to_kernel
+from tunebook.recipe.effects import rows_a_step
 from tunebook.recipe.errors import UserError
 from tunebook.recipe.files import shipped
 from tunebook.recipe.loading import load_recipe
@@ -70,7 +73,8 @@ def run(
 
     # Asked one by one: whether a step is up to date depends on what the steps before it leave.
     seconds: dict[str, float] = {}
-    for name in names[start:end]:
+    chosen = names[start:end]
+    for name in chosen:
         reason: str | None
         if force:
             reason = "--force"
@@ -84,16 +88,37 @@ def run(
         print(f"{name:9} {'would run' if dry_run else 'runs'}: {reason}", flush=True)
         started = time.monotonic()
         if not dry_run:
+            to_come = [todo[later] for later in chosen[chosen.index(name) :]]
+            _print_forecast(recipe, to_come)
             partial = [stage.partial for stage in folders(todo[name], recipe)]
-            with following(name, partial):
+            with following(name, partial, forecast=_after_first_steps(recipe, to_come)):
                 _execute(todo[name], recipe, force, fresh)
         seconds[name] = time.monotonic() - started
 
-    if seconds and not dry_run:
+    if seconds and dry_run:
+        _print_forecast(recipe, [todo[name] for name in seconds])
+    elif seconds:
         whole = sum(seconds.values())
         parts = [f"{name} {taken / 60:.1f} ({taken / whole:.0%})" for name, taken in seconds.items()]
-        print(f"Minutes: {', '.join(parts)}, in all {whole / 60:.1f}")
+        print(f"Minutes: {', '.join(parts)}, in all {whole / 60:.1f}{costs(recipe, whole)}")
     return list(seconds)
+
+
+def _print_forecast(recipe: Recipe, to_come: list[Step]) -> None:
+    """Say how long the steps to come will take, as far as it is known."""
+    line = forecast(recipe, to_come)
+    if line:
+        print(line, flush=True)
+
+
+def _after_first_steps(recipe: Recipe, to_come: list[Step]) -> Callable[[float], str] | None:
+    """The forecast that the first timed steps of a training allow; None for a step that trains nothing."""
+    spec = to_come[0].spec
+    if not spec.trains:
+        return None
+    rows = rows_a_step(getattr(recipe, spec.name))
+    source = f"the first steps of {spec.name}"
+    return lambda step_s: forecast(recipe, to_come, {spec.name: Speed(step_s / rows, source)})
 
 
 def repeat(manifest: Path, name: str | None = None) -> str:

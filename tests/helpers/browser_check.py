@@ -1,6 +1,7 @@
 """Every notebook in a real browser: opened in JupyterLab, Run All, no red cell.
 
-In the inference notebook a question is asked too, and its answer must stream in with its LaTeX rendered.
+While a notebook trains, its curve and its table must grow: two pictures show different steps. In the
+inference notebook a question is asked too, and its answer must stream in with its LaTeX rendered.
 Leaves a picture of each notebook to look at.
 
 Not part of the test run: it needs Chromium (`apt-get install chromium`; without one on the PATH it asks for
@@ -37,7 +38,7 @@ NOTEBOOKS = sorted(path.stem for path in (ROOT / "notebooks").glob("*.ipynb"))
 QUESTION = "A rectangle is 12 cm long and 7 cm wide. What is its area in square centimetres?"
 SMALL: dict[str, Any] = {
     "sft.max_steps": 30,  # enough to answer in several lines, which are seen to stream in
-    "sft.eval_steps": 15,
+    "sft.eval_steps": 10,
     "sft.logging_steps": 1,
     "pairs.prompts": 8,
     "pairs.samples": 2,
@@ -46,7 +47,7 @@ SMALL: dict[str, Any] = {
     "pairs.dataset": "resources/sample/preferences.jsonl",
     "pairs.rows": 12,
     "dpo.logging_steps": 1,
-    "dpo.max_steps": 3,
+    "dpo.max_steps": 6,
     "dpo.per_device_train_batch_size": 1,
     "evaluate.max_new_tokens": 64,
     "evaluate.limit": 8,
@@ -62,6 +63,7 @@ DATA = {
     "mm-math-sample": {"data.sources.0.rows": 80},
 }
 TOKEN = "t"
+TRAINING = ("02_sft", "04_dpo")
 
 
 def small_copy(name: str, recipe: str, folder: Path) -> Path:
@@ -74,21 +76,41 @@ def small_copy(name: str, recipe: str, folder: Path) -> Path:
     return folder / f"{name}.ipynb"
 
 
-def run_all(page: Any, path: Path, limit_s: float = 600) -> None:
-    """Run every cell and wait for the last one; AssertionError with the text of the first red one."""
+def growing(page: Any, path: Path) -> int | None:
+    """The step that the table of a training has come to, once a curve stands above it.
+
+    Leaves a picture of that moment; None while there is nothing to see.
+    """
+    cell = page.locator(".jp-CodeCell:has(th:text-is('Training Loss'))")
+    lines = cell.locator("tbody tr")
+    if not lines.count() or not cell.locator("img").count():
+        return None
+    step = int(lines.last.locator("td").first.inner_text())
+    cell.screenshot(path=path.with_name(f"{path.stem}-step-{step}.png"))
+    return step
+
+
+def run_all(page: Any, path: Path, picture: Path, limit_s: float = 900) -> set[int]:
+    """Run every cell and wait for the last one; AssertionError with the text of the first red one.
+
+    Returns the steps at which a growing curve was seen.
+    """
     page.wait_for_selector(".jp-Notebook", timeout=120_000)
     page.wait_for_selector("text=Python 3 (ipykernel)", timeout=120_000)
     page.click("text=Run >> nth=0")
     page.click("text=Run All Cells")
     deadline = time.monotonic() + limit_s
+    steps = set()
     while True:
         page.keyboard.press("Control+s")
         page.wait_for_timeout(2000)
+        if path.stem in TRAINING:
+            steps.add(growing(page, picture))
         cells = [c for c in nbformat.read(path, as_version=4).cells if c.cell_type == "code"]
         errors = [output for output in notebook_outputs.outputs(path) if output.output_type == "error"]
         assert not errors, f"{path.stem}: {errors[0].ename}: {errors[0].evalue}"
         if all(c.execution_count for c in cells):
-            return
+            return steps - {None}
         assert time.monotonic() < deadline, f"{path.stem} has not ended after {limit_s:.0f} s"
 
 
@@ -201,12 +223,17 @@ def main() -> None:
             browser = p.chromium.launch(executable_path=given.chromium, args=flags)
             for name in given.notebooks:
                 path, start = small_copy(name, given.recipe, folder), time.monotonic()
-                page = browser.new_page(viewport={"width": 1300, "height": 1100})
+                # JupyterLab draws only what is in view: all of it, while the notebook runs.
+                page = browser.new_page(viewport={"width": 1300, "height": 5000})
                 page.goto(f"http://127.0.0.1:{port}/lab/workspaces/{name}/tree/{name}.ipynb?token={TOKEN}")
-                run_all(page, path)
+                picture = given.pictures / f"{given.recipe}-{name}.png"
+                steps = run_all(page, path, picture)
+                if name in TRAINING:
+                    assert len(steps) > 1, f"{name}: no curve was seen to grow, but at steps {steps}"
+                    print(f"{name}: curve and table were seen at the steps {sorted(steps)}")
                 said = ask(page) if name == "inference" and given.recipe == "smollm2-math" else ""
                 page.keyboard.press("Control+b")  # the file browser away
-                whole_picture(page, given.pictures / f"{given.recipe}-{name}.png")
+                whole_picture(page, picture)
                 stderr = noise(path)
                 seconds = f"{time.monotonic() - start:.0f} s"
                 print(f"{name}: no red cell in {seconds}, {len(stderr)} lines on stderr{said}", flush=True)

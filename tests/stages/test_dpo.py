@@ -75,6 +75,11 @@ def test_dpo_learns_from_its_own_reference(paired, monkeypatch):
     assert record["audit"]["loss"] == pytest.approx(math.log(2), abs=0.01)
     history = [e for e in log_history(straight.run_dir / "dpo") if "rewards/margins" in e]
     assert float(history[-1]["rewards/margins"]) > 0.05 > abs(float(history[0]["rewards/margins"]))
+    for entry in history[:5]:  # the sum that TRL trains on, and its parts before their weights
+        parts = [entry[f"losses/{name}"] for name in straight.dpo["loss_type"]]
+        weighted = [part * weight for part, weight in zip(parts, straight.dpo["loss_weights"], strict=True)]
+        assert sum(weighted) == pytest.approx(float(entry["loss"]), rel=1e-3)
+    assert history[0]["losses/sigmoid"] == pytest.approx(math.log(2), abs=0.01)
     assert not (straight.run_dir / "dpo" / "adapter" / "ref").exists()
     before, after = (
         load_file(straight.run_dir / s / "adapter" / "adapter_model.safetensors") for s in ("sft", "dpo")

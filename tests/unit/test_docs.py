@@ -150,7 +150,7 @@ def test_there_are_many_commands_and_recipes():
     [
         ("uv run tunebook train", "no command train"),
         ("uv run tunebook sft --set sft.lerning_rate=1", "lerning_rate"),
-        ("uv run tunebook sft --lr 1", "--lr"),
+        ("uv run tunebook sft --rate 1", "--rate"),
         ("uv run tunebook run --from-manifest", "--from-manifest"),
         ("bash train_sft.sh --set sft.lr=1", "sft.lr"),
         ("uv sync --extra nothing", "nothing"),

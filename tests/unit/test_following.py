@@ -29,7 +29,20 @@ def test_a_training_says_step_loss_and_time_left(tmp_path):
     )
     with (folder / "metrics.jsonl").open("a") as file:
         file.write('{"step": 21, "lo')  # as far as it has been written
-    assert progress.line([folder], 133).startswith("sft       step 20 of 100")
+    assert progress.line([folder], 133) == ""
+    log(folder, {"step": 22, "loss": 1.0})  # ends the line that was cut short
+    log(folder, {"step": 30, "loss": 1.0})
+    assert progress.line([folder], 160).startswith("sft       step 30 of 100")
+
+
+def test_a_training_says_its_tokens_a_second(tmp_path):
+    folder = tmp_path / ".sft.partial"
+    progress = following.Progress("sft")
+    log(folder, {"step": 10, "loss": 1.5, "num_tokens": 1000.0})
+    (folder / "progress.json").write_text('{"steps": 100}')
+    progress.line([folder], 100)
+    log(folder, {"step": 20, "loss": 1.25, "num_tokens": 61_000.0})
+    assert "3.0 s a step, 2,000 tokens a second" in progress.line([folder], 130)
 
 
 def test_answers_say_how_fast_they_come(tmp_path):
@@ -54,3 +67,26 @@ def test_lines_come_while_the_block_runs(tmp_path, monkeypatch):
                 break
             time.sleep(0.01)
     assert lines == ["sft       step 1 of 3, loss 2.000"]
+
+
+def test_after_some_timed_steps_the_forecast_is_said_once(tmp_path, monkeypatch):
+    monkeypatch.setattr(following, "LOOK_S", 0.01)
+    folder = tmp_path / ".sft.partial"
+    log(folder, {"step": 1, "loss": 2.0})
+    (folder / "progress.json").write_text('{"steps": 30}')
+    lines, step_seconds = [], []
+
+    def forecast(step_s):
+        step_seconds.append(step_s)
+        return "Forecast"
+
+    with following.following("sft", [folder], lines.append, forecast):
+        for step in range(2, 12):
+            time.sleep(0.03)
+            log(folder, {"step": step, "loss": 1.0})
+        for _ in range(500):
+            if "Forecast" in lines:
+                break
+            time.sleep(0.01)
+        time.sleep(0.05)
+    assert lines.count("Forecast") == len(step_seconds) == 1 and step_seconds[0] > 0

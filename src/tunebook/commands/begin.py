@@ -1,7 +1,8 @@
-"""Commands to begin with: `init`, `new`, `recipes`."""
+"""Commands to begin with: `init`, `new`, `recipes`, `notebooks`."""
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import Annotated, Literal
@@ -90,3 +91,27 @@ def recipes(
         raise UserError(f"{target} is there already")
     shutil.copyfile(paths[copy], target)
     print(f"Wrote {target}. Next: tunebook run --recipe {target}")
+
+
+@app.command(rich_help_panel=START)
+def notebooks(
+    copy: Annotated[bool, Option("--copy", help="Copy them into `notebooks/` where you work.")] = False,
+) -> None:
+    """The shipped notebooks, a line each. They run in order, in JupyterLab or by papermill.
+
+    uv run tunebook notebooks --copy
+    """
+    paths = sorted(shipped("notebooks").glob("*.ipynb"))
+    if not copy:
+        for path in paths:
+            title = json.loads(path.read_text(encoding="utf-8"))["cells"][0]["source"][0]
+            print(f"{path.stem:14} {title.strip('# ').strip()}")
+        return
+    folder = Path("notebooks")
+    folder.mkdir(exist_ok=True)
+    for path in paths:
+        if (folder / path.name).exists():
+            raise UserError(f"{folder / path.name} is there already")
+    for path in paths:
+        shutil.copyfile(path, folder / path.name)
+    print(f"Wrote {len(paths)} notebooks to {folder}. Next: jupyter lab {folder}")

@@ -37,18 +37,64 @@ OTHER_WORDS = {
     "schema": "`tunebook recipe schema`",
     "config": "`tunebook recipe show`",
     "start": "`tunebook init my.csv`",
+    "list": "`tunebook recipes`",
+    "predict": "`tunebook chat`",
+    "resume": "the same command again: an interrupted stage goes on from its last checkpoint",
+    "upload": "`tunebook export --push USER/NAME`",
+    "push": "`tunebook export --push USER/NAME`",
+    "help": "`tunebook --help`, or `--help` behind a command",
+    "version": "`tunebook --version`",
 }
+OF_A_TRAINER = "say of which training: `--set sft.{0}=...` or `--set dpo.{0}=...`"
+OTHER_OPTIONS = {
+    "--data": "`tunebook init my.csv` writes a recipe for your rows",
+    "--dataset": "`tunebook init my.csv` writes a recipe for your rows",
+    "--config": "`--recipe my.yaml`",
+    "-c": "`--recipe my.yaml`",
+    "--model": "`--set model.base=...`",
+    "--output": "`--run NAME`, the folder under runs/",
+    "--output-dir": "`--run NAME`, the folder under runs/",
+    "--output_dir": "`--run NAME`, the folder under runs/",
+    "--lr": OF_A_TRAINER.format("learning_rate"),
+    "--learning-rate": OF_A_TRAINER.format("learning_rate"),
+    "--epochs": OF_A_TRAINER.format("num_train_epochs"),
+    "--max-steps": OF_A_TRAINER.format("max_steps"),
+    "--batch-size": OF_A_TRAINER.format("per_device_train_batch_size"),
+    "--seed": "`--set seed=...`",
+    "--report-to": "`--set track=wandb`",
+}
+ROWS_SUFFIXES = (".csv", ".tsv", ".json", ".jsonl", ".parquet")
 
 
 class Commands(TyperGroup):
-    """Answers a word that other tools use with the command that does it here."""
+    """Answers words and options that other tools use with what does it here."""
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
-        """The command that the first argument names. Raises UserError for a known other word."""
+        """The command that the first argument names. Raises UserError for what is known from elsewhere."""
         # A command of that name, should there be one some day, comes first.
         if args and args[0] in OTHER_WORDS and args[0] not in self.commands:
             raise UserError(f"there is no command {args[0]!r}: {OTHER_WORDS[args[0]]}")
+        if args and args[0] in self.commands:
+            _answer_others(self.commands[args[0]], args[0], args[1:])
         return super().resolve_command(ctx, args)
+
+
+def _answer_others(command: Any, name: str, args: list[str]) -> None:
+    """Raises UserError for an option of other tools, and for a file that a command does not take."""
+    options: list[str] = []
+    takes_words = hasattr(command, "commands")
+    for parameter in command.params:
+        options += parameter.opts
+        takes_words = takes_words or parameter.param_type_name == "argument"
+    for word in args:
+        option = word.partition("=")[0]
+        if option in OTHER_OPTIONS and option not in options:
+            raise UserError(f"`tunebook {name}` has no option {option}: {OTHER_OPTIONS[option]}")
+    file = args[0] if args else ""
+    if not takes_words and file.endswith((".yaml", ".yml")):
+        raise UserError(f"give the recipe as an option: `tunebook {name} --recipe {file}`")
+    if not takes_words and file.endswith(ROWS_SUFFIXES):
+        raise UserError(f"`tunebook init {file}` writes a recipe for these rows; `tunebook {name}` reads it")
 
 
 app = Typer(
@@ -87,6 +133,12 @@ ContinueOption = Annotated[
         help="Train the finished adapter further: the steps or epochs are added, the rows may be others.",
     ),
 ]
+# The short names that the notebooks have as parameters.
+LrOption = Annotated[float | None, Option("--lr", help="The learning rate.")]
+EpochsOption = Annotated[float | None, Option("--epochs", help="How often all rows are read.")]
+MaxStepsOption = Annotated[int | None, Option("--max-steps", help="End after so many steps.")]
+BatchSizeOption = Annotated[int | None, Option("--batch-size", help="Rows at a time on each device.")]
+SeedOption = Annotated[int | None, Option("--seed", help="Of rows, adapter and batches.")]
 ControlOption = Annotated[
     bool,
     Option(
@@ -137,10 +189,12 @@ run_folders: list[Path] = []
 """The run folders that this process has been at work in: the traceback of an unknown error goes there."""
 
 
-def read_recipe(recipe: str | None, run: str | None, set_: list[str] | None) -> Recipe:
-    """The recipe that the options `--recipe`, `--run` and `--set` mean."""
+def read_recipe(
+    recipe: str | None, run: str | None, set_: list[str] | None, stage: str | None = None, **short: Any
+) -> Recipe:
+    """The recipe that the options `--recipe`, `--run`, `--set` and, of a `stage`, the short ones mean."""
     overrides: dict[str, Any] = parse_set(set_ or [])
-    parsed = load_recipe(recipe, run, overrides)
+    parsed = load_recipe(recipe, run, overrides, stage, **short)
     run_folders.append(parsed.run_dir)
     return parsed
 

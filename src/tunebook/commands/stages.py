@@ -9,15 +9,20 @@ from typer import Argument, Option
 
 from tunebook.commands.options import (
     STEPS,
+    BatchSizeOption,
     ContinueOption,
     ControlOption,
+    EpochsOption,
     ForceOption,
     FreshOption,
+    LrOption,
+    MaxStepsOption,
     ModelsArgument,
     RecipeOption,
     ResumeOption,
     RoundOption,
     RunOption,
+    SeedOption,
     SetOption,
     app,
     print_done,
@@ -160,11 +165,17 @@ def _add_trainer(spec: StageSpec) -> None:
         fresh: FreshOption = False,
         number: RoundOption = 1,
         control: ControlOption = False,
+        lr: LrOption = None,
+        epochs: EpochsOption = None,
+        max_steps: MaxStepsOption = None,
+        batch_size: BatchSizeOption = None,
+        seed: SeedOption = None,
     ) -> None:
         options: dict[str, Any] = {"force": force, "resume": resume, "fresh": fresh, "number": number}
         if control:
             set_ = [*(set_ or []), "dpo.control=true"]
-        execute(read_recipe(recipe, run, set_), number, options)
+        short = {"lr": lr, "epochs": epochs, "max_steps": max_steps, "batch_size": batch_size, "seed": seed}
+        execute(read_recipe(recipe, run, set_, spec.command, **short), number, options)
 
     def execute(parsed: Recipe, number: int, options: dict[str, Any]) -> None:
         record = spec.run(parsed, **options)
@@ -182,13 +193,19 @@ def _add_trainer(spec: StageSpec) -> None:
         resume: ResumeOption = True,
         fresh: FreshOption = False,
         go_on: ContinueOption = False,
+        lr: LrOption = None,
+        epochs: EpochsOption = None,
+        max_steps: MaxStepsOption = None,
+        batch_size: BatchSizeOption = None,
+        seed: SeedOption = None,
     ) -> None:
         options: dict[str, Any] = {"force": force, "resume": resume, "fresh": fresh, "go_on": go_on}
-        execute(read_recipe(recipe, run, set_), 1, options)
+        short = {"lr": lr, "epochs": epochs, "max_steps": max_steps, "batch_size": batch_size, "seed": seed}
+        execute(read_recipe(recipe, run, set_, spec.command, **short), 1, options)
 
     help_text = (
         f"{spec.help} On several GPUs: `NPROC_PER_NODE=4 bash train_{spec.command}.sh`.\n\n"
-        f"    uv run tunebook {spec.command} --set {spec.command}.learning_rate=2e-4"
+        f"    uv run tunebook {spec.command} --lr 2e-4 --epochs 2"
     )
     app.command(spec.command, help=help_text, rich_help_panel=STEPS)(train if spec.has_rounds else train_once)
 

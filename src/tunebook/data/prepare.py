@@ -14,8 +14,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 from tqdm.auto import tqdm
 
@@ -29,6 +27,7 @@ from tunebook.recipe.overrides import switch
 from tunebook.recipe.sections import ChatSource, MMMathSource, Recipe
 from tunebook.runs.files import file_hash
 from tunebook.runs.stage import Stage
+from tunebook.runs.tables import Table
 
 # Of every split, with the kind of each. `use` and `images` are there where rows have them.
 COLUMNS = {
@@ -117,7 +116,7 @@ def summary(record: dict[str, Any]) -> Table:
 
 def show(record: dict[str, Any]) -> None:
     """Print the summary table, and below it what became of all rows."""
-    Console().print(summary(record))
+    summary(record).show()
     # Not through rich, which would read `[/INST]` in a row as markup.
     for line in aside.account(record):
         print(line)

@@ -8,7 +8,6 @@ from typing import Any
 import numpy
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator
 
 from tunebook.evaluation.statistics import column, is_graded
 
@@ -27,20 +26,6 @@ def lengths(tokens: dict[str, list[int]], limit: int) -> Figure:
     if limit < 2 * longest:  # else the line would squeeze the bars
         axes.axvline(limit, color="black", linestyle="--", label=f"max_seq_length {limit}")
     axes.set(xlabel="tokens in a row", ylabel="rows", title="Length of prompt and completion")
-    axes.legend(frameon=False)
-    return figure
-
-
-def losses(history: list[dict[str, Any]]) -> Figure:
-    """Training and evaluation loss by step, from a stage's `metrics.jsonl`."""
-    figure, axes = _figure(7, 3)
-    _plot(axes, history, "loss", label="train", color=GREY)
-    _plot(axes, history, "eval_loss", label="val", color=DARK, marker="o")
-    axes.set(xlabel="step", ylabel="loss per trained token", yscale="log", title="Loss")
-    # A loss rarely goes through a power of ten, where a logarithmic axis has its marks.
-    axes.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
-    axes.yaxis.set_major_formatter("{x:g}")
-    axes.minorticks_off()
     axes.legend(frameon=False)
     return figure
 
@@ -124,30 +109,6 @@ def scores(tasks: dict[str, dict[str, Any]]) -> Figure:
     return figure
 
 
-HEALTHY = {
-    "loss": "falls from ln 2 (plus the NLL term)",
-    "rewards/accuracies": "rises to 0.7 and more",
-    "rewards/chosen": "near or above 0",
-    "rewards/rejected": "falls below chosen",
-    "rewards/margins": "rises slowly",
-    "logps/chosen": "must not fall: lower the rate or raise the NLL weight",
-}
-"""What a healthy DPO run does with each logged metric."""
-
-
-def preferences(history: list[dict[str, Any]]) -> Figure:
-    """The metrics of a DPO run by step, each with what a healthy run does."""
-    figure = Figure(figsize=(10, 5), layout="constrained")
-    grid = figure.subplots(2, 3)
-    for axes, (metric, healthy) in zip(grid.flat, HEALTHY.items(), strict=True):
-        _plot(axes, history, metric, color=DARK)
-        # What is healthy stands in the second line of the title, smaller.
-        axes.set_title(f"{metric}\n", fontsize=10)
-        axes.text(0.5, 1.03, healthy, transform=axes.transAxes, ha="center", fontsize=7.5, color="#555555")
-        axes.set_xlabel("step", fontsize=8)
-    return figure
-
-
 def pass_counts(record: dict[str, Any]) -> Figure:
     """How many prompts had 0, 1, 2, ... right samples, of the record of `pairs`. Grey bars give no pair.
 
@@ -184,13 +145,6 @@ def _figure(width: float, height: float) -> tuple[Figure, Axes]:
     """A figure with one plot, in inches."""
     figure = Figure(figsize=(width, height), layout="constrained")
     return figure, figure.subplots()
-
-
-def _plot(axes: Axes, history: list[dict[str, Any]], metric: str, **style: Any) -> None:
-    """A logged metric by step; nothing when it was not logged."""
-    entries = [entry for entry in history if metric in entry]
-    if entries:
-        axes.plot(column(entries, "step"), [float(entry[metric]) for entry in entries], **style)
 
 
 def _errors(scores: list[dict[str, Any]], key: str, interval: str = "interval") -> Any:

@@ -23,6 +23,7 @@ from tunebook.evaluation.tables import Table
 from tunebook.generation.generate import read_records
 from tunebook.recipe.errors import UserError
 from tunebook.recipe.files import ROOT
+from tunebook.runs import curves
 from tunebook.runs.files import log_history, read_json, write_text
 from tunebook.runs.stages import CONTROL, STAGES
 
@@ -289,10 +290,11 @@ def _training(run: Path, stages: dict[str, Any]) -> list[Part]:
                 "(equal: the preference was learnt without looking)."
             )
         history = log_history(run / spec.name)
-        if any("rewards/margins" in entry for entry in history):
-            report.append((f"{spec.name}-metrics", plots.preferences(history)))
-        elif history:
-            report.append((f"{spec.name}-loss", plots.losses(history)))
+        if history:
+            # The names of the figures' files.
+            is_of_pairs = any("rewards/margins" in entry for entry in history)
+            kind = "metrics" if is_of_pairs else "loss"
+            report.append((f"{spec.name}-{kind}", curves.training(history)))
     return report
 
 

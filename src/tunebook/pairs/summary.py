@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from tunebook.data import aside
 from tunebook.data.storage import read_parquet
 from tunebook.pairs.shortcuts import marked
 from tunebook.runs.stage import Stage
+from tunebook.runs.tables import Table
 
 COUNTS = {
     "prompts": "prompts",

@@ -90,13 +90,19 @@ def _of_a_section(values: dict[str, Any], is_trainer: bool) -> dict[str, Any]:
     # 4 rows accumulated 2 times are the same step as 2 rows accumulated 4 times.
     if is_trainer:
         rows, steps = kept.pop(ROWS, DEFAULT_ROWS), kept.pop(STEPS, DEFAULT_STEPS)
-        if rows == AUTO:  # which leaves their product as it is
-            rows = 1
         try:
-            kept["rows_a_step"] = int(rows) * int(steps)
+            kept["rows_a_step"] = rows_a_step({ROWS: rows, STEPS: steps})
         except (TypeError, ValueError):  # no number at all: the trainer will say so
-            kept["rows_a_step"] = [rows, steps]
+            kept["rows_a_step"] = [1 if rows == AUTO else rows, steps]
     return kept
+
+
+def rows_a_step(section: dict[str, Any]) -> int:
+    """How many rows a step of a trainer's section takes. Raises ValueError for what is no number."""
+    rows = section.get(ROWS, DEFAULT_ROWS)
+    if rows == AUTO:  # which leaves the product as it is
+        rows = 1
+    return int(rows) * int(section.get(STEPS, DEFAULT_STEPS))
 
 
 def differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:

@@ -49,6 +49,12 @@ WORDS = {
     },
     "sft": TRAINER_WORDS,
     "dpo": TRAINER_WORDS,
+    "data": {
+        "path": "sources.0.path",
+        "train": "sources.0.train",
+        "val": "sources.0.val",
+        "test": "sources.0.test",
+    },
     "model": {"name": "base", "path": "base", "id": "base", "model": "base", "quantization": "load_in_4bit"},
 }
 """What other tools call a key of a section, where spelling alone leads to another one."""
@@ -133,6 +139,11 @@ def _unknown_key(parts: list[str]) -> str:
         return f"unknown key {shorten(key)}, did you mean {parts[0]}.{known_word}?"
     if len(parts) == 2 and parts[0] in ("sft", "dpo") and parts[1] in GONE_KEYS:
         return f"unknown key {key}: {GONE_KEYS[parts[1]]}"
+    if parts[:2] == ["data", "sources"] and parts[-1] in _known_keys(parts):
+        return (
+            f"unknown key {shorten(key)}: a source of another format has it; give the sources anew, "
+            "for example --set 'data.sources=[{path: my.csv}]'"
+        )
     hint = _belongs_to(key) or did_you_mean(parts[-1], _known_keys(parts))
     if not hint and len(parts) == 1:
         hint = f"; a recipe has {', '.join(Recipe.model_fields)}"

@@ -654,6 +654,9 @@ class Recipe(Section):
     track: list[Tracker] = []
     """Trackers that get the losses while training runs and what is evaluated; each is a package to install.
     The losses lie in `metrics.jsonl` of each stage in any case."""
+    price_per_hour: float | None = Field(None, ge=0)
+    """What an hour of this machine costs, in your currency. `tunebook run` then says what the steps to come
+    will cost, and at the end what they have cost."""
     _overrides: dict[str, tuple[Any, Any]] = PrivateAttr(default_factory=dict)
     _source: str = PrivateAttr(default=DEFAULT)
     _origins: dict[str, str] = PrivateAttr(default_factory=dict)

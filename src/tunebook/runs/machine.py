@@ -54,12 +54,16 @@ def environment() -> dict[str, Any]:
         "lock": hashlib.sha256(lock.read_bytes()).hexdigest() if lock.exists() else None,
         "versions": versions,
         "hardware": {
-            "cpu": _cpu(),
-            "cores": len(os.sched_getaffinity(0)),
+            **processor(),
             "memory_gb": round(memory / 2**30, 1),
             "gpus": gpus,
         },
     }
+
+
+def processor() -> dict[str, Any]:
+    """The name of the processor, and how many of its cores this process may use."""
+    return {"cpu": _cpu(), "cores": len(os.sched_getaffinity(0))}
 
 
 def free_ram() -> int:

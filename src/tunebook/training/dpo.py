@@ -25,6 +25,7 @@ from tunebook.runs.stage import Stage, finished_key
 from tunebook.runs.stages import CONTROL, policy_name, round_name
 from tunebook.training import arguments, audits, memory
 from tunebook.training.callbacks import preference_warnings, watch_preferences
+from tunebook.training.loss_parts import log_loss_parts
 from tunebook.training.trainer import How, train
 
 COLUMNS = ["prompt", "chosen", "rejected", "images"]
@@ -187,6 +188,7 @@ def dpo_trainer(model: Any, tokenizer: Any, rows: dict[str, Any], recipe: Recipe
             eval_dataset=arguments.eval_rows(args, arguments.only(COLUMNS, rows["val"])),
             callbacks=[*callbacks, watch_preferences(args.beta)],
         )
+    log_loss_parts(trainer)
     if recipe.pairs.compare == "step":
         first_steps(trainer, tokenizer)
     return trainer

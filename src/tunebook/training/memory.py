@@ -14,9 +14,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.table import Table
-
 from tunebook.models import backend, builtin
 from tunebook.models.cpu import attention
 from tunebook.models.start import with_shape_of_start
@@ -25,6 +22,7 @@ from tunebook.recipe.effects import AUTO, ROWS
 from tunebook.recipe.errors import first_line
 from tunebook.recipe.sections import ModelConfig, Recipe
 from tunebook.runs.machine import free_ram, rank, world_size
+from tunebook.runs.tables import Table
 
 LORA_MODULES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")  # as Unsloth
 
@@ -154,7 +152,7 @@ def preflight(recipe: Recipe, args: Any, rows: Any, section: str) -> dict[str, A
         for name, size in plan.parts().items():
             table.add_row(name, f"{size / 2**30:.2f}")
         table.add_row(f"all, of {free / 2**30:.1f} GB free ({place})", f"{plan.total / 2**30:.2f}")
-        Console().print(table)
+        table.show()
         _print_size(plan, recipe, args, lengths, section)
         if plan.total > FULL * free:
             print(f"Warning: this will likely not fit. {mend(plan, int(FULL * free), args, section)}")

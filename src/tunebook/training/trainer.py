@@ -13,8 +13,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from rich.table import Table
-
 from tunebook.models import adapters
 from tunebook.recipe.effects import ROWS, STEPS
 from tunebook.recipe.errors import UserError, one_line
@@ -22,6 +20,7 @@ from tunebook.recipe.overrides import switch
 from tunebook.runs import signals
 from tunebook.runs.files import read_json
 from tunebook.runs.machine import rank, world_size
+from tunebook.runs.tables import Table
 from tunebook.training.arguments import REFUSALS, halve_batch
 from tunebook.training.callbacks import last_checkpoint
 from tunebook.training.live import show_live

@@ -1,0 +1,68 @@
+"""The program's words: short options, and what people type who come from elsewhere."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from typer.testing import CliRunner
+
+from tunebook.cli import app
+from tunebook.recipe.errors import UserError
+from tunebook.recipe.files import ROOT
+from tunebook.runs.stages import StageSpec
+
+
+def typed(line: str):
+    return CliRunner().invoke(app, line.split())
+
+
+@pytest.mark.parametrize(
+    ("line", "answer"),
+    [
+        ("train", "there is no command 'train': `tunebook sft` trains on answers"),
+        ("test", "`tunebook evaluate`"),
+        ("resume", "the same command again"),
+        ("sft --data my.csv", "`tunebook sft` has no option --data: `tunebook init my.csv`"),
+        ("run --lr=1e-4", "`--set sft.learning_rate=...` or `--set dpo.learning_rate=...`"),
+        ("dpo --config my.yaml", "`--recipe my.yaml`"),
+        ("run my.yaml", "give the recipe as an option: `tunebook run --recipe my.yaml`"),
+        ("sft my.csv", "`tunebook init my.csv` writes a recipe for these rows"),
+        ("sft --recipe my.csv", "my.csv is no recipe: .*`.*init my.csv`"),
+        ("recipe show --set data.train=5", "did you mean data.sources.0.train?"),
+        ("recipe show --set data.sources.0.path=my.csv", "--set 'data.sources=..path: my.csv..'"),
+    ],
+)
+def test_words_of_other_tools_are_answered(line, answer):
+    with pytest.raises(UserError, match=answer):
+        raise typed(line).exception
+
+
+@pytest.mark.parametrize("stage", ["sft", "dpo"])
+def test_short_options_are_the_keys_of_the_stage(stage, monkeypatch):
+    recipes = []
+
+    def run(spec, recipe, **options):
+        recipes.append(recipe)
+        return {"metrics": {}}
+
+    monkeypatch.setattr(StageSpec, "run", run)
+    result = typed(f"{stage} --lr 3e-4 --epochs 2 --max-steps 7 --batch-size 3 --seed 5")
+    assert result.exit_code == 0, result.output
+    section = getattr(recipes[0], stage)
+    keys = ("learning_rate", "num_train_epochs", "max_steps", "per_device_train_batch_size")
+    assert [section[key] for key in keys] == [3e-4, 2, 7, 3] and recipes[0].seed == 5
+    # The next command has to mean the same recipe.
+    assert f"--set {stage}.learning_rate=0.0003" in result.output
+
+
+def test_notebooks_are_listed_and_copied_once(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names = sorted(path.name for path in (ROOT / "notebooks").glob("*.ipynb"))
+    assert [line.split()[0] for line in typed("notebooks").output.splitlines()] == [n[:-6] for n in names]
+    assert typed("notebooks --copy").output.startswith(f"Wrote {len(names)} notebooks to notebooks.")
+    assert sorted(path.name for path in (tmp_path / "notebooks").iterdir()) == names
+    (tmp_path / "notebooks" / names[0]).write_text(json.dumps({"mine": 1}))
+    with pytest.raises(UserError, match="is there already"):
+        raise typed("notebooks --copy").exception
+    assert "mine" in (tmp_path / "notebooks" / names[0]).read_text()
