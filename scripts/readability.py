@@ -24,9 +24,9 @@ PACKAGE = Path(__file__).parents[1] / "src" / "tunebook"
 COLUMNS = 110
 
 # The limits of the package: at most, and for comments at least.
-LINES = 22_200
+LINES = 22_900
 LONGEST_FILE = 520
-LARGEST_FOLDER = 3_700
+LARGEST_FOLDER = 3_800
 COMPREHENSIONS_PER_100 = 3.0
 DOUBLE_COMPREHENSIONS = 2
 CONDITIONALS_PER_100 = 2.0
