@@ -214,6 +214,7 @@ def test_the_report_begins_with_sentence_table_and_figure(recipe):
 
 def test_the_suite_makes_an_evaluation_stale_only_where_it_is_asked():
     keys = []
-    for overrides in ({}, {"evaluate.margin": 5}, {"evaluate.retention": True}):
+    for changed in ({}, {"evaluate.margin": 5}, {"evaluate.retention": True}):
+        overrides = {"evaluate.retention": False} | changed
         keys.append(evaluate.eval_stage(load_recipe(overrides=overrides), "base").key)
     assert keys[0] == keys[1] != keys[2]

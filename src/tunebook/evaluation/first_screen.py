@@ -77,6 +77,7 @@ def _comparison(
 
 def _on_task(compared: dict[str, Any], graded: bool) -> str:
     first, second, n = compared["first"], compared["second"], compared["n"]
+    # Of right and wrong alone the difference is one of items, which is easier to imagine than points.
     more = compared["won"] - compared["lost"]
     if graded:
         claim = f"{second} scores {_size(compared['difference'])} than {first} on {n} held-out items"
@@ -118,6 +119,7 @@ def _elsewhere(retention: dict[str, Any] | None, model: str) -> str:
             skills[compared["verdict"]].append(name)
     if not any(skills.values()):
         return NOT_MEASURED
+    # Only what is shown may be claimed; the rest is named.
     known = skills["better"] + skills["equal"]
     if skills["worse"]:
         text = f"Against base it got worse in {_list(skills['worse'])}"

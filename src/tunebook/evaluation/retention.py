@@ -65,6 +65,7 @@ def measure_retention(source: Source, folder: Path, label: str, key: str) -> Non
             for i, answer in batch.items():
                 score = _obeyed(written[i], answer.text)
                 records.append(_record(written[i], answer.text, score, score == 1))
+    # In the order of the suite, so that the lines of two models stand for the same items.
     places = {item["source_id"]: place for place, item in enumerate(items)}
     records.sort(key=lambda record: places[record["source_id"]])
     write_text(folder / FILE, "".join(json.dumps(record) + "\n" for record in records))
@@ -155,6 +156,7 @@ def _compare_skill(
 
 
 def _verdict(compared: dict[str, Any]) -> str:
+    # After Holm's correction the test may say less than the interval of the skill alone.
     low, high = compared["interval"]
     if compared["p"] < ALPHA and not low <= 0 <= high:
         return "worse" if high < 0 else "better"

@@ -75,6 +75,38 @@ def score_interval(scores: Sequence[float]) -> list[float]:
     return bootstrap_interval(numpy.asarray(scores, float), seed=0)
 
 
+def length_controlled(scores: Sequence[float], longer: Sequence[float]) -> float | None:
+    """The win rate that is left when both answers are of one length (Dubois et al. 2024, AlpacaEval 2).
+
+    A logistic regression of the scores on the difference of the lengths, read where that is 0.
+
+    Args:
+        scores: Of each comparison 1 (the second answer won), 0 or 0.5.
+        longer: Of each comparison by how many characters the second answer is longer.
+
+    Returns:
+        None where one model's answers are always longer: then length and quality cannot be told apart.
+    """
+    import numpy
+    from scipy.optimize import minimize
+
+    wins = numpy.asarray(scores, float)
+    difference = numpy.asarray(longer, float)
+    if difference.min() >= 0 or difference.max() <= 0:
+        return None if difference.any() else float(wins.mean())
+    lengths = numpy.tanh(difference / difference.std())
+
+    def loss(weights: Any) -> float:
+        logits = weights[0] + weights[1] * lengths
+        # Weak priors keep both finite where length alone decides. That on the intercept is the stronger one:
+        # what length can explain is put down to length.
+        prior = 0.1 * weights[0] ** 2 + 0.001 * weights[1] ** 2
+        return float((numpy.logaddexp(0, logits) - wins * logits).sum() + prior)
+
+    best = minimize(loss, numpy.zeros(2)).x
+    return float(1 / (1 + math.exp(-best[0])))
+
+
 def ratio_interval(amounts: Sequence[float], sizes: Sequence[float], seed: int = 0) -> list[float]:
     """Percentile-bootstrap interval, over items, of sum(amounts) / sum(sizes): a mean per token, say."""
     import numpy
