@@ -8,10 +8,5 @@ from tunebook.recipe.loading import load_recipe
 
 
 def content(name: str) -> dict[str, Any]:
-    """The recipe's whole content as YAML can hold it; nothing is left to a family default.
-
-    Without the retention suite, whose 350 items would take longer than all else.
-    """
-    whole = load_recipe(name).model_dump(mode="json", exclude={"stages", "folders"})
-    whole["evaluate"]["retention"] = False
-    return whole
+    """The recipe's whole content as YAML can hold it; nothing is left to a family default."""
+    return load_recipe(name).model_dump(mode="json", exclude={"stages", "folders"})
