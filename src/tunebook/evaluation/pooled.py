@@ -118,6 +118,7 @@ def claim(step: str, pooled: dict[str, Any]) -> str:
             f"{100 * pooled['spread']:.1f} points: {runs} runs do not show that training again "
             f"makes it {word}."
         )
+    # What a reader wants to know before training once more, in points.
     low, high = (100 * bound for bound in pooled["next"])
     return (
         f"**{step}**: {points} on average, {word} in {agreeing} of {runs} runs. {verdict} "

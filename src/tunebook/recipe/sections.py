@@ -525,15 +525,17 @@ class PairsConfig(Section):
 class GateRule(Section):
     """What must be shown of two models for `tunebook evaluate --gate` to succeed."""
 
-    first: str
+    suite: Literal["task", "retention"] = "task"
+    """What was asked: the held-out items of the task, or those of `evaluate.retention`."""
+    first: str = "base"
     """A model: `base`, `sft`, ..."""
-    second: str
-    """The model that is compared with it."""
+    second: str | None = None
+    """The model that is compared with it. None: the last that was evaluated."""
     at_least: float = 0.0
     """Points that the lower end of the difference's 95% interval must exceed. 0 asks for proof that the
     second is better, -2 for proof that it is not worse by more than 2."""
     slice: str | None = None
-    """Only the items of this slice. None: all."""
+    """Only the items of this slice, or of this skill. None: all."""
 
 
 class BenchmarksConfig(Section):
@@ -578,6 +580,11 @@ class EvaluateConfig(Section):
     ablation: int = Field(200, ge=0)
     """The number of items with an image that are asked twice more, with a blank image and with another
     item's. A model that answers as well then does not look. 0: none."""
+    retention: bool = False
+    """Whether every model also answers the retention suite: some 350 short items of other skills, which show
+    what training has cost."""
+    margin: float = Field(3.0, gt=0, le=50)
+    """Points by which a skill of the retention suite may change and count as equal."""
     benchmarks: BenchmarksConfig = BenchmarksConfig()
     """What `tunebook bench` asks."""
     gate: list[GateRule] = []
