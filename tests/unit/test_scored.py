@@ -224,7 +224,7 @@ def test_answers_of_which_nothing_is_said(capsys):
 
 def test_there_is_no_vote_on_checked_answers(tmp_path, monkeypatch):
     records = [prediction(i, score) for i, score in enumerate((0.0, 1.0, None, 0.5))]
-    monkeypatch.setattr(items, "answer_file", lambda *given: records)
+    monkeypatch.setattr(items, "answer_file", lambda *given, **options: records)
     recipe = load_recipe(overrides={"evaluate.samples": 2})
     exam = items.Exam(recipe, "sft", lambda: None, [{"prompt": []}] * 2, tmp_path, check=opened("json"))
     sampled = exam.sample()
