@@ -1,16 +1,15 @@
-"""Rows without an answer, but with a checker: from `prepare` over pairs to the evaluation and its report."""
+"""Rows without an answer, but with a checker or a judge: from `prepare` to the evaluation and its report."""
 
 from __future__ import annotations
 
 import json
-import threading
 from collections import Counter
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
-from api import body
+from answering import serving, takes_longer
 
 from tunebook.data.prepare import prepare
 from tunebook.data.storage import load, read_parquet
@@ -39,40 +38,22 @@ SAID = {
 
 @pytest.fixture
 def server():
-    """A server with OpenAI's interface that says the texts in its `said` in turn, to each question anew."""
+    """A server that says the texts in its `said` in turn, to each question anew."""
 
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self):
-            asked = self.rfile.read(int(self.headers["Content-Length"]))
-            question = json.loads(asked)["messages"][-1]["content"]
-            with lock:
-                text = running.said[counts[question] % len(running.said)]
-                counts[question] += 1
-            answer = json.dumps(body(text)).encode()
-            self.send_response(200)
-            self.send_header("Content-Type", "application/json")
-            self.send_header("Content-Length", str(len(answer)))
-            self.end_headers()
-            self.wfile.write(answer)
+    def answer(question: str) -> str:
+        text = running.said[counts[question] % len(running.said)]
+        counts[question] += 1
+        return text
 
-        def log_message(self, *_):
-            pass
-
-    lock = threading.Lock()
     counts = Counter()
-    running = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=running.serve_forever)
-    thread.start()
-    yield running
-    running.shutdown()
-    thread.join()
-    running.server_close()
+    with serving(answer) as url:
+        running = SimpleNamespace(url=url, said=[])
+        yield running
 
 
 def write_recipe(tiny: Path, folder: Path, rows: list[dict], server, **sections) -> Path:
     """A short recipe for some rows beside it, whose pairs the server's answers make."""
     (folder / "my.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    url = f"http://127.0.0.1:{server.server_port}/v1"
     content = {
         "extends": "smollm2",
         "model": {"base": str(tiny), "dtype": "float32"},
@@ -83,7 +64,7 @@ def write_recipe(tiny: Path, folder: Path, rows: list[dict], server, **sections)
             "val": 0,
             "max_length_ratio": 100,
             # One after the other: which answer is a question's first one matters here.
-            "server": {"url": url, "model": "m", "concurrency": 1},
+            "server": {"url": server.url, "model": "m", "concurrency": 1},
         },
         "evaluate": {"max_new_tokens": 24, "batch_size": 8},
         **sections,
@@ -186,3 +167,61 @@ def test_instructions_give_pairs_of_best_against_worst_and_mean_scores(tiny, tmp
         <= results["base"]["score"]
         <= results["base"]["score_interval"][1]
     )
+
+
+def test_a_judge_ranks_samples_and_compares_the_models_of_a_task(tiny, tmp_path, server, monkeypatch):
+    """From `init` to the report, with a stand-in judge that always takes the longer answer."""
+    from tunebook.init import init
+    from tunebook.models import backend
+    from tunebook.training.dpo import dpo
+    from tunebook.training.sft import sft
+
+    backend.backend()
+    monkeypatch.chdir(tmp_path)
+    server.said = ["It is Paris.", "", "It is Paris, as everybody knows.", "Paris."]
+    rows = [{"prompt": question, "completion": "It is Paris."} for question in QUESTIONS[:40]]
+    Path("my.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    path = init("my.jsonl", model=str(tiny), goal="both")
+    with serving(takes_longer) as judge:
+        content = yaml.safe_load(path.read_text())
+        content["judge"] = {"server": {"url": judge, "model": "j"}}
+        content["pairs"] |= {"val": 0, "max_length_ratio": 100, "samples": 4}
+        content["pairs"]["server"] = {"url": server.url, "model": "m", "concurrency": 1}
+        content["model"] = {"base": str(tiny), "dtype": "float32"}
+        quick = {"eval_strategy": "no", "save_strategy": "no"}
+        content["sft"] = {"max_steps": 30, "learning_rate": 5e-3, **quick}
+        content["dpo"] = {"max_steps": 2, **quick}
+        content["evaluate"] = {"max_new_tokens": 16, "limit": 6}
+        path.write_text(yaml.safe_dump(content))
+        recipe = load_recipe(path)
+        sft(recipe)
+        record = pairs(recipe)
+        dpo(recipe)
+        evaluate(recipe)
+    # 1) of three usable samples the longest wins both comparisons, the shortest none
+    train = load(recipe, "train")
+    assert record["samples"] == {"judged": 3 * len(train), "broken": len(train)}
+    of_judge = record["judge"]
+    assert (of_judge["n"], of_judge["longer"], of_judge["first_place"]) == (3 * len(train), 1.0, 0.5)
+    assert of_judge["requests"] == 6 * len(train) and record["prompts"] == {"paired": len(train)}
+    for pair in read_parquet(recipe.run_dir / "pairs" / "train.parquet"):
+        assert pair["chosen"][0]["content"] == "It is Paris, as everybody knows."
+        assert (pair["rejected"][0]["content"], pair["margin"]) == ("Paris.", 1.0)
+        assert (pair["chosen_correct"], pair["rejected_correct"], pair["gold"]) == (None, None, None)
+    # 2) each model is compared with the one before it, by lengths alone
+    texts = {}
+    for stage in ("base", "sft", "dpo"):
+        predictions = read_records(recipe.run_dir / "eval" / stage / "predictions.jsonl")
+        texts[stage] = [len(prediction["answer"].strip()) for prediction in predictions]
+    compared = read_json(recipe.run_dir / "eval" / "summary.json")["judge"]["comparisons"]
+    assert [(c["first"], c["second"]) for c in compared] == [("base", "sft"), ("sft", "dpo"), ("base", "dpo")]
+    for step in compared:
+        lengths = list(zip(texts[step["first"]], texts[step["second"]], strict=True))
+        assert step["won"] == sum(before < after for before, after in lengths)
+        assert step["lost"] == sum(before > after for before, after in lengths)
+    text = report.write(recipe.run_dir)[0].read_text()
+    assert "## Win rates by the judge" in text and "**By the judge, sft against base: " in text
+    # 3) another prompt for the judge is another ranking, and other answers are not asked for
+    changed = load_recipe(path, overrides={"judge.max_new_tokens": 32})
+    assert pairs_stage(changed).key != pairs_stage(recipe).key
+    assert eval_stage(changed, "base").key == eval_stage(recipe, "base").key

@@ -10,7 +10,7 @@ from fuzzing import scaled
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tunebook.evaluation.statistics import compare
+from tunebook.evaluation.statistics import compare, equivalence, holm
 from tunebook.evaluation.tables import comparison_table
 
 ITEMS = st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=60)
@@ -99,3 +99,51 @@ def test_the_table_says_it_in_points():
 def test_items_that_do_not_pair_are_refused():
     with pytest.raises(ValueError, match="3 and 2 items"):
         compare([1, 0, 1], [1, 0])
+
+
+@settings(max_examples=scaled(60), deadline=None)
+@given(
+    st.lists(st.sampled_from([-1.0, -0.4, 0.0, 0.0, 0.3, 1.0]), min_size=2, max_size=300),
+    st.floats(0.01, 0.3),
+)
+def test_equivalence_is_statsmodels_tost(change, margin):
+    from statsmodels.stats.weightstats import ttost_paired
+
+    changes = numpy.array(change)
+    found = equivalence(change, margin)
+    unseen = (1 - margin) ** len(change)
+    if numpy.ptp(changes) == 0:
+        assert found == pytest.approx(unseen if abs(changes[0]) < margin else 1.0)
+        return
+    wanted = ttost_paired(changes, numpy.zeros(len(change)), -margin, margin)[0]
+    assert found == pytest.approx(max(wanted, unseen), abs=1e-9)
+    assert equivalence([-c for c in change], margin) == pytest.approx(found)
+
+
+def test_two_copies_of_a_model_are_equivalent_once_there_are_enough_items():
+    # (1 - 0.03)^98 = 0.0505 and (1 - 0.03)^99 = 0.0490: a loss of 3 points could hide among 98 equal answers.
+    assert [equivalence([0.0] * n, 0.03) for n in (1, 98, 99)] == pytest.approx([0.97, 0.97**98, 0.97**99])
+    assert 0.97**99 < 0.05 < 0.97**98
+    # Of models equally good that differ in 20% of items 200 show no equivalence by 3 points, 5,000 do.
+    rng = numpy.random.default_rng(1)
+    change = rng.choice([-1.0, 0.0, 1.0], 5000, p=[0.1, 0.8, 0.1])
+    assert equivalence(change[:200], 0.03) > 0.05 > equivalence(change, 0.03)
+
+
+def test_models_that_are_apart_by_the_margin_are_seldom_called_equivalent():
+    rng = numpy.random.default_rng(0)
+    wrongly = 0
+    for _ in range(400):
+        change = rng.choice([-1.0, 0.0, 1.0], 400, p=[0.09, 0.85, 0.06])
+        wrongly += equivalence(change, 0.03) < 0.05
+    assert wrongly <= 400 * 0.08  # 5%, and three standard errors
+
+
+@settings(max_examples=scaled(60), deadline=None)
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=12))
+def test_holm_is_statsmodels(pvalues):
+    from statsmodels.stats.multitest import multipletests
+
+    assert holm(pvalues) == pytest.approx(list(multipletests(pvalues, method="holm")[1]))
+    # Two tests at 3%: each alone would be shown, together neither is.
+    assert holm([0.03, 0.03]) == pytest.approx([0.06, 0.06])

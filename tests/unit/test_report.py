@@ -96,7 +96,7 @@ def test_runs_side_by_side(run, tmp_path):
         "| recorded dpo → other dpo | 10 | +20.0" in text and "| recorded sft → other sft | 10 | +0.0" in text
     )
     assert (
-        "| sft → dpo | 2 | +9.5, +11.5 | +10.5 (-2.2 to +23.2) |" in text
+        "| sft → dpo | 2 | +9.5, +11.5 | +10.5 (-2.2 to +23.2) | 1.4 | 2.0 |" in text
     )  # t = 12.706 with one degree of freedom
     assert "nan" not in compare_runs([run])
     path.write_text(path.read_text().replace("question 3?", "another?"))

@@ -16,6 +16,7 @@ from tunebook.data.checks import NOT_AN_ANSWER
 from tunebook.data.files import is_file, located
 from tunebook.data.records import records
 from tunebook.data.rows import Reject
+from tunebook.generation.answers import fill
 from tunebook.models import image_input
 from tunebook.recipe.sections import CleanConfig
 
@@ -82,8 +83,7 @@ def count_rows(config: CleanConfig) -> int | None:
 def question_to(config: CleanConfig, template: str, raw: Raw) -> Any:
     """What the model is asked about a row: the prompt's text, with the image where it goes along."""
     parts = {"{question}": raw.question, "{solution}": raw.solution}
-    # Both at once, so that a question which holds `{solution}` stays as it is.
-    text = re.sub(r"\{question\}|\{solution\}", lambda match: parts[match[0]], template)
+    text = fill(template, parts)
     if raw.image is None or not config.send_images:
         return text
     image = {"type": "image_url", "image_url": {"url": image_input.data_url(raw.image)}}

@@ -7,12 +7,11 @@ uv run tunebook run --from-manifest runs/a/manifest.json
 from __future__ import annotations
 
 import itertools
-import math
-import statistics
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from tunebook.evaluation import pooled
 from tunebook.evaluation.report import predictions
 from tunebook.evaluation.statistics import compared_steps, is_graded, mark
 from tunebook.evaluation.tables import ACCURACY, Table, accuracy_cells, comparison_table
@@ -21,26 +20,37 @@ from tunebook.recipe.errors import UserError
 from tunebook.runs.files import log_history, read_json
 from tunebook.runs.manifest import recorded, recorded_recipe
 
+SEEDS = ("seed", "data_seed")
+"""The keys by which repetitions of a training differ."""
+
 
 def compare_runs(runs: list[Path]) -> str:
-    """Runs side by side as Markdown.
+    """Runs side by side as Markdown, finished ones or those of `resources/`.
 
-    What differs in their recipes; accuracies; each stage paired with the first run's where the items are the
-    same; and over the runs the mean and spread of each step's difference.
+    What they show together, of several seeds say; what differs in their recipes; accuracies; each stage
+    paired with the first run's where the items are the same.
     """
     summaries = {}
     stages: dict[str, None] = {}  # of all runs, in the order in which they come
     for run in runs:
-        summary = read_json(run / "eval" / "summary.json")
+        summary = results_of(run)
         if not summary:
             raise UserError(f"{run.name} has not been evaluated: run `uv run tunebook evaluate` there first")
         summaries[run.name] = summary
         stages |= dict.fromkeys(summary["stages"])
     first = runs[0]
+    settings = _differing_settings(runs)
+    steps = pooled.by_step(list(summaries.values()))
+    claims = [f"- {pooled.claim(step, of_step)}" for step, of_step in steps.items()]
     parts = [
         f"# {' and '.join(summaries)}",
+        "## Over the runs",
+        _what_spreads(settings),
+        "\n".join(claims),
+        pooled.pooled_table(steps).markdown(),
+        pooled.EXPLAINED,
         "## What differs",
-        _differing_settings(runs),
+        settings.markdown() or "Nothing in their recipes.",
         "## Accuracy",
         _accuracies(summaries, stages),
         f"## The same items, {first.name} against the others",
@@ -50,11 +60,16 @@ def compare_runs(runs: list[Path]) -> str:
         if comparisons:
             parts.append(comparison_table(comparisons).markdown())
         else:
-            parts.append(f"{other.name} answered other items: nothing can be paired.")
-    return "\n\n".join([*parts, "## Over the runs", _spread(summaries)])
+            parts.append(f"{other.name} answered other items, or its answers are not kept: none is paired.")
+    return "\n\n".join(filter(None, parts))
 
 
-def _differing_settings(runs: list[Path]) -> str:
+def results_of(run: Path) -> dict[str, Any]:
+    """The results of a run's evaluation; a recorded run keeps them beside its manifest."""
+    return read_json(run / "eval" / "summary.json") or read_json(run / "summary.json")
+
+
+def _differing_settings(runs: list[Path]) -> Table:
     """The recipe keys that are not the same in all runs."""
     settings = {str(run): _recipe(run) for run in runs}
     keys = dict.fromkeys(itertools.chain.from_iterable(settings.values()))
@@ -63,7 +78,18 @@ def _differing_settings(runs: list[Path]) -> str:
         values = {str(flat.get(key)) for flat in settings.values()}
         if len(values) > 1:
             table.add(key=f"`{key}`", **{run: flat.get(key, "") for run, flat in settings.items()})
-    return table.markdown() or "Nothing in their recipes."
+    return table
+
+
+def _what_spreads(settings: Table) -> str:
+    """What the spread over runs is the spread of, by the settings in which they differ."""
+    keys = [row["key"].strip("`") for row in settings.rows]
+    others = [key for key in keys if key.rpartition(".")[2] not in SEEDS]
+    if others:
+        return "The runs differ in other settings than their seeds (below), which adds to the spread."
+    if not keys:
+        return "The runs have the same seeds: what another seed would give is not among them."
+    return ""
 
 
 def _accuracies(summaries: dict[str, Any], stages: Iterable[str]) -> str:
@@ -98,27 +124,6 @@ def _scores(run: Path, stage: str) -> dict[str, float]:
         if score is not None:
             scores[item] = score
     return scores
-
-
-def _spread(summaries: dict[str, Any]) -> str:
-    """Mean difference of each step over the runs (of several seeds, say), with Student's 95% interval."""
-    from scipy.stats import t
-
-    steps: dict[str, list[float]] = {}
-    for summary in summaries.values():
-        for compared in summary["comparisons"]:
-            step = f"{compared['first']} → {compared['second']}"
-            steps.setdefault(step, []).append(100 * compared["difference"])
-    table = Table(mean="mean (95% interval)")
-    for step, values in steps.items():
-        mean = statistics.mean(values)
-        interval = ""
-        if len(values) > 1:
-            half = t.ppf(0.975, len(values) - 1) * statistics.stdev(values) / math.sqrt(len(values))
-            interval = f" ({mean - half:+.1f} to {mean + half:+.1f})"
-        differences = ", ".join(f"{value:+.1f}" for value in values)
-        table.add(step=step, runs=len(values), differences=differences, mean=f"{mean:+.1f}{interval}")
-    return table.markdown()
 
 
 def compare_manifests(first: Path, second: Path) -> str:

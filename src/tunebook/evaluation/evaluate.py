@@ -33,6 +33,7 @@ from tunebook.evaluation.items import (
     summarise_answers,
 )
 from tunebook.evaluation.statistics import compared_steps, mark
+from tunebook.evaluation.win_rates import win_rates
 from tunebook.generation.generate import read_records
 from tunebook.generation.local import Local, local
 from tunebook.models import backend
@@ -86,6 +87,10 @@ def evaluate(
         summary["losses"] = compare_losses({name: stage.dir for name, stage in stages.items()})
     else:
         summary["comparisons"] = comparisons(stages)
+    if recipe.judge is not None:
+        items, _ = _items(recipe)
+        folders = {name: stage.dir for name, stage in stages.items()}
+        summary["judge"] = win_rates(recipe, recipe.judge, folders, items)
     write_json(recipe.run_dir / "eval" / "summary.json", summary)
     if missing:
         track(recipe, "eval", results)
@@ -107,6 +112,8 @@ def eval_stage(recipe: Recipe, name: str) -> Stage:
         "verifier": verifier(),
         **check.settings,
     }
+    if recipe.judge is not None:
+        settings["judged"] = True  # all items are answered, also where nothing checks them
     inputs = {"data": data_stage(recipe).key, "adapter": adapter_key(recipe, name)}
     inputs |= check.inputs
     if not recipe.data.sources:  # the pairs that are kept for evaluation
@@ -231,7 +238,8 @@ def _measure(
     with source() as opened:
         measure_losses(opened, items, folder, name, recipe.data.train_on or "all")
     # A row with tools is no question that can be asked as text.
-    answered = evenly([item for item in items if not item.get("chat")], ANSWERED)
+    as_text = [item for item in items if not item.get("chat")]
+    answered = as_text if recipe.judge else evenly(as_text, ANSWERED)
     if not answered:
         return {**summarise_losses(folder), "answers": None, "slices": {}}
     predictions = Exam(recipe, name, source, answered, folder, _answers_depend_on(stage)).answer()

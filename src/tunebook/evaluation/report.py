@@ -62,6 +62,7 @@ def parts(run: Path) -> list[Part]:
     summary = read_json(run / "eval" / "summary.json")
     report: list[Part] = [f"# {run.name}", _headline(stages, summary)]
     report += _results(summary)
+    report += _win_rates(summary.get("judge"))
     if bench := read_json(run / "bench" / "summary.json"):
         report += [
             "## Benchmarks (lm-evaluation-harness)",
@@ -100,6 +101,16 @@ def _headline(stages: dict[str, Any], summary: dict[str, Any]) -> str:
             f"- **{_question(compared)}: {verdict}** "
             f"({100 * compared['difference']:+.1f} points, "
             f"95% interval {100 * low:+.1f} to {100 * high:+.1f}, n = {compared['n']})."
+        )
+    for compared in summary.get("judge", {}).get("comparisons", []):
+        low, high = compared["interval"]
+        verdict = "not shown to be different"
+        if compared["p"] < ALPHA and not low <= 0.5 <= high:
+            verdict = "better" if low > 0.5 else "worse"
+        lines.append(
+            f"- **By the judge, {_question(compared)}: {verdict}** "
+            f"(win rate {compared['win_rate']:.1%}, 95% interval {100 * low:.1f} to {100 * high:.1f}, "
+            f"n = {compared['n']})."
         )
     for compared in summary.get("losses", []):
         low, high = compared["interval"]
@@ -161,6 +172,20 @@ def _results(summary: dict[str, Any]) -> list[Part]:
         "Every stage answered the same items: differences in points with a paired bootstrap interval, "
         "exact McNemar test (\\*: p < 0.05). "
         "`detectable`: the difference that so many items would show four times out of five.",
+    ]
+
+
+def _win_rates(judge: dict[str, Any] | None) -> list[Part]:
+    """What the judge says of the models' answers, and how far it can be trusted."""
+    if not judge:
+        return []
+    return [
+        "## Win rates by the judge",
+        tables.win_rate_table(judge["comparisons"]).markdown(),
+        "The judge read both answers in both orders; where it contradicts itself the comparison is a tie, "
+        "half a win. `at equal length`: the win rate without what the difference of the lengths explains. "
+        "`first place` and `longer` are near 50% where the judge has no bias.",
+        tables.agreement_text(judge.get("agreement")),
     ]
 
 

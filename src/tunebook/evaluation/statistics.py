@@ -75,6 +75,38 @@ def score_interval(scores: Sequence[float]) -> list[float]:
     return bootstrap_interval(numpy.asarray(scores, float), seed=0)
 
 
+def length_controlled(scores: Sequence[float], longer: Sequence[float]) -> float | None:
+    """The win rate that is left when both answers are of one length (Dubois et al. 2024, AlpacaEval 2).
+
+    A logistic regression of the scores on the difference of the lengths, read where that is 0.
+
+    Args:
+        scores: Of each comparison 1 (the second answer won), 0 or 0.5.
+        longer: Of each comparison by how many characters the second answer is longer.
+
+    Returns:
+        None where one model's answers are always longer: then length and quality cannot be told apart.
+    """
+    import numpy
+    from scipy.optimize import minimize
+
+    wins = numpy.asarray(scores, float)
+    difference = numpy.asarray(longer, float)
+    if difference.min() >= 0 or difference.max() <= 0:
+        return None if difference.any() else float(wins.mean())
+    lengths = numpy.tanh(difference / difference.std())
+
+    def loss(weights: Any) -> float:
+        logits = weights[0] + weights[1] * lengths
+        # Weak priors keep both finite where length alone decides. That on the intercept is the stronger one:
+        # what length can explain is put down to length.
+        prior = 0.1 * weights[0] ** 2 + 0.001 * weights[1] ** 2
+        return float((numpy.logaddexp(0, logits) - wins * logits).sum() + prior)
+
+    best = minimize(loss, numpy.zeros(2)).x
+    return float(1 / (1 + math.exp(-best[0])))
+
+
 def ratio_interval(amounts: Sequence[float], sizes: Sequence[float], seed: int = 0) -> list[float]:
     """Percentile-bootstrap interval, over items, of sum(amounts) / sum(sizes): a mean per token, say."""
     import numpy
@@ -119,6 +151,40 @@ def detectable(disagreements: float, n: int) -> float:
     """The difference that n items, so many of which differ, show with 80% power at 5% (Connor 1987)."""
     # 2.8 = 1.96 + 0.84; six wins to none are the fewest that can be significant.
     return max(2.8 * math.sqrt(disagreements), 6.0) / n
+
+
+def equivalence(change: Sequence[float], margin: float) -> float:
+    """p of two one-sided t-tests (Schuirmann 1987): below 5% the mean of `change` lies within ± `margin`.
+
+    Args:
+        change: How much an item's score changed, paired, one number an item.
+        margin: On the scale of the scores: 0.03 are 3 points.
+    """
+    import numpy
+    from scipy.stats import ttest_1samp
+
+    changes = numpy.asarray(change, float)
+    n = len(changes)
+    # Were the models apart by the margin, at least such a share of items would differ: the chance that n
+    # items show no difference at all. Where all changes are alike, t has no variance to go by.
+    unseen = (1 - margin) ** n
+    if numpy.ptp(changes) == 0:
+        return float(unseen) if abs(changes[0]) < margin else 1.0
+    above = ttest_1samp(changes, -margin, alternative="greater").pvalue
+    below = ttest_1samp(changes, margin, alternative="less").pvalue
+    return float(max(above, below, unseen))
+
+
+def holm(pvalues: Sequence[float]) -> list[float]:
+    """The p-values of several tests, each as large as their number makes it (Holm 1979); same order."""
+    ordered = sorted(range(len(pvalues)), key=lambda i: pvalues[i])
+    adjusted = [1.0] * len(pvalues)
+    largest = 0.0
+    for rank, i in enumerate(ordered):
+        # The smallest is held against all tests, the next against all but one, ...
+        largest = max(largest, (len(pvalues) - rank) * pvalues[i])
+        adjusted[i] = min(1.0, largest)
+    return adjusted
 
 
 def mark(prediction: dict[str, Any]) -> float | None:

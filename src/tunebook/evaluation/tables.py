@@ -161,7 +161,7 @@ def loss_comparison_table(comparisons: list[dict[str, Any]]) -> Table:
             difference=f"{compared['difference']:+.3f} ({low:+.3f} to {high:+.3f})",
             lower=compared["lower"],
             higher=compared["higher"],
-            p=f"{compared['p']:.2g}" if compared["p"] >= 1e-4 else "< 0.0001",
+            p=p_value(compared["p"]),
             **prefers,
         )
     return table
@@ -207,6 +207,49 @@ def image_table(results: dict[str, dict[str, Any]]) -> Table:
     return table
 
 
+def win_rate_table(comparisons: list[dict[str, Any]]) -> Table:
+    """What the judge says of two models' answers; above 50% the second is better.
+
+    `contradicted`: other verdicts in the other order, counted as ties. `first place`, `longer`: how often it
+    took the answer shown first, and the longer one; both are near 50% where it has no bias.
+    """
+    table = Table(
+        win_rate="win rate (95% interval)",
+        controlled="at equal length",
+        p="p (sign test)",
+        place="first place",
+        refused="no verdict",
+    )
+    for compared in comparisons:
+        table.add(
+            step=f"{compared['first']} → {compared['second']}",
+            n=compared["n"],
+            win_rate=_share(compared["win_rate"], compared["interval"]),
+            controlled=_percent(compared["length_controlled"]),
+            won=compared["won"],
+            lost=compared["lost"],
+            tied=compared["tied"],
+            p=f"{compared['p']:.2g}" if compared["p"] >= 1e-4 else "< 0.0001",
+            contradicted=compared["contradicted"],
+            place=_percent(compared["first_place"]),
+            longer=_percent(compared["longer"]),
+            refused=compared["refused"],
+        )
+    return table
+
+
+def agreement_text(agreement: dict[str, Any] | None) -> str:
+    """How often the judge and people choose alike; empty where no choices of people are there."""
+    if not agreement:
+        return ""
+    n = agreement["n"]
+    if not agreement["decided"]:
+        return f"Of {n} human choices the judge decides none."
+    share = _share(agreement["share"], agreement["interval"])
+    cases = f"the {agreement['decided']} cases of {n} that it decides"
+    return f"The judge prefers what people chose in {share} of {cases}."
+
+
 def comparison_table(comparisons: list[dict[str, Any]]) -> Table:
     """Paired comparisons, differences in points; those of benchmarks with their task.
 
@@ -222,7 +265,7 @@ def comparison_table(comparisons: list[dict[str, Any]]) -> Table:
             difference=_points(compared),
             won=compared["won"],
             lost=compared["lost"],
-            p=f"{compared['p']:.2g}" if compared["p"] >= 1e-4 else "< 0.0001",
+            p=p_value(compared["p"]),
             detectable=f"{100 * compared['detectable']:.1f}",
         )
     return table
@@ -298,11 +341,24 @@ def show(recipe: Recipe, results: dict[str, dict[str, Any]]) -> None:
     sampled_table(results).print("sampled answers")
     image_table(results).print("does it look at the image?")
     comparison_table(summary["comparisons"]).print("the same items, pair by pair")
+    judge = summary.get("judge", {})
+    win_rate_table(judge.get("comparisons", [])).print("win rates by the judge")
+    if agreement := agreement_text(judge.get("agreement")):
+        print(agreement)
+
+
+def p_value(p: float) -> str:
+    """As tables show it."""
+    return f"{p:.2g}" if p >= 1e-4 else "< 0.0001"
 
 
 def _share(share: float, interval: list[float]) -> str:
     low, high = interval
     return f"{share:.1%} ({100 * low:.1f} to {100 * high:.1f})"
+
+
+def _percent(share: float | None) -> str:
+    return "–" if share is None else f"{share:.0%}"
 
 
 def _points(compared: dict[str, Any]) -> str:

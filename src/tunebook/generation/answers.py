@@ -11,6 +11,13 @@ Images = list[list[str]]
 """Of each prompt the files that go with its first question."""
 
 
+def fill(template: str, parts: dict[str, str]) -> str:
+    """A prompt's text with its parts in it: `{"{question}": ...}`."""
+    # All parts at once, so that a question which holds `{solution}` stays as it is.
+    names = "|".join(map(re.escape, parts))
+    return re.sub(names, lambda match: parts[match[0]], template)
+
+
 @dataclass(frozen=True)
 class Answer:
     """One generated text without special tokens."""

@@ -51,19 +51,17 @@ class Client:
     """Requests to one server; the library retries with exponential back-off and heeds `Retry-After`.
 
     `usage` is what was answered before, and what this client asks is added. `section` of the recipe has the
-    server's keys.
+    server's keys, where that is not the server's own.
     """
 
-    def __init__(
-        self, server: ServerConfig, usage: Usage | None = None, section: str = "pairs.server"
-    ) -> None:
+    def __init__(self, server: ServerConfig, usage: Usage | None = None, section: str | None = None) -> None:
         import httpx
         import openai
         from aiolimiter import AsyncLimiter
 
         self.server = server
         self.usage = usage or Usage()
-        self.section = section
+        self.section = section or server.section
         self._key = secret(server.api_key_env) or "none"  # a server on this machine asks for none
         self._url = scrubbed(server.url, self._key)
         try:
@@ -75,7 +73,7 @@ class Client:
                 http_client=openai.DefaultAioHttpClient(),
             )
         except (ValueError, TypeError, httpx.InvalidURL) as error:
-            raise UserError(f"{section}.url: {first_line(error)}") from None
+            raise UserError(f"{self.section}.url: {first_line(error)}") from None
         # A leaky bucket of tokens, refilled over a minute.
         self._limiter = AsyncLimiter(server.tokens_per_minute, 60) if server.tokens_per_minute else None
 

@@ -113,8 +113,8 @@ def _plain_row(raw: Raw, path: str, forms: set[str]) -> Raw:
 
 def _to_pair(raw: Raw, prompts: Prompts, min_margin: float | None, check: Check, source_id: str) -> Pair:
     """A row with `prompt`, `chosen` and `rejected` as a pair. Raises Unusable that names the field."""
-    prompt, chosen = _side(raw, "chosen", prompts)
-    other_prompt, rejected = _side(raw, "rejected", prompts)
+    prompt, chosen = side_of(raw, "chosen", prompts)
+    other_prompt, rejected = side_of(raw, "rejected", prompts)
     if prompt != other_prompt:
         raise Unusable("different prompts", "chosen and rejected answer different prompts")
     if chosen[0]["content"].split() == rejected[0]["content"].split():
@@ -164,7 +164,7 @@ def _refuse_no_better(chosen: Judgement, rejected: Judgement, check: Check, gold
         raise Unusable("rejected is right", why)
 
 
-def _side(raw: Raw, side: str, prompts: Prompts) -> tuple[Messages, Messages]:
+def side_of(raw: Raw, side: str, prompts: Prompts) -> tuple[Messages, Messages]:
     """Prompt and completion of one side. Raises Unusable that names the field."""
     content = raw.get(side)
     row = {**raw, "messages": None, "completion": content}

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import random
-import re
 from collections import Counter
 
+from tunebook.generation.answers import fill
 from tunebook.pairs.pair import Pair, Sample, content_of, length_ratio, make_pair, reference
 from tunebook.pairs.work import Request, Work, count_verdicts
 from tunebook.recipe.files import read_text
@@ -28,7 +28,7 @@ def injected_error(work: Work) -> list[Pair]:
         strategy = rng.choice(config.strategies)
         question = row["prompt"][-1]["content"]
         parts = {"{question}": question, "{solution}": row["completion"][0]["content"]}
-        prompt = [{"role": "user", "content": _fill(templates[strategy], parts)}]
+        prompt = [{"role": "user", "content": fill(templates[strategy], parts).strip()}]
         requests.append(Request(row, prompt, work.seed(row, "error"), {"strategy": strategy}))
     samples = work.answer("errors.jsonl", requests, "writing errors")
     pairs = []
@@ -57,9 +57,3 @@ def _outcome(config: PairsConfig, chosen: Sample, rejected: Sample) -> str:
     if length_ratio(chosen, rejected) > config.max_length_ratio:
         return "lengths too far apart"
     return "paired"
-
-
-def _fill(template: str, parts: dict[str, str]) -> str:
-    """All parts at once, so that a question which holds `{solution}` stays as it is."""
-    names = "|".join(map(re.escape, parts))
-    return re.sub(names, lambda match: parts[match[0]], template).strip()

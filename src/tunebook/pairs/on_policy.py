@@ -8,24 +8,31 @@ from typing import Any
 
 from tunebook.checkers.check import Check
 from tunebook.models.prefix import common_start
-from tunebook.pairs.pair import Pair, Sample, content_of, length_ratio, make_pair, margins, reference
+from tunebook.pairs.judged import rank
+from tunebook.pairs.pair import Pair, Sample, distinct, length_ratio, make_pair, margins, reference
 from tunebook.pairs.work import Request, Work, count_verdicts
 from tunebook.recipe.sections import PairsConfig
+
+JUDGED_MARGIN = 0.5
+"""Of the comparisons with a prompt's other samples: by how much more of them chosen wins, where no
+`pairs.min_margin` is given."""
 
 
 def on_policy(work: Work) -> list[Pair]:
     """Several samples of each prompt: chosen is one that is right, rejected one that is wrong.
 
-    With a `check` and `pairs.min_margin`: chosen is one whose score is better by as much. A prompt whose
-    samples are all right, or all wrong, gives no pair (but see `pairs.reference_chosen`).
+    With a `check` and `pairs.min_margin`, or a judge, chosen is one whose score is better by as much. A
+    prompt whose samples are all right, or all wrong, gives no pair (but see `pairs.reference_chosen`).
     """
     config = work.recipe.pairs
-    by_margin = config.min_margin is not None and work.check.config is not None
     requests = []
     for row in work.rows:
         for k in range(config.samples):
             requests.append(Request(row, row["prompt"], work.seed(row, str(k))))
     samples = work.answer("samples.jsonl", requests, "sampling")
+    if work.judge:
+        rank(work, work.judge, samples, config.samples)
+    by_margin = least_margin(config, work.check, samples) is not None
     # How many prompts had 0, 1, 2, ... right samples, and how many have a pair, or why not.
     pairs = []
     right_counts = Counter[int]()
@@ -37,12 +44,20 @@ def on_policy(work: Work) -> list[Pair]:
         verdicts = [sample["verdict"] for sample in of_row]
         right_counts[verdicts.count("right")] += 1
         outcomes["paired" if row_pairs else why_unpaired(verdicts, by_margin)] += 1
-    work.record["pass_counts"] = {str(k): right_counts[k] for k in range(config.samples + 1)}
+    if not work.judge:
+        work.record["pass_counts"] = {str(k): right_counts[k] for k in range(config.samples + 1)}
     work.record["samples"] = count_verdicts(samples)
     work.record["prompts"] = dict(outcomes.most_common())
-    if work.check.is_graded and pairs:
+    if pairs and (work.check.is_graded or work.judge):
         work.record["margin"] = margins(pairs)
     return pairs
+
+
+def least_margin(config: PairsConfig, check: Check | None, samples: list[Sample]) -> float | None:
+    """The least difference of two samples' scores that makes a pair; None: right against wrong."""
+    if any(sample["verdict"] == "judged" for sample in samples):
+        return config.min_margin or JUDGED_MARGIN
+    return config.min_margin if check and check.config else None
 
 
 def pairs_of_row(
@@ -59,21 +74,21 @@ def pairs_of_row(
     """
     strategy = "on_policy"
     # By margin any sample with a score can be either side; else right against wrong.
-    if config.min_margin is not None and check and check.config:
-        better = worse = _distinct(samples, ("right", "wrong"))
-        least = config.min_margin
+    least = least_margin(config, check, samples)
+    if least is not None:
+        better = worse = distinct(samples, ("right", "wrong", "judged"))
     else:
-        better = _distinct(samples, ("right",))
-        worse = _distinct(samples, ("wrong",))
-        least = 0.0
-    if worse and "right" not in [sample["verdict"] for sample in samples] and config.reference_chosen:
+        better = distinct(samples, ("right",))
+        worse = distinct(samples, ("wrong",))
+    has_right = any(sample["verdict"] in ("right", "judged") for sample in samples)
+    if worse and config.reference_chosen and not has_right:
         better = [reference(row, count_tokens, check)]
         strategy = "reference"
     # Of answers of very different length DPO would learn the length.
     candidates = []
     for chosen in better:
         for rejected in worse:
-            is_apart = _margin((chosen, rejected)) >= least - 1e-9
+            is_apart = _margin((chosen, rejected)) >= (least or 0.0) - 1e-9
             if is_apart and length_ratio(chosen, rejected) <= config.max_length_ratio:
                 candidates.append((chosen, rejected))
     candidates.sort(key=_common_beginning, reverse=True)
@@ -90,23 +105,13 @@ def pairs_of_row(
 
 def why_unpaired(verdicts: list[str], by_margin: bool = False) -> str:
     """Why samples of these verdicts gave no pair, of right and wrong ones or of any scores."""
-    scored = [verdict for verdict in verdicts if verdict in ("right", "wrong")]
+    scored = [verdict for verdict in verdicts if verdict in ("right", "wrong", "judged")]
     if by_margin and len(scored) > 1:
         return "scores or lengths do not fit"
     for side in ("right", "wrong"):
         if side not in verdicts:
             return "too long" if "too long" in verdicts else f"never {side}"
     return "lengths too far apart"
-
-
-def _distinct(samples: list[Sample], verdicts: tuple[str, ...]) -> list[Sample]:
-    """The samples of some verdicts that say different things."""
-    by_content = {}
-    # From the end, so that of equal samples the first is kept; it takes the place of the last.
-    for sample in reversed(samples):
-        if sample["verdict"] in verdicts:
-            by_content[content_of(sample)] = sample
-    return list(reversed(by_content.values()))
 
 
 def _margin(candidate: tuple[Sample, Sample]) -> float:

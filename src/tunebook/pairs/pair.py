@@ -18,8 +18,8 @@ from tunebook.recipe.sections import PairsConfig
 Sample = dict[str, Any]
 """An answer to a training prompt: its `text`, its `tokens`, the `seed` it was drawn with, its `verdict`.
 
-The verdict is that of `check_sample` or `judge_sample`, or `too long`; of a recipe with a `check` there is a
-`score` too, None where nothing can be said.
+The verdict is that of `check_sample` or `judge_sample`, `too long`, or `judged` where a judge ranks samples.
+Of a recipe with a `check` or a judge there is a `score` too, None where nothing can be said.
 """
 
 Pair = dict[str, Any]
@@ -72,10 +72,15 @@ def judge_sample(check: Check, row: dict[str, Any], text: str, truncated: bool) 
     verdict = "no score"
     if judgement.correct is not None:
         verdict = "right" if judgement.correct else "wrong"
-    is_no_answer = not text.strip() or (verdict != "right" and NOT_AN_ANSWER.search(text))
-    if truncated or is_no_answer:
+    if is_broken(text, truncated, is_right=verdict == "right"):
         verdict = "broken"
     return {"verdict": verdict, "score": judgement.score}
+
+
+def is_broken(text: str, truncated: bool, is_right: bool = False) -> bool:
+    """Whether an answer is cut off, empty, or an error text that is not right."""
+    is_no_answer = not text.strip() or (not is_right and NOT_AN_ANSWER.search(text))
+    return bool(truncated or is_no_answer)
 
 
 def reference(row: dict[str, Any], count_tokens: Callable[[str], int], check: Check | None = None) -> Sample:
@@ -135,6 +140,16 @@ def content_of(sample: Sample) -> str:
     return text.strip() if "score" in sample else " ".join(words(text))
 
 
+def distinct(samples: list[Sample], verdicts: tuple[str, ...]) -> list[Sample]:
+    """The samples of some verdicts that say different things."""
+    by_content = {}
+    # From the end, so that of equal samples the first is kept; it takes the place of the last.
+    for sample in reversed(samples):
+        if sample["verdict"] in verdicts:
+            by_content[content_of(sample)] = sample
+    return list(reversed(by_content.values()))
+
+
 def length_ratio(a: Sample, b: Sample) -> float:
     """How many times as many tokens the longer of two samples has."""
     shorter, longer = sorted((a["tokens"], b["tokens"]))
@@ -147,7 +162,9 @@ def question_key(pair: Pair) -> str:
     return " ".join([*words(text), *pair["images"]])
 
 
-def _is_right(sample: Sample, row: dict[str, Any]) -> bool:
+def _is_right(sample: Sample, row: dict[str, Any]) -> bool | None:
+    if sample.get("verdict") == "judged":
+        return None
     if "score" in sample:
         return bool(sample["verdict"] == "right")
     return verify(sample["text"], row["gold"], boxed_only=True).correct

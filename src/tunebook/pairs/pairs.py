@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from tunebook.checkers.check import Check
+from tunebook.checkers.judge import Judge
 from tunebook.checkers.maths import verifier
 from tunebook.data import aside
 from tunebook.data.files import content_hash, located
@@ -56,7 +57,8 @@ def pairs(recipe: Recipe, number: int = 1, force: bool = False) -> dict[str, Any
     force = switch("force", force)
     if stage.await_rank_0() or stage.skip(force):
         return stage.result
-    if _uses_model(recipe):
+    judge = ranking_judge(recipe)
+    if _uses_model(recipe) or (judge and judge.config.model):
         backend.backend()  # Unsloth comes before whatever imports transformers
     if recipe.data.sources:
         prepare(recipe)
@@ -70,7 +72,8 @@ def pairs(recipe: Recipe, number: int = 1, force: bool = False) -> dict[str, Any
         rows = [] if _only_existing(recipe) else _rows(recipe, number)
         opener = source_opener(recipe, number)
         depends_on = _answers_depend_on(stage)
-        work = Work(recipe, rows, folder, opener, count_tokens, number, depends_on, Check(recipe.check))
+        check = Check(recipe.check)
+        work = Work(recipe, rows, folder, opener, count_tokens, number, depends_on, check, judge)
         all_pairs = []
         for method in recipe.pairs.methods:
             all_pairs += METHODS[method](work)
@@ -141,6 +144,7 @@ def _why_none(record: dict[str, Any]) -> str:
         "broken": "train SFT longer or raise pairs.max_new_tokens: they are cut off or without a box",
         "too long": "raise model.max_seq_length",
         "no score": "the checker says nothing of them",
+        "judged": "the judge prefers none of them, or pairs.max_length_ratio is too low",
     }
     most = max(counts, key=lambda verdict: counts[verdict])
     remedy = remedies.get(most, "raise pairs.temperature, pairs.samples or pairs.prompts")
@@ -189,12 +193,29 @@ def pairs_stage(recipe: Recipe, number: int = 1) -> Stage:
     for name in files:
         inputs[name] = file_hash(config.find_file(name))
     inputs |= Check(recipe.check).inputs
+    judge = ranking_judge(recipe)
+    if judge:
+        settings["judge"] = judge.settings
     if config.dataset:
         content = content_hash(located(config, config.dataset), "pairs.dataset")
         # A hub id has no content that could be read here.
         if content:
             inputs[config.dataset] = content
     return Stage(recipe, round_name("pairs", number), settings, inputs)
+
+
+def ranking_judge(recipe: Recipe) -> Judge | None:
+    """The judge that ranks samples: that of a recipe without a `check`.
+
+    Raises UserError for a method that it cannot serve.
+    """
+    if recipe.judge is None or recipe.check is not None or _only_existing(recipe):
+        return None
+    if "injected_error" in recipe.pairs.methods:
+        raise UserError(
+            "pairs.methods: a judge ranks samples of one model (on_policy); injected_error needs a `check`"
+        )
+    return Judge(recipe, recipe.judge)
 
 
 def _answers_depend_on(stage: Stage) -> list[Any]:
@@ -205,7 +226,9 @@ def _answers_depend_on(stage: Stage) -> list[Any]:
     inputs = {name: key for name, key in stage.inputs.items() if not name.startswith("prompt/")}
     settings = stage.settings
     of_checks = settings.get("check"), verifier()
-    return [inputs, stage.input_hashes(), settings.get("model"), settings["pairs"]["server"], of_checks]
+    parts = [inputs, stage.input_hashes(), settings.get("model"), settings["pairs"]["server"], of_checks]
+    # What a judge ranks has no verdict of a checker.
+    return [*parts, "ranked"] if "judge" in settings else parts
 
 
 def _uses_model(recipe: Recipe) -> bool:
@@ -219,15 +242,17 @@ def _only_existing(recipe: Recipe) -> bool:
 def _rows(recipe: Recipe, number: int) -> list[dict[str, Any]]:
     """The training rows of a round: the next `pairs.prompts`, from the start again when they are used up."""
     check = Check(recipe.check)
+    is_ranked = ranking_judge(recipe) is not None
     rows = []
     for row in training_rows(recipe, "pairs"):
         # A row with tools is no question that can be asked as text.
-        if check.can_judge(row) and not row.get("chat"):
+        if (is_ranked or check.can_judge(row)) and not row.get("chat"):
             rows.append(row)
     if not rows:
         raise UserError(
             "no training row has an answer to check against: give rows an `answer`, name another checker "
-            "(such as `check: json` or `check: my_checks.py:function`), or use pairs.methods=[dataset]"
+            "(such as `check: json` or `check: my_checks.py:function`) or a `judge`, "
+            "or use pairs.methods=[dataset]"
         )
     count = min(recipe.pairs.prompts or len(rows), len(rows))
     return [rows[i % len(rows)] for i in range((number - 1) * count, number * count)]

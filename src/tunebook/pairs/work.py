@@ -13,13 +13,14 @@ from pathlib import Path
 from typing import Any
 
 from tunebook.checkers.check import Check
+from tunebook.checkers.judge import Judge
 from tunebook.data.rows import Reject, images_of
 from tunebook.generation.answers import Answer, Sampling, Usage, repeats
 from tunebook.generation.generate import answer_file, drop_other_answers
 from tunebook.generation.local import Local, local
 from tunebook.models import adapters, loading
 from tunebook.models.chat_template import Messages
-from tunebook.pairs.pair import Sample, check_sample, judge_sample
+from tunebook.pairs.pair import Sample, check_sample, is_broken, judge_sample
 from tunebook.recipe.errors import UserError
 from tunebook.recipe.sections import Recipe, ServerConfig
 from tunebook.runs.stages import policy_name
@@ -60,6 +61,8 @@ class Work:
     """What answers depend on beside their prompts and sampling: the model, and what checks them."""
     check: Check = field(default_factory=Check)
     """What makes an answer right."""
+    judge: Judge | None = None
+    """What compares samples, where nothing checks them."""
     record: dict[str, Any] = field(default_factory=dict)
     """What the method adds to the stage's record."""
     rejects: list[Reject] = field(default_factory=list)
@@ -95,7 +98,10 @@ class Work:
 
     def _checked(self, row: dict[str, Any], answer: Answer, seed: int) -> Sample:
         solution = row["completion"][0]["content"]
-        if self.check.config:
+        if self.judge:
+            verdict = "broken" if is_broken(answer.text, answer.truncated) else "judged"
+            judged = {"verdict": verdict, "score": None}
+        elif self.check.config:
             judged = judge_sample(self.check, row, answer.text, answer.truncated)
         else:
             judged = {"verdict": check_sample(answer.text, row["gold"], answer.truncated, solution)}

@@ -112,8 +112,8 @@ def _all_idle(recipe: Recipe) -> Iterator[tuple[str, str, str]]:
     if "dataset" not in recipe.pairs.methods:
         for key in ("columns", "rows", "dataset_split"):
             yield "pairs", key, "needs pairs.dataset"
-        if recipe.check is None:
-            yield "pairs", "min_margin", "needs pairs.dataset, or a check that scores samples"
+        if recipe.check is None and recipe.judge is None:
+            yield "pairs", "min_margin", "needs pairs.dataset, or a check or a judge that scores samples"
 
 
 def idle_arguments(section: str, values: dict[str, Any]) -> dict[str, str]:

@@ -35,7 +35,7 @@ from tunebook.recipe.trainer_keys import DATACLASSES
 DEFAULT = "smollm2-math"
 """The recipe of a command without `--recipe`."""
 
-SHARED = ("stages", "model", "data", "check", "pairs", "seed", *DATACLASSES)
+SHARED = ("stages", "model", "data", "check", "judge", "pairs", "seed", *DATACLASSES)
 """The keys and sections that more than one stage reads."""
 
 
@@ -367,6 +367,37 @@ class ServerConfig(RequestsConfig):
     """The address up to and with `/v1`, for example `http://127.0.0.1:8000/v1`."""
     model: str
     """The name under which the server offers the model."""
+    _section: str = PrivateAttr(default="pairs.server")
+
+    @property
+    def section(self) -> str:
+        """Where it stands in the recipe, for messages."""
+        return self._section
+
+
+class JudgeConfig(Section):
+    """A language model that compares two answers to one question. A server, or a model on this machine."""
+
+    server: ServerConfig | None = None
+    """The server that judges."""
+    model: str | None = None
+    """A folder or a hub id, where no server judges. It is loaded in 16 bit, in this process."""
+    prompt: str = "prompt/judge.txt"
+    """A file with `{question}`, `{answer_a}` and `{answer_b}`. The verdict is the last `[[A]]`, `[[B]]` or
+    `[[C]]` (a tie) in what the judge says, or its last line where that is one of the letters alone."""
+    max_new_tokens: int = Field(16, ge=1)
+    """The most tokens of a verdict. A judge that gives reasons first needs more."""
+    human: str | None = None
+    """Files or a hub id with choices of people, in a form of preference sets (`prompt`, `chosen`,
+    `rejected`): the evaluation shows how often the judge agrees with them."""
+
+    @model_validator(mode="after")
+    def _is_one(self) -> JudgeConfig:
+        if (self.server is None) == (self.model is None):
+            raise ValueError("should name a `server` or a `model`, one of the two")
+        if self.server is not None:
+            self.server._section = "judge.server"
+        return self
 
 
 class CleanConfig(RequestsConfig):
@@ -461,7 +492,8 @@ class PairsConfig(Section):
     min_margin: float | None = Field(None, gt=0)
     """The least `score_chosen` - `score_rejected` of its pairs. None: any not scored the wrong way round.
     With a `check` also for `on_policy`: the best sample of a prompt against the worst, where their scores
-    differ by as much. None: one that is right against one that is wrong."""
+    differ by as much. None: one that is right against one that is wrong. With a `judge` a sample's score is
+    the share of comparisons with the prompt's other samples that it wins. None: 0.5."""
     val: float = Field(0.1, ge=0, lt=1)
     """The share of prompts whose pairs are kept for evaluation during DPO."""
     compare: Literal["answer", "step"] = "answer"
@@ -609,6 +641,9 @@ class Recipe(Section):
     check: CheckConfig | None = None
     """What makes an answer right: a checker's name, several of them, or a section. None: `maths`, of rows
     with an `answer`."""
+    judge: JudgeConfig | None = None
+    """What compares two answers where no checker can say which is right: for pairs, where there is no
+    `check`, and for the win rates of the evaluation."""
     sft: dict[str, Any] = {}
     """Arguments of `trl.SFTConfig`."""
     pairs: PairsConfig = PairsConfig()
