@@ -47,12 +47,23 @@ def rehearsed(tmp_path_factory, embedded) -> dict:
     tmp = tmp_path_factory.mktemp("rehearsal")
     builtin.tiny_vision_model()
     chat = {"base": str(tmp / "qwen3"), "chat_template": "prompt/chatml.jinja", "eos_token": "<|im_end|>"}
+    figures = {"format": "mm_math", "path": "sample", "rows": 12, "val": 0.1, "test": 0.1}
     recipes = [
-        recipe_of("smollm2-alpaca", tmp / "text.yaml", model=chat),
+        recipe_of(
+            "smollm2-alpaca",
+            tmp / "text.yaml",
+            model=chat,
+            sft={"eval_strategy": "steps", "eval_steps": 2},
+            evaluate={"max_new_tokens": 8},
+            export={"to": ["adapter", "merged"], "items": 4},
+        ),
+        recipe_of("smollm2-alpaca", tmp / "packed.yaml", model=chat, sft={"packing": True, "max_steps": 2}),
+        # The worker that opens images is a process of its own, as for Gemma 3n.
         recipe_of(
             "mm-math-sample",
             tmp / "images.yaml",
-            data={"sources": [{"format": "mm_math", "path": "sample", "rows": 12, "val": 0.1, "test": 0.1}]},
+            data={"sources": [figures]},
+            sft={"dataloader_num_workers": 1},
         ),
     ]
     environment = os.environ | {
