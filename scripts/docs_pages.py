@@ -27,6 +27,7 @@ RECORDS = ("results", "reliability", "speed")
 LISTS = {
     "ChatSource": "an item of `data.sources`: rows of files or of the Hub",
     "GeometrySource": "an item of `data.sources`: the project's own problems",
+    "InstructionsSource": "an item of `data.sources`: the project's own writing tasks",
     "MMMathSource": "an item of `data.sources`: questions with a figure",
     "CheckerConfig": "an item of `check.checkers`",
     "GateRule": "an item of `evaluate.gate`",
@@ -63,10 +64,13 @@ def recipe_page() -> str:
     for name, what in LISTS.items():
         lines += ["", f"## {name}", "", f"{what[0].upper()}{what[1:]}.", ""]
         lines += _table(schema["$defs"][name]["properties"], schema)
-    nested = {"server": "ServerConfig", "benchmarks": "BenchmarksConfig"}
+    nested = {
+        "data.own_answers": "OwnAnswersConfig",
+        "pairs.server": "ServerConfig",
+        "evaluate.benchmarks": "BenchmarksConfig",
+    }
     for key, name in nested.items():
-        owner = "pairs" if key == "server" else "evaluate"
-        lines += ["", f"## `{owner}.{key}`", "", schema["$defs"][name].get("description", ""), ""]
+        lines += ["", f"## `{key}`", "", schema["$defs"][name].get("description", ""), ""]
         lines += _table(schema["$defs"][name]["properties"], schema)
     return "\n".join(lines) + "\n"
 

@@ -27,7 +27,7 @@ SAID = {
         "run --recipe smolm2-math",
         "no recipe 'smolm2-math', did you mean smollm2-math?; there are: gemma3n-mm-math, mm-math-sample, "
         "qwen3-4b-base, qwen3-4b-instruct, smollm2-alpaca, "
-        "smollm2-math (or give a path to a .yaml file)",
+        "smollm2-instructions, smollm2-math (or give a path to a .yaml file)",
     ),
     "a recipe's file not there": (
         "run --recipe {tmp}/onw.yaml",

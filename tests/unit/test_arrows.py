@@ -106,6 +106,9 @@ def test_no_modules_import_each_other_in_a_circle():
         pytest.fail("a circle of imports: " + " -> ".join(error.args[1]))
 
 
-def test_school_geometry_stands_alone():
-    for path in (SOURCE / "school_geometry").rglob("*.py"):
+@pytest.mark.parametrize("package", ["school_geometry", "writing_tasks"])
+def test_a_package_next_door_stands_alone(package):
+    files = list((SOURCE / package).rglob("*.py"))
+    assert files
+    for path in files:
         assert list(imported(ast.walk(ast.parse(path.read_text())))) == [], path

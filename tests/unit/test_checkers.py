@@ -167,6 +167,9 @@ def test_maths_is_the_verifier_on_what_follows_the_thinking():
         ({"json": ["topic", "fact"]}, '{"fact": "x", "topic": "y"}', '{"fact": "x"}'),
         ("quotes", '"All of it."', '"Half" of it.'),
         ("quotes", "“All of it.”", '""'),
+        ({"mention": ["wolves", "wolf"]}, "A Wolf howls.", "Wolfgang howls."),
+        ("no_repetition", "so " * 12, "so " * 13),
+        ("no_repetition", "one two three four five six " * 2 + "end", "one two three four " * 4),
     ],
 )
 def test_instructions(instruction, obeys, does_not):
@@ -175,8 +178,16 @@ def test_instructions(instruction, obeys, does_not):
     assert score("instructions", "", instructions=[instruction]) == 0  # also of no commas
 
 
+def test_instructions_in_part_or_as_a_whole():
+    row = {"instructions": ["lower", "no_commas"]}
+    assert score("instructions", "One and two", **row) == 0.5
+    assert score("instructions", "One and two", **row, of_partial=False) == 0
+    assert score("instructions", "one and two", **row, of_partial=False) == 1
+    assert score("instructions", "any", instructions=[], of_partial=False) is None
+
+
 VALUES = dict.fromkeys(KINDS, True) | dict.fromkeys(COUNTS, 3) | dict.fromkeys(("begin", "end"), "a")
-VALUES |= {"include": ["a", "的"], "exclude": "b"}
+VALUES |= {"include": ["a", "的"], "exclude": "b", "mention": ["a", "c"]}
 EVERYTHING = [{name: value} for name, value in VALUES.items()]
 
 

@@ -146,7 +146,9 @@ def test_documented_fields():
         sections.DataConfig,
         sections.EvaluateConfig,
         sections.ExportConfig,
+        sections.OwnAnswersConfig,
         sections.GeometrySource,
+        sections.InstructionsSource,
         sections.ChatSource,
     ):
         for name, field in section.model_fields.items():

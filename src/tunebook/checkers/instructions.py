@@ -27,7 +27,8 @@ def instructions(
 ) -> Scores:
     """The share of the row's instructions that an answer obeys; None of a row that has none.
 
-    Raises BadInstruction for one that is not known.
+    With `partial: false` an answer that does not obey all of them has 0. Raises BadInstruction for one that
+    is not known.
     """
     scores: Scores = []
     for completion, column in zip(completions, instructions, strict=True):
@@ -37,7 +38,12 @@ def instructions(
         for name, value in of_row:
             # An empty answer has no commas, and obeys nothing.
             obeyed += bool(text) and KINDS[name](text, value)
-        scores.append(obeyed / len(of_row) if of_row else None)
+        if not of_row:
+            scores.append(None)
+        elif config.partial:
+            scores.append(obeyed / len(of_row))
+        else:
+            scores.append(float(obeyed == len(of_row)))
     return scores
 
 
@@ -78,7 +84,7 @@ def _check_value(name: str, value: Any) -> None:
     if name in COUNTS:
         is_right = is_count
         example = f"{{{name}: 3}}"
-    elif name in ("include", "exclude"):
+    elif name in ("include", "exclude", "mention"):
         is_right = is_text or is_list
         example = f"{{{name}: water}}"
     elif name in ("begin", "end"):
@@ -117,7 +123,17 @@ def _includes(text: str, value: Any) -> bool:
 
 
 def _excludes(text: str, value: Any) -> bool:
-    return not any(has_word(text.casefold(), word) for word in _words(value))
+    return not _mentions(text, value)
+
+
+def _mentions(text: str, value: Any) -> bool:
+    return any(has_word(text.casefold(), word) for word in _words(value))
+
+
+def _repeats_nothing(text: str, _: Any) -> bool:
+    """Whether a text goes on: of more than a dozen words two fifths and more are different."""
+    words = text.casefold().split()
+    return len(words) <= 12 or len(set(words)) >= 0.4 * len(words)
 
 
 def _is_quoted(text: str, _: Any) -> bool:
@@ -145,6 +161,8 @@ KINDS: dict[str, Callable[[str, Any], bool]] = {
     "no_commas": lambda text, _: not re.search("[,，、]", text),
     "include": _includes,
     "exclude": _excludes,
+    "mention": _mentions,
+    "no_repetition": _repeats_nothing,
     "begin": lambda text, words: text.startswith(words),
     "end": lambda text, words: text.endswith(words),
     "lower": lambda text, _: text.islower(),

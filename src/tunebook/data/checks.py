@@ -89,7 +89,7 @@ class RowChecker:
             reject = _check_answer(row, self.answer_check)
         if reject:
             return reject
-        answer = row.completion[0]["content"]
+        answer = row.answer
         if self.refusals == "drop" and is_refusal(answer):
             return rejected(row, "refusal", answer[:80])
         texts = [message["content"] for message in row.prompt + row.completion]
@@ -159,10 +159,10 @@ def check_content(row: Row) -> Reject | None:
     A row without `gold` gets it from the box in its answer, where there is one.
     """
     # The first check that fails gives the reason, so the plainest come first.
-    answer = row.completion[0]["content"]
+    answer = row.answer
     if is_empty(row.question) or row.question.strip().lower() == "nan":
         return rejected(row, "empty prompt", row.question.strip())
-    if is_empty(answer):
+    if row.completion and is_empty(answer):
         return rejected(row, "empty completion")
     # Turns with tools have an order of their own, which is checked where they are read.
     broken_turn = "" if row.chat else _broken_turn(row.prompt)
@@ -177,8 +177,10 @@ def check_content(row: Row) -> Reject | None:
 
 def _check_answer(row: Row, check: Check) -> Reject | None:
     """Reject a row whose own answer is wrong."""
+    if not row.completion:
+        return None
     try:
-        judgement = check.judge(vars(row), row.completion[0]["content"])
+        judgement = check.judge(vars(row), row.answer)
     except BadInstruction as error:
         return rejected(row, "unknown instruction", str(error))
     if judgement.correct is not False:

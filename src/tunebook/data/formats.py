@@ -232,7 +232,7 @@ FORMS = (
 )
 
 # By the names that a recipe's `format` takes.
-FORMATS: dict[str, Callable[[Raw], Raw]] = {form.name: form.function for form in FORMS}
+FORMATS: dict[str, Callable[[Raw], Raw]] = {form.name: form.function for form in FORMS} | {"prompts": chat}
 
 
 def recognised(raw: Raw) -> Form:
@@ -300,6 +300,17 @@ def conversation(raw: Raw, prompts: Prompts) -> tuple[Messages, Messages]:
     if system and prompt[0]["role"] != "system":
         prompt = [{"role": "system", "content": as_text(system, "system")}, *prompt]
     return prompts.with_system(prompt), completion
+
+
+def prompt_alone(raw: Raw, prompts: Prompts) -> tuple[Messages, Messages]:
+    """Prompt and completion of a raw row whose completion may be missing: then there are no messages of it.
+
+    Raises Unusable that names the field.
+    """
+    if not is_missing(raw.get("completion")):
+        return conversation(raw, prompts)
+    prompt, _ = conversation({**raw, "messages": None, "completion": "none yet"}, prompts)
+    return prompt, []
 
 
 def gold_of(raw: Raw) -> str | None:

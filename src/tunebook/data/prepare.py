@@ -18,8 +18,9 @@ from rich.text import Text
 from tqdm.auto import tqdm
 
 from tunebook.checkers.check import Check
-from tunebook.data import aside, benchmark_items, files, images, similarity, sources
+from tunebook.data import aside, benchmark_items, images, similarity, sources
 from tunebook.data.checks import RowChecker
+from tunebook.data.own_answers import Texts, own_answers, own_answers_stage, with_own_answers
 from tunebook.data.rows import SPLITS, Reject, Row
 from tunebook.data.storage import Quarantine, SplitFile, write_parquet
 from tunebook.recipe.errors import UserError, shorten
@@ -54,9 +55,10 @@ def prepare(recipe: Recipe, force: bool = False) -> dict[str, Any]:
     force = switch("force", force)
     if stage.await_rank_0() or stage.skip(force):
         return stage.result
+    texts = own_answers(recipe)
     with stage.open(resume=False) as folder, Quarantine(folder / "quarantine.jsonl") as put_aside:
         end_tokens = aside.EndTokens()
-        splits = _check(recipe, folder, put_aside.add, end_tokens)
+        splits = _check(recipe, folder, texts, put_aside.add, end_tokens)
         if not any(splits["train"].kept):
             raise UserError(f"no training row is left: {_why_none(put_aside)}")
         kept = sum(sum(split.kept) for split in splits.values())
@@ -134,7 +136,11 @@ def quarantine(recipe: Recipe, rows: int = 20) -> Table:
 
 
 def _check(
-    recipe: Recipe, folder: Path, put_aside: Callable[[Reject], None], end_tokens: aside.EndTokens
+    recipe: Recipe,
+    folder: Path,
+    texts: Texts,
+    put_aside: Callable[[Reject], None],
+    end_tokens: aside.EndTokens,
 ) -> dict[str, SplitFile]:
     """The rows of each split that pass every check; the others are put aside."""
     splits = {name: SplitFile(folder / f".{name}.jsonl") for name in SPLITS}
@@ -142,7 +148,8 @@ def _check(
     checker = RowChecker(
         recipe.model, folder / "images", recipe.data.refusals, recipe.data.train_on, Check(recipe.check)
     )
-    items = sources.read(recipe, folder / "images")
+    read = sources.read(recipe, folder / "images")
+    items = with_own_answers(read, texts, recipe.data.own_answers is not None)
     for item in tqdm(items, desc="checking", unit="row", mininterval=1):
         reject = item if isinstance(item, Reject) else checker.check(item)
         if reject:
@@ -256,13 +263,10 @@ def _inputs(recipe: Recipe) -> dict[str, str]:
     for name in (data.system_prompt, data.user_prompt, recipe.model.chat_template):
         if name:
             hashes[name] = file_hash(recipe.find_file(name))
-    for source in data.sources:
-        if isinstance(source, ChatSource):
-            content = files.content_hash(sources.local_path(source, recipe), "data.sources")
-            # A hub id has no content that could be read here.
-            if content:
-                hashes[source.path] = content
+    hashes |= sources.content_hashes(recipe)
     hashes |= Check(recipe.check).inputs
+    if data.own_answers:
+        hashes["own-answers"] = own_answers_stage(recipe).key
     for path in benchmark_items.benchmark_files(recipe):
         hashes[f"benchmark {path.name}"] = file_hash(path)
 

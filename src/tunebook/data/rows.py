@@ -23,6 +23,7 @@ class Row:
     split: str
     prompt: Messages
     completion: Messages
+    """The answer; empty where a row has none and is for pairs or evaluation alone."""
     gold: str | None = None
     slice: str = ""
     group: str = ""
@@ -37,6 +38,11 @@ class Row:
     """The stage that a train row is for, where it is for one alone: `sft` or `pairs`."""
     tokens: int = 0
     """Of prompt and completion together, as the trainer sees them; filled in by `prepare`."""
+
+    @property
+    def answer(self) -> str:
+        """The text of its answer; empty without one."""
+        return self.completion[0]["content"] if self.completion else ""
 
     @property
     def question(self) -> str:

@@ -109,7 +109,7 @@ class Duplicates:
         """Reject a duplicate, else remember the row."""
         if self.compared == "none":
             return None
-        completion = row.completion[0]["content"] if self.compared == "prompt+completion" else ""
+        completion = row.answer if self.compared == "prompt+completion" else ""
         text = hash((words(row.question), words(completion), *row.images))
         if text in self.ids_by_text:
             return rejected(row, "duplicate", f"of {self.ids_by_text[text]}")
@@ -147,7 +147,7 @@ class Duplicates:
         of_question = ngrams(row.question, SHINGLE, *_particulars(row.question), *row.images)
         if self.compared == "prompt":
             return of_question, set()
-        text = row.completion[0]["content"]
+        text = row.answer
         return of_question, ngrams(text, SHINGLE, "completion", *_particulars(text))
 
 
@@ -191,7 +191,7 @@ class Contamination:
             if image in self.ids_by_image:
                 return rejected(row, self.reason, f"has the image of {self.ids_by_image[image]}")
         # Each by itself: the numbers of a question must stand beside its words.
-        for text in (row.question, row.completion[0]["content"]):
+        for text in (row.question, row.answer):
             match = self._match(text)
             if match:
                 return rejected(row, self.reason, match)

@@ -6,6 +6,7 @@ format first become `messages`, or `prompt` + `completion` (`FORMATS`), and then
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -15,13 +16,23 @@ from school_geometry import problems
 from tunebook.checkers.check import other_columns
 from tunebook.data import files, images, tools
 from tunebook.data.fields import MissingColumn, Raw, images_in
-from tunebook.data.formats import FORMATS, Form, Prompts, advice, conversation, gold_of, recognised
+from tunebook.data.formats import (
+    FORMATS,
+    Form,
+    Prompts,
+    advice,
+    conversation,
+    gold_of,
+    prompt_alone,
+    recognised,
+)
 from tunebook.data.mm_math import read_mm_math
 from tunebook.data.records import all_records, drawn, renamed
 from tunebook.data.rows import Reject, Row, Unusable, split_of
 from tunebook.models.image_input import BadImage
 from tunebook.recipe.errors import UserError
-from tunebook.recipe.sections import ChatSource, GeometrySource, Recipe
+from tunebook.recipe.sections import ChatSource, GeometrySource, InstructionsSource, Recipe
+from writing_tasks.tasks import tasks, written_tasks
 
 # Characters of a slice's name, which stands in tables.
 MAX_SLICE = 80
@@ -64,6 +75,31 @@ def read_geometry(source: GeometrySource, recipe: Recipe, prompts: Prompts) -> I
             )
 
 
+def read_instructions(source: InstructionsSource, recipe: Recipe, prompts: Prompts) -> Iterator[Row]:
+    """Texts to write under instructions; few have one that is written."""
+    train = "pairs" if source.use == "pairs" else "sft"
+    numbers = {train: source.train, "val": source.val, "test": source.test}
+    drawn_tasks = []
+    try:
+        for split, number in numbers.items():
+            drawn_tasks += [(split, task) for task in tasks(split, number, recipe.seed)]
+    except ValueError as error:
+        raise UserError(f"instructions: {error}") from None
+    if source.written:
+        drawn_tasks += [(train, task) for task in written_tasks()]
+    for split, task in drawn_tasks:
+        completion = [{"role": "assistant", "content": task.written}] if task.written else []
+        yield Row(
+            source_id=f"instructions/{task.id}",
+            split="train" if split == train else split,
+            prompt=prompts.ask(task.prompt),
+            completion=completion,
+            slice=task.slice,
+            group="+".join(task.kinds),
+            columns=json.dumps({"instructions": task.instructions}),
+        )
+
+
 def read_chat(source: ChatSource, recipe: Recipe, prompts: Prompts) -> Iterator[Row | Reject]:
     """Files or a hub id in one of `FORMATS`, or whatever form is recognised, with an optional `answer`."""
     path = local_path(source, recipe)
@@ -78,7 +114,8 @@ def read_chat(source: ChatSource, recipe: Recipe, prompts: Prompts) -> Iterator[
         try:
             fields = _fields(raw, source, forms)
             chat = tools.conversation(fields, prompts.with_system)
-            prompt, completion = tools.as_texts(chat) if chat else conversation(fields, prompts)
+            read_texts = prompt_alone if source.format == "prompts" else conversation
+            prompt, completion = tools.as_texts(chat) if chat else read_texts(fields, prompts)
             row = Row(source_id, source.split or "train", prompt, completion, gold=gold_of(fields))
             if chat:
                 row.chat = tools.dumped(chat)
@@ -109,6 +146,18 @@ def local_path(source: ChatSource, recipe: Recipe) -> str:
     return files.located(source, path)
 
 
+def content_hashes(recipe: Recipe) -> dict[str, str]:
+    """A hash of each file of rows, so that an edited one is noticed."""
+    hashes = {}
+    for source in recipe.data.sources:
+        if isinstance(source, ChatSource):
+            content = files.content_hash(local_path(source, recipe), "data.sources")
+            # A hub id has no content that could be read here.
+            if content:
+                hashes[source.path] = content
+    return hashes
+
+
 def _fields(raw: Raw, source: ChatSource, forms: set[Form]) -> Raw:
     """A raw row as `messages`, or `prompt` and `completion`. Raises Unusable that names what cannot be read.
 
@@ -130,6 +179,7 @@ def _fields(raw: Raw, source: ChatSource, forms: set[Form]) -> Raw:
 
 READERS: dict[str | None, Callable[..., Iterator[Row | Reject]]] = {
     "geometry": read_geometry,
+    "instructions": read_instructions,
     "mm_math": read_mm_math,
     **dict.fromkeys(FORMATS, read_chat),
     None: read_chat,

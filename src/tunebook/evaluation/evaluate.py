@@ -109,7 +109,9 @@ def eval_stage(recipe: Recipe, name: str) -> Stage:
     unused = {"gate", "benchmarks", "margin", "retention"}
     if not recipe.evaluate.samples:
         unused |= {"samples", "temperature"}
-    if all(source.format == "geometry" for source in recipe.data.sources):  # they have no images
+    if all(
+        source.format in ("geometry", "instructions") for source in recipe.data.sources
+    ):  # they have no images
         unused.add("ablation")
     settings = {
         "evaluate": recipe.evaluate.model_dump(mode="json", exclude=unused),
@@ -180,7 +182,8 @@ def _items(recipe: Recipe) -> tuple[list[Item], bool]:
         items = held_out_items(recipe, recipe.evaluate.limit)
         if items:
             return items, True
-    return held_out_answers(recipe, recipe.evaluate.limit), False
+    answered = [item for item in held_out_answers(recipe, recipe.evaluate.limit) if item["completion"]]
+    return answered, False
 
 
 def _answer(recipe: Recipe, missing: dict[str, Stage], force: bool) -> None:

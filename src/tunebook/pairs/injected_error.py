@@ -21,8 +21,10 @@ def injected_error(work: Work) -> list[Pair]:
     templates = {}
     for strategy in config.strategies:
         templates[strategy] = read_text(config.find_file(f"prompt/{strategy}.txt"))
+    # A prompt without a solution has nothing to put an error into.
+    rows = [row for row in work.rows if row["completion"]]
     requests = []
-    for row in work.rows:
+    for row in rows:
         # The row and the round decide, so that other rows may come or go.
         rng = random.Random(f"{work.recipe.seed}/{work.number}/{row['source_id']}")  # noqa: S311 - no secret
         strategy = rng.choice(config.strategies)
@@ -33,7 +35,7 @@ def injected_error(work: Work) -> list[Pair]:
     samples = work.answer("errors.jsonl", requests, "writing errors")
     pairs = []
     outcomes = Counter[str]()
-    for row, sample in zip(work.rows, samples, strict=True):
+    for row, sample in zip(rows, samples, strict=True):
         chosen = reference(row, work.count_tokens, work.check)
         outcome = _outcome(config, chosen, sample)
         outcomes[outcome] += 1

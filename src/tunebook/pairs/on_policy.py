@@ -97,7 +97,7 @@ def pairs_of_row(
         better = distinct(samples, ("right",))
         worse = distinct(samples, ("wrong",))
     has_right = any(sample["verdict"] in ("right", "judged") for sample in samples)
-    if worse and config.reference_chosen and not has_right:
+    if worse and config.reference_chosen and row["completion"] and not has_right:
         better = [reference(row, count_tokens, check)]
         strategy = "reference"
     # Of answers of very different length DPO would learn the length.

@@ -120,7 +120,7 @@ class Work:
         return int(hashlib.sha256(text.encode()).hexdigest()[:8], 16)
 
     def _checked(self, row: dict[str, Any], answer: Answer, seed: int) -> Sample:
-        solution = row["completion"][0]["content"]
+        solution = row["completion"][0]["content"] if row["completion"] else ""
         if self.judge:
             verdict = "broken" if is_broken(answer.text, answer.truncated) else "judged"
             judged = {"verdict": verdict, "score": None}

@@ -59,7 +59,17 @@ WORDS = {
 }
 """What other tools call a key of a section, where spelling alone leads to another one."""
 
-_FORMATS = ("geometry", "mm_math", "chat", "alpaca", "sharegpt", "gsm8k", "maths", "question_answer")
+_FORMATS = (
+    "geometry",
+    "instructions",
+    "mm_math",
+    "chat",
+    "alpaca",
+    "sharegpt",
+    "gsm8k",
+    "maths",
+    "question_answer",
+)
 """Parts of a key in pydantic's errors that stand in no recipe: which kind of source it took an item for."""
 
 _FILE_KINDS = ("csv", "tsv", "json", "jsonl", "ndjson", "parquet")

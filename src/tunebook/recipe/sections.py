@@ -148,6 +148,25 @@ Rows = Annotated[int | float | None, PlainValidator(_count_or_share)]
 """How many rows: a count, a share of them, or None for all."""
 
 
+class InstructionsSource(Source):
+    """Short texts to write under instructions (`writing_tasks`), drawn with the recipe's seed. They have no
+    answers: `data.own_answers` finds some, and `check: instructions` says which are right.
+
+    The train rows of one with `use: pairs` have other topics than those of any other, as val and test have.
+    """
+
+    format: Literal["instructions"]
+    train: int = Field(500, ge=1)
+    """Tasks with kinds of instruction, and combinations of them, that are for training."""
+    written: bool = False
+    """Add 60 tasks with texts that were written by hand: in lower case, as bullets, with given last words.
+    Small models hardly ever do these by themselves."""
+    val: int = Field(100, ge=0)
+    """Tasks: half as in training on new topics, a third with new combinations, a sixth with new kinds."""
+    test: int = Field(300, ge=0)
+    """Tasks: half as in training on new topics, a third with new combinations, a sixth with new kinds."""
+
+
 class SplitSource(Source):
     """A source whose rows are put into splits."""
 
@@ -168,12 +187,14 @@ class ChatSource(SplitSource):
     A row may have an `answer`, against which its completion is checked.
     """
 
-    format: Literal["chat", "alpaca", "sharegpt", "gsm8k", "maths", "question_answer"] | None = None
+    format: Literal["chat", "alpaca", "sharegpt", "gsm8k", "maths", "question_answer", "prompts"] | None = (
+        None
+    )
     """Which columns to read. None: recognised by them, row by row. `chat`: `messages`, or `prompt` and
     `completion`. `alpaca`: `instruction`, `input`, `output`. `sharegpt`: `conversations` of `from` and
     `value`. `gsm8k`: `question`, and `answer` with the result after `####`. `maths`: `problem`, and
     `solution` with the result in a box. `question_answer`: those two, or `query` and `response` and their
-    like."""
+    like. `prompts`: `prompt`, and no answer but where a row has a `completion`."""
     path: str
     """A .jsonl, .ndjson, .json, .csv, .tsv or .parquet file (also .gz or .zst), a pattern such as
     `rows-*.jsonl`, a folder of such files or of `save_to_disk`, or a hub id. `{run}/clean/rows.jsonl` is what
@@ -204,11 +225,12 @@ class MMMathSource(SplitSource):
 def _kind_of_source(source: Any) -> Any:
     """Which section a source is, by its format; one without a format is recognised by its rows' columns."""
     name = source.get("format") if isinstance(source, dict) else getattr(source, "format", None)
-    return name if name in ("geometry", "mm_math") else "chat"
+    return name if name in ("geometry", "instructions", "mm_math") else "chat"
 
 
 AnySource = Annotated[
     Annotated[GeometrySource, Tag("geometry")]
+    | Annotated[InstructionsSource, Tag("instructions")]
     | Annotated[MMMathSource, Tag("mm_math")]
     | Annotated[ChatSource, Tag("chat")],
     Discriminator(_kind_of_source),
@@ -221,11 +243,29 @@ Refusals = Literal["keep", "drop"]
 Compared = Literal["prompt+completion", "prompt", "none"]
 
 
+class OwnAnswersConfig(Section):
+    """Rejection sampling: prompts without an answer get those of the base model's samples that are right."""
+
+    samples: int = Field(4, ge=1)
+    """Answers sampled for each prompt."""
+    keep: int = Field(2, ge=1)
+    """The most right answers of a prompt that become rows."""
+    temperature: float = Field(1.0, gt=0)
+    """A higher one gives more varied answers, and fewer that are right."""
+    max_new_tokens: int = Field(256, ge=1)
+    """The most tokens of an answer."""
+    batch_size: int = Field(64, ge=1)
+    """Answers at a time."""
+
+
 class DataConfig(Section):
     """The rows of a run, and the checks that they pass."""
 
     sources: list[AnySource] = []
     """Where rows come from. All of them are pooled. None are needed for DPO on an existing preference set."""
+    own_answers: OwnAnswersConfig | None = None
+    """What SFT learns from prompts without an answer (Yuan et al. 2023). None: such a row is for pairs or
+    evaluation alone."""
     system_prompt: str | None = None
     """A file in `prompt/` for every conversation without a system message. None: the model's own default."""
     user_prompt: str | None = None
@@ -258,7 +298,7 @@ OPTIONS = {
     "contains": {"ignore_case", "words"},
     "regex": {"ignore_case", "pattern"},
     "json": {"json_schema"},
-    "instructions": set[str](),
+    "instructions": {"partial"},
     "reward_model": {"model", "as_given"},
     "python": {"timeout", "memory_gb"},
 }
@@ -288,6 +328,9 @@ class CheckerConfig(Section):
     as_given: bool = False
     """Take its output as it is, where that is from 0 to 1 already. Else it goes through a sigmoid
     (`reward_model`)."""
+    partial: bool = True
+    """Whether an answer that obeys some of its instructions has their share as its score, or 0
+    (`instructions`)."""
     timeout: float = Field(10.0, gt=0)
     """Seconds that your function may take for an answer."""
     memory_gb: float = Field(4.0, gt=0)

@@ -62,6 +62,8 @@ CONTROL = "dpo-control"
 # In the order in which they run.
 _SPECS = (
     StageSpec(name="clean", command="clean", module="tunebook.data.clean"),
+    # The base model's right answers, sampled before data are prepared (`data.own_answers`); no command.
+    StageSpec(name="own-answers", command="own_answers", module="tunebook.data.own_answers"),
     StageSpec(
         name="data",
         command="prepare",

@@ -117,7 +117,10 @@ def sft_rows(recipe: Recipe) -> dict[str, Any]:
     """The rows of the splits `train` and `val`; prepares them where they are missing."""
     backend.backend()  # Unsloth comes before whatever imports transformers
     prepared = prepare(recipe)
-    rows = {"train": training_rows(recipe, "sft"), "val": load(recipe, "val")}
+    val = load(recipe, "val")
+    # Prompts whose answers the check decides on have none of their own.
+    with_answers = [i for i, completion in enumerate(val["completion"]) if completion]
+    rows = {"train": training_rows(recipe, "sft"), "val": val.select(with_answers)}
     kept = prepared["rows"]["train"] - len(rows["train"])
     if kept:
         print(
