@@ -58,9 +58,10 @@ def sweep(source: str | None, over: list[str], run: str | None, overrides: dict[
             print(f"failed: {error}", flush=True)
     # 3) the comparison
     model = model_names(next(iter(recipes.values())))[-1]
-    scores = {
-        each: item_scores(recipe.run_dir, model) for each, recipe in recipes.items() if each not in failed
-    }
+    scores = {}
+    for each, recipe in recipes.items():
+        if each not in failed:
+            scores[each] = item_scores(recipe.run_dir, model)
     if len(scores) < 2:
         raise UserError(f"fewer than two settings could be trained: {next(iter(failed.values()))}")
     return _write(next(iter(recipes.values())).run_dir.with_name(name), settings, scores, failed)
@@ -71,6 +72,7 @@ def grid(over: list[str]) -> list[dict[str, Any]]:
 
     Raises UserError when there are not at least two.
     """
+    # Of each key the values that it takes.
     values = {}
     for item in over:
         key, _, text = item.partition("=")

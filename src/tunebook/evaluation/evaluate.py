@@ -142,7 +142,10 @@ def comparisons(stages: dict[str, Stage]) -> list[dict[str, Any]]:
         unscored |= {index for index, value in of_stage.items() if value is None}
     scores: dict[str, dict[Any, float]] = {}
     for name, of_stage in marks.items():
-        scores[name] = {i: value for i, value in of_stage.items() if value is not None and i not in unscored}
+        scores[name] = {}
+        for i, value in of_stage.items():
+            if value is not None and i not in unscored:
+                scores[name][i] = value
     if not all(scores.values()):
         return []
     return compared_steps(scores)

@@ -50,6 +50,7 @@ def show(recipe: Recipe) -> None:
 
 def last_model(summary: dict[str, Any]) -> str:
     """The last model that was evaluated, beside DPO's control."""
+    # The control is there to be compared with, not to be used.
     names = [name for name in summary["stages"] if name != CONTROL]
     return names[-1] if names else CONTROL
 
@@ -110,6 +111,7 @@ def _elsewhere(retention: dict[str, Any] | None, model: str) -> str:
     if retention is None:
         return NOT_MEASURED
     margin = f"{retention['margin']:g} points"
+    # The names of the skills by what is shown of them.
     skills: dict[str, list[str]] = {"worse": [], "better": [], "equal": [], "not shown": []}
     for compared in retention["comparisons"]:
         if (compared["first"], compared["second"]) == ("base", model) and compared["skill"] in SKILLS:

@@ -27,6 +27,7 @@ def section(run: Path, summary: dict[str, Any]) -> list[str]:
     if retention is None:
         return []
     last = first_screen.last_model(summary)
+    # What was forgotten shows best in the answers themselves.
     changed = flips(run / "eval" / "base", run / "eval" / last)
     lost = sum(item["outcome"] == "lost" for item in changed)
     return [

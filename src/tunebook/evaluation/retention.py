@@ -50,6 +50,7 @@ def measure_retention(source: Source, folder: Path, label: str, key: str) -> Non
     key_file = folder / f"{FILE}.key"
     if key_file.exists() and key_file.read_text() == key and (folder / FILE).exists():
         return
+    # Choices are scored by their likelihood, and only what is to be written is generated.
     items = retention_items()
     chosen = [item for item in items if "choices" in item]
     written = [item for item in items if "instructions" in item]
@@ -57,6 +58,7 @@ def measure_retention(source: Source, folder: Path, label: str, key: str) -> Non
         probabilities = choice_probabilities(opened, chosen, BATCH_SIZE, f"{label} retention")
         records = []
         for item, of_choices in zip(chosen, probabilities, strict=True):
+            # The right choice is the first in the file; a model never sees the others beside it.
             likeliest = of_choices.index(max(of_choices))
             answer = item.get("lead", "") + item["choices"][likeliest]
             records.append(_record(item, answer, of_choices[0], likeliest == 0))
@@ -66,7 +68,9 @@ def measure_retention(source: Source, folder: Path, label: str, key: str) -> Non
                 score = _obeyed(written[i], answer.text)
                 records.append(_record(written[i], answer.text, score, score == 1))
     # In the order of the suite, so that the lines of two models stand for the same items.
-    places = {item["source_id"]: place for place, item in enumerate(items)}
+    places = {}
+    for place, item in enumerate(items):
+        places[item["source_id"]] = place
     records.sort(key=lambda record: places[record["source_id"]])
     write_text(folder / FILE, "".join(json.dumps(record) + "\n" for record in records))
     write_text(key_file, key)

@@ -34,6 +34,7 @@ class Search:
 
     def narrow(self, continuations: list[Sample]) -> None:
         """Go on in the half that holds the pit."""
+        # One that ends right is enough: from there the answer could still be saved.
         right = [sample for sample in continuations if sample["verdict"] == "right"]
         if right:
             self.good = self.middle
