@@ -54,6 +54,7 @@ def pool(comparisons: list[dict[str, Any]]) -> dict[str, Any]:
     if runs == 1:
         return pooled
     mean, spread = pooled["mean"], statistics.stdev(differences)
+    # What would be left of the spread if training came out the same each time.
     by_items = math.sqrt(statistics.mean(_item_variance(compared) for compared in comparisons))
     quantile = t.ppf(0.975, runs - 1)
     half = quantile * spread / math.sqrt(runs)
