@@ -175,7 +175,7 @@ def test_pass_at_k_and_majority(monkeypatch, tmp_path):
         "5",
     ]  # three items with the answer 5, three samples each
     records = [{"index": i, "parsed": s, "correct": float(s) == 5} for i, s in enumerate(said)]
-    monkeypatch.setattr(items, "answer_file", lambda *given: records)
+    monkeypatch.setattr(items, "answer_file", lambda *given, **more: records)
     recipe = load_recipe(overrides={"evaluate.samples": 3})
     asked = [{"prompt": []}] * 3
     found = items.Exam(recipe, "sft", lambda: None, asked, tmp_path).sample()

@@ -87,8 +87,9 @@ class Models:
                 "or give a folder or a hub id such as user/name"
             )
         if where not in self._loaded:
-            self._loaded.clear()
-            backend.release()
+            if self._loaded:
+                self._loaded.clear()
+                backend.release()
             # What transformers, PEFT and the hub raise for a folder or id that is no model
             try:
                 if where:
