@@ -1,6 +1,9 @@
-"""Keep a finished run's results in `resources/<run>/`; put its tables into README and docs/results.md.
+"""Keep the results of finished runs in `resources/<run>/`.
 
 uv run python scripts/record.py runs/smollm2-math
+
+The tables of the default recipe's run go into README and docs/results.md, those of all runs of
+`smollm2-instructions` into docs/own-answers.md.
 """
 
 import json
@@ -10,7 +13,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from tunebook.evaluation import tables
+from tunebook.evaluation import pooled, tables
+from tunebook.recipe.sections import DEFAULT
 
 ROOT = Path(__file__).parents[1]
 MARKS = ("<!-- results -->\n", "<!-- /results -->")
@@ -54,6 +58,24 @@ def details(folder: Path) -> str:
     return "\n\n".join(paragraphs) + "\n"
 
 
+def together(folders: list[Path]) -> str:
+    """What docs/own-answers.md says of recorded runs of one recipe with several seeds."""
+    summaries = {folder.name: json.loads((folder / "summary.json").read_text()) for folder in folders}
+    accuracies = tables.Table(**tables.ACCURACY)
+    for run, summary in summaries.items():
+        for stage, results in summary["stages"].items():
+            accuracies.add(run=run, stage=stage, **tables.accuracy_cells(results))
+    steps = pooled.by_step(list(summaries.values()))
+    paragraphs = [accuracies.markdown()]
+    if len(folders) == 1:
+        (summary,) = summaries.values()
+        paragraphs.append(tables.comparison_table(summary["comparisons"]).markdown())
+    else:
+        paragraphs += ["All runs together:", pooled.pooled_table(steps).markdown(), pooled.EXPLAINED]
+        paragraphs.append("\n".join(f"- {pooled.claim(step, of_step)}" for step, of_step in steps.items()))
+    return "\n\n".join(paragraphs) + "\n"
+
+
 def _where(folder: Path, summary: dict[str, Any]) -> str:
     """How long the run took and on what."""
     stages = json.loads((folder / "manifest.json").read_text())["stages"]
@@ -90,20 +112,45 @@ def write_compact(manifest: dict[str, Any], path: Path) -> None:
     path.write_text(head + ",\n".join(stages) + "\n}}\n")
 
 
-def main(run: Path) -> None:
+def keep(run: Path) -> Path:
+    """Copy a run's manifest and summary to `resources/`, which is what `tunebook report` reads of it."""
     folder = ROOT / "resources" / run.name
     folder.mkdir(exist_ok=True)
     write_compact(json.loads((run / "manifest.json").read_text()), folder / "manifest.json")
-    for name in ("eval/summary.json", "sft/metrics.jsonl", "report.md"):
+    shutil.copy(run / "eval" / "summary.json", folder)
+    return folder
+
+
+def publish(run: Path, folder: Path) -> None:
+    """Of the default recipe's run also curves, figures and report; its tables go into README and docs."""
+    for name in ("sft/metrics.jsonl", "report.md"):
         shutil.copy(run / name, folder / Path(name).name)
     shutil.copytree(run / "figures", folder / "figures", dirs_exist_ok=True)
     if (run / "export" / "parity.json").exists():
         shutil.copy(run / "export" / "parity.json", folder)
-    for name, text in (("README.md", section(folder)), ("docs/results.md", details(folder))):
-        page = ROOT / name
-        before, _, rest = page.read_text().partition(MARKS[0])
-        after = rest.partition(MARKS[1])[2]
-        page.write_text(before + MARKS[0] + text + MARKS[1] + after)
+    write_between_marks("README.md", section(folder))
+    write_between_marks("docs/results.md", details(folder))
+
+
+def write_between_marks(name: str, text: str) -> None:
+    """Put the text of a page's results in the place of what stands there."""
+    page = ROOT / name
+    before, _, rest = page.read_text().partition(MARKS[0])
+    after = rest.partition(MARKS[1])[2]
+    page.write_text(before + MARKS[0] + text + MARKS[1] + after)
+
+
+def own_answers() -> list[Path]:
+    """The recorded runs of the recipe `smollm2-instructions`, seed by seed."""
+    return sorted((ROOT / "resources").glob("smollm2-instructions*"))
+
+
+def main(runs: list[Path]) -> None:
+    for run in runs:
+        folder = keep(run)
+        if run.name == DEFAULT:
+            publish(run, folder)
+    write_between_marks("docs/own-answers.md", together(own_answers()))
 
 
 def _seconds(stage: dict[str, Any]) -> float:
@@ -117,4 +164,4 @@ def _minutes(seconds: float) -> str:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main([Path(name) for name in sys.argv[1:]])

@@ -26,6 +26,16 @@ def test_the_results_come_from_the_recorded_run():
     assert "| sft → dpo | 600 | +9.5 (+5.5 to +13.5) | 109 | 52 |" in RESULTS
 
 
+def test_the_results_of_own_answers_come_from_their_recorded_runs():
+    start, end = record.MARKS
+    page = (ROOT / "docs" / "own-answers.md").read_text()
+    assert page.split(start)[1].split(end)[0] == record.together(record.own_answers())
+    # By hand, out of summary.json.
+    assert "| smollm2-instructions | dpo | 1500 | 38.7% (36.3 to 41.2) |" in page
+    for folder in record.own_answers():
+        assert json.loads((folder / "summary.json").read_text())["split"] == "test"
+
+
 def test_the_recorded_manifest_is_enough_to_repeat_the_run():
     stages = json.loads((ROOT / "resources" / "smollm2-math" / "manifest.json").read_text())["stages"]
     assert {"data", "sft", "eval/base", "eval/sft"} <= set(stages)
