@@ -9,6 +9,7 @@ was measured on a card.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -134,6 +135,52 @@ def time_table() -> str:
     return "\n".join(lines) + "\n"
 
 
+# Seconds of one token of a whole batch of answers, on any card: some 2,000 kernels that Python starts.
+TOKEN = 0.065
+
+
+@dataclass(frozen=True)
+class Chain:
+    """What a shipped recipe does, as it stands in `configs/`; rows of 200 tokens, pairs of 900."""
+
+    recipe: str
+    card: str
+    rows: int
+    pairs: int
+    items: int
+    batch: int  # of the evaluation
+
+    def hours(self, peak: float, share: float) -> tuple[float, float, float]:
+        """Of SFT, DPO and the evaluation of three models with answers of up to 400 tokens."""
+        model = MODELS[1]
+        # `auto` batches keep the card busy: 8 rows, or 4 pairs.
+        trained = seconds(model, peak, share, tokens=200 * self.rows, batches=self.rows // 8)
+        preferred = seconds(model, peak, share, tokens=900 * self.pairs * 10 // 8, batches=self.pairs // 4)
+        evaluated = 3 * math.ceil(self.items / self.batch) * 400 * TOKEN
+        return trained / 3600, preferred / 3600, evaluated / 3600
+
+
+CHAINS = (
+    Chain("qwen3-4b-16gb", "T4, 16 GB (Colab, Kaggle)", 8_000, 4_000, 200, 16),
+    Chain("qwen3-4b-instruct", "L4, 24 GB", 51_000, 60_000, 400, 32),
+    Chain("qwen3-4b-instruct", "RTX 4090, 24 GB", 51_000, 60_000, 400, 32),
+    Chain("qwen3-4b-instruct", "L40S, 48 GB", 51_000, 60_000, 400, 32),
+    Chain("qwen3-4b-80gb", "A100, 80 GB", 51_000, 60_000, 400, 256),
+    Chain("qwen3-4b-80gb", "H100, 80 GB", 51_000, 60_000, 400, 256),
+)
+
+
+def chain_table() -> str:
+    """Hours of a shipped recipe's stages on a card."""
+    cards = {name: (peak, share) for name, peak, share in CARDS}
+    lines = ["| recipe | card | SFT | DPO | evaluation | in all, hours |", "|---|---|---|---|---|---|"]
+    for chain in CHAINS:
+        hours = chain.hours(*cards[chain.card])
+        cells = [chain.recipe, chain.card, *(_said(3600 * part) for part in hours), f"{sum(hours):.1f}"]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
 def _said(seconds: float) -> str:
     if seconds < 90 * 60:
         return f"{seconds / 60:.0f} min"
@@ -142,7 +189,7 @@ def _said(seconds: float) -> str:
 
 def filled(text: str) -> str:
     """The page with its tables made anew."""
-    for name, table in (("memory", memory_table()), ("time", time_table())):
+    for name, table in (("memory", memory_table()), ("time", time_table()), ("chain", chain_table())):
         start, end = (mark.format(name) for mark in MARKS)
         before, _, rest = text.partition(start)
         text = before + start + table + end + rest.partition(end)[2]

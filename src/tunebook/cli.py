@@ -61,7 +61,7 @@ def main() -> None:
             error = UserError(OUT_OF_MEMORY) if is_out_of_memory(error) else error
         if isinstance(error, UserError):
             print(f"tunebook: {error}", file=sys.stderr)
-            sys.exit(2)
+            sys.exit(error.exit_code)
         print(f"tunebook: {_unknown(error)}", file=sys.stderr)
         sys.exit(1)
     except SystemExit as end:

@@ -46,6 +46,7 @@ def forecast(recipe: Recipe, todo: list[Step], timed: dict[str, Speed] | None = 
 
     Returns the line; it is empty while nothing is known.
     """
+    # What was timed in this run counts more than what an earlier one took.
     speeds = earlier_speeds(recipe) | (timed or {})
     if "sft" in speeds and "dpo" not in speeds:
         seconds, source = speeds["sft"]
@@ -63,6 +64,7 @@ def forecast(recipe: Recipe, todo: list[Step], timed: dict[str, Speed] | None = 
             parts.append(f"{step.name} {work.text}")
             is_whole = False
             continue
+        # A stage's time grows with its rows or answers; loading the model is in the speed.
         seconds = speed.seconds * work.units
         parts.append(f"{step.name} {work.text}, {minutes(seconds)}")
         sources.append(speed.source)
@@ -114,6 +116,7 @@ def training_work(settings: dict[str, Any], rows: int, epochs: int) -> Work:
     """
     batch = rows_a_step(settings)
     steps = int(settings.get("max_steps", -1))
+    # As transformers has it: -1 means that the epochs decide.
     if steps <= 0:
         steps = math.ceil(float(settings.get("num_train_epochs", epochs)) * math.ceil(rows / batch))
     return Work(f"{steps:,} steps", steps * batch)

@@ -6,6 +6,9 @@ uv run tunebook run --recipe smollm2-math --until sft
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -92,7 +95,11 @@ def run(
             _print_forecast(recipe, to_come)
             partial = [stage.partial for stage in folders(todo[name], recipe)]
             with following(name, partial, forecast=_after_first_steps(recipe, to_come)):
-                _execute(todo[name], recipe, force, fresh)
+                again = force
+                if todo[name].spec.trains and os.environ.get("NPROC_PER_NODE"):
+                    _train_in_processes(todo[name], recipe, force, fresh)
+                    again = False  # the notebook finds the adapter, and shows what came of it
+                _execute(todo[name], recipe, again, fresh)
         seconds[name] = time.monotonic() - started
 
     if seconds and dry_run:
@@ -172,6 +179,29 @@ def _why(step: Step, recipe: Recipe) -> str | None:
         if not stage.done:
             return f"inputs or settings of {stage.name} have changed"
     return None
+
+
+def _train_in_processes(step: Step, recipe: Recipe, force: bool, fresh: bool) -> None:
+    """Train on `NPROC_PER_NODE` GPUs by torchrun, as the shell scripts do: a notebook is a single process.
+
+    Raises UserError when a process fails; torchrun's own line says why.
+    """
+    launched = ["-m", "tunebook.training.launch", "--standalone"]
+    launched += ["--nproc-per-node", os.environ["NPROC_PER_NODE"], "-m", "tunebook", step.spec.command]
+    launched += ["--recipe", recipe.source, "--run", recipe.run_dir.name]
+    for key, (_, value) in recipe.overrides.items():
+        if key != "run":
+            text = value if isinstance(value, str) else json.dumps(value)
+            launched += ["--set", f"{key}={text}"]
+    if step.spec.has_rounds:
+        launched += ["--round", str(step.round)]
+    if force:
+        launched.append("--force")
+    if fresh:
+        launched.append("--fresh")
+    done = subprocess.run([sys.executable, *launched], check=False)
+    if done.returncode:
+        raise UserError(f"{step.name} failed in one of {os.environ['NPROC_PER_NODE']} processes, see above")
 
 
 def _execute(step: Step, recipe: Recipe, force: bool, fresh: bool) -> None:

@@ -48,19 +48,22 @@ def sweep(source: str | None, over: list[str], run: str | None, overrides: dict[
         recipes[each] = load_recipe(source, each, {**overrides, **setting, "evaluate.split": "val"})
     # 2) the runs
     failed: dict[str, str] = {}
+    earlier: list[Path] = []  # whose stages a later run may take over
     for number, (each, recipe) in enumerate(recipes.items(), 1):
         print(f"\n[{number}/{len(recipes)}] {each}", flush=True)
         try:
-            make(recipe, [done.run_dir for done in itertools.islice(recipes.values(), number - 1)])
+            make(recipe, earlier)
         except UserError as error:
             # A rate at which the loss explodes is a result of the sweep, not its end.
             failed[each] = str(error)
             print(f"failed: {error}", flush=True)
+        earlier.append(recipe.run_dir)
     # 3) the comparison
     model = model_names(next(iter(recipes.values())))[-1]
-    scores = {
-        each: item_scores(recipe.run_dir, model) for each, recipe in recipes.items() if each not in failed
-    }
+    scores = {}
+    for each, recipe in recipes.items():
+        if each not in failed:
+            scores[each] = item_scores(recipe.run_dir, model)
     if len(scores) < 2:
         raise UserError(f"fewer than two settings could be trained: {next(iter(failed.values()))}")
     return _write(next(iter(recipes.values())).run_dir.with_name(name), settings, scores, failed)
@@ -71,6 +74,7 @@ def grid(over: list[str]) -> list[dict[str, Any]]:
 
     Raises UserError when there are not at least two.
     """
+    # Of each key the values that it takes.
     values = {}
     for item in over:
         key, _, text = item.partition("=")

@@ -1,4 +1,4 @@
-"""The process of the GPU rehearsal: SFT, pairs, DPO and answers of each recipe through Unsloth's GPU classes.
+"""The process of the GPU rehearsal: SFT, pairs, DPO, answers and exports through Unsloth's GPU classes.
 
 python gpu_rehearsal.py MODEL TOKENIZER RECIPE...
 
@@ -14,6 +14,8 @@ import gpu_fakes
 gpu_fakes.install()
 
 import json
+import os
+import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,8 +26,10 @@ import trl
 import unsloth
 from safetensors import safe_open
 
+from tunebook.data.prepare import prepare
 from tunebook.data.rows import images_of
 from tunebook.data.storage import read_rows
+from tunebook.export.export import Unverified, export
 from tunebook.generation.answers import Sampling
 from tunebook.generation.generate import generate
 from tunebook.generation.local import Local
@@ -34,7 +38,7 @@ from tunebook.pairs import pair, pairs
 from tunebook.recipe.loading import load_recipe
 from tunebook.recipe.sections import Recipe
 from tunebook.runs.files import log_history
-from tunebook.training import audits
+from tunebook.training import arguments, audits
 from tunebook.training.dpo import dpo
 from tunebook.training.sft import sft
 
@@ -42,6 +46,7 @@ real_load = unsloth.FastModel.from_pretrained
 real_add_lora = adapters.add_lora
 real_save_adapter = adapters.save_adapter
 real_audit_masks = audits.audit_masks
+real_callbacks = arguments.trainer_callbacks
 
 seen: dict[str, Any] = {}
 """What is noted of the recipe that runs."""
@@ -97,11 +102,54 @@ def right_and_wrong(work: Any) -> Iterator[pair.Pair]:
         yield pair.make_pair(work.recipe.pairs, row, right, wrong, "given")
 
 
+class Terminate(trl.trainer.sft_trainer.TrainerCallback):  # type: ignore[misc]
+    """Sends SIGTERM to this process in the third step, as a cluster does that wants its machine back."""
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+def terminated_once(recipe: Recipe) -> int | None:
+    """SFT that is ended in its third step; returns its exit code."""
+    arguments.trainer_callbacks = lambda *given: [*real_callbacks(*given), Terminate()]
+    try:
+        sft(recipe)
+    except SystemExit as end:
+        return int(end.code or 0)
+    finally:
+        arguments.trainer_callbacks = real_callbacks
+    return None
+
+
+def exported(recipe: Recipe) -> dict[str, Any]:
+    """The parity table of the exports, whether they are equal or not."""
+    try:
+        return export(recipe)
+    except Unverified as unverified:
+        return unverified.rows
+
+
+def packed(recipe: Recipe) -> dict[str, Any]:
+    """SFT alone, with several rows one behind the other in a sequence."""
+    seen.clear()
+    seen.update(processors=[], classes=[], trained_weight=[])
+    rows = prepare(recipe)["rows"]["train"]
+    losses = []
+    record = sft(recipe)
+    for entry in log_history(recipe.run_dir / "sft"):
+        if "loss" in entry:
+            losses.append(float(entry["loss"]))
+    return {"rows": rows, "audit": record["audit"], "metrics": record["metrics"], "losses": losses}
+
+
 def rehearse(recipe: Recipe) -> dict[str, Any]:
     """Run the stages of a recipe; returns what was seen of them."""
     seen.clear()
     seen.update(processors=[], classes=[], trained_weight=[])
     run = recipe.run_dir
+    if recipe.name == "text":
+        seen["ended"] = terminated_once(recipe)
     seen["sft"] = sft(recipe)
     pairs.pairs(recipe)
     seen["dpo"] = dpo(recipe)
@@ -121,6 +169,9 @@ def rehearse(recipe: Recipe) -> dict[str, Any]:
     with adapters.use_adapter(model, "dpo") as active:
         batches = list(generate(Local(active, processor), rows["prompt"][:2], Sampling(3, 2), images))
     seen["answers"] = [answer.tokens for batch in batches for answer in batch.values()]
+    del model, active
+    if recipe.name == "text":
+        seen["exports"] = exported(recipe)
     return dict(seen)
 
 
@@ -135,7 +186,7 @@ def main(model: str, tokenizer: str, *recipes: str) -> None:
     result: dict[str, Any] = {"device": unsloth.DEVICE_TYPE, "trainers": trainers}
     for path in recipes:
         recipe = load_recipe(path)
-        result[recipe.name] = rehearse(recipe)
+        result[recipe.name] = packed(recipe) if recipe.name == "packed" else rehearse(recipe)
     print("RESULT " + json.dumps(result))
 
 

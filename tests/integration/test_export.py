@@ -242,8 +242,9 @@ def test_the_card_says_what_the_run_recorded(recipe):
     )
     assert "This model has not been evaluated." in text and "DPO" not in text
     # vllm#2847, vllm#9280, LlamaFactory#9545: vLLM takes only some adapters.
-    assert "For vLLM take the merged weights" in text and "--max-lora-rank" in text
-    assert "vllm serve ." not in text and "vllm serve ." in card(recipe, "sft", "merged")
+    of_adapter = card(recipe, "sft", "adapter")
+    assert "For vLLM take the merged weights" in of_adapter and "--max-lora-rank" in of_adapter
+    assert "vllm serve ." not in of_adapter and "vllm serve ." in text
     rows = read_json(recipe.run_dir / "data" / "stage.json")["rows"]
     assert f"SFT: {rows['train']} rows; held out: {rows['val']} val, {rows['test']} test." in text
     summary = json.loads((ROOT / "resources" / "smollm2-math" / "summary.json").read_text())

@@ -89,7 +89,7 @@ RUN = {
     "uv run tunebook sft": (0, r"sft is up to date"),
     "uv run tunebook pairs": (0, r"pairs\. Next: uv run tunebook dpo"),
     "uv run tunebook prepare": (0, r"data is up to date"),
-    "uv run tunebook evaluate --gate": (2, r"gate: sft against base: .* the lower end must be above \+0\.0"),
+    "uv run tunebook evaluate --gate": (3, r"gate: sft against base: .* the lower end must be above \+0\.0"),
     "uv run tunebook report": (0, r"Wrote .*report\.html"),
     "uv run tunebook report runs/a runs/b": (0, r"sft"),
     "uv run tunebook chat": (0, r"dpo answers\. /model NAME \(base, sft, dpo\)"),

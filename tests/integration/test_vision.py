@@ -170,4 +170,4 @@ def held_back_when_damaged(path: Path) -> None:
     )
     evaluate(recipe, ["dpo"], force=True)
     (failed,) = gate(recipe)
-    assert failed.startswith("dpo against base")
+    assert failed.text.startswith("dpo against base")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from batches import all_answers
 
 from tunebook.generation import answers, local
@@ -47,3 +48,65 @@ def test_batched_answers_equal_single_ones_in_float32(embedded):
     assert together == alone
     assert sorted(together) == list(range(11))
     assert any(a.truncated for a in together.values())
+
+
+def test_top_p_and_top_k_leave_the_likeliest_tokens():
+    import torch
+
+    scores = torch.tensor([[0.5, 0.3, 0.15, 0.05]]).log()
+    drawn = {}
+    cases = {
+        "all": answers.Sampling(1, temperature=1.0),
+        "top_p": answers.Sampling(1, temperature=1.0, top_p=0.7),
+        "cold": answers.Sampling(1, temperature=0.2, top_p=0.7),
+        "top_k": answers.Sampling(1, temperature=1.0, top_k=3),
+    }
+    for name, sampling in cases.items():
+        tokens = set()
+        for seed in range(300):
+            left = scores
+            for sampler in local._samplers(sampling, [torch.Generator().manual_seed(seed)]):
+                left = sampler(None, left)
+            tokens.add(int(left.argmax()))
+        drawn[name] = tokens
+    # At temperature 0.2 the first token alone has more than 0.7.
+    assert drawn == {"all": {0, 1, 2, 3}, "top_p": {0, 1}, "cold": {0}, "top_k": {0, 1, 2}}
+
+
+def test_an_answer_goes_on_from_its_beginning_and_memory_that_is_short_halves_a_batch(
+    tiny_recipe, monkeypatch, capsys
+):
+    import torch
+
+    from tunebook.models.chat_template import render
+    from tunebook.models.loading import load_model
+    from tunebook.recipe.errors import UserError
+
+    model, tokenizer = load_model(load_recipe(tiny_recipe))
+    prompt = [{"role": "user", "content": "Count."}]
+    beginning = [*prompt, {"role": "assistant", "content": "1, 2,"}]
+    decode = local._decode
+
+    def with_room_for(rows: int):
+        def short_of_memory(source, inputs, *rest):
+            if len(inputs["input_ids"]) > rows:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            return decode(source, inputs, *rest)
+
+        return short_of_memory
+
+    with local.local(model, tokenizer, None) as source:
+        (answer,) = all_answers(source, [beginning], answers.Sampling(8)).values()
+        ids = tokenizer(render(tokenizer, prompt, 0) + "1, 2,", add_special_tokens=False, return_tensors="pt")
+        out = model.generate(**ids, max_new_tokens=8, do_sample=False)[0, ids["input_ids"].shape[1] :]
+        assert answer.text == tokenizer.decode(out, skip_special_tokens=True)
+        # Five prompts in one batch, with room for two: the same samples, in smaller batches.
+        prompts = [[{"role": "user", "content": "word " * n}] for n in range(1, 6)]
+        sampling = answers.Sampling(8, 5, 1.0, [1, 2, 3, 4, 5])
+        whole = all_answers(source, prompts, sampling)
+        monkeypatch.setattr(local, "_decode", with_room_for(2))
+        assert all_answers(source, prompts, sampling) == whole
+        assert "goes on with 2\n" in capsys.readouterr().out
+        monkeypatch.setattr(local, "_decode", with_room_for(0))
+        with pytest.raises(UserError, match="out of memory with one answer at a time"):
+            all_answers(source, prompts, sampling)

@@ -232,7 +232,7 @@ def test_planted_errors_are_asked_for_with_the_picture_by_a_server_that_is_made_
     rows = {r["prompt"][-1]["content"] + r["images"][0]: r for r in load(recipe, "train")}
     asked: list[dict] = []
 
-    def answer_file(path, source, prompts, sampling, record, label, shown, usage):
+    def answer_file(path, source, prompts, sampling, record, label, shown, usage, before):
         asked.extend(
             with_urls(prompt, files)[-1]["content"][0] for prompt, files in zip(prompts, shown, strict=True)
         )

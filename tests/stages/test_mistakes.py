@@ -26,7 +26,7 @@ SAID = {
     "a recipe misspelt": (
         "run --recipe smolm2-math",
         "no recipe 'smolm2-math', did you mean smollm2-math?; there are: gemma3n-mm-math, mm-math-sample, "
-        "qwen3-4b-base, qwen3-4b-instruct, smollm2-alpaca, "
+        "qwen3-4b-16gb, qwen3-4b-80gb, qwen3-4b-base, qwen3-4b-instruct, smollm2-alpaca, "
         "smollm2-instructions, smollm2-math (or give a path to a .yaml file)",
     ),
     "a recipe's file not there": (

@@ -77,6 +77,9 @@ def test_a_canary_is_learned_and_decoded_exactly(canary_recipe, four_bit, embedd
     assert not [p for p in (recipe.run_dir / "sft").rglob("*") if p.suffix in (".bin", ".pkl")]
     rows = load(recipe, "train")
     model, tokenizer = adapters.load_stages(recipe, ["sft"])
+    # For inference in the model's own precision, over weights in 4 bit too.
+    weights = dict(model.named_parameters())
+    assert {weights[name].dtype for name in weights if "lora_" in name} == {model.dtype}
     models = {"base": None, "sft": "sft"}
     answer = evaluate.answers(model, tokenizer, models, [rows[0]], 64)[0]
     assert answer["sft"] == CANARY

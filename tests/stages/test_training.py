@@ -85,7 +85,10 @@ def test_the_audit_takes_no_more_rows_at_a_time_than_a_training_batch():
 def test_notebooks_show_what_held_out_rows_there_are(name, most, held_out):
     cells = json.loads((ROOT / "notebooks" / f"{name}.ipynb").read_text())["cells"]
     (source,) = ("".join(cell["source"]) for cell in cells if "evaluate.answers" in "".join(cell["source"]))
-    rows = [{"prompt": [{"content": f"{i}?"}], "gold": "7"} for i in range(held_out)]
+    rows = []
+    for i in range(held_out):
+        right = [{"content": "It is 7."}]
+        rows.append({"prompt": [{"content": f"{i}?"}], "gold": "7", "completion": right})
     shown: list[str] = []
 
     def answers(model, tokenizer, adapters, asked, limit):

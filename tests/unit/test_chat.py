@@ -46,7 +46,9 @@ def test_an_untrained_run_has_its_base_only(tmp_path):
 
 
 def test_a_revision_is_that_of_the_recipes_base_alone(monkeypatch):
+    """And of two models one is in memory: the other is let go of before it is loaded."""
     loaded = []
+    monkeypatch.setattr(conversation.backend, "release", lambda: loaded.append(None))
     monkeypatch.setattr(
         conversation.loading, "load_model", lambda recipe: loaded.append(recipe.model) or (None, None)
     )
@@ -56,10 +58,16 @@ def test_a_revision_is_that_of_the_recipes_base_alone(monkeypatch):
     there = conversation.Models(load_recipe(overrides={"model.revision": "v1"}))
     there._load("user/other")
     there._load("")
-    assert [(model.base, model.revision) for model in loaded] == [
-        ("user/other", None),
-        ("smollm2-135m-instruct", "v1"),
-    ]
+    other, released, base = loaded
+    assert (other.base, other.revision) == ("user/other", None)
+    assert (base.base, base.revision) == ("smollm2-135m-instruct", "v1") and released is None
+    there._load("")  # which is there
+    assert len(loaded) == 3
+    (there.recipe.run_dir / "export" / "merged").mkdir(parents=True)
+    (there.recipe.run_dir / "export" / "merged" / "config.json").write_text("{}")
+    there.recipe.model.load_in_4bit = True
+    there._load(str(there.recipe.run_dir / "export" / "merged"))
+    assert loaded[-1].load_in_4bit is False  # as it was exported
 
 
 def test_model_and_conversation_cannot_be_changed_under_an_answer(monkeypatch):

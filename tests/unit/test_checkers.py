@@ -345,7 +345,7 @@ def test_maths_alone_is_what_holds_without_the_section(tmp_path):
 @pytest.mark.parametrize(
     ("value", "message"),
     [
-        ("jsn", "instructions, or my_checks.py:function, did you mean json? (it is jsn)"),
+        ("jsn", "instructions, reward_model, or my_checks.py:function, did you mean json? (it is jsn)"),
         ("python", "check.checkers.0.name: should be one of maths, exact"),
         ("my_checks.py:", "check.checkers.0.name: should be one of maths, exact"),
         ({"name": "json", "pattern": "x"}, "check.checkers.0: json has no option pattern"),

@@ -92,6 +92,10 @@ def answered(recipe, **stages: list[bool]) -> None:
         (folder / "predictions.jsonl").write_text("\n".join(lines))
 
 
+def texts(recipe) -> list[str]:
+    return [failure.text for failure in gate.gate(recipe)]
+
+
 def test_the_gate_holds_a_worse_model_back_and_lets_a_good_one_through():
     rules = [{"first": "base", "second": "sft"}, {"first": "sft", "second": "dpo", "at_least": -2}]
     recipe = load_recipe(overrides={"evaluate.gate": rules})
@@ -100,17 +104,17 @@ def test_the_gate_holds_a_worse_model_back_and_lets_a_good_one_through():
     assert gate.gate(recipe) == []
     folder = recipe.run_dir / "eval" / "dpo"
     (folder / "predictions.jsonl").unlink()
-    assert gate.gate(recipe) == ["dpo against sft: not both have been evaluated on the same items"]
+    assert texts(recipe) == ["dpo against sft: not both have been evaluated on the same items"]
     folder.rmdir()
     damaged = [mark and i % 4 != 1 for i, mark in enumerate(good)]
     answered(recipe, dpo=damaged)
-    (failed,) = gate.gate(recipe)
+    (failed,) = texts(recipe)
     assert failed.startswith("dpo against sft: -25.0 points (95% interval -2") and failed.endswith(
         "n = 400), the lower end must be above -2.0"
     )
     sliced = load_recipe(overrides={"evaluate.gate": [rules[1] | {"slice": "b"}]})
     assert gate.gate(sliced) == []  # the damage is in the other slice
-    (same,) = gate.gate(load_recipe(overrides={"evaluate.gate": [{"first": "sft", "second": "sft"}]}))
+    (same,) = texts(load_recipe(overrides={"evaluate.gate": [{"first": "sft", "second": "sft"}]}))
     assert (
         same == "sft against sft: +0.0 points (95% interval +0.0 to +0.0, n = 400), "
         "the lower end must be above +0.0"
@@ -122,13 +126,13 @@ def test_the_gate_wants_proof_of_few_items_and_the_same_items():
     answered(
         recipe, base=[False] * 60, sft=[True] * 5 + [False] * 55
     )  # 5 won, none lost: the bootstrap interval is above 0
-    assert gate.gate(recipe) == [
+    assert texts(recipe) == [
         "sft against base: +8.3 points (95% interval +1.7 to +15.0, n = 60), "
         "McNemar's p = 0.062 must be below 0.05"
     ]
     path = recipe.run_dir / "eval" / "base" / "predictions.jsonl"
     path.write_text(path.read_text().replace('"gold": "5"', '"gold": "6"'))
-    assert gate.gate(recipe) == ["sft against base: not both have been evaluated on the same items"]
+    assert texts(recipe) == ["sft against base: not both have been evaluated on the same items"]
 
 
 def test_the_gate_is_the_commands_exit_code(monkeypatch, capsys):
@@ -171,7 +175,7 @@ def test_pass_at_k_and_majority(monkeypatch, tmp_path):
         "5",
     ]  # three items with the answer 5, three samples each
     records = [{"index": i, "parsed": s, "correct": float(s) == 5} for i, s in enumerate(said)]
-    monkeypatch.setattr(items, "answer_file", lambda *given: records)
+    monkeypatch.setattr(items, "answer_file", lambda *given, **more: records)
     recipe = load_recipe(overrides={"evaluate.samples": 3})
     asked = [{"prompt": []}] * 3
     found = items.Exam(recipe, "sft", lambda: None, asked, tmp_path).sample()

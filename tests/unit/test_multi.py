@@ -79,6 +79,9 @@ def test_arguments_for_several_processes(monkeypatch, tmp_path):
         fourth.gradient_accumulation_steps,
         fourth.ddp_find_unused_parameters,
     ) == (2, 1, False)
+    recipe.sft = {"per_device_train_batch_size": "auto", "gradient_accumulation_steps": 16}
+    chosen_later = arguments.trainer_arguments(Config, recipe, "sft", tmp_path)
+    assert (chosen_later.per_device_train_batch_size, chosen_later.gradient_accumulation_steps) == (1, 4)
     assert callbacks == ["whole_checkpoints", "health"]  # the first process writes and reports
     recipe.sft = {"per_device_train_batch_size": 3, "gradient_accumulation_steps": 2}
     with pytest.raises(

@@ -116,7 +116,9 @@ def test_equivalence_is_statsmodels_tost(change, margin):
         assert found == pytest.approx(unseen if abs(changes[0]) < margin else 1.0)
         return
     wanted = ttost_paired(changes, numpy.zeros(len(change)), -margin, margin)[0]
-    assert found == pytest.approx(max(wanted, unseen), abs=1e-9)
+    if set(change) <= {-1.0, 0.0, 1.0}:  # few items cannot show that right and wrong are the same
+        wanted = max(wanted, unseen)
+    assert found == pytest.approx(wanted, abs=1e-9)
     assert equivalence([-c for c in change], margin) == pytest.approx(found)
 
 

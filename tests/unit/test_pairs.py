@@ -136,7 +136,7 @@ def work_of(answers: list[str], rows: int, monkeypatch, **given) -> Work:
         1,
     )
 
-    def answer_file(path, source, prompts, sampling, record, label, shown, usage):
+    def answer_file(path, source, prompts, sampling, record, label, shown, usage, before):
         return [
             {"index": i} | record(i, Answer(text, len(text) // 2, False)) for i, text in enumerate(answers)
         ]
@@ -261,3 +261,61 @@ def test_what_rejected_changes_is_marked_by_the_word():
     }
     assert [part for part, new in marked(pair) if new] == ["116", "116"]
     assert "".join(part for part, _ in marked(pair)) == "9 * 14 = 116\n\\boxed{116}"
+
+
+def test_rejected_is_the_wrong_answer_that_is_given_most_often():
+    """Two say 7, once as 14/2; 6 is said once, and begins more like the right answer."""
+    near = RIGHT.replace("\\boxed{5}", "\\boxed{6}")
+    far = RIGHT.replace("2 + 3 = 5", "it is seven").replace("\\boxed{5}", "\\boxed{7}")
+    other = RIGHT.replace("2 + 3 = 5", "one finds").replace("\\boxed{5}", "\\boxed{14/2}")
+    samples = [sample(text) for text in (near, RIGHT, far, other)]
+    assert [each["verdict"] for each in samples] == ["wrong", "right", "wrong", "wrong"]
+    for rule, rejected in (("nearest", near), ("most_frequent", far)):
+        (pair,) = made(PairsConfig(samples=4, rejected=rule), [ROW], samples)
+        assert (pair["chosen"][0]["content"], pair["rejected"][0]["content"]) == (RIGHT, rejected)
+
+
+FIRST = "### Solution\n1. 2 and 3\n2. add them\n"
+CORRECT = FIRST + "3. 2 + 3 = 5\n4. done\n### Final Answer\n\\boxed{5}"
+ERROR = FIRST + "3. 2 + 3 = 6\n4. done\n### Final Answer\n\\boxed{6}"
+
+
+def test_the_first_pit_is_the_line_after_which_all_continuations_fail(monkeypatch):
+    """A scripted model: from three lines of ERROR it may still end right, with the fourth no more."""
+    asked = []
+    files = []
+
+    def answer_file(path, source, prompts, sampling, record, label, shown, usage, before):
+        files.append(path.name)
+        found = []
+        for i, prompt in enumerate(prompts):
+            if prompt[-1]["role"] == "user":
+                text = [ERROR, CORRECT, ERROR, ERROR][i]
+            else:
+                beginning = prompt[-1]["content"]
+                assert ERROR.startswith(beginning) and prompt[:-1] == ROW["prompt"]
+                asked.append(beginning.count("\n"))
+                # One of its two continuations is right, as long as one can be.
+                ends_right = "= 6" not in beginning and i % 2
+                text = (CORRECT if ends_right else ERROR)[len(beginning) :]
+            found.append({"index": i} | record(i, Answer(text, len(text) // 2, False)))
+        assert len(set(sampling.seeds)) == len(prompts)
+        return found
+
+    work = work_of([], 2, monkeypatch, **{"pairs.samples": 2, "pairs.first_pit": 2})
+    monkeypatch.setattr("tunebook.pairs.work.answer_file", answer_file)
+    # The second row is never answered right: nothing is looked for there.
+    (pair,) = on_policy(work)
+    assert asked == [3, 3, 5, 5, 4, 4]
+    assert files == ["samples.jsonl", "pits-1.jsonl", "pits-2.jsonl", "pits-3.jsonl"]
+    assert (pair["chosen"][0]["content"], pair["rejected"][0]["content"]) == (CORRECT, ERROR)
+    assert (pair["strategy"], pair["chosen_tokens"]) == ("first_pit", len(CORRECT) // 2)
+    assert pair["chosen_correct"] and not pair["rejected_correct"]
+    assert work.record["first_pit"] == {"searched": 1, "rounds": 3}
+    assert work.record["prompts"] == {"paired": 1, "never right": 1}
+
+
+def test_pits_are_looked_for_with_the_local_model_alone():
+    server = {"url": "http://x/v1", "model": "m"}
+    with pytest.raises(UserError, match="first_pit continues answers with the local model"):
+        load_recipe(overrides={"pairs.first_pit": 4, "pairs.server": server})

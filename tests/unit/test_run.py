@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pkgutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -278,6 +279,45 @@ def test_only_what_the_recipe_asks_for(sections, names, models, tmp_path, capsys
     option = f"--recipe {recipe.source}"
     for name, following in zip(names, [*names[1:], "report"], strict=True):
         assert next_command(recipe, name) == f"uv run tunebook {following} {option}"
+
+
+def test_run_trains_on_all_gpus_by_torchrun_with_processes_patched_out(tmp_path, monkeypatch):
+    """`NPROC_PER_NODE=4 tunebook run`: a notebook is one process, so the training goes through torchrun."""
+    for name in ("my.csv", "p.jsonl"):
+        (tmp_path / name).write_text("")
+    path = write_recipe(tmp_path, "data sft pairs dpo")
+    recipe = load_recipe(path, "two", overrides={"lora.r": 4, "model.dtype": None})
+    calls = []
+
+    def launched(command: list[str], check: bool) -> subprocess.CompletedProcess:
+        calls.append(" ".join(command[1:]))
+        return subprocess.CompletedProcess(command, code)
+
+    def executed(step: object, recipe: object, force: bool, fresh: bool) -> None:
+        calls.append(f"{step.name} {force}")
+
+    code = 0
+    monkeypatch.setattr(pipeline.subprocess, "run", launched)
+    monkeypatch.setattr(pipeline, "_execute", executed)
+    monkeypatch.setattr(pipeline, "folders", lambda step, recipe: [])
+    monkeypatch.setenv("NPROC_PER_NODE", "4")
+    run(recipe, first="sft", last="dpo", force=True)
+    torchrun = "-m tunebook.training.launch --standalone --nproc-per-node 4 -m tunebook"
+    options = f"--recipe {recipe.source} --run two --set lora.r=4 --set model.dtype=null"
+    assert calls == [
+        f"{torchrun} sft {options} --force",
+        "sft False",  # it is there: not once more
+        "pairs True",
+        f"{torchrun} dpo {options} --round 1 --force",
+        "dpo False",
+    ]
+    code = 2
+    with pytest.raises(UserError, match="sft failed in one of 4 processes"):
+        run(recipe, first="sft", last="sft", force=True)
+    assert len(calls) == 6  # no notebook after it
+    monkeypatch.delenv("NPROC_PER_NODE")
+    run(recipe, first="sft", last="sft", force=True)
+    assert calls[6:] == ["sft True"]
 
 
 def test_a_step_that_is_not_asked_for_is_named(tmp_path):

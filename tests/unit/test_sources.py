@@ -199,13 +199,24 @@ def said(prompt: str, answer: str) -> list[dict]:
 
 def test_the_recipes_load():
     qwen = load_recipe("qwen3-4b-instruct")
-    assert qwen.sft["per_device_train_batch_size"] * qwen.sft["gradient_accumulation_steps"] == 128
+    batches = (qwen.sft["per_device_train_batch_size"], qwen.sft["gradient_accumulation_steps"])
+    assert batches == ("auto", 128)
     assert (
         qwen.lora["r"],
         qwen.sft["learning_rate"],
         qwen.sft["num_train_epochs"],
         qwen.model.load_in_4bit,
-    ) == (64, 2e-4, 3, True)
+    ) == (64, 2e-4, 1, True)
+    small, large = load_recipe("qwen3-4b-16gb"), load_recipe("qwen3-4b-80gb")
+    assert (small.model.max_seq_length, small.model.load_in_4bit, large.model.load_in_4bit) == (
+        1024,
+        True,
+        False,
+    )
+    assert (
+        small.data.sources[0].rows == 8000
+        and small.sft["learning_rate"] == large.sft["learning_rate"] == 2e-4
+    )
     assert (
         qwen.pairs.dataset == "HuggingFaceH4/ultrafeedback_binarized"
         and qwen.pairs.dataset_split == "train_prefs"

@@ -20,7 +20,7 @@ from tunebook.evaluation.items import answers_by_model
 from tunebook.evaluation.tables import Table, mark
 from tunebook.generation.local import Local, local
 from tunebook.generation.streaming import Drawing, stream
-from tunebook.models import image_input, loading
+from tunebook.models import backend, image_input, loading
 from tunebook.models.adapters import load_stages
 from tunebook.models.chat_template import Messages
 from tunebook.recipe.errors import UserError, first_line
@@ -39,7 +39,8 @@ BOXED = re.compile(r"\\boxed\s*\{(?:[^{}]|\{(?:[^{}]|\{[^{}]*\})*\})*\}")
 class Models:
     """The models that can be asked, loaded when they first are.
 
-    The recipe's base is loaded once, with the run's adapters on it; other folders beside it.
+    The recipe's base has the run's adapters on it, so that its stages are one model. Another folder or hub id
+    takes its place in memory: two models may not fit on a GPU.
     """
 
     def __init__(self, recipe: Recipe) -> None:
@@ -86,6 +87,9 @@ class Models:
                 "or give a folder or a hub id such as user/name"
             )
         if where not in self._loaded:
+            if self._loaded:
+                self._loaded.clear()
+                backend.release()
             # What transformers, PEFT and the hub raise for a folder or id that is no model
             try:
                 if where:
@@ -100,7 +104,10 @@ class Models:
 
     def _load_other(self, where: str) -> tuple[Any, Any]:
         # Revision, template and end of turn are those of the recipe's base, not of another model.
-        changes = {"base": where, "revision": None, "chat_template": None, "eos_token": None}
+        changes: dict[str, Any] = {"base": where, "revision": None, "chat_template": None, "eos_token": None}
+        if where == str(self._merged):
+            # Else it is quantised once more, and is not the model that was exported.
+            changes["load_in_4bit"] = False
         config = self.recipe.model.model_copy(update=changes)
         return loading.load_model(self.recipe.model_copy(update={"model": config}))
 

@@ -54,6 +54,7 @@ class Check:
         self.config = config
         self.calls = 0
         self.failures = 0
+        self._ahead: dict[tuple[str, int, str], float | None] = {}
         self._functions: list[tuple[CheckerConfig, Callable[..., Scores]]] = []
         for checker in self._checkers:
             self._functions.append((checker, _opened(checker)))
@@ -88,6 +89,19 @@ class Check:
             if needed is None or has_words or columns.get(needed) is not None:
                 return True
         return False
+
+    def score_together(self, answers: list[tuple[Row, str]]) -> None:
+        """Score answers that `judge` is asked about next, where a checker scores many at once faster."""
+        self._ahead.clear()
+        if not answers:
+            return
+        prompts = [row["prompt"] for row, _ in answers]
+        completions = [[{"role": "assistant", "content": text}] for _, text in answers]
+        for checker, function in self._functions:
+            if _known(checker).in_batches:
+                scores = function(prompts=prompts, completions=completions)
+                for (row, text), score in zip(answers, scores, strict=True):
+                    self._ahead[checker.name, id(row), text] = score
 
     def judge(self, row: Row, text: str, truncated: bool = False) -> Judgement:
         """Whether an answer to a row is right.
@@ -136,6 +150,8 @@ class Check:
         columns = _columns(row)
         if needed and not checker.words and columns.get(needed) is None:
             return None
+        if (checker.name, id(row), text) in self._ahead:
+            return self._ahead[checker.name, id(row), text]
         # TRL's signature is of batches. One answer at a time, so that a failure is that of a row.
         lists = {name: [value] for name, value in columns.items()}
         completion = [{"role": "assistant", "content": text}]

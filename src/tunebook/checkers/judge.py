@@ -89,6 +89,7 @@ class Judge:
         for comparison in comparisons:
             parts = {"{question}": conversation_text(comparison.prompt)}
             first, second = comparison.first.strip(), comparison.second.strip()
+            # Both orders stand side by side in the file.
             for a, b in ((first, second), (second, first)):
                 text = fill(template, {**parts, "{answer_a}": a, "{answer_b}": b})
                 prompts.append([{"role": "user", "content": text}])
@@ -163,6 +164,7 @@ def reliability(comparisons: list[Comparison], outcomes: list[Outcome]) -> dict[
     refused = contradicted = 0
     for comparison, outcome in zip(comparisons, outcomes, strict=True):
         verdicts = (outcome.first_as_a, outcome.second_as_a)
+        # A tie says nothing of the place.
         places.update(letter for letter in verdicts if letter in ("A", "B"))
         refused += None in verdicts
         contradicted += verdicts in (("A", "A"), ("B", "B"))

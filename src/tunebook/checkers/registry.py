@@ -13,6 +13,7 @@ from typing import Any
 from tunebook.checkers.instructions import instructions
 from tunebook.checkers.maths import verifier, verify
 from tunebook.checkers.python import python
+from tunebook.checkers.reward_model import reward_model
 from tunebook.checkers.texts import Scores, contains, exact, json, regex, text_of
 from tunebook.recipe.sections import CheckerConfig
 
@@ -29,6 +30,8 @@ class Checker:
     """The column without which it can say nothing of a row."""
     is_graded: bool = False
     """Whether there are scores between 0 and 1."""
+    in_batches: bool = False
+    """Whether many answers are scored faster together, as a model scores them."""
     in_process: bool = False
     """Whether it runs in a process of its own, because a pattern or a user's code may never end."""
 
@@ -50,5 +53,6 @@ CHECKERS = {
     "regex": Checker(regex, "1", in_process=True),
     "json": Checker(json, "1", in_process=True),
     "instructions": Checker(instructions, "1", needs="instructions", is_graded=True),
+    "reward_model": Checker(reward_model, "1", is_graded=True, in_batches=True),
     "python": Checker(python, "1", is_graded=True, in_process=True),
 }

@@ -229,17 +229,22 @@ def evaluate(
 ) -> None:
     """Let each stage's model answer the same held-out items, and compare them pair by pair.
 
-    uv run tunebook evaluate base sft --set evaluate.split=val --set evaluate.limit=100
+    `--gate` ends with exit code 0 when every rule holds: better, or not worse by more than the rule allows.
+    3: not shown by so many items; 4: worse at its task; 5: broken elsewhere (`suite: retention`);
+    2: a rule could not be asked.
+
+        uv run tunebook evaluate base sft --set evaluate.split=val --set evaluate.limit=100
     """
-    from tunebook.evaluation import evaluate, gate, tables
+    from tunebook.evaluation import evaluate, first_screen, gate, tables
 
     parsed = read_recipe(recipe, run, set_)
     tables.show(parsed, evaluate.evaluate(parsed, stages, force))
+    first_screen.show(parsed)
     print_done(parsed, "eval", next_command(parsed, "evaluate"))
     # Last, so that a failed gate leaves the table and the results.
     failures = gate.gate(parsed) if gate_ else []
     if failures:
-        raise UserError(f"gate: {'; '.join(failures)}")
+        raise gate.GateFailed(failures)
 
 
 @app.command(rich_help_panel=STEPS)

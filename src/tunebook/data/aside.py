@@ -27,6 +27,7 @@ SETTINGS = {
     "near-duplicate": "`data.near_duplicate: 1` or `data.duplicates: none` keeps them",
     "in the test or val split": "a higher `data.contamination` (1: all of the question) keeps more of them",
     "in a benchmark": "a higher `data.contamination` (1: all of the item) keeps more of them",
+    "in the retention suite": "a higher `data.contamination` (1: all of the item) keeps more of them",
     "too long": "a higher `model.max_seq_length` keeps them",
     "missing column": "`columns` of the source names the column that has it",
     "unknown columns": "`columns` or `format` of the source says how its rows are read",
@@ -45,7 +46,13 @@ PAIR_SETTINGS = {
     "tie": "a tie shows no preference",
     "missing column": "`pairs.columns` names the column that has it",
 }
-for _reason in ("in the test or val split", "in a benchmark", "too long", "refused by the chat template"):
+for _reason in (
+    "in the test or val split",
+    "in a benchmark",
+    "in the retention suite",
+    "too long",
+    "refused by the chat template",
+):
     PAIR_SETTINGS[_reason] = SETTINGS[_reason]
 
 

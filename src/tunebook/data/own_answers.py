@@ -113,6 +113,7 @@ def _sample(recipe: Recipe, config: OwnAnswersConfig, stage: Stage, folder: Path
             "correct": _is_right(check, asked[i], answer),
         }
 
+    # What an interrupted run has answered is not asked again.
     prompts = [row.prompt for row in asked]
     images = [row.images for row in asked]
     sampling = Sampling(config.max_new_tokens, config.batch_size, config.temperature, seeds)
@@ -123,7 +124,10 @@ def _sample(recipe: Recipe, config: OwnAnswersConfig, stage: Stage, folder: Path
     kept = []
     pass_counts = Counter[int]()
     for start in range(0, len(samples), config.samples):
-        right = [sample for sample in samples[start : start + config.samples] if sample["correct"]]
+        right = []
+        for sample in samples[start : start + config.samples]:
+            if sample["correct"]:
+                right.append(sample)
         pass_counts[len(right)] += 1
         # The same text twice teaches nothing new.
         texts = list(dict.fromkeys(sample["text"].strip() for sample in right))

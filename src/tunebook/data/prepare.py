@@ -164,7 +164,7 @@ def _check(
         rows = splits[name]
         checks = [similarity.Contamination(recipe.data.contamination, _all_rows(held_out)).check]
         if name == "train":
-            checks.append(similarity.benchmarks(recipe).check)
+            checks += [similarity.benchmarks(recipe).check, similarity.retention(recipe).check]
         sample = rows.sample(similarity.SAMPLE)
         data = recipe.data
         checks.append(similarity.Duplicates(data.near_duplicate, sample, data.duplicates).check)

@@ -16,6 +16,7 @@ from collections import Counter
 from collections.abc import Collection, Iterable
 
 from tunebook.data.benchmark_items import benchmark_items
+from tunebook.data.retention_items import retention_rows
 from tunebook.data.rows import Reject, Row, rejected
 from tunebook.recipe.sections import Compared, Recipe
 
@@ -251,6 +252,11 @@ class _Index:
                 numbers.add(self.first_set[member])
                 numbers.update(self.further_sets.get(member, ()))
         return numbers
+
+
+def retention(recipe: Recipe) -> Contamination:
+    """Against the retention suite, whether the recipe asks for it now or not: it may later."""
+    return Contamination(recipe.data.contamination, retention_rows(), "in the retention suite")
 
 
 def benchmarks(recipe: Recipe) -> Contamination:

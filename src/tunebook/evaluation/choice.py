@@ -30,6 +30,7 @@ def item_scores(run: Path, model: str) -> Scores:
 
     Where nothing can check an answer, the log-probability per token of the held-out one.
     """
+    # A loss is better where it is small.
     losses = read_records(run / "eval" / model / LOSSES)
     if losses:
         return {record["source_id"]: -record["nats"] / record["tokens"] for record in losses}
@@ -46,6 +47,7 @@ def same_items(scores: dict[str, Scores]) -> dict[str, list[float]]:
 
     Raises UserError when they answered other items: nothing can be paired then.
     """
+    # The first model's order is as good as any.
     items = list(next(iter(scores.values())))
     in_order = {}
     for name, by_item in scores.items():
@@ -64,7 +66,9 @@ def corrected_pvalues(scores: dict[str, list[float]]) -> dict[frozenset[str], fl
     pairs = list(itertools.combinations(scores, 2))
     pvalues = []
     for first, second in pairs:
-        changes = [after - before for before, after in zip(scores[first], scores[second], strict=True)]
+        changes = []
+        for before, after in zip(scores[first], scores[second], strict=True):
+            changes.append(after - before)
         won = sum(change > 0 for change in changes)
         lost = sum(change < 0 for change in changes)
         pvalues.append(mcnemar(won, lost))
@@ -93,6 +97,7 @@ def choose(scores: dict[str, list[float]]) -> dict[str, Any]:
     models: dict[str, Any] = {}
     for name, of_model in scores.items():
         values = numpy.asarray(of_model)
+        # Log-probabilities are below 0, and no shares.
         is_share = values.min() >= 0
         interval = score_interval(of_model) if is_share else bootstrap_interval(values, seed=0)
         models[name] = {"mean": float(values.mean()), "interval": interval}
@@ -138,6 +143,7 @@ def choice_table(
         if name == choice["best"]:
             table.add(**cells, verdict="**best**")
             continue
+        # How far the best is ahead of this one.
         low, high = of_model["difference_interval"]
         cells["behind"] = f"{of_model['difference']:+.3f} ({low:+.3f} to {high:+.3f})"
         is_rival = name in choice["rivals"]

@@ -14,6 +14,7 @@ from typing import Any
 from tunebook.checkers.check import Check
 from tunebook.checkers.maths import verifier
 from tunebook.data.prepare import data_stage, prepare
+from tunebook.data.retention_items import retention_items
 from tunebook.data.rows import evenly, images_of
 from tunebook.evaluation.held_out import (
     ANSWERED,
@@ -32,6 +33,7 @@ from tunebook.evaluation.items import (
     summarise,
     summarise_answers,
 )
+from tunebook.evaluation.retention import compare_retention, measure_retention, summarise_retention
 from tunebook.evaluation.statistics import compared_steps, mark
 from tunebook.evaluation.win_rates import win_rates
 from tunebook.generation.generate import read_records
@@ -41,7 +43,7 @@ from tunebook.models.adapters import load_stages
 from tunebook.recipe.errors import UserError
 from tunebook.recipe.overrides import switch
 from tunebook.recipe.sections import Recipe
-from tunebook.runs.files import read_json, write_json
+from tunebook.runs.files import fingerprint, read_json, write_json
 from tunebook.runs.stage import Stage, adapter_key, command, finished_key
 from tunebook.runs.stages import trained_models
 from tunebook.runs.tracking import track
@@ -87,9 +89,12 @@ def evaluate(
         summary["losses"] = compare_losses({name: stage.dir for name, stage in stages.items()})
     else:
         summary["comparisons"] = comparisons(stages)
+    folders = {name: stage.dir for name, stage in stages.items()}
+    if recipe.evaluate.retention:
+        margin = recipe.evaluate.margin
+        summary["retention"] = {"margin": margin, "comparisons": compare_retention(folders, margin)}
     if recipe.judge is not None:
         items, _ = _items(recipe)
-        folders = {name: stage.dir for name, stage in stages.items()}
         summary["judge"] = win_rates(recipe, recipe.judge, folders, items)
     write_json(recipe.run_dir / "eval" / "summary.json", summary)
     if missing:
@@ -101,7 +106,7 @@ def eval_stage(recipe: Recipe, name: str) -> Stage:
     """The folder of one model's answers. Raises UserError when that model is not trained."""
     check = Check(recipe.check)
     # Changed, these give no other answers, and make no evaluation stale.
-    unused = {"gate", "benchmarks"}
+    unused = {"gate", "benchmarks", "margin", "retention"}
     if not recipe.evaluate.samples:
         unused |= {"samples", "temperature"}
     if all(
@@ -114,6 +119,8 @@ def eval_stage(recipe: Recipe, name: str) -> Stage:
         "verifier": verifier(),
         **check.settings,
     }
+    if recipe.evaluate.retention:  # other items are another suite
+        settings["retention"] = fingerprint(retention_items())
     if recipe.judge is not None:
         settings["judged"] = True  # all items are answered, also where nothing checks them
     inputs = {"data": data_stage(recipe).key, "adapter": adapter_key(recipe, name)}
@@ -135,7 +142,10 @@ def comparisons(stages: dict[str, Stage]) -> list[dict[str, Any]]:
         unscored |= {index for index, value in of_stage.items() if value is None}
     scores: dict[str, dict[Any, float]] = {}
     for name, of_stage in marks.items():
-        scores[name] = {i: value for i, value in of_stage.items() if value is not None and i not in unscored}
+        scores[name] = {}
+        for i, value in of_stage.items():
+            if value is not None and i not in unscored:
+                scores[name][i] = value
     if not all(scores.values()):
         return []
     return compared_steps(scores)
@@ -195,23 +205,33 @@ def _answer(recipe: Recipe, missing: dict[str, Stage], force: bool) -> None:
     for name, stage in missing.items():
         source = functools.partial(_open, model, tokenizer, name)
         with stage.open(resume=not force) as folder:
-            if not checkable:
+            if checkable:
+                exam = Exam(recipe, name, source, items, folder, _answers_depend_on(stage), check)
+                stage.record = {"summary": _ask(exam), "verifier": verifier()}
+            else:
                 stage.record = {"summary": _measure(recipe, stage, name, source, items, folder)}
-                continue
-            exam = Exam(recipe, name, source, items, folder, _answers_depend_on(stage), check)
-            predictions = exam.answer()
-            _refuse_unscored(name, predictions)
-            summary = summarise(predictions)
-            if recipe.evaluate.samples:
-                summary["sampled"] = exam.sample()
-            if recipe.evaluate.ablation and any(map(images_of, items)):
-                summary["images"] = exam.answer_other_images(predictions)
-            if name != "base" and summary["repeating"] > 0.5:
-                print(
-                    f"Warning: {summary['repeating']:.0%} of {name}'s answers repeat one piece of text "
-                    "to their end: it has collapsed"
-                )
-            stage.record = {"summary": summary, "verifier": verifier()}
+            if recipe.evaluate.retention:
+                key = fingerprint([stage.settings["retention"], *_model_behind(stage)])
+                measure_retention(source, folder, name, key)
+                stage.record["summary"]["retention"] = summarise_retention(folder)
+
+
+def _ask(exam: Exam) -> dict[str, Any]:
+    """The answers of a model to all items, counted; with samples and other images where the recipe asks."""
+    config = exam.recipe.evaluate
+    predictions = exam.answer()
+    _refuse_unscored(exam.stage, predictions)
+    summary = summarise(predictions)
+    if config.samples:
+        summary["sampled"] = exam.sample()
+    if config.ablation and any(map(images_of, exam.items)):
+        summary["images"] = exam.answer_other_images(predictions)
+    if exam.stage != "base" and summary["repeating"] > 0.5:
+        print(
+            f"Warning: {summary['repeating']:.0%} of {exam.stage}'s answers repeat one piece of text "
+            "to their end: it has collapsed"
+        )
+    return summary
 
 
 def _refuse_unscored(name: str, predictions: list[Prediction]) -> None:
@@ -230,8 +250,14 @@ def _answers_depend_on(stage: Stage) -> tuple[Any, ...]:
     """
     of_files = ("samples", "temperature", "ablation")
     asked = {key: value for key, value in stage.settings["evaluate"].items() if key not in of_files}
-    others = {key: value for key, value in stage.settings.items() if key != "evaluate"}
+    elsewhere = ("evaluate", "retention")
+    others = {key: value for key, value in stage.settings.items() if key not in elsewhere}
     return asked, others, stage.inputs, stage.input_hashes()
+
+
+def _model_behind(stage: Stage) -> tuple[Any, ...]:
+    """What the answers of a stage's model to any question depend on."""
+    return stage.settings["model"], stage.inputs["adapter"], stage.input_hashes()
 
 
 def _measure(

@@ -136,10 +136,16 @@ class Exam:
         def record(i: int, answer: Answer) -> Prediction:
             return checked(items[i], answer, self.check)
 
+        def before(batch: dict[int, Answer]) -> None:
+            answers = [(items[i], answer.text) for i, answer in batch.items() if not answer.truncated]
+            self.check.score_together(answers)
+
         path = self.folder / file
         prompts = column(items, "prompt")
         drop_other_answers(path, prompts, sampling, self.depends_on)
-        return answer_file(path, self.source(), prompts, sampling, record, f"{self.stage} {label}", images)
+        label = f"{self.stage} {label}"
+        source = self.source()
+        return answer_file(path, source, prompts, sampling, record, label, images, before=before)
 
 
 def answers_by_model(

@@ -109,6 +109,26 @@ def scores(tasks: dict[str, dict[str, Any]]) -> Figure:
     return figure
 
 
+def differences(rows: list[dict[str, Any]]) -> Figure:
+    """The task and each other skill: the last model minus base, in points, with 95% intervals.
+
+    Args:
+        rows: Of `first_screen.overview_rows`.
+    """
+    figure, axes = _figure(7, 1 + 0.35 * len(rows))
+    for place, row in enumerate(rows):
+        colour = DARK if row["verdict"] in ("better", "worse") else GREY
+        low, high = row["interval"]
+        axes.plot([100 * low, 100 * high], [place, place], color=colour)
+        axes.plot([100 * row["difference"]], [place], "o", color=colour)
+    axes.axvline(0, color="black", linewidth=0.8)
+    axes.set_yticks(range(len(rows)), [f"{row['what']} (n = {row['n']})" for row in rows])
+    title = "What training changed (blue: shown, grey: not)"
+    axes.set(xlabel="points, last model minus base", title=title)
+    axes.invert_yaxis()
+    return figure
+
+
 def pass_counts(record: dict[str, Any]) -> Figure:
     """How many prompts had 0, 1, 2, ... right samples, of the record of `pairs`. Grey bars give no pair.
 

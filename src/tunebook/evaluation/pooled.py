@@ -54,6 +54,7 @@ def pool(comparisons: list[dict[str, Any]]) -> dict[str, Any]:
     if runs == 1:
         return pooled
     mean, spread = pooled["mean"], statistics.stdev(differences)
+    # What would be left of the spread if training came out the same each time.
     by_items = math.sqrt(statistics.mean(_item_variance(compared) for compared in comparisons))
     quantile = t.ppf(0.975, runs - 1)
     half = quantile * spread / math.sqrt(runs)
@@ -118,6 +119,7 @@ def claim(step: str, pooled: dict[str, Any]) -> str:
             f"{100 * pooled['spread']:.1f} points: {runs} runs do not show that training again "
             f"makes it {word}."
         )
+    # What a reader wants to know before training once more, in points.
     low, high = (100 * bound for bound in pooled["next"])
     return (
         f"**{step}**: {points} on average, {word} in {agreeing} of {runs} runs. {verdict} "

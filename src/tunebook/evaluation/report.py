@@ -17,7 +17,7 @@ import yaml
 from matplotlib.figure import Figure
 
 from tunebook.data.rows import evenly
-from tunebook.evaluation import plots, tables
+from tunebook.evaluation import first_screen, other_skills, plots, tables
 from tunebook.evaluation.statistics import ALPHA, is_graded, mark
 from tunebook.evaluation.tables import Table
 from tunebook.generation.generate import read_records
@@ -29,6 +29,8 @@ from tunebook.runs.stages import CONTROL, STAGES
 
 SHOWN = 20
 """Answers side by side, of a run whose answers nothing can check."""
+
+VERDICTS = {"better": "better", "worse": "worse", "not shown": "not shown to be different"}
 
 Part = str | tuple[str, Figure]
 """Markdown, or a figure with its name."""
@@ -61,7 +63,12 @@ def parts(run: Path) -> list[Part]:
     if not stages:
         raise UserError(f"{run} holds no finished stage: run `uv run tunebook run` first")
     summary = read_json(run / "eval" / "summary.json")
-    report: list[Part] = [f"# {run.name}", _headline(stages, summary)]
+    report: list[Part] = [f"# {run.name}"]
+    if summary:
+        report += [first_screen.sentence(summary), first_screen.overview(summary).markdown()]
+    if "retention" in summary:
+        report.append(("skills", plots.differences(first_screen.overview_rows(summary))))
+    report.append(_headline(stages, summary))
     report += _results(summary)
     report += _win_rates(summary.get("judge"))
     if bench := read_json(run / "bench" / "summary.json"):
@@ -72,6 +79,7 @@ def parts(run: Path) -> list[Part]:
             tables.comparison_table(bench["comparisons"]).markdown(),
         ]
     report += _examples(run, summary)
+    report += other_skills.section(run, summary)
     report += ["## Data", _data(stages.get("data", {})), *_pairs(stages.get("pairs"))]
     report += ["## Training", *_training(run, stages)]
     report += ["## Cost", _costs(stages)]
@@ -92,16 +100,9 @@ def _headline(stages: dict[str, Any], summary: dict[str, Any]) -> str:
     recipe = next(iter(stages.values()))["recipe"]
     lines = [f"{recipe['model']['base']}, recipe `{recipe['name']}`, seed {recipe['seed']}."]
     for compared in summary.get("comparisons", []):
-        low, high = compared["interval"]
-        # Both must show it: of few items the bootstrap interval alone is too narrow.
-        if compared["p"] >= ALPHA or low <= 0 <= high:
-            verdict = "not shown to be different"
-        else:
-            verdict = "better" if low > 0 else "worse"
         lines.append(
-            f"- **{_question(compared)}: {verdict}** "
-            f"({100 * compared['difference']:+.1f} points, "
-            f"95% interval {100 * low:+.1f} to {100 * high:+.1f}, n = {compared['n']})."
+            f"- **{_question(compared)}: {VERDICTS[first_screen.verdict(compared)]}** "
+            f"({first_screen.points(compared)}, n = {compared['n']})."
         )
     for compared in summary.get("judge", {}).get("comparisons", []):
         low, high = compared["interval"]
@@ -115,11 +116,10 @@ def _headline(stages: dict[str, Any], summary: dict[str, Any]) -> str:
         )
     for compared in summary.get("losses", []):
         low, high = compared["interval"]
-        verdict = "not shown to be different"
-        if compared["p"] < ALPHA and not low <= 0 <= high:
-            verdict = "better" if high < 0 else "worse"
+        # Of losses a lower one is better.
+        outcome = {"better": "worse", "worse": "better"}.get(first_screen.verdict(compared), "not shown")
         lines.append(
-            f"- **{_question(compared)}: {verdict}** "
+            f"- **{_question(compared)}: {VERDICTS[outcome]}** "
             f"(held-out loss per token {compared['difference']:+.3f}, "
             f"95% interval {low:+.3f} to {high:+.3f}, n = {compared['n']})."
         )

@@ -164,15 +164,16 @@ def equivalence(change: Sequence[float], margin: float) -> float:
     from scipy.stats import ttest_1samp
 
     changes = numpy.asarray(change, float)
-    n = len(changes)
-    # Were the models apart by the margin, at least such a share of items would differ: the chance that n
-    # items show no difference at all. Where all changes are alike, t has no variance to go by.
-    unseen = (1 - margin) ** n
-    if numpy.ptp(changes) == 0:
-        return float(unseen) if abs(changes[0]) < margin else 1.0
+    # Were the models apart by the margin in right and wrong, at least such a share of items would differ:
+    # the chance that so many items show no difference at all.
+    unseen = float((1 - margin) ** len(changes))
+    if numpy.ptp(changes) == 0:  # no variance to go by
+        return unseen if abs(changes[0]) < margin else 1.0
     above = ttest_1samp(changes, -margin, alternative="greater").pvalue
     below = ttest_1samp(changes, margin, alternative="less").pvalue
-    return float(max(above, below, unseen))
+    p = float(max(above, below))
+    is_right_or_wrong = bool(numpy.isin(changes, (-1, 0, 1)).all())
+    return max(p, unseen) if is_right_or_wrong else p
 
 
 def holm(pvalues: Sequence[float]) -> list[float]:

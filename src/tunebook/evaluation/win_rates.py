@@ -43,6 +43,7 @@ def win_rates(
     for name, place in stages.items():
         answers[name] = {record["source_id"]: record for record in read_records(place / "predictions.jsonl")}
     for first, second in pairs_of_models(list(stages)):
+        # Only items that both have answered.
         comparisons = []
         for item, answer in answers[first].items():
             other = answers[second].get(item)
@@ -65,6 +66,7 @@ def counts(comparisons: list[Comparison], outcomes: list[Outcome]) -> dict[str, 
     A tie is half a win. Comparisons without a verdict are left out and counted as `refused`.
     """
     facts = reliability(comparisons, outcomes)
+    # Of each comparison with a verdict: who won, and by how much the second answer is longer.
     scores = []
     longer = []
     for comparison, outcome in zip(comparisons, outcomes, strict=True):
@@ -92,6 +94,7 @@ def agreement(recipe: Recipe, judge: Judge, path: Path) -> dict[str, Any]:
     """
     config = judge.config
     prompts = Prompts(recipe)
+    # People's choices are read as preference pairs are, in any of their forms.
     comparisons = []
     unread = 0
     named = all_records(located(config, str(config.human)), "train", "judge.human")

@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 from tunebook.data.formats import Prompts
+from tunebook.evaluation import first_screen
 from tunebook.evaluation.tables import accuracy_table
 from tunebook.models import builtin, chat_template
 from tunebook.recipe.sections import Recipe
@@ -91,6 +92,7 @@ def _results(recipe: Recipe, stage: str) -> dict[str, Any]:
     # The other stages are other models.
     shown = {name: shares for name, shares in results.items() if name in ("base", stage)}
     return {
+        "sentence": first_screen.sentence(summary, stage),
         "results": accuracy_table(shown).markdown(),
         "split": summary["split"],
         "n": results[stage]["n"],

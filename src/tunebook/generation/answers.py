@@ -40,6 +40,10 @@ class Sampling:
     """Prompts that a local model answers at once; a server has its own `concurrency`."""
     temperature: float = 0.0
     seeds: list[int] | None = None
+    top_p: float = 1.0
+    """Only the likeliest tokens that together have this probability."""
+    top_k: int = 0
+    """Only so many of the likeliest tokens; 0: all."""
 
 
 @dataclass

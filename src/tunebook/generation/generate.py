@@ -87,17 +87,21 @@ def answer_file(
     label: str,
     images: Images | None = None,
     usage: Usage | None = None,
+    before: Callable[[dict[int, Answer]], None] | None = None,
 ) -> list[dict[str, Any]]:
     """Write `record(index, answer)` for each prompt as the answers come; returns all, in order.
 
     What an interrupted run has written is not asked again, and `source` (which may take long to load) not
-    even opened when all is there. `usage` counts what a server has answered, in this run and before.
+    even opened when all is there. `usage` counts what a server has answered, in this run and before. `before`
+    gets the answers that come together, before they are recorded.
     """
     with AnswerFile(path, usage=usage) as file:
         done = set(file)
         if len(done) < len(prompts):
             with source as asked:
                 for batch in generate(asked, prompts, sampling, images, skip=done, label=label, usage=usage):
+                    if before:
+                        before(batch)
                     # A batch is written whole: `record` may refuse it.
                     records = []
                     for index, answer in batch.items():
@@ -116,6 +120,10 @@ def drop_other_answers(path: Path, prompts: list[Messages], sampling: Sampling, 
         rest: What else the answers depend on, such as the model: a JSON value.
     """
     settings = dataclasses.asdict(sampling)
+    for name in ("top_p", "top_k"):
+        # Of answers from before they could be set.
+        if settings[name] == getattr(Sampling, name):
+            del settings[name]
     if sampling.seeds is not None:
         # A sample depends on its prompt and seed, a greedy answer in bfloat16 also on its batch.
         del settings["batch_size"]

@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from tqdm.auto import tqdm
+
 from tunebook.generation.answers import Answer, Images, Sampling
 from tunebook.models import adapters, backend
 from tunebook.models.chat_template import Messages, render, text_tokenizer
@@ -14,6 +16,10 @@ from tunebook.models.cpu.decoding import read_prompts_once, stop_at_half
 from tunebook.models.image_input import open_all
 from tunebook.recipe.errors import UserError
 
+TOO_LITTLE_MEMORY = (
+    "out of memory with one answer at a time: free the GPU of other programs, lower max_new_tokens, "
+    "or load the model in 4 bit (model.load_in_4bit=true)"
+)
 NO_EYES = "this model sees no images: ask in text, or choose a model that does"
 
 
@@ -47,8 +53,6 @@ def answers_from_model(
 
     Raises UserError for images when the model sees none.
     """
-    import torch
-
     if any(images) and not sees_images(source):
         raise UserError(NO_EYES)
     if not prompts:  # which a tokenizer will not take
@@ -56,18 +60,55 @@ def answers_from_model(
     # All prompts are rendered first: which of them share a batch depends on the lengths of all.
     texts = []
     for prompt, files in zip(prompts, images, strict=True):
-        texts.append(render(source.tokenizer, prompt, len(files)))
+        texts.append(_rendered(source, prompt, len(files)))
     ids = text_tokenizer(source.tokenizer)(texts, add_special_tokens=False)["input_ids"]
     seeds = sampling.seeds or list(range(len(prompts)))
     for batch in batches([len(row) for row in ids], sampling.batch_size):
         if skip.issuperset(batch):
             continue
+        parts = [texts[i] for i in batch], [images[i] for i in batch], [seeds[i] for i in batch]
+        answers = _answers_of_batch(source, sampling, *parts)
+        yield dict(zip(batch, answers, strict=True))
+
+
+def _answers_of_batch(
+    source: Local, sampling: Sampling, texts: list[str], images: Images, seeds: list[int]
+) -> list[Answer]:
+    """The answers to a batch of rendered prompts; where memory does not suffice, half as many at a time.
+
+    Raises UserError when it does not suffice for one.
+    """
+    import torch
+
+    answers: list[Answer] = []
+    size = len(texts)
+    while len(answers) < len(texts):
+        part = slice(len(answers), len(answers) + size)
         # On the CPU whatever the model's device: the same seed draws the same numbers everywhere.
-        generators = [torch.Generator().manual_seed(seeds[i]) for i in batch]
-        with torch.inference_mode():
-            inputs = encode(source, [texts[i] for i in batch], [images[i] for i in batch])
-            rows = _decode(source, inputs, sampling, generators)
-        yield {i: _answer(source, row) for i, row in zip(batch, rows, strict=True)}
+        generators = [torch.Generator().manual_seed(seed) for seed in seeds[part]]
+        try:
+            with torch.inference_mode():
+                inputs = encode(source, texts[part], images[part])
+                rows = _decode(source, inputs, sampling, generators)
+        except torch.OutOfMemoryError:
+            rows = []
+        if rows:
+            answers += [_answer(source, row) for row in rows]
+            continue
+        # Here, and not where it is caught: the error holds on to the tensors.
+        if size == 1:
+            raise UserError(TOO_LITTLE_MEMORY)
+        torch.cuda.empty_cache()
+        tqdm.write(f"Out of memory with {size} answers at a time: goes on with {size // 2}")
+        size //= 2
+    return answers
+
+
+def _rendered(source: Local, prompt: Messages, images: int) -> str:
+    """A prompt as the model reads it; of one that ends in an answer's beginning, up to where it goes on."""
+    if prompt[-1]["role"] != "assistant":
+        return render(source.tokenizer, prompt, images)
+    return render(source.tokenizer, prompt[:-1], images) + str(prompt[-1]["content"])
 
 
 def batches(lengths: list[int], batch_size: int) -> list[list[int]]:
@@ -123,7 +164,7 @@ def _decode(
     while alive:
         sampler = []
         if sampling.temperature:
-            sampler = [_seeded_sampler(sampling.temperature, [generators[i] for i in alive])]
+            sampler = _samplers(sampling, [generators[i] for i in alive])
         out = model.generate(
             **inputs,
             max_new_tokens=sampling.max_new_tokens - len(rows[alive[0]]),
@@ -160,6 +201,21 @@ def _up_to_end(tokens: list[int], ends: set[int]) -> list[int]:
         if token in ends:
             return tokens[: i + 1]
     return tokens
+
+
+def _samplers(sampling: Sampling, generators: list[Any]) -> list[Any]:
+    """What turns greedy decoding into sampling: the tokens that may be drawn, and the draw."""
+    from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+
+    temperature = sampling.temperature
+    samplers: list[Any] = []
+    if sampling.top_k:
+        samplers.append(TopKLogitsWarper(sampling.top_k))
+    if sampling.top_p < 1:
+        # Which tokens have this probability together depends on the temperature.
+        samplers += [TemperatureLogitsWarper(temperature), TopPLogitsWarper(sampling.top_p)]
+        temperature = 1.0
+    return [*samplers, _seeded_sampler(temperature, generators)]
 
 
 def _seeded_sampler(temperature: float, generators: list[Any]) -> Any:

@@ -186,6 +186,11 @@ def answers_from_server(
         for i, prompt in enumerate(prompts):
             if i not in skip:
                 settings = {"max_tokens": sampling.max_new_tokens, "temperature": sampling.temperature}
+                # Not every server knows both.
+                if sampling.top_p < 1:
+                    settings["top_p"] = sampling.top_p
+                if sampling.top_k:
+                    settings["top_k"] = sampling.top_k
                 if sampling.seeds:
                     settings["seed"] = sampling.seeds[i]
                 yield i, partial(client.ask, with_urls(prompt, images[i]), settings)

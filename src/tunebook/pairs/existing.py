@@ -234,7 +234,8 @@ def _checks(recipe: Recipe) -> list[Callable[[Row], Reject | None]]:
             names = [Path(path).name for path in images_of(row)]
             held_out.append(Row(row["source_id"], "train", row["prompt"], row["completion"], images=names))
     contamination = similarity.Contamination(recipe.data.contamination, held_out)
-    return [checks.check_content, contamination.check, similarity.benchmarks(recipe).check]
+    suites = [similarity.benchmarks(recipe).check, similarity.retention(recipe).check]
+    return [checks.check_content, contamination.check, *suites]
 
 
 def _rows(pair: Pair) -> tuple[Row, Row]:

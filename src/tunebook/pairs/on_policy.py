@@ -7,9 +7,20 @@ from collections.abc import Callable
 from typing import Any
 
 from tunebook.checkers.check import Check
+from tunebook.checkers.maths import equal, verify
 from tunebook.models.prefix import common_start
+from tunebook.pairs.first_pit import first_pit_pairs
 from tunebook.pairs.judged import rank
-from tunebook.pairs.pair import Pair, Sample, distinct, length_ratio, make_pair, margins, reference
+from tunebook.pairs.pair import (
+    Pair,
+    Sample,
+    content_of,
+    distinct,
+    length_ratio,
+    make_pair,
+    margins,
+    reference,
+)
 from tunebook.pairs.work import Request, Work, count_verdicts
 from tunebook.recipe.sections import PairsConfig
 
@@ -33,13 +44,17 @@ def on_policy(work: Work) -> list[Pair]:
     if work.judge:
         rank(work, work.judge, samples, config.samples)
     by_margin = least_margin(config, work.check, samples) is not None
+    pits = first_pit_pairs(work, samples, config.first_pit) if config.first_pit else None
     # How many prompts had 0, 1, 2, ... right samples, and how many have a pair, or why not.
     pairs = []
     right_counts = Counter[int]()
     outcomes = Counter[str]()
     for i, row in enumerate(work.rows):
         of_row = samples[i * config.samples : (i + 1) * config.samples]
-        row_pairs = pairs_of_row(config, row, of_row, work.count_tokens, work.check)
+        if pits is None:
+            row_pairs = pairs_of_row(config, row, of_row, work.count_tokens, work.check)
+        else:
+            row_pairs = pits[i]
         pairs += row_pairs
         verdicts = [sample["verdict"] for sample in of_row]
         right_counts[verdicts.count("right")] += 1
@@ -70,7 +85,8 @@ def pairs_of_row(
     """At most `config.per_prompt` pairs out of a row's checked samples.
 
     A wrong sample is paired with the right one that it shares the longest beginning with: they differ where
-    the error is, not in how they are told. Of scored samples the pairs with the greatest margin come first.
+    the error is, not in how they are told. With `pairs.rejected: most_frequent` the wrong answer that is
+    given most often comes first. Of scored samples the pairs with the greatest margin come first.
     """
     strategy = "on_policy"
     # By margin any sample with a score can be either side; else right against wrong.
@@ -92,6 +108,9 @@ def pairs_of_row(
             if is_apart and length_ratio(chosen, rejected) <= config.max_length_ratio:
                 candidates.append((chosen, rejected))
     candidates.sort(key=_common_beginning, reverse=True)
+    if config.rejected == "most_frequent":
+        counts = frequencies(samples, row, check)
+        candidates.sort(key=lambda candidate: counts.get(candidate[1]["text"], 0), reverse=True)
     if least:
         candidates.sort(key=_margin, reverse=True)
     pairs: list[Pair] = []
@@ -101,6 +120,26 @@ def pairs_of_row(
             used.add(rejected["text"])
             pairs.append(make_pair(config, row, chosen, rejected, strategy))
     return pairs
+
+
+def frequencies(samples: list[Sample], row: dict[str, Any], check: Check | None) -> dict[str, int]:
+    """How often the answer of each wrong sample is given, by the sample's text.
+
+    In maths, answers are the same whose final ones are equal; else those that say the same.
+    """
+    votes = Counter[str]()
+    answers = {}
+    for sample in samples:
+        if sample["verdict"] != "wrong":
+            continue
+        answer = content_of(sample)
+        if check is None or check.config is None:
+            final = verify(sample["text"], row["gold"], boxed_only=True).parsed or ""
+            # 0.5 and 1/2 are one answer.
+            answer = next((known for known in votes if equal(known, final)), final)
+        votes[answer] += 1
+        answers[sample["text"]] = answer
+    return {text: votes[answer] for text, answer in answers.items()}
 
 
 def why_unpaired(verdicts: list[str], by_margin: bool = False) -> str:

@@ -32,7 +32,7 @@ from tunebook.pairs.shortcuts import format_only, shortcut_accuracy
 from tunebook.pairs.work import Work, source_opener
 from tunebook.recipe.errors import UserError, shorten
 from tunebook.recipe.overrides import switch
-from tunebook.recipe.sections import PACE, Recipe
+from tunebook.recipe.sections import PACE, PairsConfig, Recipe
 from tunebook.runs.files import file_hash
 from tunebook.runs.stage import Stage, finished_key
 from tunebook.runs.stages import policy_name, round_name
@@ -170,6 +170,10 @@ def pairs_stage(recipe: Recipe, number: int = 1) -> Stage:
     config = recipe.pairs
     # How a server is reached, and what DPO does with the pairs, makes no other pairs.
     unused: Any = {"rounds": True, "compare": True, "server": PACE}
+    # Without what came later, where it is not used: pairs from before it stay as they are.
+    for name in ("top_p", "top_k", "rejected", "first_pit"):
+        if getattr(config, name) == PairsConfig.model_fields[name].default:
+            unused[name] = True
     settings = {
         "pairs": config.model_dump(mode="json", exclude=unused),
         "seed": recipe.seed,
@@ -215,6 +219,8 @@ def ranking_judge(recipe: Recipe) -> Judge | None:
         raise UserError(
             "pairs.methods: a judge ranks samples of one model (on_policy); injected_error needs a `check`"
         )
+    if recipe.pairs.first_pit:
+        raise UserError("pairs.first_pit needs right and wrong answers, which a judge does not tell apart")
     return Judge(recipe, recipe.judge)
 
 

@@ -8,7 +8,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,8 @@ class Request:
     seed: int
     notes: dict[str, str] = field(default_factory=dict)
     """What else the sample says of itself."""
+    beginning: str = ""
+    """Of the answer, from which it goes on."""
 
 
 @dataclass
@@ -77,19 +79,40 @@ class Work:
         seeds = []
         images = []
         for request in requests:
-            prompts.append(request.prompt)
+            prompt = list(request.prompt)
+            if request.beginning:
+                prompt.append({"role": "assistant", "content": request.beginning})
+            prompts.append(prompt)
             seeds.append(request.seed)
             images.append(images_of(request.row))
 
         def record(i: int, answer: Answer) -> Sample:
             self._refuse_collapsed(answer)
+            if requests[i].beginning:
+                text = requests[i].beginning + answer.text
+                answer = replace(answer, text=text, tokens=self.count_tokens(text))
             return {**requests[i].notes, **self._checked(requests[i].row, answer, seeds[i])}
 
+        def before(batch: dict[int, Answer]) -> None:
+            answers = []
+            for i, answer in batch.items():
+                if not answer.truncated:
+                    answers.append((requests[i].row, requests[i].beginning + answer.text))
+            self.check.score_together(answers)
+
         config = self.recipe.pairs
-        sampling = Sampling(config.max_new_tokens, config.batch_size, config.temperature, seeds)
+        sampling = Sampling(
+            config.max_new_tokens,
+            config.batch_size,
+            config.temperature,
+            seeds,
+            config.top_p,
+            config.top_k,
+        )
         path = self.folder / file
         drop_other_answers(path, prompts, sampling, self.depends_on)
-        return answer_file(path, self.open_source(), prompts, sampling, record, label, images, self.usage)
+        source = self.open_source()
+        return answer_file(path, source, prompts, sampling, record, label, images, self.usage, before)
 
     def seed(self, row: dict[str, Any], use: str) -> int:
         """The seed of a row's answer, which depends on nothing else: a resumed run draws the same answers."""

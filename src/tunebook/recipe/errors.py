@@ -12,6 +12,8 @@ from typing import Any
 class UserError(Exception):
     """A mistake that the user can mend: one line on the command line (exit code 2) and in notebooks."""
 
+    exit_code = 2
+
     def _render_traceback_(self) -> list[str]:  # IPython's hook
         return [f"{type(self).__name__}: {self}"]
 

@@ -102,10 +102,19 @@ def _all_idle(recipe: Recipe) -> Iterator[tuple[str, str, str]]:
     if not recipe.evaluate.samples:
         yield "evaluate", "temperature", "needs evaluate.samples; the one answer that counts is greedy"
     if set(recipe.pairs.methods) == {"dataset"}:
-        for key in ("prompts", "samples", "temperature", "max_new_tokens", "batch_size", "server"):
+        for key in (
+            "prompts",
+            "samples",
+            "temperature",
+            "top_p",
+            "top_k",
+            "max_new_tokens",
+            "batch_size",
+            "server",
+        ):
             yield "pairs", key, "no answers are asked for: pairs.methods is [dataset]"
     if "on_policy" not in recipe.pairs.methods:
-        for key in ("per_prompt", "reference_chosen"):
+        for key in ("per_prompt", "reference_chosen", "rejected", "first_pit"):
             yield "pairs", key, "needs on_policy in pairs.methods"
     if "injected_error" not in recipe.pairs.methods:
         yield "pairs", "strategies", "needs injected_error in pairs.methods"

@@ -299,6 +299,7 @@ OPTIONS = {
     "regex": {"ignore_case", "pattern"},
     "json": {"json_schema"},
     "instructions": {"partial"},
+    "reward_model": {"model", "as_given"},
     "python": {"timeout", "memory_gb"},
 }
 """The checkers, each with the options that it has beside `name` and `weight`."""
@@ -310,7 +311,8 @@ class CheckerConfig(Section):
     name: str
     """`maths` (a number, a formula or words equal to the row's answer), `exact` (the row's answer to the
     letter), `contains` (the row's answer, or `words`), `regex` (`pattern`), `json` (`schema`), `instructions`
-    (those in the row's column `instructions`), or a function of yours: `my_checks.py:function`."""
+    (those in the row's column `instructions`), `reward_model` (`model`), or a function of yours:
+    `my_checks.py:function`."""
     weight: float = Field(1.0, gt=0)
     """Of several checkers: the score is their weighted mean."""
     ignore_case: bool = False
@@ -321,6 +323,11 @@ class CheckerConfig(Section):
     """A regular expression of Python that is looked for in the answer (`regex`)."""
     json_schema: str | dict[str, Any] | None = Field(None, alias="schema")
     """A JSON schema that the answer must fit: a file, or the schema itself (`json`)."""
+    model: str | None = None
+    """A sequence classifier with one output, in safetensors: a folder or a hub id (`reward_model`)."""
+    as_given: bool = False
+    """Take its output as it is, where that is from 0 to 1 already. Else it goes through a sigmoid
+    (`reward_model`)."""
     partial: bool = True
     """Whether an answer that obeys some of its instructions has their share as its score, or 0
     (`instructions`)."""
@@ -352,6 +359,8 @@ class CheckerConfig(Section):
             is_its_own = option in OPTIONS[self.kind] or option in ("name", "weight")
             if not is_its_own and getattr(self, option) != field.get_default():
                 raise ValueError(f"{self.name} has no option {field.alias or option}")
+        if self.kind == "reward_model" and self.model is None:
+            raise ValueError("reward_model needs a `model`")
         if self.kind == "regex":
             if self.pattern is None:
                 raise ValueError("regex needs a `pattern`")
@@ -370,7 +379,14 @@ class CheckConfig(Section):
     checkers: list[CheckerConfig] = Field(min_length=1)
     """What scores an answer. The scores of several are averaged by their weights."""
     threshold: float = Field(1.0, gt=0, le=1)
-    """An answer with this score or a higher one is right."""
+    """An answer with this score or a higher one is right. Of a `reward_model` alone the default is 0.5."""
+
+    @model_validator(mode="after")
+    def _rewards_are_never_whole(self) -> CheckConfig:
+        alone = all(checker.kind == "reward_model" for checker in self.checkers)
+        if alone and "threshold" not in self.model_fields_set:
+            self.threshold = 0.5
+        return self
 
 
 class RequestsConfig(Section):
@@ -503,6 +519,10 @@ class PairsConfig(Section):
     """Answers sampled for each prompt (`on_policy`)."""
     temperature: float = Field(1.0, gt=0)
     """A higher one gives more, and more varied, mistakes."""
+    top_p: float = Field(1.0, gt=0, le=1)
+    """Sample from the likeliest tokens that together have this probability. 1: from all."""
+    top_k: int = Field(0, ge=0)
+    """Sample from so many of the likeliest tokens. 0: from all."""
     max_new_tokens: int = Field(256, ge=1)
     """The most tokens of an answer."""
     batch_size: int = Field(64, ge=1)
@@ -513,6 +533,13 @@ class PairsConfig(Section):
     """The most pairs from one prompt. Each has another rejected text."""
     max_length_ratio: float = Field(2.0, ge=1)
     """How many times as many tokens the longer of chosen and rejected may have."""
+    rejected: Literal["nearest", "most_frequent"] = "nearest"
+    """Which wrong sample is rejected (`on_policy`): the one that begins most like the right one, or the wrong
+    answer that the model gives most often among its samples."""
+    first_pit: int = Field(0, ge=0)
+    """For answers in steps, a line each (`on_policy`): after which line of a wrong sample do so many
+    continuations all fail? Chosen is then a right answer that begins like it up to that line. 4 is usual;
+    it takes as many further answers for each halving of the lines. 0: not looked for."""
     reference_chosen: bool = False
     """Where no sample is right, let the reference solution stand in as chosen (`on_policy`)."""
     strategies: list[Strategy] = Field(
@@ -556,6 +583,12 @@ class PairsConfig(Section):
         return values
 
     @model_validator(mode="after")
+    def _pits_are_local(self) -> PairsConfig:
+        if self.first_pit and self.server is not None:
+            raise ValueError("first_pit continues answers with the local model: leave out pairs.server")
+        return self
+
+    @model_validator(mode="after")
     def _dataset_is_named(self) -> PairsConfig:
         if "dataset" in self.methods and self.dataset is None:
             raise ValueError(
@@ -568,15 +601,17 @@ class PairsConfig(Section):
 class GateRule(Section):
     """What must be shown of two models for `tunebook evaluate --gate` to succeed."""
 
-    first: str
+    suite: Literal["task", "retention"] = "task"
+    """What was asked: the held-out items of the task, or those of `evaluate.retention`."""
+    first: str = "base"
     """A model: `base`, `sft`, ..."""
-    second: str
-    """The model that is compared with it."""
+    second: str | None = None
+    """The model that is compared with it. None: the last that was evaluated."""
     at_least: float = 0.0
     """Points that the lower end of the difference's 95% interval must exceed. 0 asks for proof that the
     second is better, -2 for proof that it is not worse by more than 2."""
     slice: str | None = None
-    """Only the items of this slice. None: all."""
+    """Only the items of this slice, or of this skill. None: all."""
 
 
 class BenchmarksConfig(Section):
@@ -621,6 +656,11 @@ class EvaluateConfig(Section):
     ablation: int = Field(200, ge=0)
     """The number of items with an image that are asked twice more, with a blank image and with another
     item's. A model that answers as well then does not look. 0: none."""
+    retention: bool = False
+    """Whether every model also answers the retention suite: some 350 short items of other skills, which show
+    what training has cost."""
+    margin: float = Field(3.0, gt=0, le=50)
+    """Points by which a skill of the retention suite may change and count as equal."""
     benchmarks: BenchmarksConfig = BenchmarksConfig()
     """What `tunebook bench` asks."""
     gate: list[GateRule] = []

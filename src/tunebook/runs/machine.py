@@ -40,6 +40,15 @@ def world_size() -> int:
     return int(os.environ.get("WORLD_SIZE", 1))
 
 
+def same_for_all(value: Any) -> Any:
+    """What the first process has, in every process."""
+    if world_size() == 1:
+        return value
+    from accelerate.utils import broadcast_object_list
+
+    return broadcast_object_list([value])[0]
+
+
 def environment() -> dict[str, Any]:
     """Code, versions and hardware that a result depends on."""
     lock = ROOT / "uv.lock"

@@ -28,6 +28,7 @@ class Table(rich.table.Table):
 
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None, **kwargs: Any) -> dict[str, str]:
         """IPython's hook, which rich has too."""
+        # rich keeps cells by column, HTML wants rows.
         columns = [list(column.cells) for column in self.columns]
         rows = [[_plain(cell) for cell in cells] for cells in zip(*columns, strict=True)]
         head = [_plain(column.header) for column in self.columns] if self.show_header else []

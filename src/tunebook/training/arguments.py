@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from tunebook.models.backend import on_cpu
 from tunebook.recipe.effects import AUTO, ROWS, STEPS
 from tunebook.recipe.errors import UserError, one_line
 from tunebook.recipe.sections import Recipe
@@ -37,8 +38,6 @@ def trainer_arguments(config: Any, recipe: Recipe, section: str, folder: Path) -
         if key not in (*STOPPING, *OURS):
             settings[key] = value
     if settings.get(ROWS) == AUTO:
-        if world_size() > 1:
-            raise UserError(f"{section}.{ROWS}: auto is for one process: give a number for several")
         settings[ROWS] = 1  # `memory.choose_batch` takes more of them, once it knows the rows
     if world_size() > 1:
         _divide(config, settings, section)
@@ -116,6 +115,9 @@ def _defaults(recipe: Recipe, section: str) -> dict[str, Any]:
     }
     if _stopping(recipe, section):
         defaults["restore_callback_states_from_checkpoint"] = True  # how often it has been patient already
+    if section == "sft" and not on_cpu():
+        # Unsloth's loss for GPUs replaces the one in which TRL counts tokens (`rl_replacements.py`).
+        defaults["include_num_input_tokens_seen"] = "non_padding"
     if world_size() > 1:
         # Searching for unused parameters costs time, and with reentrant checkpointing (Gemma 3n) it fails.
         defaults["ddp_find_unused_parameters"] = False

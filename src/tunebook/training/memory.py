@@ -21,7 +21,7 @@ from tunebook.models.tokenizer import image_counter, load_tokenizer
 from tunebook.recipe.effects import AUTO, ROWS
 from tunebook.recipe.errors import first_line
 from tunebook.recipe.sections import ModelConfig, Recipe
-from tunebook.runs.machine import free_ram, rank, world_size
+from tunebook.runs.machine import free_ram, rank, same_for_all, world_size
 from tunebook.runs.tables import Table
 
 LORA_MODULES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")  # as Unsloth
@@ -108,7 +108,7 @@ def choose_batch(recipe: Recipe, args: Any, rows: Any, section: str) -> None:
     """Where the recipe says `auto`, have as many rows at a time as fit; a step keeps all of its rows.
 
     The largest power of two that divides the accumulation and whose plan leaves some memory free. One row
-    where nothing can be estimated.
+    where nothing can be estimated. Several processes take what the first one can.
     """
     if getattr(recipe, section).get(ROWS) != AUTO:
         return
@@ -121,6 +121,7 @@ def choose_batch(recipe: Recipe, args: Any, rows: Any, section: str) -> None:
             batch *= 2
     except Exception as error:
         print(f"No estimate of the memory: {type(error).__name__}: {first_line(error)[:200]}")
+    batch = same_for_all(batch)
     args.per_device_train_batch_size = batch
     args.gradient_accumulation_steps = steps // batch
     print(f"{section}.{ROWS} auto: {batch} at a time, {steps // batch} times a step")

@@ -19,7 +19,7 @@ from tunebook.recipe.errors import UserError, one_line
 from tunebook.recipe.overrides import switch
 from tunebook.runs import signals
 from tunebook.runs.files import read_json
-from tunebook.runs.machine import rank, world_size
+from tunebook.runs.machine import rank, same_for_all, world_size
 from tunebook.runs.tables import Table
 from tunebook.training.arguments import REFUSALS, halve_batch
 from tunebook.training.callbacks import last_checkpoint
@@ -75,7 +75,7 @@ def _train(trainer: Any, folder: Path) -> dict[str, Any]:
             start[name] = parameter.detach().clone().cpu()
     while True:
         checkpoint = last_checkpoint(folder / "checkpoints") if rank() == 0 else None
-        checkpoint = _same_for_all(checkpoint)
+        checkpoint = same_for_all(checkpoint)
         resumed = read_json(checkpoint / "trainer_state.json") if checkpoint else {}
         trainer._total_train_tokens = _tokens(resumed.get("log_history", [])) or 0
         if checkpoint:
@@ -134,8 +134,10 @@ def _summed_loss(history: list[dict[str, Any]]) -> float:
 def _tokens(history: list[dict[str, Any]]) -> int | None:
     """The tokens seen so far, of the newest entry that says so."""
     for entry in reversed(history):
-        if "num_tokens" in entry:
-            return int(entry["num_tokens"])
+        # TRL's count, or on a GPU that of transformers (see `arguments`).
+        for name in ("num_tokens", "num_input_tokens_seen"):
+            if name in entry:
+                return int(entry[name])
     return None
 
 
@@ -253,12 +255,3 @@ def _reset(trainer: Any, start: dict[str, Any]) -> None:
     set_seed(trainer.args.seed)
     trainer.accelerator.free_memory()
     clear_device_cache(garbage_collection=True)
-
-
-def _same_for_all(value: Any) -> Any:
-    """What the first process has, in every process."""
-    if world_size() == 1:
-        return value
-    from accelerate.utils import broadcast_object_list
-
-    return broadcast_object_list([value])[0]

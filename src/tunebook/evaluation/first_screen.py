@@ -1,0 +1,185 @@
+"""What a reader of a report sees first, and a model card says: one true sentence, one table, one figure."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tunebook.data.retention_items import SKILLS
+from tunebook.evaluation.statistics import ALPHA, is_graded
+from tunebook.evaluation.tables import Table
+from tunebook.recipe.sections import Recipe
+from tunebook.runs.files import read_json
+from tunebook.runs.stages import CONTROL
+
+NOT_MEASURED = "What it cost elsewhere was not measured (`evaluate.retention`)."
+
+VERDICTS = {"equal": "equal within ±{margin:g}", "not shown": "not shown either way"}
+
+
+def sentence(summary: dict[str, Any], model: str | None = None) -> str:
+    """Whether a model is better than the one before it, and what it cost elsewhere against the base model.
+
+    Args:
+        summary: `eval/summary.json`.
+        model: By default the last; the control stands aside.
+
+    Returns:
+        Nothing where no two models were compared.
+    """
+    model = model or last_model(summary)
+    on_task = _comparison(summary.get("comparisons", []), model)
+    if on_task is not None:
+        helped = _on_task(on_task, is_graded(summary["stages"]))
+    else:
+        loss = _comparison(summary.get("losses", []), model)
+        if loss is None:
+            return ""
+        helped = _on_loss(loss)
+    return f"{helped}. {_elsewhere(summary.get('retention'), model)}"
+
+
+def show(recipe: Recipe) -> None:
+    """Print the sentence, and of a run with the retention suite the table of all skills."""
+    summary = read_json(recipe.run_dir / "eval" / "summary.json")
+    if not summary:
+        return
+    if "retention" in summary:
+        overview(summary).print("the task and other skills, against base")
+    print(sentence(summary))
+
+
+def last_model(summary: dict[str, Any]) -> str:
+    """The last model that was evaluated, beside DPO's control."""
+    # The control is there to be compared with, not to be used.
+    names = [name for name in summary["stages"] if name != CONTROL]
+    return names[-1] if names else CONTROL
+
+
+def verdict(compared: dict[str, Any]) -> str:
+    """`better`, `worse` or `not shown`: interval and test must both show it.
+
+    Of few items the bootstrap interval alone is too narrow.
+    """
+    low, high = compared["interval"]
+    if compared["p"] >= ALPHA or low <= 0 <= high:
+        return "not shown"
+    return "better" if low > 0 else "worse"
+
+
+def _comparison(
+    comparisons: list[dict[str, Any]], model: str, first: str | None = None
+) -> dict[str, Any] | None:
+    """A model against another; by default against the one before it, which comes first in the list."""
+    for compared in comparisons:
+        if compared["second"] == model and first in (None, compared["first"]):
+            return compared
+    return None
+
+
+def _on_task(compared: dict[str, Any], graded: bool) -> str:
+    first, second, n = compared["first"], compared["second"], compared["n"]
+    # Of right and wrong alone the difference is one of items, which is easier to imagine than points.
+    more = compared["won"] - compared["lost"]
+    if graded:
+        claim = f"{second} scores {_size(compared['difference'])} than {first} on {n} held-out items"
+    elif more == 0:
+        claim = f"{second} gets as many of {n} held-out items right as {first}"
+    else:
+        word = "more" if more > 0 else "fewer"
+        claim = f"{second} gets {abs(more)} {word} of {n} held-out items right than {first}"
+    claim += f" ({points(compared)})"
+    if verdict(compared) == "not shown":
+        claim += ", which shows no difference"
+    return claim
+
+
+def _on_loss(compared: dict[str, Any]) -> str:
+    first, second = compared["first"], compared["second"]
+    low, high = compared["interval"]
+    word = "likelier" if compared["difference"] < 0 else "less likely"
+    claim = (
+        f"{second} finds the {compared['n']} held-out answers {word} than {first} does "
+        f"(loss per token {compared['difference']:+.3f}, 95% {low:+.3f} to {high:+.3f})"
+    )
+    if verdict(compared) == "not shown":
+        claim += ", which shows no difference"
+    return claim
+
+
+def _elsewhere(retention: dict[str, Any] | None, model: str) -> str:
+    """What the retention suite says of a model against base."""
+    if retention is None:
+        return NOT_MEASURED
+    margin = f"{retention['margin']:g} points"
+    # The names of the skills by what is shown of them.
+    skills: dict[str, list[str]] = {"worse": [], "better": [], "equal": [], "not shown": []}
+    for compared in retention["comparisons"]:
+        if (compared["first"], compared["second"]) == ("base", model) and compared["skill"] in SKILLS:
+            name = SKILLS[compared["skill"]]
+            if compared["verdict"] == "worse":
+                name += f" ({100 * compared['difference']:+.1f} points)"
+            skills[compared["verdict"]].append(name)
+    if not any(skills.values()):
+        return NOT_MEASURED
+    # Only what is shown may be claimed; the rest is named.
+    known = skills["better"] + skills["equal"]
+    if skills["worse"]:
+        text = f"Against base it got worse in {_list(skills['worse'])}"
+    elif known:
+        text = f"Against base nothing else got worse by more than {margin}"
+    else:
+        return f"Against base no other skill is shown to be worse, nor to be the same within {margin}."
+    if skills["not shown"]:
+        text += f"; not shown either way: {_list(skills['not shown'])}"
+    return f"{text}."
+
+
+def overview(summary: dict[str, Any]) -> Table:
+    """The last model against base: the task, and each skill of the retention suite."""
+    table = Table(what="", difference="last − base, points (95% interval)", verdict="")
+    for row in overview_rows(summary):
+        label = row["verdict"]
+        if label in VERDICTS:
+            label = VERDICTS[label].format(margin=summary.get("retention", {}).get("margin", 0))
+        scores = {name: f"{100 * score:.1f}%" for name, score in row["scores"].items()}
+        cells = {"n": row["n"], **scores, "difference": points(row, "")}
+        table.add(what=row["what"], **cells, verdict=label)
+    return table
+
+
+def overview_rows(summary: dict[str, Any]) -> list[dict[str, Any]]:
+    """What `overview` shows and the figure draws: `what`, `scores` of the models, and the comparison."""
+    stages = summary["stages"]
+    model = last_model(summary)
+    rows = []
+    on_task = _comparison(summary.get("comparisons", []), model, "base")
+    if on_task:
+        key = "score" if is_graded(stages) else "accuracy"
+        scores = {name: stage[key] for name, stage in stages.items()}
+        rows.append({**on_task, "what": "the task", "scores": scores, "verdict": verdict(on_task)})
+    for compared in summary.get("retention", {}).get("comparisons", []):
+        if (compared["first"], compared["second"]) == ("base", model):
+            skill = compared["skill"]
+            scores = {name: stage["retention"][skill]["score"] for name, stage in stages.items()}
+            rows.append({**compared, "what": SKILLS.get(skill, "all other skills"), "scores": scores})
+    return rows
+
+
+def points(compared: dict[str, Any], unit: str = " points, 95%") -> str:
+    """A difference in points with its interval."""
+    low, high = compared["interval"]
+    if unit:
+        return f"{100 * compared['difference']:+.1f}{unit} {100 * low:+.1f} to {100 * high:+.1f}"
+    return f"{100 * compared['difference']:+.1f} ({100 * low:+.1f} to {100 * high:+.1f})"
+
+
+def _size(difference: float) -> str:
+    word = "more" if difference >= 0 else "fewer"
+    return f"{abs(100 * difference):.1f} points {word}"
+
+
+def _list(names: list[str]) -> str:
+    """As one says it."""
+    if len(names) == 1:
+        return names[0]
+    return f"{', '.join(names[:-1])} and {names[-1]}"
