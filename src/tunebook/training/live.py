@@ -81,7 +81,7 @@ def show_live(trainer: Any) -> None:
             self.figure.update(state.log_history)
             speed = self.tokens_a_second(float(logs.get("num_tokens", 0)))
             every = args.logging_steps if args.logging_steps >= 1 else args.logging_steps * state.max_steps
-            # Of a long training only every so manieth log has a line; the last one has.
+            # Of a long training only some logs have a line; the last one always has.
             step_of_rows = max(1, state.max_steps / max(1, every) / ROWS)
             number = state.global_step / max(1, every)
             if number % step_of_rows >= 1 and state.global_step < state.max_steps:
