@@ -12,7 +12,7 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
-from tunebook.runs.files import read_json
+from tunebook.runs.files import read_json, tokens_seen
 
 LOOK_S = 1.0
 """How often the files are looked at."""
@@ -105,7 +105,7 @@ class Progress:
         if "learning_rate" in entry:
             parts.append(f"learning rate {float(entry['learning_rate']):.1e}")
         # Counted from the first step that was seen: a resumed training does not begin at 0.
-        tokens = float(entry.get("num_tokens", 0))
+        tokens = tokens_seen(entry) or 0.0
         if self.first_step is None or step < self.first_step[0]:
             self.first_step = step, tokens, now
         if self.newest_step is None or step != self.newest_step[0]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from datetime import datetime
 from typing import Any, NamedTuple
 
 from tunebook.data.storage import training_rows
@@ -11,7 +10,7 @@ from tunebook.following import minutes
 from tunebook.recipe.effects import rows_a_step
 from tunebook.recipe.errors import UserError
 from tunebook.recipe.sections import Recipe
-from tunebook.runs.files import read_json
+from tunebook.runs.files import duration_s, read_json
 from tunebook.runs.machine import processor
 from tunebook.runs.stages import CONTROL, STAGES, Step, asked_for, model_names
 
@@ -156,9 +155,8 @@ def earlier_speeds(recipe: Recipe) -> dict[str, Speed]:
             is_here = {key: hardware.get(key) for key in here} == here
             base = record.get("recipe", {}).get("model", {}).get("base")
             if stage in STAGES and done and is_here and base == recipe.model.base:
-                duration = datetime.fromisoformat(record["ended"]) - datetime.fromisoformat(record["started"])
                 source = "this run" if path.parent == recipe.run_dir else f"the run {path.parent.name}"
-                speeds[stage] = Speed(duration.total_seconds() / done, source)
+                speeds[stage] = Speed(duration_s(record) / done, source)
     return speeds
 
 

@@ -25,6 +25,7 @@ from tunebook.recipe.effects import rows_a_step
 from tunebook.recipe.errors import UserError
 from tunebook.recipe.files import shipped
 from tunebook.recipe.loading import load_recipe
+from tunebook.recipe.overrides import as_options
 from tunebook.recipe.sections import Recipe, StageName
 from tunebook.runs.files import read_json, write_text
 from tunebook.runs.manifest import recorded, recorded_recipe
@@ -181,6 +182,11 @@ def _why(step: Step, recipe: Recipe) -> str | None:
     return None
 
 
+def _overrides(recipe: Recipe) -> dict[str, Any]:
+    """What was overridden, by dotted key, but for `run`, which has an option and a parameter of its own."""
+    return {key: used for key, (_, used) in recipe.overrides.items() if key != "run"}
+
+
 def _train_in_processes(step: Step, recipe: Recipe, force: bool, fresh: bool) -> None:
     """Train on `NPROC_PER_NODE` GPUs by torchrun, as the shell scripts do: a notebook is a single process.
 
@@ -189,10 +195,7 @@ def _train_in_processes(step: Step, recipe: Recipe, force: bool, fresh: bool) ->
     launched = ["-m", "tunebook.training.launch", "--standalone"]
     launched += ["--nproc-per-node", os.environ["NPROC_PER_NODE"], "-m", "tunebook", step.spec.command]
     launched += ["--recipe", recipe.source, "--run", recipe.run_dir.name]
-    for key, (_, value) in recipe.overrides.items():
-        if key != "run":
-            text = value if isinstance(value, str) else json.dumps(value)
-            launched += ["--set", f"{key}={text}"]
+    launched += as_options(_overrides(recipe))
     if step.spec.has_rounds:
         launched += ["--round", str(step.round)]
     if force:
@@ -210,12 +213,10 @@ def _execute(step: Step, recipe: Recipe, force: bool, fresh: bool) -> None:
 
     out = recipe.run_dir / "notebooks" / f"{round_name(step.spec.notebook, step.round)}.ipynb"
     out.parent.mkdir(parents=True, exist_ok=True)
-    # As the notebooks' cells of parameters name them; `run` has its own.
-    overrides = {key: used for key, (_, used) in recipe.overrides.items() if key != "run"}
     parameters: dict[str, Any] = {
         "recipe": recipe.source,
         "run": recipe.run_dir.name,
-        "overrides": overrides,
+        "overrides": _overrides(recipe),
         "force": force,
     }
     if step.spec.has_rounds:

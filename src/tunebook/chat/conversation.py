@@ -46,7 +46,8 @@ class Models:
     def __init__(self, recipe: Recipe) -> None:
         self.recipe = recipe
         self._merged = recipe.run_dir / "export" / "merged"
-        self._loaded: dict[str, Local] = {}
+        # The folder or hub id that is in memory (empty: the recipe's base), with its model and tokenizer.
+        self._loaded: tuple[str, Any, Any] | None = None
 
     @property
     def names(self) -> list[str]:
@@ -86,9 +87,9 @@ class Models:
                 f"no model {where!r}: choose from {', '.join(self.names)}, "
                 "or give a folder or a hub id such as user/name"
             )
-        if where not in self._loaded:
+        if self._loaded is None or self._loaded[0] != where:
             if self._loaded:
-                self._loaded.clear()
+                self._loaded = None
                 backend.release()
             # What transformers, PEFT and the hub raise for a folder or id that is no model
             try:
@@ -99,8 +100,8 @@ class Models:
             except (OSError, ValueError, RuntimeError) as error:
                 name = where or self.recipe.model.base
                 raise UserError(f"{name} cannot be loaded: {first_line(error)}") from None
-            self._loaded[where] = Local(model, tokenizer)
-        return self._loaded[where].model, self._loaded[where].tokenizer
+            self._loaded = where, model, tokenizer
+        return self._loaded[1], self._loaded[2]
 
     def _load_other(self, where: str) -> tuple[Any, Any]:
         # Revision, template and end of turn are those of the recipe's base, not of another model.

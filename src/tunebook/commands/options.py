@@ -10,6 +10,7 @@ from typer import Argument, Exit, Option, Typer
 from typer.core import TyperGroup
 
 from tunebook.recipe.errors import UserError
+from tunebook.recipe.files import ROWS_SUFFIXES
 from tunebook.recipe.loading import load_recipe
 from tunebook.recipe.overrides import parse_set
 from tunebook.recipe.sections import DEFAULT, Recipe
@@ -63,7 +64,6 @@ OTHER_OPTIONS = {
     "--seed": "`--set seed=...`",
     "--report-to": "`--set track=wandb`",
 }
-ROWS_SUFFIXES = (".csv", ".tsv", ".json", ".jsonl", ".parquet")
 
 
 class Commands(TyperGroup):

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import hashlib
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -21,7 +20,7 @@ from tunebook.checkers.instructions import BadInstruction
 from tunebook.data import sources
 from tunebook.data.rows import Reject, Row, rejected
 from tunebook.data.storage import read_parquet, write_parquet
-from tunebook.generation.answers import Answer, Sampling
+from tunebook.generation.answers import Answer, Sampling, seed_of
 from tunebook.generation.generate import answer_file, drop_other_answers
 from tunebook.generation.local import Local, local
 from tunebook.models import backend, loading
@@ -101,8 +100,7 @@ def _sample(recipe: Recipe, config: OwnAnswersConfig, stage: Stage, folder: Path
     for row in rows:
         for k in range(config.samples):
             asked.append(row)
-            digest = hashlib.sha256(f"{recipe.seed}/own/{row.source_id}/{k}".encode()).hexdigest()
-            seeds.append(int(digest[:8], 16))
+            seeds.append(seed_of(f"{recipe.seed}/own/{row.source_id}/{k}"))
 
     def record(i: int, answer: Answer) -> dict[str, Any]:
         return {

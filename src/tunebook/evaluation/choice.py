@@ -13,7 +13,7 @@ from tunebook.evaluation.statistics import (
     bootstrap_interval,
     compare,
     holm,
-    mark,
+    marks,
     mcnemar,
     score_interval,
 )
@@ -34,12 +34,7 @@ def item_scores(run: Path, model: str) -> Scores:
     losses = read_records(run / "eval" / model / LOSSES)
     if losses:
         return {record["source_id"]: -record["nats"] / record["tokens"] for record in losses}
-    scores = {}
-    for item, prediction in predictions(run, model).items():
-        score = mark(prediction)
-        if score is not None:
-            scores[item] = score
-    return scores
+    return marks(predictions(run, model))
 
 
 def same_items(scores: dict[str, Scores]) -> dict[str, list[float]]:

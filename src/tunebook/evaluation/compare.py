@@ -13,7 +13,7 @@ from typing import Any
 
 from tunebook.evaluation import pooled
 from tunebook.evaluation.report import predictions
-from tunebook.evaluation.statistics import compared_steps, is_graded, mark
+from tunebook.evaluation.statistics import compared_steps, is_graded, marks
 from tunebook.evaluation.tables import ACCURACY, Table, accuracy_cells, comparison_table
 from tunebook.generation.generate import read_records
 from tunebook.recipe.errors import UserError
@@ -118,12 +118,7 @@ def _paired(first: Path, other: Path, stages: Iterable[str]) -> list[dict[str, A
 def _scores(run: Path, stage: str) -> dict[str, float]:
     """The score of each item, or 1 for right and 0 for wrong; of answers that nothing can check, nothing."""
     # By the item's text: two runs may have numbered their items otherwise.
-    scores = {}
-    for item, prediction in predictions(run, stage).items():
-        score = mark(prediction)
-        if score is not None:
-            scores[item] = score
-    return scores
+    return marks(predictions(run, stage))
 
 
 def compare_manifests(first: Path, second: Path) -> str:

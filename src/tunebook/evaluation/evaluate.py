@@ -81,15 +81,15 @@ def evaluate(
         print("Nothing is held out (val and test are empty), so nothing is evaluated.")
         return {}
     results = {name: stage.result["summary"] for name, stage in stages.items()}
+    folders = {name: stage.dir for name, stage in stages.items()}
     summary: dict[str, Any] = {"split": recipe.evaluate.split, "stages": results}
     if not recipe.data.sources:
         summary["split"] = "val"  # of the pairs
     if "loss" in next(iter(results.values())):
         summary["comparisons"] = []
-        summary["losses"] = compare_losses({name: stage.dir for name, stage in stages.items()})
+        summary["losses"] = compare_losses(folders)
     else:
         summary["comparisons"] = comparisons(stages)
-    folders = {name: stage.dir for name, stage in stages.items()}
     if recipe.evaluate.retention:
         margin = recipe.evaluate.margin
         summary["retention"] = {"margin": margin, "comparisons": compare_retention(folders, margin)}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from tunebook.data.retention_items import SKILLS
+from tunebook.evaluation import tables
 from tunebook.evaluation.statistics import ALPHA, is_graded
 from tunebook.evaluation.tables import Table
 from tunebook.recipe.sections import Recipe
@@ -55,15 +56,18 @@ def last_model(summary: dict[str, Any]) -> str:
     return names[-1] if names else CONTROL
 
 
-def verdict(compared: dict[str, Any]) -> str:
+def verdict(compared: dict[str, Any], even: float = 0) -> str:
     """`better`, `worse` or `not shown`: interval and test must both show it.
 
     Of few items the bootstrap interval alone is too narrow.
+
+    Args:
+        even: Where neither model is better: 0 of a difference, 0.5 of a win rate.
     """
     low, high = compared["interval"]
-    if compared["p"] >= ALPHA or low <= 0 <= high:
+    if compared["p"] >= ALPHA or low <= even <= high:
         return "not shown"
-    return "better" if low > 0 else "worse"
+    return "better" if low > even else "worse"
 
 
 def _comparison(
@@ -142,7 +146,7 @@ def overview(summary: dict[str, Any]) -> Table:
         if label in VERDICTS:
             label = VERDICTS[label].format(margin=summary.get("retention", {}).get("margin", 0))
         scores = {name: f"{100 * score:.1f}%" for name, score in row["scores"].items()}
-        cells = {"n": row["n"], **scores, "difference": points(row, "")}
+        cells = {"n": row["n"], **scores, "difference": tables.points(row)}
         table.add(what=row["what"], **cells, verdict=label)
     return table
 
@@ -165,12 +169,10 @@ def overview_rows(summary: dict[str, Any]) -> list[dict[str, Any]]:
     return rows
 
 
-def points(compared: dict[str, Any], unit: str = " points, 95%") -> str:
-    """A difference in points with its interval."""
+def points(compared: dict[str, Any]) -> str:
+    """A difference in points with its interval, as a sentence has it."""
     low, high = compared["interval"]
-    if unit:
-        return f"{100 * compared['difference']:+.1f}{unit} {100 * low:+.1f} to {100 * high:+.1f}"
-    return f"{100 * compared['difference']:+.1f} ({100 * low:+.1f} to {100 * high:+.1f})"
+    return f"{100 * compared['difference']:+.1f} points, 95% {100 * low:+.1f} to {100 * high:+.1f}"
 
 
 def _size(difference: float) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from tunebook.evaluation import first_screen
 from tunebook.evaluation.retention import ALL, FILE, compare_skills
 from tunebook.evaluation.statistics import ALPHA, column, compare, mark
 from tunebook.generation.generate import read_records
@@ -53,8 +54,8 @@ def gate(recipe: Recipe) -> list[Failure]:
 
 def _last_model(recipe: Recipe) -> str:
     """The last model that was evaluated."""
-    stages = read_json(recipe.run_dir / "eval" / "summary.json").get("stages", {})
-    return list(stages)[-1] if stages else "the last model"
+    summary = read_json(recipe.run_dir / "eval" / "summary.json")
+    return first_screen.last_model(summary) if summary.get("stages") else "the last model"
 
 
 def _on_task(recipe: Recipe, rule: GateRule, second_model: str) -> list[tuple[str, int]]:

@@ -8,7 +8,7 @@ from typing import Any
 from tunebook.data.retention_items import SKILLS
 from tunebook.evaluation import first_screen
 from tunebook.evaluation.retention import flips
-from tunebook.evaluation.tables import Table, p_value
+from tunebook.evaluation.tables import Table, p_value, points
 
 SHOWN = 120
 """Characters of a text in a table."""
@@ -53,7 +53,7 @@ def retention_table(retention: dict[str, Any]) -> Table:
             step=f"{compared['first']} → {compared['second']}",
             skill=SKILLS.get(compared["skill"], "all"),
             n=compared["n"],
-            difference=first_screen.points(compared, ""),
+            difference=points(compared),
             won=compared["won"],
             lost=compared["lost"],
             p=p_value(compared["p"]),

@@ -9,7 +9,6 @@ import base64
 import html
 import io
 import shlex
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,7 @@ from tunebook.generation.generate import read_records
 from tunebook.recipe.errors import UserError
 from tunebook.recipe.files import ROOT
 from tunebook.runs import curves
-from tunebook.runs.files import log_history, read_json, write_text
+from tunebook.runs.files import duration_s, log_history, read_json, write_text
 from tunebook.runs.stages import CONTROL, STAGES
 
 SHOWN = 20
@@ -106,11 +105,9 @@ def _headline(stages: dict[str, Any], summary: dict[str, Any]) -> str:
         )
     for compared in summary.get("judge", {}).get("comparisons", []):
         low, high = compared["interval"]
-        verdict = "not shown to be different"
-        if compared["p"] < ALPHA and not low <= 0.5 <= high:
-            verdict = "better" if low > 0.5 else "worse"
+        outcome = first_screen.verdict(compared, even=0.5)
         lines.append(
-            f"- **By the judge, {_question(compared)}: {verdict}** "
+            f"- **By the judge, {_question(compared)}: {VERDICTS[outcome]}** "
             f"(win rate {compared['win_rate']:.1%}, 95% interval {100 * low:.1f} to {100 * high:.1f}, "
             f"n = {compared['n']})."
         )
@@ -302,8 +299,7 @@ def _costs(stages: dict[str, Any]) -> str:
     table = Table(tokens="tokens trained", memory="peak memory")
     total = 0.0
     for name, stage in stages.items():
-        duration = datetime.fromisoformat(stage["ended"]) - datetime.fromisoformat(stage["started"])
-        minutes = duration.total_seconds() / 60
+        minutes = duration_s(stage) / 60
         total += minutes
         metrics = stage.get("metrics", {})
         table.add(

@@ -188,6 +188,16 @@ def holm(pvalues: Sequence[float]) -> list[float]:
     return adjusted
 
 
+def marks(predictions: dict[Any, dict[str, Any]]) -> dict[Any, float]:
+    """How well each item was answered (`mark`), of those of which it is known."""
+    known = {}
+    for item, prediction in predictions.items():
+        score = mark(prediction)
+        if score is not None:
+            known[item] = score
+    return known
+
+
 def mark(prediction: dict[str, Any]) -> float | None:
     """How well an item was answered: its score, or 1 for right and 0 for wrong; None: nothing is known."""
     score: float | None = prediction.get("score", prediction["correct"])

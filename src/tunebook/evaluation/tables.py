@@ -201,7 +201,7 @@ def image_table(results: dict[str, dict[str, Any]]) -> Table:
                 true=f"{images['true']:.1%}",
                 blank=f"{images['blank']:.1%}",
                 other=f"{images['swapped']:.1%}",
-                gain=_points(gain),
+                gain=points(gain),
                 looks="yes" if gain["interval"][0] > 0 else "not shown",
             )
     return table
@@ -229,7 +229,7 @@ def win_rate_table(comparisons: list[dict[str, Any]]) -> Table:
             won=compared["won"],
             lost=compared["lost"],
             tied=compared["tied"],
-            p=f"{compared['p']:.2g}" if compared["p"] >= 1e-4 else "< 0.0001",
+            p=p_value(compared["p"]),
             contradicted=compared["contradicted"],
             place=_percent(compared["first_place"]),
             longer=_percent(compared["longer"]),
@@ -262,7 +262,7 @@ def comparison_table(comparisons: list[dict[str, Any]]) -> Table:
             **task,
             step=f"{compared['first']} → {compared['second']}",
             n=compared["n"],
-            difference=_points(compared),
+            difference=points(compared),
             won=compared["won"],
             lost=compared["lost"],
             p=p_value(compared["p"]),
@@ -361,6 +361,7 @@ def _percent(share: float | None) -> str:
     return "–" if share is None else f"{share:.0%}"
 
 
-def _points(compared: dict[str, Any]) -> str:
+def points(compared: dict[str, Any]) -> str:
+    """A difference in points with its interval, as tables show it."""
     low, high = compared["interval"]
     return f"{100 * compared['difference']:+.1f} ({100 * low:+.1f} to {100 * high:+.1f})"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from dataclasses import dataclass
 
@@ -16,6 +17,11 @@ def fill(template: str, parts: dict[str, str]) -> str:
     # All parts at once, so that a question which holds `{solution}` stays as it is.
     names = "|".join(map(re.escape, parts))
     return re.sub(names, lambda match: parts[match[0]], template)
+
+
+def seed_of(text: str) -> int:
+    """The seed of a sample by what it is of: it depends on nothing else, and a resumed run draws the same."""
+    return int(hashlib.sha256(text.encode()).hexdigest()[:8], 16)
 
 
 @dataclass(frozen=True)

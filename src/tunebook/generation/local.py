@@ -98,7 +98,7 @@ def _answers_of_batch(
         # Here, and not where it is caught: the error holds on to the tensors.
         if size == 1:
             raise UserError(TOO_LITTLE_MEMORY)
-        torch.cuda.empty_cache()
+        backend.release()
         tqdm.write(f"Out of memory with {size} answers at a time: goes on with {size // 2}")
         size //= 2
     return answers

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
@@ -15,7 +14,7 @@ from typing import Any
 from tunebook.checkers.check import Check
 from tunebook.checkers.judge import Judge
 from tunebook.data.rows import Reject, images_of
-from tunebook.generation.answers import Answer, Sampling, Usage, repeats
+from tunebook.generation.answers import Answer, Sampling, Usage, repeats, seed_of
 from tunebook.generation.generate import answer_file, drop_other_answers
 from tunebook.generation.local import Local, local
 from tunebook.models import adapters, loading
@@ -116,8 +115,7 @@ class Work:
 
     def seed(self, row: dict[str, Any], use: str) -> int:
         """The seed of a row's answer, which depends on nothing else: a resumed run draws the same answers."""
-        text = f"{self.recipe.seed}/{self.number}/{row['source_id']}/{use}"
-        return int(hashlib.sha256(text.encode()).hexdigest()[:8], 16)
+        return seed_of(f"{self.recipe.seed}/{self.number}/{row['source_id']}/{use}")
 
     def _checked(self, row: dict[str, Any], answer: Answer, seed: int) -> Sample:
         solution = row["completion"][0]["content"] if row["completion"] else ""

@@ -10,6 +10,9 @@ from tunebook.recipe.errors import UserError, did_you_mean, first_line, shorten
 
 SCHEMA = Path("configs") / "recipe.schema.json"
 
+ROWS_SUFFIXES = (".csv", ".tsv", ".json", ".jsonl", ".parquet")
+"""What people give in the place of a recipe, and mean the rows that one is to be written for."""
+
 
 def _packaged() -> Path:
     """Where the shipped recipes, prompts, notebooks and data lie: a checkout, or inside the package."""

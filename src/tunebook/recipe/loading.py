@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from tunebook.recipe.asked import asked_stages, check_rows, start_from_whole_model
 from tunebook.recipe.errors import UserError, did_you_mean, shorten
 from tunebook.recipe.explain import SHORT, explain
-from tunebook.recipe.files import find_file, program, shipped
+from tunebook.recipe.files import ROWS_SUFFIXES, find_file, program, shipped
 from tunebook.recipe.idle import warn_of_idle
 from tunebook.recipe.layers import leaf_keys, read_layers, whole_check
 from tunebook.recipe.overrides import PREFIX, from_environment, section_of, unset
@@ -135,7 +135,7 @@ def _recipe_path(source: str) -> Path:
     if source.endswith((".yaml", ".yml")):
         return find_file(source)
     names = sorted(path.stem for path in shipped("configs").glob("*.yaml"))
-    if Path(source).suffix in (".csv", ".tsv", ".json", ".jsonl", ".parquet"):
+    if Path(source).suffix in ROWS_SUFFIXES:
         raise UserError(
             f"{shorten(source)} is no recipe: `{program()} init {shorten(source)}` writes one for it"
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from typing import Any
 
@@ -59,6 +60,15 @@ def parse_set(items: list[str]) -> dict[str, Any]:
             )
         overrides[key.strip()] = parse_value(text)
     return overrides
+
+
+def as_options(overrides: dict[str, Any]) -> list[str]:
+    """`{"dpo.beta": 0.2}` -> `["--set", "dpo.beta=0.2"]`: what `parse_set` reads as the same."""
+    options = []
+    for key, value in overrides.items():
+        text = value if isinstance(value, str) else json.dumps(value)
+        options += ["--set", f"{key}={text}"]
+    return options
 
 
 def section_of(content: dict[str, Any], key: str) -> dict[str, Any]:

@@ -8,7 +8,6 @@ at once and on every backend. Unsloth's GPU config would drop it silently.
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shlex
@@ -29,7 +28,7 @@ from pydantic import (
 
 from tunebook.recipe.errors import did_you_mean
 from tunebook.recipe.files import ROOT, find_file, find_path, program
-from tunebook.recipe.overrides import from_environment
+from tunebook.recipe.overrides import as_options, from_environment
 from tunebook.recipe.trainer_keys import DATACLASSES
 
 DEFAULT = "smollm2-math"
@@ -799,8 +798,7 @@ class Recipe(Section):
                 is_read = key.split(".")[0] in (*SHARED, words[0])
                 # A variable of the environment is there for the next command too.
                 if is_read and environment.get(key) != value:
-                    text = value if isinstance(value, str) else json.dumps(value)
-                    options += ["--set", f"{key}={text}"]
+                    options += as_options({key: value})
         return f"{program()} {shlex.join([*words, *options])}"
 
     def describe(self) -> str:

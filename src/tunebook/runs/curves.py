@@ -9,7 +9,6 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator
 
-RAW = "#b9cde3"
 DARK = "#1f4e79"
 SECOND = "#c9772b"
 SMALL = 8

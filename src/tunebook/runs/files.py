@@ -10,6 +10,7 @@ import re
 import shutil
 import threading
 from collections.abc import Callable, Iterable, Iterator
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -167,6 +168,18 @@ def disk_full_as_user_error(where: Path) -> Iterator[None]:
 def log_history(folder: Path) -> list[dict[str, Any]]:
     """The logged metrics of a stage (`metrics.jsonl`), one entry per log."""
     return list(read_jsonl(folder / "metrics.jsonl"))
+
+
+def tokens_seen(entry: dict[str, Any]) -> float | None:
+    """The tokens that a training had seen at a log entry: TRL's count, or on a GPU that of transformers."""
+    count = entry.get("num_tokens", entry.get("num_input_tokens_seen"))
+    return None if count is None else float(count)
+
+
+def duration_s(record: dict[str, Any]) -> float:
+    """The seconds that a finished stage has taken, of its record."""
+    started = datetime.fromisoformat(record["started"])
+    return (datetime.fromisoformat(record["ended"]) - started).total_seconds()
 
 
 def _is_filled(folder: Path) -> bool:

@@ -7,6 +7,7 @@ import time
 from typing import Any
 
 from tunebook.runs import curves
+from tunebook.runs.files import tokens_seen
 
 ROWS = 30
 """The most lines that the table gets from logs: of a long run only every so manieth is shown."""
@@ -79,7 +80,7 @@ def show_live(trainer: Any) -> None:
             if not logs or "loss" not in logs or self.training_tracker is None or self.figure is None:
                 return
             self.figure.update(state.log_history)
-            speed = self.tokens_a_second(float(logs.get("num_tokens", 0)))
+            speed = self.tokens_a_second(tokens_seen(logs) or 0.0)
             every = args.logging_steps if args.logging_steps >= 1 else args.logging_steps * state.max_steps
             # Of a long training only some logs have a line; the last one always has.
             step_of_rows = max(1, state.max_steps / max(1, every) / ROWS)

@@ -18,7 +18,7 @@ from tunebook.recipe.effects import ROWS, STEPS
 from tunebook.recipe.errors import UserError, one_line
 from tunebook.recipe.overrides import switch
 from tunebook.runs import signals
-from tunebook.runs.files import read_json
+from tunebook.runs.files import read_json, tokens_seen
 from tunebook.runs.machine import rank, same_for_all, world_size
 from tunebook.runs.tables import Table
 from tunebook.training.arguments import REFUSALS, halve_batch
@@ -134,10 +134,9 @@ def _summed_loss(history: list[dict[str, Any]]) -> float:
 def _tokens(history: list[dict[str, Any]]) -> int | None:
     """The tokens seen so far, of the newest entry that says so."""
     for entry in reversed(history):
-        # TRL's count, or on a GPU that of transformers (see `arguments`).
-        for name in ("num_tokens", "num_input_tokens_seen"):
-            if name in entry:
-                return int(entry[name])
+        tokens = tokens_seen(entry)
+        if tokens is not None:
+            return int(tokens)
     return None
 
 
