@@ -13,7 +13,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from tunebook.evaluation import pooled, tables
+from tunebook.evaluation import first_screen, pooled, tables
 from tunebook.recipe.sections import DEFAULT
 
 ROOT = Path(__file__).parents[1]
@@ -48,6 +48,12 @@ def details(folder: Path) -> str:
         "The same items, pair by pair (differences in points):",
         tables.comparison_table(summary["comparisons"]).markdown(),
     ]
+    if "retention" in summary:
+        paragraphs += [
+            "What the task gained and what other skills lost (retention suite), as the report card begins:",
+            first_screen.sentence(summary),
+            first_screen.overview(summary).markdown(),
+        ]
     if (folder / "parity.json").exists():
         rows = json.loads((folder / "parity.json").read_text())
         paragraphs += [
