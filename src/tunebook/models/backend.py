@@ -15,6 +15,7 @@ from pathlib import Path
 from platformdirs import user_cache_path
 
 from tunebook.recipe.errors import UserError, first_line
+from tunebook.runs.bars import hide_bars_of_libraries
 
 DRIVER = Path("/proc/driver/nvidia/version")
 WSL = Path("/usr/lib/wsl/lib/nvidia-smi")
@@ -76,6 +77,7 @@ def backend() -> str:
         _keep_freed_memory()
         # Of several processes: not `cpu:0`, to which no checkpoint can be loaded.
         os.environ["ACCELERATE_TORCH_DEVICE"] = "cpu"
+    hide_bars_of_libraries()
     return str(unsloth.DEVICE_TYPE)
 
 

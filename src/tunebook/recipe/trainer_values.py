@@ -8,6 +8,7 @@ from __future__ import annotations
 import ast
 import functools
 import importlib.util
+import json
 import re
 from typing import Any
 
@@ -44,6 +45,15 @@ SCHEDULER_OWN = ("optimizer", "num_warmup_steps", "num_training_steps", "last_ep
 MOST_ROWS = 2**16
 """More rows at a time than anybody's memory holds."""
 
+OF_THE_MODEL = {
+    "chat_template_path": "set model.chat_template in its place",
+    "eos_token": "set model.eos_token in its place",
+}
+"""What TRL would change for the training alone: evaluation and export go by the section `model`."""
+
+MAPPINGS = ("gradient_checkpointing_kwargs", "lr_scheduler_kwargs", "model_init_kwargs")
+"""Keys of a trainer that hold a mapping and never the name of a file."""
+
 _FIRST = ("sigmoid", "nll")
 """The plain losses, named first in a message."""
 
@@ -57,6 +67,8 @@ def check_trainer_values(recipe: Recipe) -> None:
     _check_installed("track", list(recipe.track))
     for section in TRAINERS:
         values = getattr(recipe, section)
+        _check_model_keys(section, values)
+        _check_mappings(section, values)
         _check_numbers(section, values)
         _check_length(section, values, recipe.model.max_seq_length)
         _check_trackers(section, values)
@@ -76,6 +88,14 @@ def check_trainer_values(recipe: Recipe) -> None:
 
 
 def _check_lora(lora: dict[str, Any]) -> None:
+    alpha = lora.get("lora_alpha", 1)
+    if not alpha:
+        raise UserError(
+            f"lora.lora_alpha: should be above 0, for example 16 (it is {alpha}); at 0 nothing is learnt"
+        )
+    dropout = lora.get("lora_dropout", 0.0)
+    if not 0 <= dropout < 1:
+        raise UserError(f"lora.lora_dropout: should be a share from 0 to below 1 (it is {dropout})")
     if "r" in lora and not (lora["r"] or 0) > 0:
         raise UserError(f"lora.r: should be 1 or more, for example 16 (it is {lora['r']})")
     # PEFT would take each letter of a text for a name.
@@ -88,6 +108,8 @@ def _check_lora(lora: dict[str, Any]) -> None:
     targets = lora.get("target_modules")
     if isinstance(targets, str) and re.fullmatch(r"[\w.]+(\s*,\s*[\w.]+)+", targets.strip()):
         lora["target_modules"] = re.split(r"\s*,\s*", targets.strip())
+    elif targets == "all":
+        lora["target_modules"] = "all-linear"
     elif isinstance(targets, str):
         # What is no list and no word of PEFT's is a regular expression over the names of layers.
         try:
@@ -111,6 +133,34 @@ def _check_lora(lora: dict[str, Any]) -> None:
             "lora.layer_replication: repeats layers of the base model, and `evaluate` would compare with "
             "another one: leave it out, and give model.base a model that was made so"
         )
+
+
+def _check_model_keys(section: str, values: dict[str, Any]) -> None:
+    """What decides how a model is asked must be the same wherever it is asked."""
+    for key, mend in OF_THE_MODEL.items():
+        if values.get(key):
+            raise UserError(f"{section}.{key}: {mend}, then evaluation and export go by it too")
+    if values.get("dataset_kwargs"):
+        raise UserError(
+            f"{section}.dataset_kwargs: leave it out; rows are put through the model's chat template as the "
+            "section data says"
+        )
+
+
+def _check_mappings(section: str, values: dict[str, Any]) -> None:
+    """A mapping may be written as JSON too, for which only some keys have a reader; other text is none."""
+    for key in MAPPINGS:
+        text = values.get(key)
+        if not isinstance(text, str):
+            continue
+        try:
+            values[key] = json.loads(text)
+        except ValueError:
+            values[key] = None
+        if not isinstance(values[key], dict):
+            raise UserError(
+                f"{section}.{key}: should be a mapping of keys and values (it is {shorten(text)})"
+            )
 
 
 def _check_numbers(section: str, values: dict[str, Any]) -> None:
