@@ -63,8 +63,8 @@ ODD = ["no", "steps", "best", "all", "none", "auto", "", "zzz", [], ["a"], {}, {
 NUMBERS = [0, 1, 2, 3, 8, 16, 64, -1, 10**6, 10**20]
 FRACTIONS = [0, 1e-5, 2e-4, 0.1, 0.5, 1, 2.5, -0.1, 1e9, float("nan"), float("inf")]
 
-NEVER = {"push_to_hub", "deepspeed", "fsdp", "parallelism_config", "trackio_space_id", "start"}
-"""Left out: what asks the network, a launcher, or for another adapter."""
+NEVER = {"max_steps", "push_to_hub", "deepspeed", "fsdp", "parallelism_config", "trackio_space_id", "start"}
+"""Left out: how long it trains, what asks the network, a launcher, or for another adapter."""
 
 
 def value_of(chance: random.Random, section: str, key: str, kind: Any) -> Any:
@@ -182,3 +182,92 @@ def test_the_first_step_or_one_line(train, section):
             failed.append(f"{number}: {settings}: {traceback.format_exception(error)[-1]}")
     assert not failed, "\n".join(failed)
     assert trained > scaled(DRAWS) / 5
+
+
+TRAINS = {
+    # Row 68 of the troubles: what people set, and it is to train.
+    "NEFTune": ("sft", {"sft.neftune_noise_alpha": 5}),
+    "8-bit Adam": ("sft", {"sft.optim": "adamw_8bit"}),
+    "packing": ("sft", {"sft.packing": True}),
+    "all linear layers": ("sft", {"lora.target_modules": "all-linear"}),
+    # QLoRA's notebooks
+    "paged Adam": ("dpo", {"dpo.optim": "paged_adamw_32bit"}),
+    # prime-rl#968: an error where all steps are warmup
+    "warmup to the end": ("sft", {"sft.warmup_steps": 1, "sft.lr_scheduler_type": "cosine"}),
+    # datasets#2470 and trl#1964: more processes than rows, a crash or no end
+    "more processes than rows": ("sft", {"sft.dataset_num_proc": 3}),
+}
+
+
+@pytest.mark.parametrize("case", TRAINS)
+def test_what_people_set_trains(train, case):
+    assert train(*TRAINS[case])[1]["metrics"]["steps"] == 1
+
+
+def test_all_layers_by_the_word_of_another_tool(train):
+    """LlamaFactory#7627: `lora_target: all` is PEFT's all-linear."""
+    recipe, _ = train("sft", {"lora.target_modules": "all"})
+    config = json.loads((recipe.run_dir / "sft" / "adapter" / "adapter_config.json").read_text())
+    assert len(config["target_modules"]) == 7
+
+
+@pytest.mark.parametrize("section", ["sft", "dpo"])
+def test_gradient_checkpointing_leaves_no_layer_untrained(train, section):
+    """open-unlearning#178: without gradients of the inputs, `lora_B` of nearly all layers stayed 0."""
+    from safetensors.torch import load_file
+
+    settings = {"gradient_checkpointing": True, "warmup_steps": 0, "learning_rate": 1e-2}
+    recipe, _ = train(section, {f"{section}.{key}": value for key, value in settings.items()})
+    weights = load_file(recipe.run_dir / section / "adapter" / "adapter_model.safetensors")
+    moved = {name: float(weight.abs().max()) for name, weight in weights.items() if "lora_B" in name}
+    assert len(moved) == 14 and min(moved.values()) > 0
+
+
+@pytest.mark.parametrize(
+    ("rows", "settings", "steps"),
+    [
+        (1, {}, 1),
+        (3, {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 8, "num_train_epochs": 2}, 2),
+        (8, {"num_train_epochs": 0.5}, 2),
+    ],
+    ids=["one row", "fewer rows than a step takes", "half an epoch"],
+)
+def test_a_few_rows_are_trained_on(train, tmp_path, rows, settings, steps):
+    """unsloth#1962, autotrain-advanced#397: row 66 of the troubles."""
+    file = tmp_path / "few.jsonl"
+    words = ("one", "two", "three", "four", "five", "six", "seven", "eight")
+    lines = [{"prompt": f"Say {word} for me.", "completion": f"Here is {word}."} for word in words[:rows]]
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    keys = {
+        f"sft.{key}": value for key, value in {"num_train_epochs": 1, "max_steps": -1, **settings}.items()
+    }
+    keys["data.sources"] = [{"format": "chat", "path": str(file), "val": 0, "test": 0}]
+    _, record = train("sft", keys)
+    assert record["rows"]["train"] == rows and record["metrics"]["steps"] == steps
+
+
+def test_dropout_and_precomputed_references_leave_the_first_loss_at_ln_2(train):
+    """trl#1236: a loss that is 0 from the first step on has a wrong reference. Row 69 of the troubles."""
+    _, record = train("dpo", {"lora.lora_dropout": 0.1, "dpo.precompute_ref_log_probs": True})
+    assert record["audit"]["loss"] == pytest.approx(math.log(2), abs=1e-4)
+    assert record["audit"]["margin"] == pytest.approx(0, abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("settings", "line"),
+    [
+        # The steps of the best model, as people set them.
+        (
+            {"load_best_model_at_end": True, "eval_strategy": "steps", "save_steps": 3, "eval_steps": 2}
+            | {"save_strategy": "steps"},
+            r"^sft\.\w+: .*round multiple of the evaluation steps, but found 3",
+        ),
+        ({"accelerator_config": "nowhere.json"}, r"^sft\.accelerator_config: .*nowhere\.json"),
+        ({"logging_steps": float("inf")}, r"^sft\.logging_steps: "),
+        ({"torch_compile": True}, r"^sft\.torch_compile: on a CPU"),
+    ],
+    ids=["best model", "file", "infinity", "compile"],
+)
+def test_what_the_arguments_refuse_names_the_key(train, settings, line):
+    with pytest.raises(UserError, match=line):
+        train("sft", {f"sft.{key}": value for key, value in settings.items()})

@@ -10,7 +10,7 @@ import pytest
 from tunebook.generation.streaming import Drawing
 from tunebook.recipe.errors import UserError
 from tunebook.recipe.explain import SHORT
-from tunebook.recipe.files import ROOT
+from tunebook.recipe.files import ROOT, find_file
 from tunebook.recipe.loading import load_recipe
 from tunebook.recipe.overrides import parse_set
 
@@ -204,3 +204,15 @@ def test_errors_in_our_own_words(item, message):
     # None of pydantic's words for what it does inside.
     for word in ("discriminator", "Input tag", "validation", "dictionary", "instance", "\n"):
         assert word not in str(error.value)
+
+
+def test_a_missing_file_names_one_that_could_be_meant(tmp_path):
+    """A CSV that is not there was answered with `Dockerfile`."""
+    for name in ("doclist.txt", "docs.csv", "other.yaml"):
+        (tmp_path / name).write_text("x")
+    with pytest.raises(UserError, match=r"^no file docfile\.csv, did you mean docs\.csv\?$"):
+        find_file("docfile.csv", [tmp_path])
+    with pytest.raises(UserError, match=r"^no file Dockerfile\.csv in "):
+        find_file("Dockerfile.csv", [tmp_path])
+    with pytest.raises(UserError, match=r"^no file others\.yml in "):
+        find_file("others.yml", [tmp_path])

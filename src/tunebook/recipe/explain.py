@@ -105,6 +105,7 @@ _START = (
 )
 _LENGTH = "the length is set once, in model.max_seq_length"
 _TRACK = "trackers are named in track, for example track: [wandb]"
+_SET = "the stages set it themselves, leave it out"
 
 ELSEWHERE = {
     "model.adapter": _START,
@@ -112,6 +113,9 @@ ELSEWHERE = {
     "model.adapter_name_or_path": _START,
     "model.lora": _START,
     "lora.adapter": _START,
+    "lora.task_type": _SET,
+    "lora.peft_type": _SET,
+    "lora.inference_mode": _SET,
     "model.tokenizer": "the tokenizer is the one of model.base",
     "data.template": "it is model.chat_template",
     "data.max_length": _LENGTH,
@@ -199,6 +203,8 @@ def _sentence(parts: list[str], kind: str, message: str, value: Any) -> str:
     message = " ".join(message.split())
     if not parts:
         return message
+    if isinstance(value, list) and parts[0] in DATACLASSES and kind in ("float_type", "int_type"):
+        message += "; a run for each of several: `tunebook sweep`"
     return f"{shorten(key)}: {message} (it is {shorten(value)})"
 
 

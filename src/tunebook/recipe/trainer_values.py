@@ -45,11 +45,17 @@ SCHEDULER_OWN = ("optimizer", "num_warmup_steps", "num_training_steps", "last_ep
 MOST_ROWS = 2**16
 """More rows at a time than anybody's memory holds."""
 
-OF_THE_MODEL = {
-    "chat_template_path": "set model.chat_template in its place",
-    "eos_token": "set model.eos_token in its place",
+MOST_PROCESSES = 256
+"""More processes for the rows than anybody's cores."""
+
+_TOO = "in its place, then evaluation and export go by it too"
+
+NOT_HERE = {
+    "chat_template_path": f"set model.chat_template {_TOO}",
+    "eos_token": f"set model.eos_token {_TOO}",
+    "dataset_kwargs": "leave it out; rows go through the model's chat template as the section data says",
 }
-"""What TRL would change for the training alone: evaluation and export go by the section `model`."""
+"""What TRL would change for the training alone, though the model is asked elsewhere too."""
 
 MAPPINGS = ("gradient_checkpointing_kwargs", "lr_scheduler_kwargs", "model_init_kwargs")
 """Keys of a trainer that hold a mapping and never the name of a file."""
@@ -67,7 +73,9 @@ def check_trainer_values(recipe: Recipe) -> None:
     _check_installed("track", list(recipe.track))
     for section in TRAINERS:
         values = getattr(recipe, section)
-        _check_model_keys(section, values)
+        for key, mend in NOT_HERE.items():
+            if values.get(key):
+                raise UserError(f"{section}.{key}: {mend}")
         _check_mappings(section, values)
         _check_numbers(section, values)
         _check_length(section, values, recipe.model.max_seq_length)
@@ -135,18 +143,6 @@ def _check_lora(lora: dict[str, Any]) -> None:
         )
 
 
-def _check_model_keys(section: str, values: dict[str, Any]) -> None:
-    """What decides how a model is asked must be the same wherever it is asked."""
-    for key, mend in OF_THE_MODEL.items():
-        if values.get(key):
-            raise UserError(f"{section}.{key}: {mend}, then evaluation and export go by it too")
-    if values.get("dataset_kwargs"):
-        raise UserError(
-            f"{section}.dataset_kwargs: leave it out; rows are put through the model's chat template as the "
-            "section data says"
-        )
-
-
 def _check_mappings(section: str, values: dict[str, Any]) -> None:
     """A mapping may be written as JSON too, for which only some keys have a reader; other text is none."""
     for key in MAPPINGS:
@@ -164,6 +160,11 @@ def _check_mappings(section: str, values: dict[str, Any]) -> None:
 
 
 def _check_numbers(section: str, values: dict[str, Any]) -> None:
+    # A million workers are as many processes.
+    for key in ("dataloader_num_workers", "dataset_num_proc"):
+        value = values.get(key)
+        if isinstance(value, int) and value > MOST_PROCESSES:
+            raise UserError(f"{section}.{key}: should be at most {MOST_PROCESSES} (it is {value})")
     for key in (ROWS, STEPS, "per_device_eval_batch_size"):
         value = values.get(key)
         if isinstance(value, int) and value < 1:
@@ -181,12 +182,18 @@ def _check_numbers(section: str, values: dict[str, Any]) -> None:
 
 
 def _check_length(section: str, values: dict[str, Any], most: int) -> None:
-    """A trainer's own length below the model's would cut rows, the end of the turn with them."""
+    """A length below the model's would cut rows, the end of the turn with them; padding stays below it."""
     length = values.get("max_length")
     if length is not None and length < most:
         raise UserError(
             f"{section}.max_length: {length} would cut rows: set model.max_seq_length={length} in its place, "
             "then longer rows are put aside and said"
+        )
+    multiple = values.get("pad_to_multiple_of")
+    if multiple is not None and not 0 < multiple <= most:
+        raise UserError(
+            f"{section}.pad_to_multiple_of: should be from 1 to model.max_seq_length, {most}, for example 64 "
+            f"(it is {multiple}): each row is filled up to so many tokens"
         )
 
 
