@@ -14,7 +14,7 @@ import pytest
 from tunebook import cli
 from tunebook.data import prepare
 from tunebook.models.adapters import check_layers, check_rank, check_targets
-from tunebook.recipe import trainer_values
+from tunebook.recipe import trackers
 from tunebook.recipe.effects import differences, of_the_weights
 from tunebook.recipe.errors import UserError
 from tunebook.recipe.loading import load_recipe
@@ -180,6 +180,7 @@ REFUSED = [
     ("sft.per_device_train_batch_size", 10**20, "should be at most 65536"),
     ("dpo.pad_to_multiple_of", 10**6, "dpo.pad_to_multiple_of: should be from 1 to model.max_seq_length"),
     ("sft.dataloader_num_workers", 10**6, "sft.dataloader_num_workers: should be at most 256"),
+    ("dpo.log_level", "steps", "dpo.log_level: should be one of passive, detail, debug"),
     ("sft.chat_template_path", "best", "sft.chat_template_path: set model.chat_template in its place"),
     ("sft.eos_token", "<|im_end|>", "sft.eos_token: set model.eos_token in its place"),
     ("sft.dataset_kwargs", "best", "sft.dataset_kwargs: leave it out"),
@@ -232,7 +233,7 @@ def test_values_that_are_right_are_taken():
 
 
 def test_a_tracker_needs_its_package(monkeypatch):
-    monkeypatch.setattr(trainer_values, "_is_installed", lambda package: package != "mlflow")
+    monkeypatch.setattr(trackers, "is_installed", lambda package: package != "mlflow")
     assert load_recipe(overrides={"sft.report_to": "wandb"}).sft["report_to"] == "wandb"
     with pytest.raises(
         UserError, match=r"sft\.report_to: dagshub needs the package mlflow, .*uv pip install mlflow"
@@ -241,9 +242,9 @@ def test_a_tracker_needs_its_package(monkeypatch):
 
 
 def test_a_package_is_looked_for_without_importing_it():
-    assert trainer_values._is_installed("yaml")
-    assert not trainer_values._is_installed("no_such_package")
-    assert not trainer_values._is_installed("no_such_package.part")
+    assert trackers.is_installed("yaml")
+    assert not trackers.is_installed("no_such_package")
+    assert not trackers.is_installed("no_such_package.part")
 
 
 @pytest.mark.parametrize("text", ["false", "False", "no", "0", "off", 0, False, "None", None])

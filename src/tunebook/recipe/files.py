@@ -93,9 +93,10 @@ def find_file(path: str | Path, folders: Iterable[str | Path] = ()) -> Path:
 
 def _of_a_kind(name: str, neighbours: list[str]) -> list[str]:
     """Of the files beside a missing one, those that could be meant: rows for rows, YAML for YAML."""
-    suffix = Path(name).suffix
-    kinds = ROWS_SUFFIXES if suffix in ROWS_SUFFIXES else (suffix,)
-    return [file for file in neighbours if not suffix or Path(file).suffix in kinds]
+    for kinds in (ROWS_SUFFIXES, (".yaml", ".yml")):
+        if Path(name).suffix in kinds:
+            return [file for file in neighbours if Path(file).suffix in kinds]
+    return neighbours
 
 
 def find_path(

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import ast
 import functools
-import importlib.util
 import json
 import re
 from typing import Any
@@ -16,25 +15,8 @@ from tunebook.recipe.effects import ROWS, STEPS, TRAINERS
 from tunebook.recipe.errors import UserError, did_you_mean, shorten
 from tunebook.recipe.idle import NO_PARAMETERS
 from tunebook.recipe.sections import Recipe
+from tunebook.recipe.trackers import check_installed, check_trackers
 from tunebook.recipe.trainer_keys import library_source
-
-TRACKERS = {
-    "azure_ml": ["azureml.core"],
-    "clearml": ["clearml"],
-    "codecarbon": ["codecarbon"],
-    "comet_ml": ["comet_ml"],
-    "dagshub": ["dagshub", "mlflow"],
-    "dvclive": ["dvclive"],
-    "flyte": ["flytekit"],
-    "kubeflow": [],
-    "mlflow": ["mlflow"],
-    "neptune": ["neptune"],
-    "swanlab": ["swanlab"],
-    "tensorboard": ["tensorboard"],
-    "trackio": ["trackio"],
-    "wandb": ["wandb"],
-}
-"""What `report_to` may name in transformers, and the packages that each needs."""
 
 BASE_CHANGING = ("pissa", "olora", "corda", "loftq", "lora_ga")
 """`lora.init_lora_weights` by which the weights of the base are changed too."""
@@ -44,6 +26,9 @@ SCHEDULER_OWN = ("optimizer", "num_warmup_steps", "num_training_steps", "last_ep
 
 MOST_ROWS = 2**16
 """More rows at a time than anybody's memory holds."""
+
+LOG_LEVELS = ("passive", "detail", "debug", "info", "warning", "error", "critical")
+"""What transformers looks up in the first step, without a word of its own for another one."""
 
 MOST_PROCESSES = 256
 """More processes for the rows than anybody's cores."""
@@ -70,7 +55,7 @@ def check_trainer_values(recipe: Recipe) -> None:
     Raises UserError in one line that says what to set.
     """
     _check_lora(recipe.lora)
-    _check_installed("track", list(recipe.track))
+    check_installed("track", list(recipe.track))
     for section in TRAINERS:
         values = getattr(recipe, section)
         for key, mend in NOT_HERE.items():
@@ -79,7 +64,11 @@ def check_trainer_values(recipe: Recipe) -> None:
         _check_mappings(section, values)
         _check_numbers(section, values)
         _check_length(section, values, recipe.model.max_seq_length)
-        _check_trackers(section, values)
+        check_trackers(section, values)
+        for key in ("log_level", "log_level_replica"):
+            if values.get(key, "passive") not in LOG_LEVELS:
+                levels = ", ".join(LOG_LEVELS)
+                raise UserError(f"{section}.{key}: should be one of {levels} (it is {shorten(values[key])})")
         _check_loss(section, values)
         _check_schedule(section, values)
         _check_best_metric(section, values)
@@ -195,50 +184,6 @@ def _check_length(section: str, values: dict[str, Any], most: int) -> None:
             f"{section}.pad_to_multiple_of: should be from 1 to model.max_seq_length, {most}, for example 64 "
             f"(it is {multiple}): each row is filled up to so many tokens"
         )
-
-
-def _check_trackers(section: str, values: dict[str, Any]) -> None:
-    """Trackers must be known and installed; null means none."""
-    if "report_to" not in values:
-        return
-    named = values["report_to"]
-    if named is None or str(named).lower() in ("none", "null", "[]"):
-        values["report_to"] = "none"
-        return
-    names = [named] if isinstance(named, str) else list(named)
-    _check_installed(f"{section}.report_to", names)
-
-
-def _check_installed(key: str, names: list[str]) -> None:
-    for name in names:
-        if name in ("all", "none"):
-            continue
-        if name not in TRACKERS:
-            hint = did_you_mean(str(name), TRACKERS)
-            raise UserError(
-                f"{key}: no tracker {shorten(name)}{hint}; set none, or one of {', '.join(TRACKERS)}"
-            )
-        # The package is looked for and not imported, which takes seconds with some.
-        for package in TRACKERS[name]:
-            if not _is_installed(package):
-                raise UserError(
-                    f"{key}: {name} needs the package {package}, which is not installed: "
-                    f"`uv pip install {package.partition('.')[0]}`, or set {key}=none "
-                    "(the losses lie in metrics.jsonl of the run folder)"
-                )
-
-
-def _is_installed(package: str) -> bool:
-    names = [package]
-    if package == "tensorboard":
-        names.append("tensorboardX")
-    for name in names:
-        try:
-            if importlib.util.find_spec(name) is not None:
-                return True
-        except ModuleNotFoundError:  # the package around it
-            continue
-    return False
 
 
 def _check_loss(section: str, values: dict[str, Any]) -> None:

@@ -49,7 +49,7 @@ def trainer_arguments(config: Any, recipe: Recipe, section: str, folder: Path) -
     except Exception as error:  # whatever it is, it comes from a setting
         key = _key_at_fault(config, settings)
         raise UserError(f"{section}{key}: {one_line(error)}") from error
-    if args.torch_compile and on_cpu():
+    if getattr(args, "torch_compile", False) and on_cpu():
         raise UserError(
             f"{section}.torch_compile: on a CPU compiling takes longer than many a training: "
             "leave it and torch_compile_* out"
