@@ -35,6 +35,10 @@ def page(path: Path, run: Path, note: str) -> tuple[str, dict[str, bytes]]:
     Paths of the machine are cut down to those of the project.
     """
     notebook = nbformat.read(path, as_version=4)
+    for cell in notebook.cells:
+        for output in cell.get("outputs", []):
+            if "text/html" in output.get("data", {}):
+                output.data["text/html"] = flush_left(output.data["text/html"])
     resources = {"unique_key": path.stem, "output_files_dir": "."}
     text, made = MarkdownExporter().from_notebook_node(notebook, resources=resources)
     text = TERMINAL.sub("", text)
@@ -44,6 +48,11 @@ def page(path: Path, run: Path, note: str) -> tuple[str, dict[str, bytes]]:
     title, _, rest = text.strip().partition("\n")
     figures = {Path(name).name: small(content) for name, content in made["outputs"].items()}
     return f"{title}\n\n{note}\n{rest}\n", figures
+
+
+def flush_left(html: str) -> str:
+    """HTML without empty lines and indents, of which Markdown would make paragraphs and code."""
+    return "\n".join(line.strip() for line in html.splitlines() if line.strip())
 
 
 def small(png: bytes) -> bytes:
