@@ -30,6 +30,13 @@ MISTAKES = [
 ]
 
 
+def test_a_section_that_is_null_is_made_by_an_override(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text("extends: smollm2\nname: mine\njudge: null\ndata: {sources: [{path: my.csv}]}\nsft:\n")
+    recipe = load_recipe(path, overrides=parse_set(["judge.model=some/judge", "sft.max_steps=3"]))
+    assert recipe.judge.model == "some/judge" and recipe.sft["max_steps"] == 3
+
+
 @pytest.mark.parametrize(("item", "message"), MISTAKES)
 def test_a_mistake_names_the_nearest_key(item, message):
     with pytest.raises(UserError) as error:
