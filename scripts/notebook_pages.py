@@ -1,7 +1,7 @@
 """Write the executed notebooks of a run as pages with small figures, into resources/notebooks/.
 
     uv run tunebook run --run short --set sft.max_steps=40 --set dpo.max_steps=12
-    uv run python scripts/notebook_pages.py runs/short
+    uv run python scripts/notebook_pages.py runs/short && uv run ruff format resources/notebooks
 
 `scripts/docs_pages.py` puts them among the docs. Each page says with which settings it was run.
 """
