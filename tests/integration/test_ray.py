@@ -56,6 +56,7 @@ def cluster(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", str(site))
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        patch.setenv("RAY_worker_niceness", "0")  # else the other tests go first
         cluster = started()
         ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
         yield cluster

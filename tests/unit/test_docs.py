@@ -30,7 +30,7 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "docs
 NAMES = [str(path.relative_to(ROOT)) for path in PAGES]
 
 # What a reader types that is no program of the project's. Nothing here is run.
-OTHERS = {"pip", "cd", "cp", "ollama", "vllm", "hf", "nvidia-smi", "source", "apt-get", "make"}
+OTHERS = {"pip", "sbatch", "cd", "cp", "ollama", "vllm", "hf", "nvidia-smi", "source", "apt-get", "make"}
 
 NEEDED = {
     "extends": "smollm2",
@@ -94,7 +94,7 @@ def check_command(line: str, recipe: Path) -> None:
         for option, name in itertools.pairwise(words):
             assert option != "-p" or f"{name} =" in notebook or f"{name}:" in notebook, line
         return
-    if words[0] in ("jupyter", "pytest", "python"):
+    if words[0] in ("jupyter", "pytest", "python", "ray"):
         return
     assert words[0] == "tunebook", line
     command = typer.main.get_command(app)
