@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 from rich.text import Text
-from tqdm.auto import tqdm
 
 from tunebook.checkers.check import Check
 from tunebook.data import aside, benchmark_items, images, similarity, sources
@@ -28,6 +27,7 @@ from tunebook.recipe.errors import UserError, shorten
 from tunebook.recipe.overrides import switch
 from tunebook.recipe.sections import ChatSource, MMMathSource, Recipe
 from tunebook.runs import blocks
+from tunebook.runs.bars import Bar
 from tunebook.runs.blocks import Engine
 from tunebook.runs.files import file_hash
 from tunebook.runs.stage import Stage
@@ -113,10 +113,11 @@ def summary(record: dict[str, Any]) -> Table:
 
     put_aside = record["quarantined"]
     reasons = ", ".join(f"{count} {reason}" for reason, count in put_aside.items()) or "nothing"
-    # Of all rows that were read, whatever became of them.
-    read = sum(record["rows"].values()) + sum(put_aside.values())
-    too_long = put_aside.get("too long", 0) / max(1, read)
-    table.caption = Text(f"quarantined: {reasons}; {too_long:.1%} of all rows would have been cut")
+    table.caption = Text(f"quarantined: {reasons}")
+    if put_aside.get("too long"):
+        # Of all rows that were read, whatever became of them.
+        read = sum(record["rows"].values()) + sum(put_aside.values())
+        table.caption.append(f"; {put_aside['too long'] / read:.1%} of all rows are too long")
     return table
 
 
@@ -193,7 +194,7 @@ def _check(
     items = with_own_answers(read, texts, recipe.data.own_answers is not None)
     checking = functools.partial(Checking, recipe, folder / "images")
     checked = blocks.each(items, checking, engine)
-    for _, item in tqdm(checked, desc="checking", unit="row", mininterval=1):
+    for _, item in Bar(checked, desc="checking", unit="row"):
         if isinstance(item, Reject):
             put_aside(item)
         else:

@@ -9,11 +9,10 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
-from tqdm.auto import tqdm
-
 from tunebook.data.rows import Reject, Row, hash_fraction, images_of
 from tunebook.recipe.errors import UserError
 from tunebook.recipe.sections import Recipe
+from tunebook.runs.bars import Bar
 from tunebook.runs.files import intact
 
 # Rows of a row group in Parquet.
@@ -138,7 +137,7 @@ class SplitFile:
         hidden = not title or not count
         with (
             self.path.open(encoding="ascii") as lines,
-            tqdm(desc=title, unit="row", total=count, mininterval=1, disable=hidden) as progress,
+            Bar(desc=title, unit="row", total=count, disable=hidden) as progress,
         ):
             for number, line in enumerate(lines):
                 if self.kept[number]:
