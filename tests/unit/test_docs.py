@@ -307,6 +307,7 @@ def test_executed_notebooks_are_small_pages_of_every_stage_without_paths_of_a_ma
     assert pages.keys() == in_the_chain
     for text in pages.values():
         assert "A short run, executed" in text
+        assert text.count("<p>") == text.count("</p>")  # else all below it is taken for HTML
         assert not re.search(r"/(root|tmp|home)/|widget-view|Traceback", text)
     files = [*docs_pages.NOTEBOOKS.iterdir()]
     assert sum(file.stat().st_size for file in files) < 1_500_000
