@@ -166,6 +166,7 @@ class Engine:
 
     def _check(self, server: ServerConfig, name: str) -> None:
         """Compare a server with the model here, once."""
+        # Once for each model: a later method of the stage asks the same server.
         if name in self._checks or server.same_model is False or not self.prompts:
             return
         if name in trained_models(self.recipe):
@@ -182,6 +183,7 @@ class Engine:
 
     def _reference(self) -> served.Reference:
         """What the models here do with the prompts: from the run folder, or measured and kept there."""
+        # A command that goes on finds it, and need not load the model beside a server on the same GPU.
         path = self._folder / f"{self.section}.json"
         key = served.reference_key(self.recipe, self._known, self.prompts)
         known = served.read_reference(path, key)
@@ -219,7 +221,10 @@ class Engine:
         for other in self._known:
             if other != "base":
                 adapters[other] = self.recipe.run_dir / other / "adapter"
-        as_adapters = all(vllm.takes_adapter(path, reference.kind) for path in adapters.values())
+        # vLLM leaves out what an adapter changes of a tower for images.
+        as_adapters = not reference.sees_images and all(
+            vllm.takes_adapter(path, reference.kind) for path in adapters.values()
+        )
         folder = self._folder / "vllm"
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
@@ -237,14 +242,13 @@ class Engine:
             gpus=_gpus(),
         )
         if as_adapters:
-            in_4_bit = config.load_in_4bit
-            serving = replace(
-                serving, model=reference.base, name="base", adapters=adapters, in_4_bit=in_4_bit
-            )
-            if in_4_bit:  # whose weights lie in a repository of their own, with other revisions
-                serving = replace(serving, revision=None)
+            serving = replace(serving, name="base", adapters=adapters)
+            # Weights in 4 bits may lie in a repository of their own, which has other revisions.
+            if config.load_in_4bit:
+                serving = replace(serving, model=reference.base, revision=None, in_4_bit=True)
         elif name != "base":  # the base in 16 bits like the others, so that like is compared with like
             serving = replace(serving, model=str(self._merged(name, folder / "merged")), revision=None)
+        # What is to come is said before it begins: it may take hours.
         program = vllm.find(self.recipe.generate)
         assert program is not None  # noqa: S101 - `choose` has found it
         print(

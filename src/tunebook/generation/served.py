@@ -44,6 +44,7 @@ class Reference:
     """The weights that Unsloth has loaded, a folder or a hub id; in 4 bits those of 4 bits."""
     kind: str
     """The model's `model_type`."""
+    sees_images: bool
     dtype: str
     context: int | None
     """The most tokens that the model reads."""
@@ -73,12 +74,14 @@ def reference(
     text = text_tokenizer(tokenizer)
     rendered = [render(tokenizer, prompt, 0) for prompt in prompts]
     ids = [text(prompt, add_special_tokens=False)["input_ids"] for prompt in rendered]
+    # 1) what each model says
     answers: dict[str, list[list[int]]] = {}
     logps: dict[str, dict[str, list[list[float]]]] = {}
     for name in names:
         with local(model, tokenizer, _adapter(name)) as source:
             answers[name] = _short_answers(source, prompts)
             ends = sorted(end_ids(source))
+    # 2) how likely that is to each model: a server that has another one is then told by its name
     for name in names:
         logps[name] = {}
         for other in names:
@@ -90,6 +93,7 @@ def reference(
         key=reference_key(recipe, names, prompts),
         base=str(model.config.name_or_path),
         kind=model.config.model_type,
+        sees_images=hasattr(model.config, "vision_config"),
         dtype=str(model.dtype).removeprefix("torch."),
         context=getattr(config, "max_position_embeddings", None),
         ends=ends,
@@ -161,6 +165,7 @@ def compare(
     Raises UserError when an address has another model, or renders the prompts otherwise.
     """
     worst = 0.0
+    # Each address may have a model of its own.
     for url in server.urls:
         one = server.model_copy(update={"url": url})
         _refuse_other_prompts(one, measured, prompts)

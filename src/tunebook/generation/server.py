@@ -144,9 +144,11 @@ class Client:
             await self._limiter.acquire(min(tokens, self._limiter.max_rate))
 
         # 2) Ask. `extra_body` takes what the library has no argument for, and overrides what it has.
-        def request(client: openai.AsyncOpenAI) -> Awaitable[Any]:
-            body = {**settings, **server.extra}
-            return client.chat.completions.create(model=server.model, messages=messages, extra_body=body)  # type: ignore[arg-type]
+        async def request(client: openai.AsyncOpenAI) -> Any:
+            create: Any = client.chat.completions.create
+            return await create(
+                model=server.model, messages=messages, extra_body={**settings, **server.extra}
+            )
 
         answer = await self._request(request, _answer)
         # 3) Only what was answered is paid for.
@@ -159,10 +161,10 @@ class Client:
         With `echo` a server says those of the prompt too. None from one that does not.
         """
 
-        def request(client: openai.AsyncOpenAI) -> Awaitable[Any]:
+        async def request(client: openai.AsyncOpenAI) -> Any:
             # One new token, which is left out: not every server takes 0.
             options: Any = {"prompt": tokens, "echo": True, "logprobs": 1, "max_tokens": 1, "temperature": 0}
-            return client.completions.create(model=self.server.model, **options)
+            return await client.completions.create(model=self.server.model, **options)
 
         return await self._request(request, partial(_echoed, len(tokens)))
 
