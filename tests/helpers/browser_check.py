@@ -52,6 +52,7 @@ SMALL: dict[str, Any] = {
     "evaluate.max_new_tokens": 64,
     "evaluate.limit": 8,
     "evaluate.ablation": 4,
+    "evaluate.retention": False,
 }
 DATA = {
     "smollm2-math": {

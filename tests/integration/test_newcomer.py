@@ -122,6 +122,7 @@ SMALL = {
     "dpo.per_device_train_batch_size": 1,
     "dpo.logging_steps": 1,
     "evaluate.max_new_tokens": 8,
+    "evaluate.retention": False,
 }
 
 

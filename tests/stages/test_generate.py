@@ -50,6 +50,67 @@ def test_batched_answers_equal_single_ones_in_float32(embedded):
     assert any(a.truncated for a in together.values())
 
 
+def test_rows_shared_out_to_threads_are_answered_as_by_one(tiny_recipe, monkeypatch):
+    import torch
+
+    from tunebook.models import loading
+    from tunebook.models.cpu import decoding
+
+    model, tokenizer = loading.load_model(load_recipe(tiny_recipe))
+    model.generation_config.eos_token_id = list(range(0, 49152, 20))
+    prompts = [[{"role": "user", "content": "word " * n}] for n in (1, 4, 9, 2, 9, 7, 7)]
+    sampling = answers.Sampling(30, 7, 1.0, list(range(7)))
+    sizes = []
+    read_once = local.read_prompts_once
+
+    def read(model, inputs):
+        sizes.append((len(inputs["input_ids"]), torch.get_num_threads()))
+        return read_once(model, inputs)
+
+    before = torch.get_num_threads()
+    monkeypatch.setattr(local, "read_prompts_once", read)
+    try:
+        torch.set_num_threads(2)
+        with local.local(model, tokenizer, None) as source:
+            one = all_answers(source, prompts, sampling)
+            assert sizes == [(7, 2)]  # too few rows to be worth it
+            monkeypatch.setattr(decoding, "LEAST_ROWS", 3)
+            shared = all_answers(source, prompts, sampling)
+        assert sorted(sizes[1:]) == [(3, 1), (4, 1)]
+        assert shared == one
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_a_part_that_fails_ends_the_others(monkeypatch):
+    import torch
+
+    from tunebook.models.cpu import decoding
+
+    ended = []
+
+    def decode(inputs, generators, stopped):
+        if generators[0] == 0:
+            raise torch.OutOfMemoryError("full")
+        ended.append(stopped.wait(60))  # a minute would be waited for in vain
+        return [[1]] * len(generators)
+
+    monkeypatch.setattr(decoding, "LEAST_ROWS", 2)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        with pytest.raises(torch.OutOfMemoryError):
+            decoding.decode_in_parts(decode, {"input_ids": torch.zeros(4, 1)}, [0, 1, 2, 3])
+    finally:
+        torch.set_num_threads(before)
+    assert ended == [True]
+    with pytest.raises(decoding.CancelledError):
+        stopped = decoding.threading.Event()
+        stopped.set()
+        decoding.stop_at_half({1}, stopped)(torch.zeros(1, 1), None)
+
+
 def test_top_p_and_top_k_leave_the_likeliest_tokens():
     import torch
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +13,7 @@ from tqdm.auto import tqdm
 from tunebook.generation.answers import Answer, Images, Sampling
 from tunebook.models import adapters, backend
 from tunebook.models.chat_template import Messages, render, text_tokenizer
-from tunebook.models.cpu.decoding import read_prompts_once, stop_at_half
+from tunebook.models.cpu.decoding import decode_in_parts, read_prompts_once, stop_at_half
 from tunebook.models.image_input import open_all
 from tunebook.recipe.errors import UserError
 
@@ -150,16 +151,35 @@ def _decode(
 ) -> list[list[int]]:
     """New token ids of each row, up to and with the end of turn.
 
-    On a CPU, where a step costs by the row, rows that have ended are dropped from batch and cache when half
-    have; a GPU would gain little. Not so with images, whose cache is of another kind in every model.
+    On a CPU, where a step costs by the row, the rows are shared out to the cores, and those that have ended
+    are dropped from batch and cache when half have; a GPU would gain little. Not so with images, whose cache
+    is of another kind in every model.
     """
+    on_cpu = backend.on_cpu() and source.model.device.type == "cpu" and "pixel_values" not in inputs
+    if not on_cpu:
+        return _decode_together(source, sampling, inputs, generators)
+
+    def decode_part(
+        of_part: dict[str, Any], their_generators: list[Any], stopped: threading.Event
+    ) -> list[list[int]]:
+        of_part = read_prompts_once(source.model, of_part)
+        return _decode_together(source, sampling, of_part, their_generators, stopped)
+
+    return decode_in_parts(decode_part, inputs, generators)
+
+
+def _decode_together(
+    source: Local,
+    sampling: Sampling,
+    inputs: dict[str, Any],
+    generators: list[Any],
+    stopped: threading.Event | None = None,
+) -> list[list[int]]:
+    """New token ids of each row; with `stopped`, rows that have ended are dropped when half have."""
     import torch
 
     model = source.model
     ends = end_ids(source)
-    on_cpu = backend.on_cpu() and model.device.type == "cpu" and "pixel_values" not in inputs
-    if on_cpu:
-        inputs = read_prompts_once(model, inputs)
     rows: list[list[int]] = [[] for _ in inputs["input_ids"]]
     # Numbers of the rows that are still in the batch. On a GPU one call ends them all.
     alive = list(range(len(rows)))
@@ -173,7 +193,7 @@ def _decode(
             do_sample=False,
             pad_token_id=text_tokenizer(source.tokenizer).pad_token_id,
             logits_processor=sampler,
-            stopping_criteria=[stop_at_half(ends)] if on_cpu else [],
+            stopping_criteria=[stop_at_half(ends, stopped)] if stopped else [],
             return_dict_in_generate=True,
         )
         read = inputs["input_ids"].shape[1]
