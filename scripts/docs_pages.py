@@ -1,4 +1,4 @@
-"""Write the generated pages of the docs: recipe reference, commands, records; and copy their figures.
+"""Write the generated pages of the docs: recipe reference, commands, records, notebooks; copy their figures.
 
     uv run python scripts/docs_pages.py      # `make docs` does it, and builds the site
 
@@ -21,6 +21,8 @@ from tunebook.recipe.trainer_keys import DATACLASSES
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
+NOTEBOOKS = ROOT / "resources" / "notebooks"
+"""Executed ones, as pages: `scripts/notebook_pages.py`."""
 RECORDS = ("results", "reliability", "speed")
 
 # Sections in the order of a run, and what comes in lists.
@@ -194,13 +196,18 @@ def generated() -> dict[str, str]:
     pages = {"reference/recipe.md": recipe_page(), "reference/commands.md": commands_page()}
     for name in RECORDS:
         pages[f"records/{name}.md"] = record_page(name)
+    for path in sorted(NOTEBOOKS.glob("*.md")):
+        pages[f"notebooks/{path.name}"] = path.read_text(encoding="utf-8")
     return pages
 
 
 def figures() -> dict[str, Path]:
     """The figures by their paths in docs/."""
     files = [*(ROOT / "resources").glob("*.svg"), *(ROOT / "resources/smollm2-math/figures").glob("*.png")]
-    return {f"assets/{path.name}": path for path in sorted(files)}
+    found = {f"assets/{path.name}": path for path in sorted(files)}
+    for path in sorted(NOTEBOOKS.glob("*.png")):
+        found[f"notebooks/{path.name}"] = path
+    return found
 
 
 def main() -> None:

@@ -278,7 +278,7 @@ def tools() -> Iterator[Finding]:
 def keys() -> Iterator[Finding]:
     """Which keys are set, in the environment or in `.env`; never their values."""
     names = ("API_KEY", "BASE_URL", "MODEL", "OPENAI_API_KEY", "HF_TOKEN")
-    yield Finding("keys", ", ".join(_is_set(name) for name in names))
+    yield Finding("keys (optional)", ", ".join(_is_set(name) for name in names))
 
 
 def needs(recipe: Recipe, gpu: bool) -> Iterator[str]:

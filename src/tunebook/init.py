@@ -284,7 +284,7 @@ def _show(recipe: Recipe, examples: list[dict[str, Any]]) -> None:
         return
     console = Console(highlight=False, soft_wrap=True)
     for number, example in enumerate(examples, 1):
-        print(f"\nRow {number} as the model sees it:\n")
+        print(f"\nRow {number} as the model sees it; it learns what stands between >>> and <<<:\n")
         if "chosen" in example:
             for side in ("chosen", "rejected"):
                 pair = {"prompt": example["prompt"], "completion": example[side]}
@@ -314,7 +314,12 @@ def _marked(row: dict[str, Any], tokenizer: Any, train_on: str) -> Text:
 def _say_next(recipe: Recipe, goal: Goal) -> None:
     """The commands that come next."""
     stage = "sft" if goal == "sft" else "dpo"
+    commands = {
+        "run --dry-run": "what will be done",
+        "run": "all of it, to a report",
+        f"chat --model {stage}": "afterwards: ask it",
+    }
+    width = max(len(recipe.command(words)) for words in commands)
     print("\nNext:")
-    print(f"  {recipe.command('run --dry-run')}    what will be done")
-    print(f"  {recipe.command('run')}              all of it, to a report")
-    print(f"  {recipe.command('chat --model ' + stage)}   afterwards: ask it")
+    for words, what in commands.items():
+        print(f"  {recipe.command(words):{width}}   {what}")

@@ -16,8 +16,10 @@ from tunebook.data.storage import load, read_parquet
 from tunebook.evaluation import report
 from tunebook.evaluation.evaluate import eval_stage, evaluate
 from tunebook.evaluation.gate import gate
+from tunebook.generation import local
 from tunebook.generation.generate import read_records
 from tunebook.pairs.pairs import pairs, pairs_stage
+from tunebook.recipe.errors import UserError
 from tunebook.recipe.loading import load_recipe
 from tunebook.runs.files import read_json
 
@@ -225,3 +227,34 @@ def test_a_judge_ranks_samples_and_compares_the_models_of_a_task(tiny, tmp_path,
     changed = load_recipe(path, overrides={"judge.max_new_tokens": 32})
     assert pairs_stage(changed).key != pairs_stage(recipe).key
     assert eval_stage(changed, "base").key == eval_stage(recipe, "base").key
+
+
+def test_a_local_judge_reads_both_orders_and_keeps_what_it_says(tiny, tiny_recipe, tmp_path, monkeypatch):
+    """A tiny model of random weights: it says something, and never a verdict."""
+    from tunebook.checkers import judge as judges
+
+    recipe = load_recipe(tiny_recipe, overrides={"judge.model": str(tiny), "judge.max_new_tokens": 4})
+    question = [{"role": "user", "content": "The capital of France?"}]
+    comparisons = [
+        judges.Comparison(question, "Paris.", "It is Paris."),
+        judges.Comparison(question, "Lyon.", "Paris."),
+    ]
+    read = []
+    rendered = local._rendered
+
+    def render(source, prompt, images):
+        read.append(prompt[0]["content"])
+        return rendered(source, prompt, images)
+
+    monkeypatch.setattr(local, "_rendered", render)
+    kept = tmp_path / "judged.jsonl"
+    outcomes = judges.Judge(recipe, recipe.judge).compare(kept, comparisons, "judging")
+    assert len(read) == 4 and read[0].index("Paris.") < read[0].index("It is Paris.")
+    assert read[1].index("It is Paris.") < read[1].rindex("Paris.")
+    assert outcomes == [judges.Outcome(None, None)] * 2
+    with pytest.raises(UserError, match="the judge gives no verdict"):
+        judges.reliability(comparisons, outcomes)
+    # What is kept is not asked again, and the model not even loaded.
+    monkeypatch.setattr(judges.loading, "load_model", None)
+    assert judges.Judge(recipe, recipe.judge).compare(kept, comparisons, "judging") == outcomes
+    assert len(read) == 4

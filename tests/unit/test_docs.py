@@ -25,6 +25,7 @@ from tunebook.recipe.loading import load_recipe
 from tunebook.recipe.overrides import parse_set
 from tunebook.recipe.schema import recipe_schema
 from tunebook.recipe.sections import Recipe
+from tunebook.runs.stages import STAGES
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "docs" / "reference" / "api.md"]
 NAMES = [str(path.relative_to(ROOT)) for path in PAGES]
@@ -298,3 +299,16 @@ def test_the_readme_is_short_and_says_what_was_not_run():
     for room in (ROOT / "src" / "tunebook").iterdir():
         if (room / "__init__.py").exists() and room.name != "commands":
             assert f"── {room.name}/ " in text, room.name
+
+
+def test_executed_notebooks_are_small_pages_of_every_stage_without_paths_of_a_machine():
+    pages = {name: text for name, text in generated().items() if name.startswith("notebooks/")}
+    in_the_chain = {f"notebooks/{spec.notebook}.md" for spec in STAGES.values() if spec.notebook}
+    assert pages.keys() == in_the_chain
+    for text in pages.values():
+        assert "A short run, executed" in text
+        assert not re.search(r"/(root|tmp|home)/|widget-view|Traceback", text)
+    files = [*docs_pages.NOTEBOOKS.iterdir()]
+    assert sum(file.stat().st_size for file in files) < 1_500_000
+    shown = set(re.findall(r"!\[figure\]\((.+?)\)", "".join(pages.values())))
+    assert shown == {file.name for file in files if file.suffix == ".png"}

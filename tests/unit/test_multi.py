@@ -155,7 +155,7 @@ def test_the_parts_of_the_estimate():
         "optimiser": 800,
         "activations": 80 * 4 * KEPT,
         "logits": 3 * 4 * 80 * 50,
-        "gaps in the heap": 0,
+        "allocator overhead": 0,
     }
     changed = replace(PLAN, four_bit=True, checkpointing=True, sides=2, optimizer=2, gaps=0.5, rows=2**20)
     parts = changed.parts()
@@ -163,7 +163,7 @@ def test_the_parts_of_the_estimate():
     assert parts["base model"] == int(3_000 * 4.13 / 8 + 2_000)
     # What enters each layer, and one layer while it is recomputed.
     assert parts["activations"] == tokens * (4 * 8 * 2 + KEPT)
-    assert parts["gaps in the heap"] == parts["activations"] // 2
+    assert parts["allocator overhead"] == parts["activations"] // 2
     assert (parts["adapter"], parts["optimiser"], parts["logits"]) == (800, 200, 3 * 4 * 16 * 2**20)
     assert replace(PLAN, scores=True).layer() == KEPT + 2 * 10 * 6
     assert replace(PLAN, scores=True, value_bytes=4).layer() == 20 * 8 + 4 * 4 * (16 + 8) + 2 * 10 * 4

@@ -10,7 +10,7 @@ import pytest
 from tunebook.generation.streaming import Drawing
 from tunebook.recipe.errors import UserError
 from tunebook.recipe.explain import SHORT
-from tunebook.recipe.files import ROOT
+from tunebook.recipe.files import ROOT, find_file
 from tunebook.recipe.loading import load_recipe
 from tunebook.recipe.overrides import parse_set
 
@@ -28,6 +28,13 @@ MISTAKES = [
     ("run=../x", "run: should be a folder name"),
     ("sft.output_dir=x", "unknown key sft.output_dir"),
 ]
+
+
+def test_a_section_that_is_null_is_made_by_an_override(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text("extends: smollm2\nname: mine\njudge: null\ndata: {sources: [{path: my.csv}]}\nsft:\n")
+    recipe = load_recipe(path, overrides=parse_set(["judge.model=some/judge", "sft.max_steps=3"]))
+    assert recipe.judge.model == "some/judge" and recipe.sft["max_steps"] == 3
 
 
 @pytest.mark.parametrize(("item", "message"), MISTAKES)
@@ -181,7 +188,7 @@ SAID_OURSELVES = [
     ("model.name=x", "unknown key model.name, did you mean model.base?"),
     ("lr=1e-4", "unknown key lr, did you mean sft.learning_rate or dpo.learning_rate?"),
     ("dop.beta=1", "unknown key dop, did you mean dpo?"),
-    ("training.x=1", "unknown key training; a recipe has extends, name,"),
+    ("training.x=1", "unknown key training: the trainers' sections are sft and dpo"),
     ("data.sources=my.csv", "data.sources: should be a list; a source is a mapping such as {path: my.csv}"),
     ("data.sources={path: my.csv}", "data.sources: should be a list; a source is a mapping"),
     ("data.sources=[my.csv]", "data.sources.0: a source is a mapping such as {path: my.csv} (it is my.csv)"),
@@ -204,3 +211,13 @@ def test_errors_in_our_own_words(item, message):
     # None of pydantic's words for what it does inside.
     for word in ("discriminator", "Input tag", "validation", "dictionary", "instance", "\n"):
         assert word not in str(error.value)
+
+
+def test_a_missing_file_names_one_that_could_be_meant(tmp_path):
+    """A CSV that is not there was answered with `Dockerfile`."""
+    for name in ("docfiles", "docs.csv", "others.csv"):
+        (tmp_path / name).write_text("x")
+    with pytest.raises(UserError, match=r"^no file docfile\.csv, did you mean docs\.csv\?$"):
+        find_file("docfile.csv", [tmp_path])
+    with pytest.raises(UserError, match=r"^no file zzzzzz\.yml in "):
+        find_file("zzzzzz.yml", [tmp_path])

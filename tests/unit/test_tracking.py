@@ -6,14 +6,14 @@ import os
 
 import pytest
 
-from tunebook.recipe import trainer_values
+from tunebook.recipe import trackers
 from tunebook.recipe.errors import UserError
 from tunebook.recipe.loading import load_recipe
 from tunebook.runs import tracking
 
 
 def test_one_name_several_or_none(monkeypatch):
-    monkeypatch.setattr(trainer_values, "_is_installed", lambda package: True)
+    monkeypatch.setattr(trackers, "is_installed", lambda package: True)
     assert load_recipe().track == []
     assert load_recipe(overrides={"track": "wandb"}).track == ["wandb"]
     assert load_recipe(overrides={"track": "wandb, tensorboard"}).track == ["wandb", "tensorboard"]
@@ -23,7 +23,7 @@ def test_one_name_several_or_none(monkeypatch):
 
 
 def test_a_tracker_that_is_not_installed_is_one_line_when_the_recipe_is_read(monkeypatch):
-    monkeypatch.setattr(trainer_values, "_is_installed", lambda package: False)
+    monkeypatch.setattr(trackers, "is_installed", lambda package: False)
     with pytest.raises(
         UserError, match=r"track: trackio needs the package trackio.*`uv pip install trackio`"
     ):
@@ -31,7 +31,7 @@ def test_a_tracker_that_is_not_installed_is_one_line_when_the_recipe_is_read(mon
 
 
 def test_what_trainers_are_told(monkeypatch):
-    monkeypatch.setattr(trainer_values, "_is_installed", lambda package: True)
+    monkeypatch.setattr(trackers, "is_installed", lambda package: True)
     for name in ("TENSORBOARD_LOGGING_DIR", "WANDB_PROJECT", "SWANLAB_PROJECT"):
         monkeypatch.setenv(name, "")
         monkeypatch.delenv(name)

@@ -12,7 +12,7 @@ from tunebook.recipe.loading import load_recipe
 from tunebook.runs.files import checksums, write_json
 from tunebook.training import memory
 from tunebook.training.arguments import check_val_rows, eval_rows
-from tunebook.training.callbacks import CHECKSUMS
+from tunebook.training.callbacks import CHECKSUMS, after_the_end
 from tunebook.training.trainer import _train
 
 
@@ -141,3 +141,19 @@ def test_the_mean_loss_is_that_of_all_steps(tmp_path, resumed):
 def test_a_schedule_that_keeps_no_first_rate_is_recorded_with_the_one_it_was_given(tmp_path):
     assert recorded(tmp_path, [1.0], 0, {"lr": 5e-5})["optimizer_learning_rate"] == 2e-4
     assert recorded(tmp_path, [1.0], 0, {"initial_lr": 1e-4, "lr": 5e-5})["optimizer_learning_rate"] == 1e-4
+
+
+def test_what_comes_only_after_the_last_step_is_said():
+    """GPT2-Chinese#60 (more warmup than training), LlamaFactory#5467 (no checkpoint was there)."""
+    args = SimpleNamespace(learning_rate=2e-4, lr_scheduler_type="linear", get_warmup_steps=lambda steps: 100)
+    args.eval_strategy = args.save_strategy = "steps"
+    args.eval_steps = args.save_steps = 500
+    assert after_the_end(args, 63, "sft") == [
+        "Warning: sft.warmup_steps: 100 of 63 steps, so the learning rate never gets to 0.0002",
+        "Warning: sft.eval_steps: 500 of 63 steps, so val is never looked at",
+        "Warning: sft.save_steps: 500 of 63 steps, so a crash before the end loses all",
+    ]
+    assert after_the_end(args, 5, "sft") == []
+    assert after_the_end(args, 500, "sft") == []
+    args.lr_scheduler_type, args.eval_strategy, args.save_strategy = "constant", "no", "epoch"
+    assert after_the_end(args, 63, "sft") == []

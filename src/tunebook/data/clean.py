@@ -17,8 +17,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from tqdm.auto import tqdm
-
 from tunebook.data.files import is_file
 from tunebook.data.raw_solutions import Raw, check, count_rows, question_to, source_rows
 from tunebook.data.rows import Reject
@@ -30,6 +28,7 @@ from tunebook.recipe.files import read_text
 from tunebook.recipe.overrides import switch
 from tunebook.recipe.secrets import scrubbed, secret
 from tunebook.recipe.sections import PACE, CleanConfig, Recipe, RequestsConfig, ServerConfig
+from tunebook.runs.bars import Bar
 from tunebook.runs.files import file_hash, fingerprint
 from tunebook.runs.stage import Stage
 
@@ -130,7 +129,7 @@ def examples(recipe: Recipe, n: int = 3) -> list[tuple[str, str, str]]:
 
 def _rewrite_all(rewriter: Rewriter, outcomes: AnswerFile) -> None:
     config = rewriter.config
-    with tqdm(total=count_rows(config), desc="cleaning", unit="row", mininterval=1) as bar:
+    with Bar(total=count_rows(config), desc="cleaning", unit="row") as bar:
 
         def keep(outcome: Outcome) -> None:
             outcomes.write([outcome])

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 from rich.text import Text
-from tqdm.auto import tqdm
 
 from tunebook.checkers.check import Check
 from tunebook.data import aside, benchmark_items, images, similarity, sources
@@ -26,6 +25,7 @@ from tunebook.data.storage import Quarantine, SplitFile, write_parquet
 from tunebook.recipe.errors import UserError, shorten
 from tunebook.recipe.overrides import switch
 from tunebook.recipe.sections import ChatSource, MMMathSource, Recipe
+from tunebook.runs.bars import Bar
 from tunebook.runs.files import file_hash
 from tunebook.runs.stage import Stage
 from tunebook.runs.tables import Table
@@ -109,10 +109,11 @@ def summary(record: dict[str, Any]) -> Table:
 
     put_aside = record["quarantined"]
     reasons = ", ".join(f"{count} {reason}" for reason, count in put_aside.items()) or "nothing"
-    # Of all rows that were read, whatever became of them.
-    read = sum(record["rows"].values()) + sum(put_aside.values())
-    too_long = put_aside.get("too long", 0) / max(1, read)
-    table.caption = Text(f"quarantined: {reasons}; {too_long:.1%} of all rows would have been cut")
+    table.caption = Text(f"quarantined: {reasons}")
+    if put_aside.get("too long"):
+        # Of all rows that were read, whatever became of them.
+        read = sum(record["rows"].values()) + sum(put_aside.values())
+        table.caption.append(f"; {put_aside['too long'] / read:.1%} of all rows are too long")
     return table
 
 
@@ -150,7 +151,7 @@ def _check(
     )
     read = sources.read(recipe, folder / "images")
     items = with_own_answers(read, texts, recipe.data.own_answers is not None)
-    for item in tqdm(items, desc="checking", unit="row", mininterval=1):
+    for item in Bar(items, desc="checking", unit="row"):
         reject = item if isinstance(item, Reject) else checker.check(item)
         if reject:
             put_aside(reject)

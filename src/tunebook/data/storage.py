@@ -9,11 +9,10 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
-from tqdm.auto import tqdm
-
 from tunebook.data.rows import Reject, Row, hash_fraction, images_of
 from tunebook.recipe.errors import UserError
 from tunebook.recipe.sections import Recipe
+from tunebook.runs.bars import Bar
 from tunebook.runs.files import intact
 
 # Rows of a row group in Parquet.
@@ -143,7 +142,7 @@ class SplitFile:
         """The rows that are kept, numbered; with a title their progress is shown."""
         count = sum(self.kept)
         hidden = not title or not count
-        lines = tqdm(self.lines(), desc=title, unit="row", total=count, mininterval=1, disable=hidden)
+        lines = Bar(self.lines(), desc=title, unit="row", total=count, disable=hidden)
         for number, line in lines:
             yield number, Row(**json.loads(line))
 

@@ -10,8 +10,6 @@ import math
 from pathlib import Path
 from typing import Any
 
-from tqdm.auto import tqdm
-
 from tunebook.data.rows import evenly, images_of
 from tunebook.data.storage import load, read_rows
 from tunebook.evaluation.statistics import column, mcnemar, pairs_of_models, ratio_interval, wilson
@@ -20,6 +18,7 @@ from tunebook.generation.local import Local, encode
 from tunebook.models.chat_template import Messages, render, text_tokenizer
 from tunebook.models.turns import NO_LOSS, TurnMarks, labelled
 from tunebook.recipe.sections import Recipe
+from tunebook.runs.bars import Bar
 
 ANSWERED = 100
 """Items that are answered too, for their lengths and to be read. The loss is taken of all."""
@@ -63,7 +62,7 @@ def measure_losses(
     """
     with AnswerFile(folder / LOSSES) as file:
         done = set(file)
-        for i, item in enumerate(tqdm(items, desc=f"{label} loss", unit="row", mininterval=1)):
+        for i, item in enumerate(Bar(items, desc=f"{label} loss", unit="row")):
             if i in done:
                 continue
             if item.get("chat"):

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from tqdm.auto import tqdm
-
 from tunebook.generation.local import Local, batches, encode
 from tunebook.models.chat_template import render, text_tokenizer
 from tunebook.models.prefix import common_start
+from tunebook.runs.bars import Bar
 
 
 def choice_probabilities(
@@ -49,7 +48,7 @@ def answer_logps(
 
     ids = text_tokenizer(source.tokenizer)(texts, add_special_tokens=False)["input_ids"]
     logps = [0.0] * len(texts)
-    bar = tqdm(total=len(texts), desc=label, unit="choice", mininterval=1)
+    bar = Bar(total=len(texts), desc=label, unit="choice")
     for batch in batches([len(row) for row in ids], batch_size):
         inputs = encode(source, [texts[i] for i in batch], [[] for _ in batch])
         # Padding is on the left, so that the ends of all texts stand below one another. The logits at a token

@@ -337,6 +337,17 @@ def _repeat(run: Path, stages: dict[str, Any]) -> str:
     )
 
 
+STYLE = """<style>
+.jp-RenderedHTMLCommon table { margin-left: 0; }
+.jp-RenderedHTMLCommon pre { margin-bottom: 1em; }
+@media (max-width: 700px) {
+  .jp-RenderedHTMLCommon table { display: block; overflow-x: auto; }
+}
+</style>
+"""
+"""Tables stand on the left, as the text does; on a narrow screen one that is too wide can be moved."""
+
+
 def _html(title: str, report: list[Part]) -> str:
     """One file with its figures inside, by nbconvert from a notebook of Markdown."""
     from nbconvert import HTMLExporter
@@ -350,7 +361,7 @@ def _html(title: str, report: list[Part]) -> str:
     # No script from elsewhere: the file is whole without a network.
     exporter.mathjax_url = exporter.require_js_url = exporter.jquery_url = ""
     page, _ = exporter.from_notebook_node(notebook)
-    return str(page).replace('<script src=""></script>', "")
+    return str(page).replace('<script src=""></script>', "").replace("</head>", f"{STYLE}</head>", 1)
 
 
 def _embedded(name: str, figure: Figure) -> str:

@@ -9,13 +9,12 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-from tqdm.auto import tqdm
-
 from tunebook.generation.answers import Answer, Images, Sampling, Usage
 from tunebook.generation.local import Local, answers_from_model
 from tunebook.generation.server import answers_from_server
 from tunebook.models.chat_template import Messages
 from tunebook.recipe.sections import ServerConfig
+from tunebook.runs.bars import Bar
 from tunebook.runs.files import ANSWERS_KEY, fingerprint, intact, read_jsonl, write_text
 
 
@@ -169,7 +168,7 @@ def generate(
         coming = answers_from_server(source, prompts, images, sampling, skip, usage)
     else:
         coming = answers_from_model(source, prompts, images, sampling, skip)
-    with tqdm(total=len(prompts), initial=len(skip), desc=label, unit="answer", mininterval=1) as bar:
+    with Bar(total=len(prompts), initial=len(skip), desc=label, unit="answer") as bar:
         tokens = 0
         for answers in coming:
             tokens += sum(answer.tokens for answer in answers.values())

@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import importlib.metadata
 import importlib.util
+import io
 import logging
 import os
 import re
@@ -15,6 +16,7 @@ from pathlib import Path
 from platformdirs import user_cache_path
 
 from tunebook.recipe.errors import UserError, first_line
+from tunebook.runs.bars import hide_bars_of_libraries
 
 DRIVER = Path("/proc/driver/nvidia/version")
 WSL = Path("/usr/lib/wsl/lib/nvidia-smi")
@@ -69,16 +71,23 @@ def backend() -> str:
     Raises UserError for a GPU that PyTorch cannot use: Unsloth does not go over to the CPU by itself then.
     """
     set_environment()
+    said = io.StringIO()
     try:
-        import unsloth
+        with contextlib.redirect_stdout(said):
+            import unsloth
     except NotImplementedError as error:
         reason = hidden_gpu() or f"{first_line(error)}. {TO_CPU}"
         raise UserError(f"there is a GPU that cannot be used: {reason}") from None
 
     if unsloth.DEVICE_TYPE == "cpu":
+        if said.getvalue():  # that it trains with SFTTrainer; it does with DPOTrainer too
+            print(f"Unsloth {unsloth.__version__}: no GPU, so everything runs on the CPU")
         _keep_freed_memory()
         # Of several processes: not `cpu:0`, to which no checkpoint can be loaded.
         os.environ["ACCELERATE_TORCH_DEVICE"] = "cpu"
+    else:
+        print(said.getvalue(), end="")
+    hide_bars_of_libraries()
     return str(unsloth.DEVICE_TYPE)
 
 

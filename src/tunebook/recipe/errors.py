@@ -45,7 +45,10 @@ def shorten(value: Any, most: int = 80) -> str:
     return text
 
 
-def did_you_mean(word: str, choices: Iterable[str]) -> str:
-    """The end of a message that names the nearest choice; empty when none is near."""
-    close = difflib.get_close_matches(word, list(choices), n=1, cutoff=0.5)
+def did_you_mean(word: str, choices: Iterable[str], cutoff: float = 0.5) -> str:
+    """The end of a message that names the nearest choice; empty when none is near.
+
+    `cutoff` is how near, from 0 to 1: among many choices one of 0.5 is near by chance.
+    """
+    close = difflib.get_close_matches(word, list(choices), n=1, cutoff=cutoff)
     return f", did you mean {close[0]}?" if close else ""

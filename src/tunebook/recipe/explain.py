@@ -24,14 +24,21 @@ SHORT = {
 
 TRAINER_WORDS = SHORT | {
     "steps": "max_steps",
+    "epoch": "num_train_epochs",
     "num_epochs": "num_train_epochs",
+    "batch": "per_device_train_batch_size",
+    "micro_batch_size": "per_device_train_batch_size",
     "grad_accum": "gradient_accumulation_steps",
     "gradient_accumulation": "gradient_accumulation_steps",
+    "grad_clip": "max_grad_norm",
     "warmup": "warmup_steps",
     "scheduler": "lr_scheduler_type",
     "optimizer": "optim",
-    "micro_batch_size": "per_device_train_batch_size",
     "pref_loss": "loss_type",
+    "patience": "early_stopping_patience",
+    "eval": "eval_strategy",
+    "eval_every": "eval_steps",
+    "save_every": "save_steps",
 }
 """What people call a trainer's argument."""
 
@@ -41,23 +48,93 @@ WORDS = {
         "lora_r": "r",
         "lora_rank": "r",
         "alpha": "lora_alpha",
+        "scaling": "lora_alpha",
         "dropout": "lora_dropout",
+        "init": "init_lora_weights",
+        "layers": "layers_to_transform",
         "modules": "target_modules",
         "targets": "target_modules",
         "lora_target": "target_modules",
         "additional_target": "modules_to_save",
     },
     "sft": TRAINER_WORDS,
-    "dpo": TRAINER_WORDS,
+    "dpo": TRAINER_WORDS
+    | {"adapter": "start", "model": "start", "ref_model": "start", "reference": "start", "ref": "start"},
     "data": {
         "path": "sources.0.path",
+        "file": "sources.0.path",
+        "files": "sources.0.path",
+        "dataset": "sources",
+        "datasets": "sources",
+        "columns": "sources.0.columns",
+        "format": "sources.0.format",
+        "split": "sources.0.split",
         "train": "sources.0.train",
         "val": "sources.0.val",
+        "val_size": "sources.0.val",
         "test": "sources.0.test",
+        "test_size": "sources.0.test",
+        "prompt": "system_prompt",
     },
-    "model": {"name": "base", "path": "base", "id": "base", "model": "base", "quantization": "load_in_4bit"},
+    "model": {
+        "name": "base",
+        "path": "base",
+        "id": "base",
+        "model": "base",
+        "model_name": "base",
+        "model_name_or_path": "base",
+        "quantization": "load_in_4bit",
+        "bits": "load_in_4bit",
+        "4bit": "load_in_4bit",
+        "precision": "dtype",
+    },
+    "pairs": {
+        "path": "dataset",
+        "file": "dataset",
+        "source": "dataset",
+        "n": "samples",
+        "temp": "temperature",
+    },
+    "evaluate": {"n": "limit", "num": "limit", "batch": "batch_size"},
+    "export": {"format": "to", "targets": "to"},
 }
 """What other tools call a key of a section, where spelling alone leads to another one."""
+
+_START = (
+    "the adapter that DPO starts from is dpo.start; SFT goes on with its own by `tunebook sft --continue`"
+)
+_LENGTH = "the length is set once, in model.max_seq_length"
+_TRACK = "trackers are named in track, for example track: [wandb]"
+_SET = "the stages set it themselves, leave it out"
+
+ELSEWHERE = {
+    "model.adapter": _START,
+    "model.adapters": _START,
+    "model.adapter_name_or_path": _START,
+    "model.lora": _START,
+    "lora.adapter": _START,
+    "lora.task_type": _SET,
+    "lora.peft_type": _SET,
+    "lora.inference_mode": _SET,
+    "model.tokenizer": "the tokenizer is the one of model.base",
+    "data.template": "it is model.chat_template",
+    "data.max_length": _LENGTH,
+    "sft.seq_length": _LENGTH,
+    "sft.wandb": _TRACK,
+    "dpo.wandb": _TRACK,
+    "wandb": _TRACK,
+    "pairs.judge": "the judge has a section of its own, judge",
+    "trainer": "the trainers' sections are sft and dpo",
+    "training": "the trainers' sections are sft and dpo",
+    "dataset": "rows are named in data.sources, and pairs in pairs.dataset",
+    "datasets": "rows are named in data.sources, and pairs in pairs.dataset",
+    "base_model": "it is model.base",
+    "model_name": "it is model.base",
+    "model_name_or_path": "it is model.base",
+    "steps": "it is max_steps of sft or dpo",
+    "output_dir": "a run writes into runs/<run>: choose its name with --run",
+}
+"""Whole keys of what stands in another place here."""
 
 _FORMATS = (
     "geometry",
@@ -126,6 +203,8 @@ def _sentence(parts: list[str], kind: str, message: str, value: Any) -> str:
     message = " ".join(message.split())
     if not parts:
         return message
+    if isinstance(value, list) and parts[0] in DATACLASSES and kind in ("float_type", "int_type"):
+        message += "; a run for each of several: `tunebook sweep`"
     return f"{shorten(key)}: {message} (it is {shorten(value)})"
 
 
@@ -147,6 +226,8 @@ def _unknown_key(parts: list[str]) -> str:
     known_word = WORDS.get(parts[0], {}).get(parts[-1]) if len(parts) == 2 else None
     if known_word:
         return f"unknown key {shorten(key)}, did you mean {parts[0]}.{known_word}?"
+    if key in ELSEWHERE:
+        return f"unknown key {key}: {ELSEWHERE[key]}"
     if len(parts) == 2 and parts[0] in ("sft", "dpo") and parts[1] in GONE_KEYS:
         return f"unknown key {key}: {GONE_KEYS[parts[1]]}"
     if parts[:2] == ["data", "sources"] and parts[-1] in _known_keys(parts):
@@ -154,7 +235,7 @@ def _unknown_key(parts: list[str]) -> str:
             f"unknown key {shorten(key)}: a source of another format has it; give the sources anew, "
             "for example --set 'data.sources=[{path: my.csv}]'"
         )
-    hint = _belongs_to(key) or did_you_mean(parts[-1], _known_keys(parts))
+    hint = _belongs_to(key) or did_you_mean(parts[-1], _known_keys(parts), cutoff=0.6)
     if not hint and len(parts) == 1:
         hint = f"; a recipe has {', '.join(Recipe.model_fields)}"
     return f"unknown key {shorten(key)}{hint}"

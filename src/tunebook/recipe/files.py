@@ -85,10 +85,18 @@ def find_file(path: str | Path, folders: Iterable[str | Path] = ()) -> Path:
                 neighbours += [str(Path(path).parent / file.name) for file in parent.iterdir()]
     except OSError as error:  # a name that is too long, a folder that may not be read
         raise UserError(f"no file {shorten(name)}: {error.strerror}") from None
-    hint = did_you_mean(name, neighbours)
+    hint = did_you_mean(name, _of_a_kind(name, neighbours))
     if not hint and not Path(path).is_absolute():
         hint = f" in {' or '.join(map(str, places))}"
     raise UserError(f"no file {shorten(name, 200)}{hint}")
+
+
+def _of_a_kind(name: str, neighbours: list[str]) -> list[str]:
+    """Of the files beside a missing one, those that could be meant: rows for rows, YAML for YAML."""
+    for kinds in (ROWS_SUFFIXES, (".yaml", ".yml")):
+        if Path(name).suffix in kinds:
+            return [file for file in neighbours if Path(file).suffix in kinds]
+    return neighbours
 
 
 def find_path(

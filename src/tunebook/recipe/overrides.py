@@ -80,8 +80,10 @@ def section_of(content: dict[str, Any], key: str) -> dict[str, Any]:
     # Down the key's parts, from section to section or to a list's item.
     node: Any = content
     for part in parents:
+        if isinstance(node, dict) and node.get(part) is None:  # `judge: null` is a section that is not there
+            node[part] = {}
         try:
-            node = node[int(part)] if isinstance(node, list) else node.setdefault(part, {})
+            node = node[int(part)] if isinstance(node, list) else node[part]
         except (ValueError, IndexError):
             raise UserError(
                 f"{shorten(key)}: there is no item {shorten(repr(part))}; this list has {len(node)}"

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import ast
 import functools
-import importlib.util
+import json
 import re
 from typing import Any
 
@@ -15,25 +15,8 @@ from tunebook.recipe.effects import ROWS, STEPS, TRAINERS
 from tunebook.recipe.errors import UserError, did_you_mean, shorten
 from tunebook.recipe.idle import NO_PARAMETERS
 from tunebook.recipe.sections import Recipe
+from tunebook.recipe.trackers import check_installed, check_trackers
 from tunebook.recipe.trainer_keys import library_source
-
-TRACKERS = {
-    "azure_ml": ["azureml.core"],
-    "clearml": ["clearml"],
-    "codecarbon": ["codecarbon"],
-    "comet_ml": ["comet_ml"],
-    "dagshub": ["dagshub", "mlflow"],
-    "dvclive": ["dvclive"],
-    "flyte": ["flytekit"],
-    "kubeflow": [],
-    "mlflow": ["mlflow"],
-    "neptune": ["neptune"],
-    "swanlab": ["swanlab"],
-    "tensorboard": ["tensorboard"],
-    "trackio": ["trackio"],
-    "wandb": ["wandb"],
-}
-"""What `report_to` may name in transformers, and the packages that each needs."""
 
 BASE_CHANGING = ("pissa", "olora", "corda", "loftq", "lora_ga")
 """`lora.init_lora_weights` by which the weights of the base are changed too."""
@@ -43,6 +26,24 @@ SCHEDULER_OWN = ("optimizer", "num_warmup_steps", "num_training_steps", "last_ep
 
 MOST_ROWS = 2**16
 """More rows at a time than anybody's memory holds."""
+
+LOG_LEVELS = ("passive", "detail", "debug", "info", "warning", "error", "critical")
+"""What transformers looks up in the first step, without a word of its own for another one."""
+
+MOST_PROCESSES = 256
+"""More processes for the rows than anybody's cores."""
+
+_TOO = "in its place, then evaluation and export go by it too"
+
+NOT_HERE = {
+    "chat_template_path": f"set model.chat_template {_TOO}",
+    "eos_token": f"set model.eos_token {_TOO}",
+    "dataset_kwargs": "leave it out; rows go through the model's chat template as the section data says",
+}
+"""What TRL would change for the training alone, though the model is asked elsewhere too."""
+
+MAPPINGS = ("gradient_checkpointing_kwargs", "lr_scheduler_kwargs", "model_init_kwargs")
+"""Keys of a trainer that hold a mapping and never the name of a file."""
 
 _FIRST = ("sigmoid", "nll")
 """The plain losses, named first in a message."""
@@ -54,12 +55,20 @@ def check_trainer_values(recipe: Recipe) -> None:
     Raises UserError in one line that says what to set.
     """
     _check_lora(recipe.lora)
-    _check_installed("track", list(recipe.track))
+    check_installed("track", list(recipe.track))
     for section in TRAINERS:
         values = getattr(recipe, section)
+        for key, mend in NOT_HERE.items():
+            if values.get(key):
+                raise UserError(f"{section}.{key}: {mend}")
+        _check_mappings(section, values)
         _check_numbers(section, values)
         _check_length(section, values, recipe.model.max_seq_length)
-        _check_trackers(section, values)
+        check_trackers(section, values)
+        for key in ("log_level", "log_level_replica"):
+            if values.get(key, "passive") not in LOG_LEVELS:
+                levels = ", ".join(LOG_LEVELS)
+                raise UserError(f"{section}.{key}: should be one of {levels} (it is {shorten(values[key])})")
         _check_loss(section, values)
         _check_schedule(section, values)
         _check_best_metric(section, values)
@@ -76,6 +85,14 @@ def check_trainer_values(recipe: Recipe) -> None:
 
 
 def _check_lora(lora: dict[str, Any]) -> None:
+    alpha = lora.get("lora_alpha", 1)
+    if not alpha:
+        raise UserError(
+            f"lora.lora_alpha: should be above 0, for example 16 (it is {alpha}); at 0 nothing is learnt"
+        )
+    dropout = lora.get("lora_dropout", 0.0)
+    if not 0 <= dropout < 1:
+        raise UserError(f"lora.lora_dropout: should be a share from 0 to below 1 (it is {dropout})")
     if "r" in lora and not (lora["r"] or 0) > 0:
         raise UserError(f"lora.r: should be 1 or more, for example 16 (it is {lora['r']})")
     # PEFT would take each letter of a text for a name.
@@ -88,6 +105,8 @@ def _check_lora(lora: dict[str, Any]) -> None:
     targets = lora.get("target_modules")
     if isinstance(targets, str) and re.fullmatch(r"[\w.]+(\s*,\s*[\w.]+)+", targets.strip()):
         lora["target_modules"] = re.split(r"\s*,\s*", targets.strip())
+    elif targets == "all":
+        lora["target_modules"] = "all-linear"
     elif isinstance(targets, str):
         # What is no list and no word of PEFT's is a regular expression over the names of layers.
         try:
@@ -113,7 +132,28 @@ def _check_lora(lora: dict[str, Any]) -> None:
         )
 
 
+def _check_mappings(section: str, values: dict[str, Any]) -> None:
+    """A mapping may be written as JSON too, for which only some keys have a reader; other text is none."""
+    for key in MAPPINGS:
+        text = values.get(key)
+        if not isinstance(text, str):
+            continue
+        try:
+            values[key] = json.loads(text)
+        except ValueError:
+            values[key] = None
+        if not isinstance(values[key], dict):
+            raise UserError(
+                f"{section}.{key}: should be a mapping of keys and values (it is {shorten(text)})"
+            )
+
+
 def _check_numbers(section: str, values: dict[str, Any]) -> None:
+    # A million workers are as many processes.
+    for key in ("dataloader_num_workers", "dataset_num_proc"):
+        value = values.get(key)
+        if isinstance(value, int) and value > MOST_PROCESSES:
+            raise UserError(f"{section}.{key}: should be at most {MOST_PROCESSES} (it is {value})")
     for key in (ROWS, STEPS, "per_device_eval_batch_size"):
         value = values.get(key)
         if isinstance(value, int) and value < 1:
@@ -131,57 +171,19 @@ def _check_numbers(section: str, values: dict[str, Any]) -> None:
 
 
 def _check_length(section: str, values: dict[str, Any], most: int) -> None:
-    """A trainer's own length below the model's would cut rows, the end of the turn with them."""
+    """A length below the model's would cut rows, the end of the turn with them; padding stays below it."""
     length = values.get("max_length")
     if length is not None and length < most:
         raise UserError(
             f"{section}.max_length: {length} would cut rows: set model.max_seq_length={length} in its place, "
             "then longer rows are put aside and said"
         )
-
-
-def _check_trackers(section: str, values: dict[str, Any]) -> None:
-    """Trackers must be known and installed; null means none."""
-    if "report_to" not in values:
-        return
-    named = values["report_to"]
-    if named is None or str(named).lower() in ("none", "null", "[]"):
-        values["report_to"] = "none"
-        return
-    names = [named] if isinstance(named, str) else list(named)
-    _check_installed(f"{section}.report_to", names)
-
-
-def _check_installed(key: str, names: list[str]) -> None:
-    for name in names:
-        if name in ("all", "none"):
-            continue
-        if name not in TRACKERS:
-            hint = did_you_mean(str(name), TRACKERS)
-            raise UserError(
-                f"{key}: no tracker {shorten(name)}{hint}; set none, or one of {', '.join(TRACKERS)}"
-            )
-        # The package is looked for and not imported, which takes seconds with some.
-        for package in TRACKERS[name]:
-            if not _is_installed(package):
-                raise UserError(
-                    f"{key}: {name} needs the package {package}, which is not installed: "
-                    f"`uv pip install {package.partition('.')[0]}`, or set {key}=none "
-                    "(the losses lie in metrics.jsonl of the run folder)"
-                )
-
-
-def _is_installed(package: str) -> bool:
-    names = [package]
-    if package == "tensorboard":
-        names.append("tensorboardX")
-    for name in names:
-        try:
-            if importlib.util.find_spec(name) is not None:
-                return True
-        except ModuleNotFoundError:  # the package around it
-            continue
-    return False
+    multiple = values.get("pad_to_multiple_of")
+    if multiple is not None and not 0 < multiple <= most:
+        raise UserError(
+            f"{section}.pad_to_multiple_of: should be from 1 to model.max_seq_length, {most}, for example 64 "
+            f"(it is {multiple}): each row is filled up to so many tokens"
+        )
 
 
 def _check_loss(section: str, values: dict[str, Any]) -> None:

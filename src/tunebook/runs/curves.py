@@ -76,8 +76,10 @@ def preferences(history: list[dict[str, Any]]) -> Figure:
     logged = set().union(*history)
     parts = sorted((key for key in logged if key.startswith("losses/")), reverse=True)
     metrics = [*(parts or ["loss"]), *(key for key in HEALTHY if not key.startswith("loss"))]
-    figure = Figure(figsize=(12, 5), layout="constrained")
-    grid = figure.subplots(2, math.ceil(len(metrics) / 2)).flat
+    # Two beside each other, which can be read on half a screen.
+    rows = math.ceil(len(metrics) / 2)
+    figure = Figure(figsize=(9, 2.3 * rows), layout="constrained")
+    grid = figure.subplots(rows, 2).flat
     for axes, metric in zip(grid, metrics, strict=False):
         # The schedule has no noise.
         _curve(axes, history, metric, smooth=metric != "learning_rate")

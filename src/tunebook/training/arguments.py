@@ -49,6 +49,11 @@ def trainer_arguments(config: Any, recipe: Recipe, section: str, folder: Path) -
     except Exception as error:  # whatever it is, it comes from a setting
         key = _key_at_fault(config, settings)
         raise UserError(f"{section}{key}: {one_line(error)}") from error
+    if getattr(args, "torch_compile", False) and on_cpu():
+        raise UserError(
+            f"{section}.torch_compile: on a CPU compiling takes longer than many a training: "
+            "leave it and torch_compile_* out"
+        )
     if _stopping(recipe, section) and not args.load_best_model_at_end:
         raise UserError(
             f"{section}.early_stopping_patience needs {section}.load_best_model_at_end: true "

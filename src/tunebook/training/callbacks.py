@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from tunebook.recipe.errors import UserError
+from tunebook.recipe.idle import NO_WARMUP
 from tunebook.runs.files import checksums, read_json, write_json
 from tunebook.runs.machine import rank
 
@@ -19,6 +20,8 @@ CHECKSUMS = "checksums.json"  # written into a checkpoint when it is whole
 # A run is stopped after so many strange logs in a row. A loss is strange when it is so many times the first,
 # a gradient norm so many times the usual one (both at least 1): one odd batch does not explain that.
 ALARMS, WORSE, STEEPER = 3, 5.0, 1000.0
+
+TRIAL = 20  # steps; fewer are a look at whether it runs at all
 
 WINDOW = 5  # logs that a judgement of DPO is averaged over: one batch says little
 FALL = 2.0  # nats that chosen may lose: then it is exp(2), seven times, less likely than it was
@@ -105,6 +108,11 @@ def health(section: str) -> Any:
     from transformers import TrainerCallback
 
     class Health(TrainerCallback):  # type: ignore[misc]
+        def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            if rank() == 0:
+                for line in after_the_end(args, state.max_steps, section):
+                    print(line)
+
         alarms = 0
 
         def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -128,6 +136,25 @@ def health(section: str) -> Any:
                 )
 
     return Health()
+
+
+def after_the_end(args: Any, steps: int, section: str) -> list[str]:
+    """What the settings of a section put off until after its last step, in a sentence each.
+
+    Not of a trial of a few steps.
+    """
+    if steps < TRIAL:
+        return []
+    lines = []
+    warmup = args.get_warmup_steps(steps)
+    if warmup >= steps and args.lr_scheduler_type not in NO_WARMUP:
+        rate = f"{args.learning_rate:g}"
+        lines.append(f"warmup_steps: {warmup} of {steps} steps, so the learning rate never gets to {rate}")
+    if args.eval_strategy == "steps" and args.eval_steps > steps:
+        lines.append(f"eval_steps: {args.eval_steps:g} of {steps} steps, so val is never looked at")
+    if args.save_strategy == "steps" and args.save_steps > steps:
+        lines.append(f"save_steps: {args.save_steps:g} of {steps} steps, so a crash before the end loses all")
+    return [f"Warning: {section}.{line}" for line in lines]
 
 
 def not_a_number(entry: dict[str, Any], half_precision: bool = False) -> str:

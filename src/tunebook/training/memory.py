@@ -95,7 +95,7 @@ class Plan:
             "optimiser": self.optimizer * self.trainable,
             "activations": activations,
             "logits": LOGIT_COPIES * 4 * min(tokens * self.config.vocab_size, CHUNK),
-            "gaps in the heap": int(self.gaps * activations),
+            "allocator overhead": int(self.gaps * activations),
         }
 
     @property
