@@ -65,6 +65,7 @@ def choose(
                 f"its own (docs/engines.md) and name it as generate.vllm or in {vllm.VARIABLE}"
             )
         return VLLM
+    # What is cheap to ask comes first: PyTorch takes seconds to import.
     if engine == "auto" and not local_only and answers > FEW and vllm.find(recipe.generate) and _has_cuda():
         return VLLM
     return TRANSFORMERS
@@ -202,6 +203,7 @@ class Engine:
         if name not in self._served:
             self._stop()
             self._start(name, reference)
+        # It keeps as many waiting as it likes; a slow answer is no failure.
         settings: dict[str, Any] = {"concurrency": CONCURRENCY * _gpus(), "timeout": 3600, "retries": 1}
         server = ServerConfig(
             url=self._url,

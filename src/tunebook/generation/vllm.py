@@ -74,6 +74,7 @@ def find(config: GenerateConfig) -> str | None:
             key = "generate.vllm" if config.vllm else VARIABLE
             raise UserError(f"{key}: {named} is no program")
         return program
+    # One environment may hold both, though it seldom can.
     beside = Path(sys.executable).with_name("vllm")
     return str(beside) if beside.is_file() else shutil.which("vllm")
 
@@ -99,6 +100,7 @@ def _rank(folder: Path) -> int:
 
 def arguments(serving: Serving, options: dict[str, Any], port: int) -> list[str]:
     """What follows `vllm serve`; `options` of the user come over ours."""
+    # This machine alone may ask it: there is no key.
     ours: dict[str, Any] = {
         "host": "127.0.0.1",
         "port": port,
@@ -147,6 +149,7 @@ def serve(program: str, serving: Serving, config: GenerateConfig, log: Path) -> 
         probe.bind(("127.0.0.1", 0))
         port = int(probe.getsockname()[1])
     command = [program, "serve", *arguments(serving, config.options, port)]
+    # All that it prints goes into the file: a full pipe would stop it.
     with log.open("wb") as output:
         process = subprocess.Popen(
             [sys.executable, "-m", "tunebook.generation.keeper", *command],
@@ -216,6 +219,7 @@ def _last_line(log: Path) -> str:
 
 def reason(log: Path) -> str:
     """Why vLLM has ended, in one line out of its log."""
+    # The last one counts: what came before may have been got over.
     found = ""
     for line in log.read_text(encoding="utf-8", errors="replace").splitlines():
         match = REASON.search(line)
