@@ -31,7 +31,7 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "docs
 NAMES = [str(path.relative_to(ROOT)) for path in PAGES]
 
 # What a reader types that is no program of the project's. Nothing here is run.
-OTHERS = {"pip", "cd", "cp", "ollama", "vllm", "hf", "nvidia-smi", "source", "apt-get", "make"}
+OTHERS = {"pip", "cd", "export", "cp", "ollama", "vllm", "hf", "nvidia-smi", "source", "apt-get", "make"}
 
 NEEDED = {
     "extends": "smollm2",
@@ -75,7 +75,7 @@ def check_command(line: str, recipe: Path) -> None:
         extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
         assert set(words[2:]) <= {"--extra", *extras}, line
         return
-    if words[:2] == ["uv", "build"]:
+    if words[:2] in (["uv", "build"], ["uv", "venv"], ["uv", "pip"]):
         return
     if words[0] == "bash":
         script = (ROOT / words[1]).read_text()
