@@ -80,6 +80,7 @@ def prepared(folder: Path, run: str, kill_after: int) -> dict[str, Any]:
 def main(
     n: Annotated[int, typer.Argument(help="Rows.")] = 200_000,
     kill_after: Annotated[int, typer.Option(help="Blocks until the second node is killed.")] = 100,
+    note: Annotated[str, typer.Option(help="What else ran on the machine, for the record.")] = "",
     out: Annotated[Path | None, typer.Option(help="Where the figures are written as JSON.")] = None,
 ) -> None:
     with tempfile.TemporaryDirectory() as name:
@@ -103,7 +104,8 @@ def main(
         print(
             f"{side}: {result['prepare_s']:.0f} s, {result['driver_cpu_s']:.0f} s of processor in the driver"
         )
-    common.write(out, {"rows": n, "identical": True, "sides": results}, ("ray", "pyarrow", "tokenizers"))
+    record = {"rows": n, "note": note, "identical": True, "sides": results}
+    common.write(out, record, ("ray", "pyarrow", "tokenizers"))
 
 
 if __name__ == "__main__":

@@ -53,7 +53,7 @@ def main() -> None:
         if "tqdm" in sys.modules:  # whose bar may have been cut off in the middle of its line
             print(file=sys.stderr)
         if "torch" in sys.modules:
-            from tunebook.training.trainer import is_out_of_memory
+            from tunebook.models.backend import is_out_of_memory
 
             error = UserError(OUT_OF_MEMORY) if is_out_of_memory(error) else error
         if isinstance(error, UserError):

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tunebook.models import adapters
+from tunebook.models import adapters, backend
 from tunebook.recipe.effects import ROWS, STEPS
 from tunebook.recipe.errors import UserError, one_line
 from tunebook.recipe.overrides import switch
@@ -24,9 +24,6 @@ from tunebook.runs.tables import Table
 from tunebook.training.arguments import REFUSALS, halve_batch
 from tunebook.training.callbacks import last_checkpoint
 from tunebook.training.live import show_live
-
-# What a RuntimeError says for want of memory.
-OUT_OF_MEMORY = ("out of memory", "DefaultCPUAllocator: ", "CUBLAS_STATUS_ALLOC_FAILED")
 
 
 class How(NamedTuple):
@@ -84,7 +81,7 @@ def _train(trainer: Any, folder: Path) -> dict[str, Any]:
             output = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
             return _metrics(trainer, output, resumed)
         except Exception as error:
-            if not is_out_of_memory(error):
+            if not backend.is_out_of_memory(error):
                 # Optimisers, schedules and losses look at their settings only here.
                 if trainer.state.global_step == 0 and isinstance(error, REFUSALS):
                     section = "dpo" if "DPO" in type(trainer.args).__name__ else "sft"
@@ -199,15 +196,6 @@ def _checkpoint_on_interrupt(trainer: Any) -> Iterator[None]:
         yield
     if stop.stopped:
         signals.end_by(stop.interrupted)
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that the memory of the GPU or of the machine was not enough."""
-    import torch
-
-    if isinstance(error, RuntimeError) and any(text in str(error) for text in OUT_OF_MEMORY):
-        return True
-    return isinstance(error, torch.OutOfMemoryError | MemoryError)
 
 
 def _halve(args: Any) -> None:
