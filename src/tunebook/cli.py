@@ -20,7 +20,7 @@ from tunebook.recipe.errors import UserError, first_line, shorten
 from tunebook.recipe.files import ROOT, program
 from tunebook.recipe.secrets import scrubbed
 from tunebook.runs.files import disk_full_as_user_error
-from tunebook.runs.signals import TERMINATED
+from tunebook.runs.signals import INTERRUPTED, TERMINATED
 from tunebook.training import launch
 
 OUT_OF_MEMORY = (
@@ -28,9 +28,6 @@ OUT_OF_MEMORY = (
     "time (pairs.batch_size, evaluate.batch_size, evaluate.benchmarks.batch_size), fewer tokens "
     "(model.max_seq_length, max_new_tokens) or model.load_in_4bit=true; what was finished is kept"
 )
-
-INTERRUPTED = 130
-"""What Typer makes of a KeyboardInterrupt."""
 
 
 def main() -> None:
@@ -56,7 +53,7 @@ def main() -> None:
         if "tqdm" in sys.modules:  # whose bar may have been cut off in the middle of its line
             print(file=sys.stderr)
         if "torch" in sys.modules:
-            from tunebook.training.trainer import is_out_of_memory
+            from tunebook.models.backend import is_out_of_memory
 
             error = UserError(OUT_OF_MEMORY) if is_out_of_memory(error) else error
         if isinstance(error, UserError):

@@ -298,9 +298,9 @@ def needs(recipe: Recipe, gpu: bool) -> Iterator[str]:
             yield f"the data {path} from the hub"
     if recipe.pairs.dataset and _from_hub(recipe.pairs.dataset):
         yield f"the pairs {recipe.pairs.dataset} from the hub"
-    for server in (recipe.pairs.server, recipe.judge and recipe.judge.server):
+    for server in (recipe.pairs.server, recipe.evaluate.server, recipe.judge and recipe.judge.server):
         if server:
-            yield f"a server at {server.url} ({_is_set(server.api_key_env)})"
+            yield f"a server at {' and '.join(server.urls)} ({_is_set(server.api_key_env)})"
     if recipe.clean:
         # The first two may stand in the recipe; a key never does.
         settings = {"BASE_URL": recipe.clean.url, "MODEL": recipe.clean.model, recipe.clean.api_key_env: None}

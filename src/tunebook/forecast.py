@@ -156,6 +156,9 @@ def earlier_speeds(recipe: Recipe) -> dict[str, Speed]:
             base = record.get("recipe", {}).get("model", {}).get("base")
             if stage in STAGES and done and is_here and base == recipe.model.base:
                 source = "this run" if path.parent == recipe.run_dir else f"the run {path.parent.name}"
+                # vLLM and a model in this process differ many times over.
+                engine = record.get("engine", {}).get("name")
+                source += f" by {engine}" if engine else ""
                 speeds[stage] = Speed(duration_s(record) / done, source)
     return speeds
 

@@ -6,6 +6,8 @@ recipes for GPUs, whose models and MM_Math come from the hub, or from the folder
 
     uv run pytest -m gpu -k "smollm2 or sample"     what needs no download
 
+Where vLLM is installed (docs/engines.md) it answers too.
+
 The table at the end, `runs/gpu-test.md`, is worth sending back. None of this has been run on a GPU yet.
 """
 
@@ -24,8 +26,10 @@ from types import SimpleNamespace
 import pytest
 from gpu_table import LOG, write_table
 
+from tunebook.generation import vllm
 from tunebook.recipe.files import ROOT
 from tunebook.recipe.loading import load_recipe
+from tunebook.recipe.sections import GenerateConfig
 from tunebook.runs.files import log_history, read_json
 
 # The project's default, as it would be used on a card.
@@ -158,6 +162,22 @@ def test_recipe_on_a_gpu(name, keys, record_property, capsys):
     assert abs(read_json(run / "dpo" / "stage.json")["audit"]["loss"] - math.log(2)) < 0.01
 
 
+@pytest.mark.gpu
+def test_vllm_answers_with_the_models_of_the_run(record_property, capsys):
+    """After the test of its recipe, and only where vLLM is: beside this Python or in `TUNEBOOK_VLLM`."""
+    run = load_recipe("smollm2-math").run_dir
+    if vllm.find(GenerateConfig()) is None or not (run / "dpo" / "adapter").exists():
+        pytest.skip("needs vLLM, and what the test of smollm2-math has trained")
+    started = time.monotonic()
+    keys = SMOLLM2 | {"generate.engine": "vllm", "evaluate.limit": 100}
+    code, output = follow(start("evaluate", "smollm2-math", keys), capsys)
+    engines = [read_json(run / "eval" / name / "stage.json").get("engine", {}) for name in ("base", "dpo")]
+    seconds = f"{time.monotonic() - started:.0f}"
+    record_property("gpu", f"| smollm2-math | evaluate by vLLM | {seconds} | | | {engines} |")
+    assert code == 0, output[-3000:]
+    assert all(engine["checked"] and engine["mean_logp_difference"] < 0.05 for engine in engines)
+
+
 def interrupted(process: subprocess.Popen[str], run: Path, capsys) -> None:
     """Send SIGTERM once the first checkpoint is whole, as a cluster does: it ends with another one."""
     checkpoint = run / ".sft.partial" / "checkpoints" / "checkpoint-10" / "checksums.json"
@@ -204,6 +224,6 @@ def test_the_gpu_tests_are_there_and_skipped_without_a_gpu():
     }
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert (
-        done.returncode == 0 and "SKIPPED [4]" in done.stdout and "4 skipped, 2 deselected" in done.stdout
+        done.returncode == 0 and "SKIPPED [5]" in done.stdout and "5 skipped, 2 deselected" in done.stdout
     ), done.stdout + done.stderr
     assert "needs a CUDA GPU" in done.stdout

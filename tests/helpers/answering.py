@@ -8,6 +8,7 @@ import re
 import threading
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
 
 from api import body
 
@@ -16,17 +17,29 @@ BOTH = re.compile(r"Question:\n(.*)\n\nAnswer A:\n(.*)\n\nAnswer B:\n(.*)\n\nWhi
 
 
 @contextlib.contextmanager
-def serving(answer: Callable[[str], str | None]) -> Iterator[str]:
-    """Yields the address of a server that says `answer(last message)`, and refuses a prompt by None."""
+def serving(
+    answer: Callable[[str], str | None],
+    score: Callable[[dict[str, Any]], list[float | None] | None] = lambda asked: None,
+    counts: int = 100,
+    port: int = 0,
+) -> Iterator[str]:
+    """Yields the address of a server that says `answer(last message)`, and refuses a prompt by None.
+
+    `score(request)` gives the log-probabilities of a prompt's tokens, which are echoed; `counts` is the
+    number of tokens that it says of each prompt.
+    """
 
     class Handler(BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(200)
+            self.end_headers()
+
         def do_POST(self):
-            asked = self.rfile.read(int(self.headers["Content-Length"]))
+            asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
             with lock:
-                text = answer(json.loads(asked)["messages"][-1]["content"])
-            reply = {"error": {"message": "filtered"}} if text is None else body(text)
+                reply = reply_to(asked)
             content = json.dumps(reply).encode()
-            self.send_response(400 if text is None else 200)
+            self.send_response(400 if "error" in reply else 200)
             self.send_header("Content-Type", "application/json")
             self.send_header("Content-Length", str(len(content)))
             self.end_headers()
@@ -35,8 +48,19 @@ def serving(answer: Callable[[str], str | None]) -> Iterator[str]:
         def log_message(self, *_):
             pass
 
+    def reply_to(asked):
+        if "messages" not in asked:
+            logprobs = {"token_logprobs": score(asked)}
+            choice = {"index": 0, "text": "", "finish_reason": "length", "logprobs": logprobs}
+            return {"id": "x", "object": "text_completion", "created": 0, "model": "m", "choices": [choice]}
+        text = answer(asked["messages"][-1]["content"])
+        reply = {"error": {"message": "filtered"}} if text is None else body(text)
+        if "usage" in reply:
+            reply["usage"]["prompt_tokens"] = counts
+        return reply
+
     lock = threading.Lock()
-    running = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    running = ThreadingHTTPServer(("127.0.0.1", port), Handler)
     thread = threading.Thread(target=running.serve_forever)
     thread.start()
     try:

@@ -104,11 +104,11 @@ def test_an_adapter_of_plain_peft_is_the_start_and_the_reference(preferences, ti
     assert list(evaluate(recipe)) == ["base", "start", "dpo"]
 
     # What is exported has that shape too: the same logits as plain PEFT's model.
-    from tunebook.export import export
+    from tunebook.models.whole import load_whole
     from tunebook.runs.stages import policy_name
 
     assert policy_name(recipe, 1) == "start"
-    model, _ = export._load(recipe, "dpo")
+    model, _ = load_whole(recipe, "dpo")
     ids = torch.arange(5, 25)[None]
     with torch.no_grad():
         theirs = tuned.eval()(ids).logits

@@ -240,9 +240,9 @@ class Rewriter:
         """One row without an answer stops no other; a server that answers none stops the run."""
         self.silent += 1
         if self.silent >= 2 * self.config.concurrency:
+            url = scrubbed(self.client.server.urls[0])
             raise UserError(
-                f"{scrubbed(self.client.server.url)} has not answered {self.silent} times: {error.reason}. "
-                "Run the same command later"
+                f"{url} has not answered {self.silent} times: {error.reason}. Run the same command later"
             ) from None
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterable
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,6 @@ from tunebook.evaluation.items import (
     Exam,
     Item,
     Prediction,
-    Source,
     answers_by_model,
     held_out_items,
     summarise,
@@ -36,13 +36,13 @@ from tunebook.evaluation.items import (
 from tunebook.evaluation.retention import compare_retention, measure_retention, summarise_retention
 from tunebook.evaluation.statistics import compared_steps, mark
 from tunebook.evaluation.win_rates import win_rates
+from tunebook.generation.engines import COMPARED, TRANSFORMERS, Engine, choose
 from tunebook.generation.generate import read_records
 from tunebook.generation.local import Local, local
 from tunebook.models import backend
-from tunebook.models.adapters import load_stages
 from tunebook.recipe.errors import UserError
 from tunebook.recipe.overrides import switch
-from tunebook.recipe.sections import Recipe
+from tunebook.recipe.sections import PACE, Recipe
 from tunebook.runs.files import fingerprint, read_json, write_json
 from tunebook.runs.stage import Stage, adapter_key, command, finished_key
 from tunebook.runs.stages import trained_models
@@ -96,6 +96,7 @@ def evaluate(
     if recipe.judge is not None:
         items, _ = _items(recipe)
         summary["judge"] = win_rates(recipe, recipe.judge, folders, items)
+    _warn_of_engines(stages)
     write_json(recipe.run_dir / "eval" / "summary.json", summary)
     if missing:
         track(recipe, "eval", results)
@@ -113,8 +114,11 @@ def eval_stage(recipe: Recipe, name: str) -> Stage:
         source.format in ("geometry", "instructions") for source in recipe.data.sources
     ):  # they have no images
         unused.add("ablation")
+    if recipe.evaluate.server is None:
+        unused.add("server")
+    exclude: Any = dict.fromkeys(unused, True)
     settings = {
-        "evaluate": recipe.evaluate.model_dump(mode="json", exclude=unused),
+        "evaluate": recipe.evaluate.model_dump(mode="json", exclude={"server": PACE, **exclude}),
         "model": recipe.model.model_dump(mode="json"),
         "verifier": verifier(),
         **check.settings,
@@ -149,6 +153,16 @@ def comparisons(stages: dict[str, Stage]) -> list[dict[str, Any]]:
     if not all(scores.values()):
         return []
     return compared_steps(scores)
+
+
+def _warn_of_engines(stages: dict[str, Stage]) -> None:
+    """Say it when models were answered for by different engines: in 16 bits that alone changes answers."""
+    engines = {}
+    for name, stage in stages.items():
+        engines[name] = stage.result.get("engine", {}).get("name", TRANSFORMERS)
+    if len(set(engines.values())) > 1:
+        by_model = ", ".join(f"{name} by {engine}" for name, engine in engines.items())
+        print(f"Warning: the answers come from different engines ({by_model}): --force asks all again")
 
 
 def examples(recipe: Recipe, count: int) -> list[Item]:
@@ -201,19 +215,37 @@ def _answer(recipe: Recipe, missing: dict[str, Stage], force: bool) -> None:
         return
     check = Check(recipe.check)
     # One base model carries the adapters of all stages.
-    model, tokenizer = load_stages(recipe, missing)
-    for name, stage in missing.items():
-        source = functools.partial(_open, model, tokenizer, name)
-        with stage.open(resume=not force) as folder:
-            if checkable:
-                exam = Exam(recipe, name, source, items, folder, _answers_depend_on(stage), check)
-                stage.record = {"summary": _ask(exam), "verifier": verifier()}
-            else:
-                stage.record = {"summary": _measure(recipe, stage, name, source, items, folder)}
-            if recipe.evaluate.retention:
-                key = fingerprint([stage.settings["retention"], *_model_behind(stage)])
-                measure_retention(source, folder, name, key)
-                stage.record["summary"]["retention"] = summarise_retention(folder)
+    with _engine(recipe, list(missing), items) as engine:
+        for name, stage in missing.items():
+            with stage.open(resume=not force) as folder:
+                exam = _exam(engine, name, stage, items, folder)
+                if checkable:
+                    exam = replace(exam, check=check)
+                    stage.record = {"summary": _ask(exam), "verifier": verifier()}
+                else:
+                    stage.record = {"summary": _measure(engine, exam)}
+                if recipe.evaluate.retention:
+                    key = fingerprint([stage.settings["retention"], *_model_behind(stage)])
+                    measure_retention(functools.partial(engine.open_local, name), folder, name, key)
+                    stage.record["summary"]["retention"] = summarise_retention(folder)
+                stage.record |= engine.record(name)
+
+
+def _engine(recipe: Recipe, names: list[str], items: list[Item]) -> Engine:
+    """What answers for these models."""
+    config = recipe.evaluate
+    answers = len(items) * len(names) * (1 + config.samples)
+    kind = choose(recipe, config.server, "evaluate", answers)
+    # A row with tools is no question that can be asked as text.
+    prompts = [item["prompt"] for item in items if not item.get("chat")]
+    compared = evenly(prompts, COMPARED)
+    return Engine(recipe, "evaluate", kind, names, config.server, compared, answers, config.max_new_tokens)
+
+
+def _exam(engine: Engine, name: str, stage: Stage, items: list[Item], folder: Path) -> Exam:
+    source = functools.partial(engine.open, name)
+    depends_on = (*_answers_depend_on(stage), *engine.depends_on)
+    return Exam(engine.recipe, name, source, items, folder, depends_on)
 
 
 def _ask(exam: Exam) -> dict[str, Any]:
@@ -260,24 +292,18 @@ def _model_behind(stage: Stage) -> tuple[Any, ...]:
     return stage.settings["model"], stage.inputs["adapter"], stage.input_hashes()
 
 
-def _measure(
-    recipe: Recipe, stage: Stage, name: str, source: Source, items: list[Item], folder: Path
-) -> dict[str, Any]:
+def _measure(engine: Engine, exam: Exam) -> dict[str, Any]:
     """Of a stage whose answers nothing can check: the loss of the held-out ones, and some of its own."""
-    with source() as opened:
-        measure_losses(opened, items, folder, name, recipe.data.train_on or "all")
+    recipe, items = exam.recipe, exam.items
+    with engine.open_local(exam.stage) as opened:
+        measure_losses(opened, items, exam.folder, exam.stage, recipe.data.train_on or "all")
     # A row with tools is no question that can be asked as text.
     as_text = [item for item in items if not item.get("chat")]
     answered = as_text if recipe.judge else evenly(as_text, ANSWERED)
     if not answered:
-        return {**summarise_losses(folder), "answers": None, "slices": {}}
-    predictions = Exam(recipe, name, source, answered, folder, _answers_depend_on(stage)).answer()
-    return {**summarise_losses(folder), "answers": summarise_answers(predictions), "slices": {}}
-
-
-def _open(model: Any, tokenizer: Any, name: str) -> AbstractContextManager[Local]:
-    """A stage's model, ready to answer."""
-    return local(model, tokenizer, None if name == "base" else name)
+        return {**summarise_losses(exam.folder), "answers": None, "slices": {}}
+    predictions = replace(exam, items=answered).answer()
+    return {**summarise_losses(exam.folder), "answers": summarise_answers(predictions), "slices": {}}
 
 
 def _refuse_learnt(recipe: Recipe, name: str, train: str) -> None:

@@ -20,11 +20,11 @@ from tunebook.generation.answers import Answer, Images, Sampling, repeats
 from tunebook.generation.generate import answer_file, drop_other_answers, generate
 from tunebook.generation.local import Local
 from tunebook.recipe.errors import UserError
-from tunebook.recipe.sections import Recipe
+from tunebook.recipe.sections import Recipe, ServerConfig
 
 Item = dict[str, Any]  # a held-out row: `prompt`, `gold`, perhaps `images`
 Prediction = dict[str, Any]  # a line of `predictions.jsonl`, from `checked`
-Source = Callable[[], AbstractContextManager[Local]]  # opens the model that answers
+Source = Callable[[], AbstractContextManager[Local | ServerConfig]]  # opens what answers
 
 
 def held_out_items(recipe: Recipe, limit: int | None) -> list[Item]:

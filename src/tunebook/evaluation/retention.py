@@ -9,13 +9,14 @@ that a greedy answer obeys. It is right when the right choice is the likeliest, 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 from tunebook.checkers.instructions import instructions
 from tunebook.data.retention_items import SKILLS, retention_items
-from tunebook.evaluation.items import Source
 from tunebook.evaluation.likelihood import choice_probabilities
 from tunebook.evaluation.statistics import (
     ALPHA,
@@ -28,6 +29,7 @@ from tunebook.evaluation.statistics import (
 )
 from tunebook.generation.answers import Sampling
 from tunebook.generation.generate import generate
+from tunebook.generation.local import Local
 from tunebook.recipe.sections import CheckerConfig
 from tunebook.runs.files import read_jsonl, write_text
 
@@ -39,6 +41,10 @@ BATCH_SIZE = 32
 
 ALL = "all"
 """The name of what all skills make together."""
+
+
+Source = Callable[[], AbstractContextManager[Local]]
+"""Opens a model in this process: choices are scored by their likelihood."""
 
 
 def measure_retention(source: Source, folder: Path, label: str, key: str) -> None:

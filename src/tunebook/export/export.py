@@ -22,7 +22,7 @@ from tunebook.export.modelcard import card
 from tunebook.export.modelfile import modelfile, unsaid
 from tunebook.generation.local import local
 from tunebook.models import adapters, backend, builtin, chat_template, loading
-from tunebook.models.start import with_shape_of_start
+from tunebook.models.whole import load_whole
 from tunebook.recipe.errors import UserError, first_line
 from tunebook.recipe.sections import Recipe
 from tunebook.runs.files import read_json, write_json
@@ -235,7 +235,7 @@ def _export(
 ) -> None:
     """Write what is missing, then compare what is unchecked, with one model in memory at a time."""
     # 1) the model that was trained: what it does, and what is written of it
-    model, tokenizer = _load(recipe, stage)
+    model, tokenizer = load_whole(recipe, stage)
     weights = model.num_parameters()
     if missing:
         _check_space(recipe.run_dir, weights, list(missing))
@@ -354,27 +354,6 @@ def _in_4_bit(recipe: Recipe, stage: str, reference: Measured, items: list[Item]
     row = parity.compare("4", reference, measured, items, Check(recipe.check))
     note = "what 4-bit training saw, against the 16-bit weights that are exported"
     return row | {"differs": [], "note": note}
-
-
-def _load(recipe: Recipe, stage: str) -> tuple[Any, Any]:
-    """The 16-bit base (on a CPU computed in float32) with the adapter on it, as Unsloth saves it.
-
-    After QLoRA too: an adapter belongs on the original weights, not on 4-bit ones turned back.
-    """
-    if recipe.model.load_in_4bit and recipe.model.base != builtin.EMBEDDED:
-        print(
-            f"Merging needs the 16-bit weights of {recipe.model.base}; "
-            "they are fetched where they are not in the cache."
-        )
-    # On a CPU in float32, as the fresh processes compute: what differs is then the export's.
-    changes = {"load_in_4bit": False, "dtype": "float32" if backend.backend() == "cpu" else None}
-    whole = recipe.model_copy(update={"model": recipe.model.model_copy(update=changes)})
-    model, tokenizer = loading.load_model(whole)
-    # An adapter that SFT made has the shape of the recipe; DPO's may have that of `dpo.start`.
-    if stage != "sft":
-        whole = with_shape_of_start(whole)
-    model = adapters.add_lora(model, whole)
-    return adapters.restore_lora(model, recipe.run_dir / stage / "adapter"), tokenizer
 
 
 def _check_space(folder: Path, weights: int, names: list[str]) -> None:

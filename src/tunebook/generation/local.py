@@ -91,7 +91,9 @@ def _answers_of_batch(
             with torch.inference_mode():
                 inputs = encode(source, texts[part], images[part])
                 rows = _decode(source, inputs, sampling, generators)
-        except torch.OutOfMemoryError:
+        except (RuntimeError, MemoryError) as error:
+            if not backend.is_out_of_memory(error):
+                raise
             rows = []
         if rows:
             answers += [_answer(source, row) for row in rows]

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Awaitable, Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from anyio.from_thread import start_blocking_portal
+from tqdm.auto import tqdm
 
 from tunebook.generation.answers import Answer, Images, Sampling, Usage
 from tunebook.models.chat_template import Messages
@@ -18,6 +20,9 @@ from tunebook.models.image_input import data_url
 from tunebook.recipe.errors import UserError, first_line, one_line
 from tunebook.recipe.secrets import scrubbed, secret
 from tunebook.recipe.sections import ServerConfig
+
+if TYPE_CHECKING:
+    import openai
 
 Result = TypeVar("Result")
 
@@ -48,7 +53,9 @@ class BudgetSpent(UserError):
 
 
 class Client:
-    """Requests to one server; the library retries with exponential back-off and heeds `Retry-After`.
+    """Requests to a server; the library retries with exponential back-off and heeds `Retry-After`.
+
+    Of several addresses each gets a request in turn. One that does not answer is left out from then on.
 
     `usage` is what was answered before, and what this client asks is added. `section` of the recipe has the
     server's keys, where that is not the server's own.
@@ -63,15 +70,17 @@ class Client:
         self.usage = usage or Usage()
         self.section = section or server.section
         self._key = secret(server.api_key_env) or "none"  # a server on this machine asks for none
-        self._url = scrubbed(server.url, self._key)
+        self._clients = []
         try:
-            self._client = openai.AsyncOpenAI(
-                base_url=server.url,
-                api_key=self._key,
-                max_retries=server.retries,
-                timeout=server.timeout,
-                http_client=openai.DefaultAioHttpClient(),
-            )
+            for url in server.urls:
+                client = openai.AsyncOpenAI(
+                    base_url=url,
+                    api_key=self._key,
+                    max_retries=server.retries,
+                    timeout=server.timeout,
+                    http_client=openai.DefaultAioHttpClient(),
+                )
+                self._clients.append(client)
         except (ValueError, TypeError, httpx.InvalidURL) as error:
             raise UserError(f"{self.section}.url: {first_line(error)}") from None
         # A leaky bucket of tokens, refilled over a minute.
@@ -91,7 +100,7 @@ class Client:
         spent: BaseException | None = None
         # An event loop in a thread of its own: a notebook's is already running. When this block is left
         # early, by Ctrl-C or an error, what is under way is given up: nobody waits for a silent server.
-        with start_blocking_portal() as portal, portal.wrap_async_context_manager(self._client):
+        with start_blocking_portal() as portal, portal.wrap_async_context_manager(self._open()):
             while True:
                 # Fill the free places, then wait for the first of those under way to end.
                 room = 0 if spent else self.server.concurrency - len(pending)
@@ -108,14 +117,20 @@ class Client:
         if spent:
             raise spent
 
+    @contextlib.asynccontextmanager
+    async def _open(self) -> AsyncIterator[None]:
+        """The connections to all addresses, closed at the end."""
+        async with contextlib.AsyncExitStack() as stack:
+            for client in self._clients:
+                await stack.enter_async_context(client)
+            yield
+
     async def ask(self, messages: list[dict[str, Any]], settings: dict[str, Any]) -> Answer:
         """One answer; `settings` are fields of the request, `max_tokens` among them.
 
         Raises Unanswered (Refused) for this request alone, BudgetSpent, and UserError for what would meet
         every other request too: a wrong key, address or model.
         """
-        import openai
-
         server = self.server
         cost = self.usage.cost(server)
         if server.budget is not None and cost >= server.budget:
@@ -127,21 +142,54 @@ class Client:
         if self._limiter:
             tokens = len(json.dumps(messages)) / CHARACTERS_A_TOKEN + settings["max_tokens"]
             await self._limiter.acquire(min(tokens, self._limiter.max_rate))
+
         # 2) Ask. `extra_body` takes what the library has no argument for, and overrides what it has.
-        try:
-            reply = await self._client.chat.completions.create(
-                model=server.model,
-                messages=messages,  # type: ignore[arg-type]
-                extra_body={**settings, **server.extra},
+        async def request(client: openai.AsyncOpenAI) -> Any:
+            create: Any = client.chat.completions.create
+            return await create(
+                model=server.model, messages=messages, extra_body={**settings, **server.extra}
             )
-            answer = _answer(reply)
-        except (openai.OpenAIError, ValueError, RecursionError) as error:
-            raise self._explained(error) from None
+
+        answer = await self._request(request, _answer)
         # 3) Only what was answered is paid for.
         self.usage.add(answer.prompt_tokens, answer.tokens)
         return answer
 
-    def _explained(self, error: Exception) -> UserError:
+    async def score(self, tokens: list[int]) -> list[float] | None:
+        """The log-probability of each token after those before it, from the second one on.
+
+        With `echo` a server says those of the prompt too. None from one that does not.
+        """
+
+        async def request(client: openai.AsyncOpenAI) -> Any:
+            # One new token, which is left out: not every server takes 0.
+            options: Any = {"prompt": tokens, "echo": True, "logprobs": 1, "max_tokens": 1, "temperature": 0}
+            return await client.completions.create(model=self.server.model, **options)
+
+        return await self._request(request, partial(_echoed, len(tokens)))
+
+    async def _request(
+        self, request: Callable[[openai.AsyncOpenAI], Awaitable[Any]], read: Callable[[Any], Result]
+    ) -> Result:
+        """What the next address in turn replies, read. Raises UserError, as `ask` does."""
+        import openai
+
+        while True:
+            # The first in the list gets the request, and is then the last.
+            client = self._clients[0]
+            self._clients.append(self._clients.pop(0))
+            url = scrubbed(str(client.base_url).rstrip("/"), self._key)
+            try:
+                return read(await request(client))
+            except (openai.OpenAIError, ValueError, RecursionError) as error:
+                others = [other for other in self._clients if other is not client]
+                if not isinstance(error, openai.APIConnectionError) or not others:
+                    raise self._explained(error, url) from None
+            if client in self._clients:  # else another request has left it out already
+                self._clients = others
+                tqdm.write(f"Warning: {url} does not answer and is left out; {len(others)} go on")
+
+    def _explained(self, error: Exception, url: str) -> UserError:
         """What went wrong in one line without a secret, by what it means for other requests."""
         import openai
 
@@ -152,18 +200,17 @@ class Client:
             code = f"HTTP {error.status_code}"
             if error.status_code in (401, 403, 404):
                 return UserError(
-                    f"{self._url} refuses ({code}): {detail}; look at the address and the model's name, "
+                    f"{url} refuses ({code}): {detail}; look at the address and the model's name, "
                     f"or set {self.server.api_key_env} in the environment or in .env"
                 )
             kind = Refused if error.status_code in (400, 422) else Unanswered
-            return kind(f"{self._url} refused a request ({code}): {detail}", f"{code}: {detail}")
+            return kind(f"{url} refused a request ({code}): {detail}", f"{code}: {detail}")
         if isinstance(error, openai.APIConnectionError):
             return Unanswered(
-                f"{self._url} does not answer: start it and run the same command again, "
-                "answers so far are kept",
+                f"{url} does not answer: start it and run the same command again, answers so far are kept",
                 detail,
             )
-        return Unanswered(f"{self._url} is no OpenAI-compatible server, or not up to /v1: {detail}", detail)
+        return Unanswered(f"{url} is no OpenAI-compatible server, or not up to /v1: {detail}", detail)
 
 
 def answers_from_server(
@@ -213,7 +260,7 @@ def answers_from_server(
             yield {i: answer}
     if refused:
         count = f"{len(refused)} of {total} prompts"
-        print(f"Warning: {server.url} refused {count}, which have no answer ({reason})")
+        print(f"Warning: {' and '.join(server.urls)} refused {count}, which have no answer ({reason})")
         yield refused
 
 
@@ -252,6 +299,17 @@ def _answer(reply: Any) -> Answer:
         truncated=getattr(choice, "finish_reason", None) != "stop" or len(text) > MAX_CHARACTERS,
         prompt_tokens=_count(usage, "prompt_tokens"),
     )
+
+
+def _echoed(length: int, reply: Any) -> list[float] | None:
+    """The log-probabilities of a prompt of `length` tokens but its first, as far as they are there."""
+    choices = getattr(reply, "choices", None)
+    logprobs = getattr(choices[0], "logprobs", None) if choices else None
+    values = getattr(logprobs, "token_logprobs", None) or []
+    numbers = values[1:length]
+    if len(numbers) != length - 1 or not all(isinstance(number, int | float) for number in numbers):
+        return None
+    return [float(number) for number in numbers]
 
 
 def _count(usage: Any, name: str) -> int:

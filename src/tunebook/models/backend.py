@@ -27,6 +27,9 @@ NEEDED_DRIVER = {"13": 580, "12": 525}
 
 TO_CPU = "For the CPU: UNSLOTH_FORCE_CPU=1 before the command"
 
+OUT_OF_MEMORY = ("out of memory", "DefaultCPUAllocator: ", "CUBLAS_STATUS_ALLOC_FAILED")
+"""What a RuntimeError says for want of memory."""
+
 NOISY = ("torch.utils._pytree", "bitsandbytes.backends.cpu.ops")
 """Loggers that warn at every import of what no user can mend."""
 
@@ -97,6 +100,15 @@ def release() -> None:
     from accelerate.utils.memory import clear_device_cache
 
     clear_device_cache(garbage_collection=True)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that the memory of the GPU or of the machine was not enough."""
+    import torch
+
+    if isinstance(error, RuntimeError) and any(text in str(error) for text in OUT_OF_MEMORY):
+        return True
+    return isinstance(error, torch.OutOfMemoryError | MemoryError)
 
 
 def driver_version() -> str | None:

@@ -29,13 +29,13 @@ from tunebook.pairs.injected_error import injected_error
 from tunebook.pairs.on_policy import on_policy
 from tunebook.pairs.pair import COLUMNS, Pair, question_key
 from tunebook.pairs.shortcuts import format_only, shortcut_accuracy
-from tunebook.pairs.work import Work, source_opener
+from tunebook.pairs.work import Source, Work, engine_of
 from tunebook.recipe.errors import UserError, shorten
 from tunebook.recipe.overrides import switch
 from tunebook.recipe.sections import PACE, PairsConfig, Recipe
 from tunebook.runs.files import file_hash
 from tunebook.runs.stage import Stage, finished_key
-from tunebook.runs.stages import policy_name, round_name
+from tunebook.runs.stages import policy_name, round_name, trained_models
 
 METHODS = {"on_policy": on_policy, "injected_error": injected_error, "dataset": dataset}
 """The methods of `pairs.methods`. Each gets its `Work` and returns its pairs."""
@@ -58,7 +58,7 @@ def pairs(recipe: Recipe, number: int = 1, force: bool = False) -> dict[str, Any
     if stage.await_rank_0() or stage.skip(force):
         return stage.result
     judge = ranking_judge(recipe)
-    if _uses_model(recipe) or (judge and judge.config.model):
+    if _uses_model(recipe) or _compares(recipe, number) or (judge and judge.config.model):
         backend.backend()  # Unsloth comes before whatever imports transformers
     if recipe.data.sources:
         prepare(recipe)
@@ -68,12 +68,17 @@ def pairs(recipe: Recipe, number: int = 1, force: bool = False) -> dict[str, Any
     def count_tokens(text: str) -> int:
         return len(tokenizer(text)["input_ids"]) + 1  # the end of the turn
 
-    with stage.open(resume=not force) as folder:
-        rows = [] if _only_existing(recipe) else _rows(recipe, number)
-        opener = source_opener(recipe, number)
-        depends_on = _answers_depend_on(stage)
+    rows = [] if _only_existing(recipe) else _rows(recipe, number)
+    engine = engine_of(recipe, number, rows)
+    policy = policy_name(recipe, number)
+
+    def open_policy() -> Source:
+        return engine.open(policy)
+
+    with stage.open(resume=not force) as folder, engine:
+        depends_on = _answers_depend_on(stage) + engine.depends_on
         check = Check(recipe.check)
-        work = Work(recipe, rows, folder, opener, count_tokens, number, depends_on, check, judge)
+        work = Work(recipe, rows, folder, open_policy, count_tokens, number, depends_on, check, judge)
         all_pairs = []
         for method in recipe.pairs.methods:
             all_pairs += METHODS[method](work)
@@ -90,7 +95,8 @@ def pairs(recipe: Recipe, number: int = 1, force: bool = False) -> dict[str, Any
             columns["images"] = "files"
         for name, part in split.items():
             write_parquet(part, folder / f"{name}.parquet", **columns)
-        stage.record = {**_facts(all_pairs, split), "verifier": verifier(), **work.record}
+        facts = {**_facts(all_pairs, split), **engine.record(policy)}
+        stage.record = {**facts, "verifier": verifier(), **work.record}
     return stage.result
 
 
@@ -239,6 +245,13 @@ def _answers_depend_on(stage: Stage) -> list[Any]:
 
 def _uses_model(recipe: Recipe) -> bool:
     return recipe.pairs.server is None and not _only_existing(recipe)
+
+
+def _compares(recipe: Recipe, number: int) -> bool:
+    """Whether a server may have to be compared with the model here."""
+    server = recipe.pairs.server
+    claims = server is not None and server.same_model is not False and "on_policy" in recipe.pairs.methods
+    return claims and policy_name(recipe, number) in trained_models(recipe)
 
 
 def _only_existing(recipe: Recipe) -> bool:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
-import functools
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -13,11 +11,11 @@ from typing import Any
 
 from tunebook.checkers.check import Check
 from tunebook.checkers.judge import Judge
-from tunebook.data.rows import Reject, images_of
+from tunebook.data.rows import Reject, evenly, images_of
 from tunebook.generation.answers import Answer, Sampling, Usage, repeats, seed_of
+from tunebook.generation.engines import COMPARED, SERVER, TRANSFORMERS, Engine, choose
 from tunebook.generation.generate import answer_file, drop_other_answers
-from tunebook.generation.local import Local, local
-from tunebook.models import adapters, loading
+from tunebook.generation.local import Local
 from tunebook.models.chat_template import Messages
 from tunebook.pairs.pair import Sample, check_sample, is_broken, judge_sample
 from tunebook.recipe.errors import UserError
@@ -154,28 +152,22 @@ class Work:
             )
 
 
-def source_opener(recipe: Recipe, number: int) -> Callable[[], Source]:
-    """Opens what answers: the server, or the model that a round starts from."""
-    server = recipe.pairs.server
-    if server is not None:  # nothing to load
-        return lambda: contextlib.nullcontext(server)
+def engine_of(recipe: Recipe, number: int, rows: list[dict[str, Any]]) -> Engine:
+    """What answers in a round: a server or the model that the round starts from.
 
+    Raises UserError for an engine that is not there.
+    """
+    config = recipe.pairs
     policy = policy_name(recipe, number)
-
-    @functools.cache
-    def load() -> tuple[Any, Any]:
-        model, tokenizer = loading.load_model(recipe)
-        if policy == "base":
-            return model, tokenizer
-        return adapters.load_adapters(model, {policy: recipe.run_dir / policy / "adapter"}), tokenizer
-
-    # The model is loaded once for all methods, and only when something is left to ask.
-    @contextlib.contextmanager
-    def open_model() -> Iterator[Local]:
-        with local(*load(), None if policy == "base" else policy) as source:
-            yield source
-
-    return open_model
+    answers = len(rows) * config.samples
+    local_only = "pairs.first_pit" if config.first_pit else ""
+    if not rows:  # of an existing set nothing is asked
+        return Engine(recipe, "pairs", TRANSFORMERS, [policy])
+    kind = choose(recipe, config.server, "pairs", answers, local_only)
+    prompts = [row["prompt"] for row in evenly(rows, COMPARED)]
+    if kind == SERVER and "on_policy" not in config.methods:  # any model may write flawed solutions
+        prompts = []
+    return Engine(recipe, "pairs", kind, [policy], config.server, prompts, answers, config.max_new_tokens)
 
 
 def count_verdicts(samples: list[Sample]) -> dict[str, int]:

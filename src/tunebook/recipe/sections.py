@@ -34,7 +34,7 @@ from tunebook.recipe.trainer_keys import DATACLASSES
 DEFAULT = "smollm2-math"
 """The recipe of a command without `--recipe`."""
 
-SHARED = ("stages", "model", "data", "check", "judge", "pairs", "seed", *DATACLASSES)
+SHARED = ("stages", "model", "data", "check", "judge", "pairs", "generate", "seed", *DATACLASSES)
 """The keys and sections that more than one stage reads."""
 
 
@@ -411,7 +411,7 @@ class RequestsConfig(Section):
     """Further fields of each request, such as `{"chat_template_kwargs": {"enable_thinking": false}}`."""
 
 
-PACE = set(RequestsConfig.model_fields) - {"extra"}
+PACE = (set(RequestsConfig.model_fields) | {"same_model"}) - {"extra"}
 """The keys of a server that no answer depends on."""
 
 
@@ -421,16 +421,45 @@ class ServerConfig(RequestsConfig):
     `vllm serve`, SGLang, llama.cpp or a hosted one.
     """
 
-    url: str
-    """The address up to and with `/v1`, for example `http://127.0.0.1:8000/v1`."""
+    url: str | Annotated[list[str], Field(min_length=1)]
+    """The address up to and with `/v1`, for example `http://127.0.0.1:8000/v1`. Of a list each takes every
+    second (third, ...) request; one that does not answer is left out from then on."""
     model: str
-    """The name under which the server offers the model."""
+    """The name under which the server offers the model. `{model}` in it stands for the run's own name of it:
+    `base`, `sft`, `dpo`, ..."""
+    same_model: bool | None = None
+    """Whether the server must have the model of this run that the stage asks (pairs on-policy, evaluation).
+    It is then first asked for the log-probabilities of a few short answers, which are compared with those of
+    the model here. None: compared where they can be, and said where they cannot. true: refused where they
+    cannot. false: another model may answer, and none is loaded here."""
     _section: str = PrivateAttr(default="pairs.server")
+
+    @property
+    def urls(self) -> list[str]:
+        """The addresses, however many there are."""
+        return [self.url] if isinstance(self.url, str) else list(self.url)
 
     @property
     def section(self) -> str:
         """Where it stands in the recipe, for messages."""
         return self._section
+
+
+class GenerateConfig(Section):
+    """What answers where a stage asks many questions: samples for pairs, items of the evaluation."""
+
+    engine: Literal["auto", "transformers", "vllm", "server"] = "auto"
+    """A `server` that the stage names comes first. Else `transformers`: the model in this process. `vllm`:
+    `vllm serve` is started with the run's adapters, on all GPUs, and stopped again. `auto`: vLLM where it is
+    found, a CUDA GPU is there and the answers are many; else transformers. `server`: nothing but
+    `pairs.server` and `evaluate.server`."""
+    vllm: str | None = None
+    """The program `vllm`, which is best kept in an environment of its own. None: `TUNEBOOK_VLLM` in the
+    environment, else the one beside this Python, else the one on the PATH."""
+    options: dict[str, Any] = {}
+    """Further options of `vllm serve`, over ours: `{gpu-memory-utilization: 0.8, enforce-eager: true}`."""
+    start_timeout: float = Field(1800, gt=0)
+    """Seconds that vLLM may take until it answers; fetching the model is among them."""
 
 
 class JudgeConfig(Section):
@@ -527,7 +556,8 @@ class PairsConfig(Section):
     batch_size: int = Field(64, ge=1)
     """Answers at a time."""
     server: ServerConfig | None = None
-    """Let a server answer. Pairs are on-policy only if it serves the model that DPO starts from."""
+    """Let a server answer. Pairs are on-policy only if it serves the model that DPO starts from, which is
+    looked at first (`same_model`)."""
     per_prompt: int = Field(1, ge=1)
     """The most pairs from one prompt. Each has another rejected text."""
     max_length_ratio: float = Field(2.0, ge=1)
@@ -648,6 +678,9 @@ class EvaluateConfig(Section):
     """The most tokens of an answer."""
     batch_size: int = Field(64, ge=1)
     """Answers at a time. In bfloat16 another batch shape can change a greedy answer, so it is recorded."""
+    server: ServerConfig | None = None
+    """Let a server answer, for every model that is evaluated: `model: "my-{model}"` names each of them. What
+    is measured by log-probabilities (losses, `retention`) is still done by the model here."""
     samples: int = Field(0, ge=0)
     """Sampled answers to each item beside the greedy one, for pass@k and majority vote."""
     temperature: float = Field(1.0, gt=0)
@@ -664,6 +697,12 @@ class EvaluateConfig(Section):
     """What `tunebook bench` asks."""
     gate: list[GateRule] = []
     """What must hold for `tunebook evaluate --gate` to succeed."""
+
+    @model_validator(mode="after")
+    def _server_knows_its_section(self) -> EvaluateConfig:
+        if self.server is not None:
+            self.server._section = "evaluate.server"
+        return self
 
 
 Target = Literal["adapter", "merged", "gguf", "ollama"]
@@ -729,6 +768,8 @@ class Recipe(Section):
     sft: dict[str, Any] = {}
     """Arguments of `trl.SFTConfig`."""
     pairs: PairsConfig = PairsConfig()
+    generate: GenerateConfig = GenerateConfig()
+    """What answers where a stage asks many questions."""
     dpo: dict[str, Any] = {}
     """Arguments of `trl.DPOConfig`."""
     evaluate: EvaluateConfig = EvaluateConfig()

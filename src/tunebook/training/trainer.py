@@ -13,20 +13,17 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tunebook.models import adapters
+from tunebook.models import adapters, backend
 from tunebook.recipe.effects import ROWS, STEPS
 from tunebook.recipe.errors import UserError, one_line
 from tunebook.recipe.overrides import switch
 from tunebook.runs import signals
 from tunebook.runs.files import read_json, tokens_seen
-from tunebook.runs.machine import rank, same_for_all, world_size
+from tunebook.runs.machine import highest_of_all, rank, same_for_all, world_size
 from tunebook.runs.tables import Table
 from tunebook.training.arguments import REFUSALS, halve_batch
 from tunebook.training.callbacks import last_checkpoint
 from tunebook.training.live import show_live
-
-# What a RuntimeError says for want of memory.
-OUT_OF_MEMORY = ("out of memory", "DefaultCPUAllocator: ", "CUBLAS_STATUS_ALLOC_FAILED")
 
 
 class How(NamedTuple):
@@ -84,7 +81,7 @@ def _train(trainer: Any, folder: Path) -> dict[str, Any]:
             output = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
             return _metrics(trainer, output, resumed)
         except Exception as error:
-            if not is_out_of_memory(error):
+            if not backend.is_out_of_memory(error):
                 # Optimisers, schedules and losses look at their settings only here.
                 if trainer.state.global_step == 0 and isinstance(error, REFUSALS):
                     section = "dpo" if "DPO" in type(trainer.args).__name__ else "sft"
@@ -165,12 +162,11 @@ def _checkpoint_on_interrupt(trainer: Any) -> Iterator[None]:
     """The first Ctrl-C ends the training after the step under way, with a checkpoint; the second one at once.
 
     So do SIGTERM and SIGUSR1, which a cluster sends before it takes the machine away; the exit code is 143.
-
-    Of several processes each would stop at a step of its own: there the last checkpoint has to do.
+    Several processes end after the same step, also when only one of them was told.
     """
     from transformers import TrainerCallback
 
-    if world_size() > 1 or threading.current_thread() is not threading.main_thread():
+    if threading.current_thread() is not threading.main_thread():
         yield
         return
 
@@ -179,6 +175,7 @@ def _checkpoint_on_interrupt(trainer: Any) -> Iterator[None]:
         stopped = False
 
         def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            self.interrupted = highest_of_all(self.interrupted, args.device)
             if self.interrupted and state.global_step < state.max_steps:
                 self.stopped = control.should_save = control.should_training_stop = True
 
@@ -187,7 +184,8 @@ def _checkpoint_on_interrupt(trainer: Any) -> Iterator[None]:
     def interrupt(number: int, frame: Any) -> None:
         if stop.interrupted:
             # Plain papermill sends SIGTERM 2.5 seconds after Ctrl-C: the step goes on, until SIGKILL after 5.
-            if number == signal.SIGINT:
+            # Of several processes torchrun ends all when one has to go at once.
+            if number == signal.SIGINT and world_size() == 1:
                 raise KeyboardInterrupt
             return
         stop.interrupted = number
@@ -198,15 +196,6 @@ def _checkpoint_on_interrupt(trainer: Any) -> Iterator[None]:
         yield
     if stop.stopped:
         signals.end_by(stop.interrupted)
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that the memory of the GPU or of the machine was not enough."""
-    import torch
-
-    if isinstance(error, RuntimeError) and any(text in str(error) for text in OUT_OF_MEMORY):
-        return True
-    return isinstance(error, torch.OutOfMemoryError | MemoryError)
 
 
 def _halve(args: Any) -> None:
