@@ -137,6 +137,24 @@ def test_steps_instead_of_answers_are_trained_on_too(paired, tiny_recipe):
         )
 
 
+def test_rows_of_a_step_that_are_split_otherwise_give_the_same_losses(paired, tiny_recipe):
+    """As people compare after running out of memory: trl#2175."""
+    from tunebook.runs.files import log_history
+    from tunebook.training.dpo import dpo
+
+    recipe = paired("split")
+    keys = {key: used for key, (_, used) in recipe.overrides.items() if key != "run"}
+    keys |= {"dpo.max_steps": 4, "dpo.loss_type": ["sigmoid"], "dpo.loss_weights": [1.0]}
+    traces = []
+    for rows, steps in ((4, 1), (2, 2), (1, 4)):
+        keys |= {"dpo.per_device_train_batch_size": rows, "dpo.gradient_accumulation_steps": steps}
+        dpo(load_recipe(tiny_recipe, run="split", overrides=keys), force=True)
+        traces.append([float(e["loss"]) for e in log_history(recipe.run_dir / "dpo") if "loss" in e])
+    assert len(traces[0]) == 4 and traces[0][-1] < traces[0][0] - 1e-3
+    assert traces[1] == pytest.approx(traces[0], abs=0.01)
+    assert traces[2] == pytest.approx(traces[0], abs=0.01)
+
+
 def test_a_missing_stage_names_its_command(tiny_recipe):
     from tunebook.training.dpo import dpo
 
