@@ -23,6 +23,7 @@ from tunebook.recipe.files import ROOT
 from tunebook.runs.manifest import recorded
 
 PAGES = ROOT / "resources" / "notebooks"
+WIDGET = "application/vnd.jupyter.widget-view+json"
 COLOURS = 32
 """Of a figure: a plot has few."""
 HOME = re.compile(r"/[\w/.-]+/\.cache/")
@@ -36,6 +37,9 @@ def page(path: Path, run: Path, note: str) -> tuple[str, dict[str, bytes]]:
     """
     notebook = nbformat.read(path, as_version=4)
     for cell in notebook.cells:
+        if "outputs" in cell:
+            # A page can draw no widget, such as the box in which one pages through items.
+            cell.outputs = [output for output in cell.outputs if WIDGET not in output.get("data", {})]
         for output in cell.get("outputs", []):
             if "text/html" in output.get("data", {}):
                 output.data["text/html"] = flush_left(output.data["text/html"])
@@ -51,8 +55,12 @@ def page(path: Path, run: Path, note: str) -> tuple[str, dict[str, bytes]]:
 
 
 def flush_left(html: str) -> str:
-    """HTML without empty lines and indents, of which Markdown would make paragraphs and code."""
-    return "\n".join(line.strip() for line in html.splitlines() if line.strip())
+    """HTML without empty lines and indents, of which Markdown would make paragraphs and code.
+
+    Nor with the `<p>` that transformers' table of losses opens and never closes: all below would be in it.
+    """
+    lines = [line.strip() for line in html.removesuffix("<p>").splitlines()]
+    return "\n".join(line for line in lines if line)
 
 
 def small(png: bytes) -> bytes:

@@ -20,7 +20,7 @@ from tunebook.recipe.errors import UserError, first_line, shorten
 from tunebook.recipe.files import ROOT, program
 from tunebook.recipe.secrets import scrubbed
 from tunebook.runs.files import disk_full_as_user_error
-from tunebook.runs.signals import TERMINATED
+from tunebook.runs.signals import INTERRUPTED, TERMINATED
 from tunebook.training import launch
 
 OUT_OF_MEMORY = (
@@ -28,9 +28,6 @@ OUT_OF_MEMORY = (
     "time (pairs.batch_size, evaluate.batch_size, evaluate.benchmarks.batch_size), fewer tokens "
     "(model.max_seq_length, max_new_tokens) or model.load_in_4bit=true; what was finished is kept"
 )
-
-INTERRUPTED = 130
-"""What Typer makes of a KeyboardInterrupt."""
 
 
 def main() -> None:

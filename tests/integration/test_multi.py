@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -66,17 +67,68 @@ def test_the_scripts_start_torchrun_with_the_commands_own_options(tmp_path, monk
     assert options.training_script_args == [command, "--run", "two", "--set", "a=b c"]
 
 
-def test_two_processes_train_as_one_and_end_together(recipe):
+# Stand-ins for two machines of a Slurm cluster: `srun` starts its command for each of them and hands SIGTERM
+# on, twice, as Slurm and `uv run` together do. Only the rows and SFT are real.
+STAND_INS = {
+    "scontrol": 'if [ "$1" = show ]; then echo 127.0.0.1; else echo "$*" >> CALLS; fi',
+    "srun": """
+shift
+pids=()
+for node in 0 1; do SLURM_NODEID=$node "$@" & pids+=($!); done
+trap 'kill -TERM "${pids[@]}"; sleep 0.3; kill -TERM "${pids[@]}" 2>/dev/null' TERM
+for pid in "${pids[@]}"; do
+    wait "$pid"; code=$?
+    while kill -0 "$pid" 2>/dev/null; do wait "$pid"; code=$?; done
+done
+exit $code""",
+    "uv": """
+shift
+case "$*" in *" pairs "*|*" dpo "*|*" evaluate "*) exit 0;; esac
+if [ "$1" = tunebook ]; then set -- python -m "$@"; fi
+shift
+exec PYTHON "$@\"""",
+}
+
+SLOW = """
+import torch, time
+whole = torch.Tensor.backward
+def backward(self, *args, **kwargs):
+    time.sleep(0.3)
+    return whole(self, *args, **kwargs)
+torch.Tensor.backward = backward
+"""
+
+
+def slurm_job(recipe: Path, folder: Path) -> subprocess.Popen[str]:
+    """The Slurm script on two machines of one process each, its steps slow enough to be interrupted."""
+    (folder / "bin").mkdir()
+    for name, source in STAND_INS.items():
+        program = folder / "bin" / name
+        source = source.replace("CALLS", str(folder / "calls")).replace("PYTHON", sys.executable)
+        program.write_text(f"#!/usr/bin/env bash\n{source}\n")
+        program.chmod(0o755)
+    (folder / "site").mkdir()
+    (folder / "site" / "sitecustomize.py").write_text(SLOW)
+    slurm = {"SLURM_JOB_NODELIST": "node-[a-b]", "SLURM_JOB_ID": "7", "SLURM_NNODES": "2"}
+    env = {k: v for k, v in os.environ.items() if k not in ("OMP_NUM_THREADS", "RANK")} | slurm
+    env |= {"PATH": f"{folder / 'bin'}:{env['PATH']}", "PYTHONPATH": str(folder / "site")}
+    script = ROOT / "resources" / "launch" / "slurm.sh"
+    with (folder / "slurm.log").open("w") as log:
+        return subprocess.Popen(["bash", script, str(recipe)], stdout=log, stderr=log, text=True, env=env)
+
+
+def test_two_processes_train_as_one_and_end_together(recipe, tmp_path):
     """One is killed: the other ends, one line says so.
 
-    The same command goes on, and the whole trace is that of one process.
+    Under Slurm it goes on, is preempted, and leaves a checkpoint of the step under way. The same command goes
+    on from there, and the whole trace is that of one process.
     """
     from tunebook.training.sft import sft
 
-    command = ("sft", "--recipe", str(recipe), "--run", "two")
+    command = ("sft", "--recipe", str(recipe))
     killed = two(*command)
-    run_dir = load_recipe(recipe, run="two").run_dir
-    deadline = time.monotonic() + 240
+    run_dir = load_recipe(recipe).run_dir
+    deadline = time.monotonic() + 480
     while not (run_dir / ".sft.partial" / "checkpoints" / "checkpoint-5" / "checksums.json").exists():
         assert killed.poll() is None and time.monotonic() < deadline, killed.communicate()[1][-2000:]
         time.sleep(0.02)
@@ -93,12 +145,28 @@ def test_two_processes_train_as_one_and_end_together(recipe):
     assert err.splitlines()[-1].startswith(line) and "Traceback" not in err and err.count("tunebook: ") == 1
     assert not (run_dir / "sft").exists()
 
+    job = slurm_job(recipe, tmp_path)
+    metrics = run_dir / ".sft.partial" / "metrics.jsonl"
+    at_kill = metrics.read_text().count("\n")
+    log = tmp_path / "slurm.log"
+    # The checkpoint's history is written again before the first new step.
+    while "Going on from" not in log.read_text() or metrics.read_text().count("\n") < at_kill + 2:
+        assert job.poll() is None and time.monotonic() < deadline, log.read_text()[-2000:]
+        time.sleep(0.02)
+    job.send_signal(signal.SIGUSR1)
+    assert job.wait(timeout=60) == 0, log.read_text()[-2000:]
+    assert (tmp_path / "calls").read_text() == "requeue 7\n"
+    assert "the step ended with exit code 143" in log.read_text() and "Traceback" not in log.read_text()
+    steps = max(json.loads(line)["step"] for line in metrics.read_text().splitlines())
+    assert (metrics.parent / "checkpoints" / f"checkpoint-{steps}" / "checksums.json").exists()
+    assert 6 < steps < 20
+
     again = two(*command)
     out, err = again.communicate(timeout=240)
     assert again.returncode == 0, err[-2000:]
     assert (
         out.count("Mask audit") == 1
-        and re.search(r"Going on from checkpoint-\d+", out)
+        and f"Going on from checkpoint-{steps} " in out
         and out.count("Wrote ") == 1
     )
     metrics = json.loads((run_dir / "sft" / "stage.json").read_text())["metrics"]

@@ -202,7 +202,7 @@ def test_a_gate_that_does_not_hold(spoken, tmp_path):
 
     Nothing is asked again, the rule and the figures are named.
     """
-    recipe = load_recipe()
+    recipe = load_recipe(overrides={"evaluate.retention": False})  # no other skills were asked for
     (recipe.run_dir / "sft" / "adapter").mkdir(parents=True)
     write_json(recipe.run_dir / "sft" / "stage.json", {"key": "k"})
     for name, right in (("base", "1111100000"), ("sft", "1000011100")):
@@ -224,7 +224,7 @@ def test_a_gate_that_does_not_hold(spoken, tmp_path):
         stage.dir.mkdir(parents=True)
         (stage.dir / "predictions.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
         write_json(stage.dir / "stage.json", {"key": stage.key, "summary": summarise(lines)})
-    code, said = spoken("evaluate --gate")
+    code, said = spoken("evaluate --gate --set evaluate.retention=false")
     assert (
         code == 2
         and said.startswith("tunebook: gate: sft against base: -10.0 points (95% interval ")

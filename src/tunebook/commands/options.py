@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from typer import Argument, Exit, Option, Typer
 from typer.core import TyperGroup
@@ -118,6 +118,10 @@ SetOption = Annotated[
     Option("--set", "-s", metavar="KEY=VALUE", help="Override a recipe key; may be repeated."),
 ]
 ForceOption = Annotated[bool, Option("--force", help="Run again though nothing has changed, from the start.")]
+EngineOption = Annotated[
+    Literal["local", "ray"],
+    Option("--engine", help="`ray`: on all machines of a Ray cluster, or all cores of this one."),
+]
 ResumeOption = Annotated[
     bool, Option("--resume/--no-resume", help="Go on from the last checkpoint of an interrupted run.")
 ]

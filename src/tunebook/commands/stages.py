@@ -12,6 +12,7 @@ from tunebook.commands.options import (
     BatchSizeOption,
     ContinueOption,
     ControlOption,
+    EngineOption,
     EpochsOption,
     ForceOption,
     FreshOption,
@@ -82,7 +83,11 @@ def run(
 
 @app.command(rich_help_panel=STEPS)
 def prepare(
-    recipe: RecipeOption = None, run: RunOption = None, set_: SetOption = None, force: ForceOption = False
+    recipe: RecipeOption = None,
+    run: RunOption = None,
+    set_: SetOption = None,
+    force: ForceOption = False,
+    engine: EngineOption = "local",
 ) -> None:
     """Read, check and write the data of a recipe.
 
@@ -94,7 +99,7 @@ def prepare(
 
     parsed = read_recipe(recipe, run, set_)
     print(parsed.describe())
-    prepare.show(prepare.prepare(parsed, force))
+    prepare.show(prepare.prepare(parsed, force, engine))
     print_done(parsed, "data", next_command(parsed, "prepare"))
 
 

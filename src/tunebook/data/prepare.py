@@ -5,12 +5,13 @@ uv run tunebook prepare --recipe smollm2-math
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import itertools
 import json
 from array import array
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +21,14 @@ from tunebook.checkers.check import Check
 from tunebook.data import aside, benchmark_items, images, similarity, sources
 from tunebook.data.checks import RowChecker
 from tunebook.data.own_answers import Texts, own_answers, own_answers_stage, with_own_answers
-from tunebook.data.rows import SPLITS, Reject, Row
+from tunebook.data.rows import SPLITS, Reject, Row, rejected
 from tunebook.data.storage import Quarantine, SplitFile, write_parquet
 from tunebook.recipe.errors import UserError, shorten
 from tunebook.recipe.overrides import switch
 from tunebook.recipe.sections import ChatSource, MMMathSource, Recipe
+from tunebook.runs import blocks
 from tunebook.runs.bars import Bar
+from tunebook.runs.blocks import Engine
 from tunebook.runs.files import file_hash
 from tunebook.runs.stage import Stage
 from tunebook.runs.tables import Table
@@ -43,10 +46,11 @@ COLUMNS = {
 }
 
 
-def prepare(recipe: Recipe, force: bool = False) -> dict[str, Any]:
+def prepare(recipe: Recipe, force: bool = False, engine: Engine = "local") -> dict[str, Any]:
     """Read, check and write a recipe's data, unless it lies there already; returns the stage's record.
 
-    Every row read ends in a split or in `quarantine.jsonl` with its reason.
+    Every row read ends in a split or in `quarantine.jsonl` with its reason. The files are the same, byte by
+    byte, whatever the engine.
 
     Raises UserError when a source cannot be read, when no training row is left, and when too many are put
     aside (`data.max_aside`).
@@ -58,7 +62,7 @@ def prepare(recipe: Recipe, force: bool = False) -> dict[str, Any]:
     texts = own_answers(recipe)
     with stage.open(resume=False) as folder, Quarantine(folder / "quarantine.jsonl") as put_aside:
         end_tokens = aside.EndTokens()
-        splits = _check(recipe, folder, texts, put_aside.add, end_tokens)
+        splits = _check(recipe, folder, texts, put_aside.add, end_tokens, engine)
         if not any(splits["train"].kept):
             raise UserError(f"no training row is left: {_why_none(put_aside)}")
         kept = sum(sum(split.kept) for split in splits.values())
@@ -136,25 +140,63 @@ def quarantine(recipe: Recipe, rows: int = 20) -> Table:
     return table if table.rows else Table("nothing was put aside")
 
 
+class Checking:
+    """What is done with a row by itself, where it may not be this process that does it.
+
+    Given what a source yields, it returns the row with its tokens counted, or the reject.
+    """
+
+    def __init__(self, recipe: Recipe, folder: Path) -> None:
+        check = Check(recipe.check)
+        self.checker = RowChecker(recipe.model, folder, recipe.data.refusals, recipe.data.train_on, check)
+
+    def __call__(self, item: Row | Reject) -> Row | Reject:
+        if isinstance(item, Reject):
+            return item
+        return self.checker.check(item) or item
+
+
+class Comparing:
+    """What can be said of a row of a split without the other rows of it, given as a numbered line of JSON.
+
+    That is whether it holds a held-out question, and else the hashes by which duplicates are found.
+    """
+
+    def __init__(self, recipe: Recipe, name: str, held_out: Iterable[Row], sample: Iterable[Row]) -> None:
+        data = recipe.data
+        self.checks = [similarity.Contamination(data.contamination, held_out).check]
+        if name == "train":
+            self.checks += [similarity.benchmarks(recipe).check, similarity.retention(recipe).check]
+        self.duplicates = similarity.Duplicates(data.near_duplicate, sample, data.duplicates)
+
+    def __call__(self, numbered: tuple[int, str]) -> Reject | similarity.Hashes | None:
+        row = Row(**json.loads(numbered[1]))
+        # The first check that rejects the row decides.
+        for check in self.checks:
+            reject = check(row)
+            if reject:
+                return reject
+        return self.duplicates.hashes(row)
+
+
 def _check(
     recipe: Recipe,
     folder: Path,
     texts: Texts,
     put_aside: Callable[[Reject], None],
     end_tokens: aside.EndTokens,
+    engine: Engine,
 ) -> dict[str, SplitFile]:
     """The rows of each split that pass every check; the others are put aside."""
     splits = {name: SplitFile(folder / f".{name}.jsonl") for name in SPLITS}
     # Rows are read, checked and written one by one: memory stays flat however many they are.
-    checker = RowChecker(
-        recipe.model, folder / "images", recipe.data.refusals, recipe.data.train_on, Check(recipe.check)
-    )
     read = sources.read(recipe, folder / "images")
     items = with_own_answers(read, texts, recipe.data.own_answers is not None)
-    for item in Bar(items, desc="checking", unit="row"):
-        reject = item if isinstance(item, Reject) else checker.check(item)
-        if reject:
-            put_aside(reject)
+    checking = functools.partial(Checking, recipe, folder / "images")
+    checked = blocks.each(items, checking, engine)
+    for _, item in Bar(checked, desc="checking", unit="row"):
+        if isinstance(item, Reject):
+            put_aside(item)
         else:
             splits[item.split].add(item)
             end_tokens.add(item)
@@ -163,37 +205,39 @@ def _check(
     held_out: list[SplitFile] = []
     for name in ("test", "val", "train"):
         rows = splits[name]
-        checks = [similarity.Contamination(recipe.data.contamination, _all_rows(held_out)).check]
-        if name == "train":
-            checks += [similarity.benchmarks(recipe).check, similarity.retention(recipe).check]
-        sample = rows.sample(similarity.SAMPLE)
-        data = recipe.data
-        checks.append(similarity.Duplicates(data.near_duplicate, sample, data.duplicates).check)
-        _compare(rows, checks, put_aside, f"comparing {name}")
+        held_out_rows: Iterable[Row] = _all_rows(held_out)
+        sample: Iterable[Row] = rows.sample(similarity.SAMPLE)
+        if engine == "ray":  # lists can be sent
+            held_out_rows, sample = list(held_out_rows), list(sample)
+        comparing = functools.partial(Comparing, recipe, name, held_out_rows, sample)
+        compared = blocks.each(rows.lines(f"comparing {name}"), comparing, engine)
+        _drop(rows, compared, similarity.Duplicates(recipe.data.near_duplicate), put_aside)
         held_out.append(rows)
     return splits
 
 
-def _compare(
+def _drop(
     rows: SplitFile,
-    checks: Sequence[Callable[[Row], Reject | None]],
+    compared: Iterable[tuple[tuple[int, str], Reject | similarity.Hashes | None]],
+    duplicates: similarity.Duplicates,
     put_aside: Callable[[Reject], None],
-    title: str,
 ) -> None:
-    """Put aside the rows that a check rejects; the first that does decides."""
-    for number, row in rows.rows(title):
-        for check in checks:
-            reject = check(row)
-            if reject:
-                rows.drop(number)
-                put_aside(reject)
-                break
+    """Put aside the rows that were rejected, and those that are like an earlier one of the split."""
+    for (number, line), finding in compared:
+        if isinstance(finding, Reject):
+            reject = finding
+        else:
+            match = duplicates.match(finding)
+            if match is None:
+                continue
+            reject = rejected(Row(**json.loads(line)), *match)
+        rows.drop(number)
+        put_aside(reject)
 
 
 def _all_rows(splits: list[SplitFile]) -> Iterator[Row]:
     for split in splits:
-        for _, row in split.rows():
-            yield row
+        yield from split.rows()
 
 
 def _write(split: SplitFile, path: Path, columns: dict[str, str]) -> dict[str, Any]:

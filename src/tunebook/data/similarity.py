@@ -14,6 +14,7 @@ import unicodedata
 from array import array
 from collections import Counter
 from collections.abc import Collection, Iterable
+from typing import NamedTuple
 
 from tunebook.data.benchmark_items import benchmark_items
 from tunebook.data.retention_items import retention_rows
@@ -82,6 +83,18 @@ NUMBERS = re.compile(
 )
 
 
+class Hashes(NamedTuple):
+    """What a row is compared by. They differ from process to process, unless PYTHONHASHSEED is set."""
+
+    source_id: str
+    text: int
+    question: set[int]
+    """Of the word 3-grams of the question; no other text has one of them."""
+    completion: set[int]
+    rarest: list[int]
+    """Those of all 3-grams that similar rows are looked up by."""
+
+
 class Duplicates:
     """Exact and near-duplicates among the rows seen so far.
 
@@ -107,31 +120,42 @@ class Duplicates:
 
     def check(self, row: Row) -> Reject | None:
         """Reject a duplicate, else remember the row."""
+        match = self.match(self.hashes(row))
+        return rejected(row, *match) if match else None
+
+    def hashes(self, row: Row) -> Hashes | None:
+        """What `match` needs of a row, which depends on no other; None where nothing is compared."""
         if self.compared == "none":
             return None
         completion = row.answer if self.compared == "prompt+completion" else ""
         text = hash((words(row.question), words(completion), *row.images))
-        if text in self.ids_by_text:
-            return rejected(row, "duplicate", f"of {self.ids_by_text[text]}")
-
-        # Where both are alike their union is as well, so that is what is looked up.
         of_question, of_completion = self._shingles(row)
-        shingles = of_question | of_completion
+        # Where both are alike their union is as well, so that is what is looked up.
+        rarest = self.shingles.rarest(of_question | of_completion)
+        return Hashes(row.source_id, text, of_question, of_completion, rarest)
+
+    def match(self, hashes: Hashes | None) -> tuple[str, str] | None:
+        """Reason and detail when a row is like an earlier one; else it is remembered."""
+        if hashes is None:
+            return None
+        if hashes.text in self.ids_by_text:
+            return "duplicate", f"of {self.ids_by_text[hashes.text]}"
+
         # All of them, so that the one which is named depends on no order.
         similar = []
-        for number in self.shingles.lookup(self.shingles.rarest(shingles)):
+        for number in self.shingles.lookup(hashes.rarest):
             others = self.shingles.sets[number]
             theirs = self.of_question[number]
-            questions_alike = self._alike(of_question, others, theirs)
-            if questions_alike and self._alike(of_completion, others, len(others) - theirs):
+            questions_alike = self._alike(hashes.question, others, theirs)
+            if questions_alike and self._alike(hashes.completion, others, len(others) - theirs):
                 similar.append(self.source_ids[number])
         if similar:
-            return rejected(row, "near-duplicate", f"of {min(similar)}")
+            return "near-duplicate", f"of {min(similar)}"
 
-        self.ids_by_text[text] = row.source_id
-        self.source_ids.append(row.source_id)
-        self.of_question.append(len(of_question))
-        self.shingles.add(shingles)
+        self.ids_by_text[hashes.text] = hashes.source_id
+        self.source_ids.append(hashes.source_id)
+        self.of_question.append(len(hashes.question))
+        self.shingles.add(hashes.question | hashes.completion, hashes.rarest)
         return None
 
     def _alike(self, shingles: set[int], others: array[int], size: int) -> bool:
@@ -183,7 +207,7 @@ class Contamination:
         step = len(questions) // SAMPLE + 1
         self.ngrams = _Index(threshold, questions[::step])
         for question in questions:
-            self.ngrams.add(question)
+            self.ngrams.add(question, self.ngrams.rarest(question))
 
     def check(self, row: Row) -> Reject | None:
         """Reject a row that holds a held-out question or image."""
@@ -234,11 +258,11 @@ class _Index:
         in_order = sorted(hashes, key=lambda member: (self.frequency[member], member))
         return in_order[: len(hashes) - math.ceil(self.threshold * len(hashes)) + 1]
 
-    def add(self, hashes: Collection[int]) -> None:
-        """Remember a set; its number is its place in `sets`."""
+    def add(self, hashes: Collection[int], rarest: Iterable[int]) -> None:
+        """Remember a set, to be found by its rarest members; its number is its place in `sets`."""
         number = len(self.sets)
         self.sets.append(array("q", hashes))
-        for member in self.rarest(hashes):
+        for member in rarest:
             if member in self.first_set:
                 self.further_sets.setdefault(member, []).append(number)
             else:

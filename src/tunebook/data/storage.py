@@ -130,21 +130,24 @@ class SplitFile:
         """Keep a row no longer."""
         self.kept[number] = False
 
-    def lines(self) -> Iterator[tuple[int, str]]:
-        """The rows that are kept, numbered, as lines of JSON."""
+    def lines(self, title: str = "") -> Iterator[tuple[int, str]]:
+        """The rows that are kept, numbered, as lines of JSON; with a title their progress is shown."""
         self.out.flush()  # the last rows may still be in its buffer
-        with self.path.open(encoding="ascii") as lines:
+        count = sum(self.kept)
+        hidden = not title or not count
+        with (
+            self.path.open(encoding="ascii") as lines,
+            Bar(desc=title, unit="row", total=count, disable=hidden) as progress,
+        ):
             for number, line in enumerate(lines):
                 if self.kept[number]:
                     yield number, line
+                    progress.update()
 
-    def rows(self, title: str = "") -> Iterator[tuple[int, Row]]:
-        """The rows that are kept, numbered; with a title their progress is shown."""
-        count = sum(self.kept)
-        hidden = not title or not count
-        lines = Bar(self.lines(), desc=title, unit="row", total=count, disable=hidden)
-        for number, line in lines:
-            yield number, Row(**json.loads(line))
+    def rows(self) -> Iterator[Row]:
+        """The rows that are kept."""
+        for _, line in self.lines():
+            yield Row(**json.loads(line))
 
     def sample(self, size: int) -> Iterator[Row]:
         """About so many of the rows, taken from all over."""

@@ -49,6 +49,21 @@ def same_for_all(value: Any) -> Any:
     return broadcast_object_list([value])[0]
 
 
+def highest_of_all(number: int, device: Any) -> int:
+    """The highest of the numbers that the processes have, in every process.
+
+    Args:
+        device: On which the processes talk to each other: the GPU with NCCL.
+    """
+    if world_size() == 1:
+        return number
+    import torch
+
+    highest = torch.tensor(number, device=device)
+    torch.distributed.all_reduce(highest, op=torch.distributed.ReduceOp.MAX)
+    return int(highest)
+
+
 def environment() -> dict[str, Any]:
     """Code, versions and hardware that a result depends on."""
     lock = ROOT / "uv.lock"

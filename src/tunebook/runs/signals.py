@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, NoReturn
 
 SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)]
+INTERRUPTED = 130  # what Typer makes of a KeyboardInterrupt
 TERMINATED = 143  # 128 + SIGTERM, as a shell has it
 
 

@@ -19,7 +19,7 @@ from tunebook.recipe.errors import UserError, one_line
 from tunebook.recipe.overrides import switch
 from tunebook.runs import signals
 from tunebook.runs.files import read_json, tokens_seen
-from tunebook.runs.machine import rank, same_for_all, world_size
+from tunebook.runs.machine import highest_of_all, rank, same_for_all, world_size
 from tunebook.runs.tables import Table
 from tunebook.training.arguments import REFUSALS, halve_batch
 from tunebook.training.callbacks import last_checkpoint
@@ -162,12 +162,11 @@ def _checkpoint_on_interrupt(trainer: Any) -> Iterator[None]:
     """The first Ctrl-C ends the training after the step under way, with a checkpoint; the second one at once.
 
     So do SIGTERM and SIGUSR1, which a cluster sends before it takes the machine away; the exit code is 143.
-
-    Of several processes each would stop at a step of its own: there the last checkpoint has to do.
+    Several processes end after the same step, also when only one of them was told.
     """
     from transformers import TrainerCallback
 
-    if world_size() > 1 or threading.current_thread() is not threading.main_thread():
+    if threading.current_thread() is not threading.main_thread():
         yield
         return
 
@@ -176,6 +175,7 @@ def _checkpoint_on_interrupt(trainer: Any) -> Iterator[None]:
         stopped = False
 
         def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            self.interrupted = highest_of_all(self.interrupted, args.device)
             if self.interrupted and state.global_step < state.max_steps:
                 self.stopped = control.should_save = control.should_training_stop = True
 
@@ -184,7 +184,8 @@ def _checkpoint_on_interrupt(trainer: Any) -> Iterator[None]:
     def interrupt(number: int, frame: Any) -> None:
         if stop.interrupted:
             # Plain papermill sends SIGTERM 2.5 seconds after Ctrl-C: the step goes on, until SIGKILL after 5.
-            if number == signal.SIGINT:
+            # Of several processes torchrun ends all when one has to go at once.
+            if number == signal.SIGINT and world_size() == 1:
                 raise KeyboardInterrupt
             return
         stop.interrupted = number
