@@ -62,7 +62,8 @@ def serving(
 
     lock = threading.Lock()
     running = ThreadingHTTPServer(("127.0.0.1", port), Handler)
-    thread = threading.Thread(target=running.serve_forever)
+    # It looks so often (in seconds) whether it is to end.
+    thread = threading.Thread(target=running.serve_forever, args=(0.05,))
     thread.start()
     try:
         yield f"http://127.0.0.1:{running.server_port}/v1"

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
+import threading
+from collections import Counter
+from functools import partial
 from types import SimpleNamespace
 
 import answering
@@ -131,6 +135,25 @@ def test_addresses_are_asked_in_turn_and_one_that_is_gone_is_left_out(capsys):
     assert capsys.readouterr().out.count(f"Warning: {gone} does not answer and is left out; 1 go on") == 1
     with pytest.raises(UserError, match=f"{gone} does not answer: start it"):
         all_answers(ServerConfig(url=gone, model="m", retries=0), prompts, Sampling(4))
+
+
+def test_64_addresses_are_kept_busy():
+    """No server answers before all of them have been asked, and none is asked more than another."""
+    all_asked = threading.Barrier(64, timeout=60)
+    asked = Counter()
+
+    def reply(number, _):
+        asked[number] += 1
+        all_asked.wait()
+        return "yes"
+
+    prompts = [[{"role": "user", "content": str(i)}] for i in range(192)]
+    with contextlib.ExitStack() as stack:
+        urls = [stack.enter_context(answering.serving(partial(reply, number))) for number in range(64)]
+        server = ServerConfig(url=urls, model="m", retries=0, concurrency=64)
+        answers = all_answers(server, prompts, Sampling(4))
+    assert {answer.text for answer in answers.values()} == {"yes"} and len(answers) == 192
+    assert asked == dict.fromkeys(range(64), 3)
 
 
 def test_a_server_answers_for_every_model_by_its_name():
