@@ -19,14 +19,14 @@ BOTH = re.compile(r"Question:\n(.*)\n\nAnswer A:\n(.*)\n\nAnswer B:\n(.*)\n\nWhi
 @contextlib.contextmanager
 def serving(
     answer: Callable[[str], str | None],
-    score: Callable[[dict[str, Any]], list[float | None] | None] = lambda asked: None,
+    score: Callable[[dict[str, Any]], dict[str, float] | None] = lambda asked: None,
     counts: int = 100,
     port: int = 0,
 ) -> Iterator[str]:
     """Yields the address of a server that says `answer(last message)`, and refuses a prompt by None.
 
-    `score(request)` gives the log-probabilities of a prompt's tokens, which are echoed; `counts` is the
-    number of tokens that it says of each prompt.
+    `score(request)` gives the log-probabilities of the next token; `counts` is the number of tokens that it
+    says of each prompt.
     """
 
     class Handler(BaseHTTPRequestHandler):
@@ -50,7 +50,8 @@ def serving(
 
     def reply_to(asked):
         if "messages" not in asked:
-            logprobs = {"token_logprobs": score(asked)}
+            likely = score(asked)
+            logprobs = likely and {"top_logprobs": [likely]}
             choice = {"index": 0, "text": "", "finish_reason": "length", "logprobs": logprobs}
             return {"id": "x", "object": "text_completion", "created": 0, "model": "m", "choices": [choice]}
         text = answer(asked["messages"][-1]["content"])

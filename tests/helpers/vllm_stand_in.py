@@ -52,20 +52,24 @@ def options() -> argparse.Namespace:
     return parser.parse_args(sys.argv[2:])
 
 
-def score(asked: dict) -> list[float | None] | None:
-    """The log-probabilities of an answer in the reference; those of the prompt are made up."""
+def score(asked: dict) -> dict[str, float] | None:
+    """The log-probability of the next token of an answer in the reference."""
     path = Path(os.environ.get("STAND_IN_REFERENCE", "none"))
     if not path.exists():
         return None
     reference = json.loads(path.read_text())
-    model = "base" if "STAND_IN_WITHOUT_ADAPTERS" in os.environ else asked["model"]
-    tokens = asked["prompt"]
-    for name, answers in reference["answers"].items():
-        for prompt, answer, logps in zip(
-            reference["prompts"], answers, reference["logps"][name][model], strict=True
-        ):
-            if prompt + answer == tokens and name == asked["model"]:
-                return [None, *[-1.0] * (len(prompt) - 1), *logps, -1.0]
+    name = asked["model"]
+    model = "base" if "STAND_IN_WITHOUT_ADAPTERS" in os.environ else name
+    return next_token(reference, name, model, asked["prompt"])
+
+
+def next_token(reference: dict, name: str, model: str, tokens: list[int]) -> dict[str, float] | None:
+    """How likely `model` finds the next token of an answer of `name`, as vLLM says it."""
+    rows = zip(reference["prompts"], reference["answers"][name], reference["logps"][name][model], strict=True)
+    for prompt, answer, logps in rows:
+        at = len(tokens) - len(prompt)
+        if 0 <= at < len(answer) and prompt + answer[:at] == tokens:
+            return {f"token_id:{answer[at]}": logps[at]}
     return None
 
 

@@ -112,6 +112,12 @@ def test_the_reason_of_an_end_is_found_in_the_log(text, tmp_path):
     assert vllm.reason(tmp_path / "log") == LOGS[text]
 
 
+def test_the_line_that_lives_has_what_vllm_says_without_its_prefixes():
+    said = "(EngineCore_DP0 pid=7) INFO 11-27 00:27:50 [model.py:733] Resolved architecture: LlamaForCausalLM"
+    assert vllm.PREFIX.sub("", said) == "Resolved architecture: LlamaForCausalLM"
+    assert vllm.PREFIX.sub("", "Loading weights: 50%") == "Loading weights: 50%"
+
+
 def test_addresses_are_asked_in_turn_and_one_that_is_gone_is_left_out(capsys):
     prompts = [[{"role": "user", "content": str(i)}] for i in range(6)]
     seen = {"first": [], "second": []}

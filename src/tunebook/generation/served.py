@@ -1,7 +1,8 @@
 """Does a server have the model that is needed? Its log-probabilities of a few short answers say it.
 
-The answers are the model's own, greedily, and both compute them token by token (teacher forcing): the model
-here, and the server by `echo` and `logprobs` of OpenAI's completions, as vLLM and SGLang have them.
+The answers are the model's own, greedily, and both are asked how likely their tokens are, each after those
+before it (teacher forcing): the model here, and the server for one token at a time by OpenAI's completions
+with `logprobs`, as vLLM and SGLang have them.
 """
 
 from __future__ import annotations
@@ -23,6 +24,9 @@ from tunebook.runs.stage import adapter_key
 
 TOKENS = 32
 """Of each answer."""
+
+POSITIONS = 8
+"""Tokens of each answer that a server is asked for, spread evenly."""
 
 NOISE = 0.01
 """A mean difference of a token's log-probability that says nothing: bfloat16 against float32 made 0.005 on
@@ -55,6 +59,8 @@ class Reference:
     """Token ids."""
     answers: dict[str, list[list[int]]]
     """The token ids of each model's greedy answers."""
+    texts: dict[str, list[list[str]]]
+    """The same tokens as texts, by which some servers name them."""
     logps: dict[str, dict[str, list[list[float]]]]
     """Of the answers of one model under each model: `logps["sft"]["base"]`."""
 
@@ -76,10 +82,12 @@ def reference(
     ids = [text(prompt, add_special_tokens=False)["input_ids"] for prompt in rendered]
     # 1) what each model says
     answers: dict[str, list[list[int]]] = {}
+    texts: dict[str, list[list[str]]] = {}
     logps: dict[str, dict[str, list[list[float]]]] = {}
     for name in names:
         with local(model, tokenizer, _adapter(name)) as source:
             answers[name] = _short_answers(source, prompts)
+            texts[name] = [[text.decode([token]) for token in answer] for answer in answers[name]]
             ends = sorted(end_ids(source))
     # 2) how likely that is to each model: a server that has another one is then told by its name
     for name in names:
@@ -100,6 +108,7 @@ def reference(
         chat_template=tokenizer.chat_template,
         prompts=ids,
         answers=answers,
+        texts=texts,
         logps=logps,
     )
 
@@ -107,7 +116,8 @@ def reference(
 def reference_key(recipe: Recipe, names: list[str], prompts: list[Messages]) -> str:
     """What a reference depends on."""
     adapters = {name: adapter_key(recipe, name) for name in names}
-    return fingerprint([recipe.model.model_dump(mode="json"), adapters, prompts])
+    content = list(Reference.__dataclass_fields__)  # a file of another version is made anew
+    return fingerprint([recipe.model.model_dump(mode="json"), adapters, prompts, content])
 
 
 def read_reference(path: Path, key: str) -> Reference | None:
@@ -169,12 +179,12 @@ def compare(
     for url in server.urls:
         one = server.model_copy(update={"url": url})
         _refuse_other_prompts(one, measured, prompts)
-        scores = _scores(one, measured, name)
-        if scores is None:
-            return {"checked": False, "why": f"{url} gives no log-probabilities of a prompt"}
+        likely = _likely_tokens(one, measured, name)
+        if likely is None:
+            return {"checked": False, "why": f"{url} gives no log-probabilities"}
         differences = {}
-        for other, logps in measured.logps[name].items():
-            differences[other] = _mean_difference(scores, logps)
+        for other in measured.logps[name]:
+            differences[other] = _mean_difference(likely, measured, name, other)
         _refuse_other_model(one, name, differences, LIMIT_4_BIT if in_4_bit else LIMIT)
         worst = max(worst, differences[name])
     return {"checked": True, "mean_logp_difference": worst}
@@ -197,30 +207,48 @@ def _refuse_other_prompts(server: ServerConfig, measured: Reference, prompts: li
             )
 
 
-def _scores(server: ServerConfig, measured: Reference, name: str) -> list[list[float]] | None:
-    """The server's log-probabilities of the answers' tokens; None where it gives none."""
+Place = tuple[int, int]
+"""The number of an answer, and of a token in it."""
+
+
+def _likely_tokens(
+    server: ServerConfig, measured: Reference, name: str
+) -> dict[Place, dict[str, float]] | None:
+    """What the server finds likely at some places of the model's answers; None where it does not say."""
     client = Client(server)
-    answers = measured.answers[name]
+    places = []
+    for i, answer in enumerate(measured.answers[name]):
+        count = min(POSITIONS, len(answer))
+        places += [(i, k * len(answer) // count) for k in range(count)]
     jobs = []
-    for i, prompt in enumerate(measured.prompts):
-        tokens = prompt + answers[i]
-        jobs.append((i, lambda tokens=tokens: client.score(tokens)))
-    scores: list[list[float]] = [[] for _ in answers]
-    for i, future in client.run(jobs):
+    for number, (i, at) in enumerate(places):
+        tokens = measured.prompts[i] + measured.answers[name][i][:at]
+        jobs.append((number, lambda tokens=tokens: client.next_token(tokens)))
+    likely = {}
+    for number, future in client.run(jobs):
         try:
-            logps = future.result()
-        except UserError:  # it knows no completions, no `echo`, or no token ids; a chat it has just answered
+            candidates = future.result()
+        except UserError:  # it knows no completions, or no token ids; a chat it has just answered
             return None
-        if logps is None:
+        if candidates is None:
             return None
-        scores[i] = logps[-len(answers[i]) :]
-    return scores
+        likely[places[number]] = candidates
+    return likely
 
 
-def _mean_difference(ours: list[list[float]], theirs: list[list[float]]) -> float:
+def _mean_difference(
+    likely: dict[Place, dict[str, float]], measured: Reference, name: str, other: str
+) -> float:
+    """Between the server and a model here, of the log-probabilities of the tokens of `name`'s answers."""
     differences = []
-    for first, second in zip(ours, theirs, strict=True):
-        differences += [abs(a - b) for a, b in zip(first, second, strict=True)]
+    for (i, at), candidates in likely.items():
+        expected = measured.logps[name][other][i][at]
+        token = f"token_id:{measured.answers[name][i][at]}"
+        value = candidates.get(token, candidates.get(measured.texts[name][i][at]))
+        if value is None:  # less likely than all that are named
+            differences.append(max(0.0, expected - min(candidates.values())))
+        else:
+            differences.append(abs(value - expected))
     return fmean(differences)
 
 

@@ -32,6 +32,9 @@ REFUSED = 16
 MAX_CHARACTERS = 200_000
 """Of an answer; a longer one counts as cut off."""
 
+CANDIDATES = 20
+"""Likeliest tokens that are asked for: as many as vLLM gives."""
+
 CHARACTERS_A_TOKEN = 3.5
 """For an estimate of what a request takes; the server's own count comes after it."""
 
@@ -155,18 +158,19 @@ class Client:
         self.usage.add(answer.prompt_tokens, answer.tokens)
         return answer
 
-    async def score(self, tokens: list[int]) -> list[float] | None:
-        """The log-probability of each token after those before it, from the second one on.
+    async def next_token(self, tokens: list[int]) -> dict[str, float] | None:
+        """The likeliest tokens after these with their log-probabilities; None from a server that says none.
 
-        With `echo` a server says those of the prompt too. None from one that does not.
+        By `token_id:7` (vLLM) or by their text.
         """
 
         async def request(client: openai.AsyncOpenAI) -> Any:
-            # One new token, which is left out: not every server takes 0.
-            options: Any = {"prompt": tokens, "echo": True, "logprobs": 1, "max_tokens": 1, "temperature": 0}
-            return await client.completions.create(model=self.server.model, **options)
+            # Not `echo`, which would say all at once: with adapters vLLM 0.32 ends by it on a CPU.
+            options: Any = {"prompt": tokens, "logprobs": CANDIDATES, "max_tokens": 1, "temperature": 0}
+            body = {"return_tokens_as_token_ids": True}
+            return await client.completions.create(model=self.server.model, **options, extra_body=body)
 
-        return await self._request(request, partial(_echoed, len(tokens)))
+        return await self._request(request, _candidates)
 
     async def _request(
         self, request: Callable[[openai.AsyncOpenAI], Awaitable[Any]], read: Callable[[Any], Result]
@@ -301,15 +305,12 @@ def _answer(reply: Any) -> Answer:
     )
 
 
-def _echoed(length: int, reply: Any) -> list[float] | None:
-    """The log-probabilities of a prompt of `length` tokens but its first, as far as they are there."""
+def _candidates(reply: Any) -> dict[str, float] | None:
+    """The likeliest tokens of a completion's first place, as far as they are there."""
     choices = getattr(reply, "choices", None)
     logprobs = getattr(choices[0], "logprobs", None) if choices else None
-    values = getattr(logprobs, "token_logprobs", None) or []
-    numbers = values[1:length]
-    if len(numbers) != length - 1 or not all(isinstance(number, int | float) for number in numbers):
-        return None
-    return [float(number) for number in numbers]
+    places = getattr(logprobs, "top_logprobs", None)
+    return dict(places[0]) if places and places[0] else None
 
 
 def _count(usage: Any, name: str) -> int:

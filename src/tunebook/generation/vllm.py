@@ -39,6 +39,9 @@ no `SupportsLoRA`."""
 REASON = re.compile(r"(?:\b\w*(?:Error|Exception)|\berror): .+")
 """Why a program has ended, behind vLLM's prefixes of process and time; `error: ` is argparse's."""
 
+PREFIX = re.compile(r"^(?:\([^)]*\) )?(?:[A-Z]+ [\d-]+ [\d:]+ \[[^\]]*\] )?")
+"""What vLLM puts before a line of its log: process, level, time and place."""
+
 OTHERS_REASON = ("Engine core initialization failed", "SystemExit")
 """What only says that another process of vLLM has failed, whose reason stands further up."""
 
@@ -185,7 +188,8 @@ def _environment() -> dict[str, str]:
 def _wait(process: subprocess.Popen[bytes], port: int, seconds: float, log: Path) -> None:
     """Until it answers, with a line that lives."""
     end = time.monotonic() + seconds
-    with tqdm(desc="vLLM starts", bar_format="{desc} [{elapsed}] {postfix}") as line:
+    said = ""
+    with tqdm(desc="vLLM starts", bar_format="{desc} [{elapsed}]") as line:
         while not _answers(port):
             if process.poll() is not None:
                 raise UserError(f"vLLM does not start: {reason(log)} (all of it in {log})")
@@ -194,8 +198,13 @@ def _wait(process: subprocess.Popen[bytes], port: int, seconds: float, log: Path
                     f"vLLM does not answer after {seconds:.0f} s (its log: {log}): "
                     "raise generate.start_timeout, or set generate.engine=transformers"
                 )
-            line.set_postfix_str(shorten(_last_line(log), 60))
-            time.sleep(0.2)
+            doing = PREFIX.sub("", _last_line(log))
+            line.set_description_str(f"vLLM starts: {shorten(doing, 60)}" if doing else "vLLM starts", False)
+            # In a terminal the time goes on; a file gets a line when there is something new.
+            if doing != said or sys.stderr.isatty():
+                line.refresh()
+            said = doing
+            time.sleep(0.5)
 
 
 def _answers(port: int) -> bool:
