@@ -74,8 +74,11 @@ class Progress:
         # The first step with its tokens, and the first number of answers that were seen, each with its time.
         self.first_step: tuple[int, float, float] | None = None
         self.first_answers: dict[Path, tuple[int, float]] = {}
-        # The newest step that was seen, and when it came: until the next one nothing is timed anew.
+        # The newest ones that were seen, and when they came: until the next nothing is timed anew.
         self.newest_step: tuple[int, float] | None = None
+        self.newest_answers: dict[Path, tuple[int, float]] = {}
+        # How many answers a file will have.
+        self.totals: dict[Path, int] = {}
         self.last = ""
         # How many steps of a training were timed, and what each took in the mean.
         self.timed_steps, self.step_s = 0, 0.0
@@ -121,7 +124,7 @@ class Progress:
         return ", ".join(parts)
 
     def _answers(self, folder: Path, now: float) -> str:
-        """How many answers there are, and how fast they come."""
+        """How many answers there are, how fast they come, and the time left."""
         # A stage writes one of them at a time.
         for file in ANSWERS:
             path = folder / file
@@ -129,12 +132,25 @@ class Progress:
                 continue
             with path.open("rb") as lines:
                 count = sum(1 for _ in lines)
+            # It is gone when all are there, while the stage may go on with other questions.
+            if total := read_json(folder / "progress.json").get("answers"):
+                self.totals[path] = total
             first, since = self.first_answers.setdefault(path, (count, now))
-            if count > first and now > since:
-                speed = (count - first) / (now - since)
-                stage = folder.name.strip(".").removesuffix(".partial")
-                return f"{self.name:9} {stage}: {count} answers, {speed:.1f} a second"
+            if count != self.newest_answers.get(path, (0, 0.0))[0]:
+                self.newest_answers[path] = count, now
+            seconds = self.newest_answers[path][1] - since
+            if count > first and seconds > 0:
+                return self._rate(path, folder, count, (count - first) / seconds)
         return ""
+
+    def _rate(self, path: Path, folder: Path, count: int, speed: float) -> str:
+        stage = folder.name.strip(".").removesuffix(".partial")
+        total = self.totals.get(path)
+        if not total:
+            return f"{self.name:9} {stage}: {count} answers, {speed:.1f} a second"
+        line = f"{self.name:9} {stage}: {count} of {total} answers, {speed:.1f} a second"
+        left = total - count
+        return f"{line}, about {minutes(left / speed)} left" if left else line
 
 
 def _newest_loss(path: Path) -> dict[str, Any] | None:

@@ -55,6 +55,45 @@ def test_answers_say_how_fast_they_come(tmp_path):
     assert progress.line([folder], 30) == "evaluate  base: 100 answers, 2.0 a second"
 
 
+def test_answers_of_a_known_number_say_what_is_left(tmp_path):
+    folder = tmp_path / ".base.partial"
+    folder.mkdir()
+    progress = following.Progress("evaluate")
+    answers, known = folder / "predictions.jsonl", folder / "progress.json"
+    known.write_text('{"answers": 220}')
+    answers.write_text("{}\n" * 40)
+    assert progress.line([folder], 0) == ""
+    answers.write_text("{}\n" * 100)
+    assert progress.line([folder], 30) == "evaluate  base: 100 of 220 answers, 2.0 a second, about 1 min left"
+    assert progress.line([folder], 50) == ""  # nothing has come since
+    answers.write_text("{}\n" * 220)
+    assert progress.line([folder], 90) == "evaluate  base: 220 of 220 answers, 2.0 a second"
+    known.unlink()
+    assert progress.line([folder], 150) == ""  # other questions are asked
+
+
+def test_the_number_of_answers_to_come_is_known_while_they_come(tmp_path, monkeypatch):
+    from contextlib import nullcontext
+
+    from tunebook.generation import generate
+    from tunebook.generation.answers import Answer, Sampling
+
+    path = tmp_path / "predictions.jsonl"
+    seen = []
+
+    def asked(source, prompts, *_, **__):
+        seen.append((path.with_name("progress.json")).read_text())
+        yield {i: Answer("yes", 1, False) for i in range(len(prompts))}
+
+    monkeypatch.setattr(generate, "generate", asked)
+    prompts = [[{"role": "user", "content": "?"}]] * 3
+    records = generate.answer_file(
+        path, nullcontext(None), prompts, Sampling(1), lambda i, answer: {"text": answer.text}, "x"
+    )
+    assert len(records) == 3 and json.loads(seen[0]) == {"answers": 3}
+    assert not path.with_name("progress.json").exists()
+
+
 def test_lines_come_while_the_block_runs(tmp_path, monkeypatch):
     monkeypatch.setattr(following, "LOOK_S", 0.01)
     folder = tmp_path / ".sft.partial"

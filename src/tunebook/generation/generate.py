@@ -15,7 +15,7 @@ from tunebook.generation.server import answers_from_server
 from tunebook.models.chat_template import Messages
 from tunebook.recipe.sections import ServerConfig
 from tunebook.runs.bars import Bar
-from tunebook.runs.files import ANSWERS_KEY, fingerprint, intact, read_jsonl, write_text
+from tunebook.runs.files import ANSWERS_KEY, fingerprint, intact, read_jsonl, write_json, write_text
 
 
 class AnswerFile:
@@ -94,9 +94,11 @@ def answer_file(
     even opened when all is there. `usage` counts what a server has answered, in this run and before. `before`
     gets the answers that come together, before they are recorded.
     """
+    progress = path.with_name("progress.json")
     with AnswerFile(path, usage=usage) as file:
         done = set(file)
         if len(done) < len(prompts):
+            write_json(progress, {"answers": len(prompts)})
             with source as asked:
                 for batch in generate(asked, prompts, sampling, images, skip=done, label=label, usage=usage):
                     if before:
@@ -109,6 +111,7 @@ def answer_file(
                             line |= {"tokens_in": answer.prompt_tokens, "tokens_out": answer.tokens}
                         records.append(line)
                     file.write(records)
+    progress.unlink(missing_ok=True)
     return read_records(path)
 
 
