@@ -3,7 +3,7 @@
     uv run python scripts/damage.py --layer 20 --scale 4
 
 The run `<run>-damaged` is a copy of a finished one; its base and SFT answers are kept. The task's rule asks
-whether the damaged model is still better than the base, the other one whether other skills are as they were.
+whether the damaged model is still better than the base, the other one whether other skills are as after SFT.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 import shutil
 from pathlib import Path
+from typing import Annotated
 
 import typer
 
@@ -45,8 +46,8 @@ def damage(stage: Path, layer: int, scale: float) -> int:
 
 
 def main(
-    layer: int,
-    scale: float,
+    layer: Annotated[int, typer.Option(help="The number of the layer.")],
+    scale: Annotated[float, typer.Option(help="What its part of the adapter is multiplied by.")],
     recipe: str = DEFAULT,
     run: str | None = None,
     stage: str = "dpo",
@@ -56,7 +57,7 @@ def main(
     name = f"{whole.run_dir.name}-damaged"
     rules = [
         {"first": "base", "second": stage, "at_least": 0},
-        {"suite": "retention", "first": "base", "second": stage, "at_least": margin},
+        {"suite": "retention", "first": "sft", "second": stage, "at_least": margin},
     ]
     copy = load_recipe(recipe, run=name, overrides={"evaluate.retention": True, "evaluate.gate": rules})
     shutil.rmtree(copy.run_dir, ignore_errors=True)

@@ -2,8 +2,8 @@
 
 uv run python scripts/record.py runs/smollm2-math
 
-The tables of the default recipe's run go into README and docs/results.md, those of all runs of
-`smollm2-instructions` into docs/own-answers.md.
+The tables of the default recipe's run go into README and docs/results.md, as do those of the retention suite
+of `smollm2-math-retention`; those of all runs of `smollm2-instructions` go into docs/own-answers.md.
 """
 
 import json
@@ -18,6 +18,8 @@ from tunebook.recipe.sections import DEFAULT
 
 ROOT = Path(__file__).parents[1]
 MARKS = ("<!-- results -->\n", "<!-- /results -->")
+MARKS_ELSEWHERE = ("<!-- elsewhere -->\n", "<!-- /elsewhere -->")
+ELSEWHERE = f"{DEFAULT}-retention"
 
 
 def section(folder: Path) -> str:
@@ -48,12 +50,6 @@ def details(folder: Path) -> str:
         "The same items, pair by pair (differences in points):",
         tables.comparison_table(summary["comparisons"]).markdown(),
     ]
-    if "retention" in summary:
-        paragraphs += [
-            "What the task gained and what other skills lost (retention suite), as the report card begins:",
-            first_screen.sentence(summary),
-            first_screen.overview(summary).markdown(),
-        ]
     if (folder / "parity.json").exists():
         rows = json.loads((folder / "parity.json").read_text())
         paragraphs += [
@@ -62,6 +58,13 @@ def details(folder: Path) -> str:
             tables.parity_table(rows).markdown(),
         ]
     return "\n\n".join(paragraphs) + "\n"
+
+
+def elsewhere(folder: Path) -> str:
+    """What docs/results.md says of a recorded run with the retention suite: how its report card begins."""
+    summary = json.loads((folder / "summary.json").read_text())
+    quoted = f"> {first_screen.sentence(summary)}"
+    return "\n\n".join([quoted, first_screen.overview(summary).markdown()]) + "\n"
 
 
 def together(folders: list[Path]) -> str:
@@ -129,21 +132,26 @@ def keep(run: Path) -> Path:
 
 def publish(run: Path, folder: Path) -> None:
     """Of the default recipe's run also curves, figures and report; its tables go into README and docs."""
-    for name in ("sft/metrics.jsonl", "report.md"):
-        shutil.copy(run / name, folder / Path(name).name)
-    shutil.copytree(run / "figures", folder / "figures", dirs_exist_ok=True)
+    shutil.copy(run / "sft" / "metrics.jsonl", folder)
+    keep_report(run, folder)
     if (run / "export" / "parity.json").exists():
         shutil.copy(run / "export" / "parity.json", folder)
     write_between_marks("README.md", section(folder))
     write_between_marks("docs/results.md", details(folder))
 
 
-def write_between_marks(name: str, text: str) -> None:
+def keep_report(run: Path, folder: Path) -> None:
+    """Copy a run's report card with its figures."""
+    shutil.copy(run / "report.md", folder)
+    shutil.copytree(run / "figures", folder / "figures", dirs_exist_ok=True)
+
+
+def write_between_marks(name: str, text: str, marks: tuple[str, str] = MARKS) -> None:
     """Put the text of a page's results in the place of what stands there."""
     page = ROOT / name
-    before, _, rest = page.read_text().partition(MARKS[0])
-    after = rest.partition(MARKS[1])[2]
-    page.write_text(before + MARKS[0] + text + MARKS[1] + after)
+    before, _, rest = page.read_text().partition(marks[0])
+    after = rest.partition(marks[1])[2]
+    page.write_text(before + marks[0] + text + marks[1] + after)
 
 
 def own_answers() -> list[Path]:
@@ -156,6 +164,9 @@ def main(runs: list[Path]) -> None:
         folder = keep(run)
         if run.name == DEFAULT:
             publish(run, folder)
+        if run.name == ELSEWHERE:
+            keep_report(run, folder)
+            write_between_marks("docs/results.md", elsewhere(folder), MARKS_ELSEWHERE)
     write_between_marks("docs/own-answers.md", together(own_answers()))
 
 

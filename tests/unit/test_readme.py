@@ -26,6 +26,17 @@ def test_the_results_come_from_the_recorded_run():
     assert "| sft → dpo | 600 | +9.5 (+5.5 to +13.5) | 109 | 52 |" in RESULTS
 
 
+def test_what_the_default_recipe_costs_elsewhere_comes_from_its_recorded_run():
+    start, end = record.MARKS_ELSEWHERE
+    folder = ROOT / "resources" / record.ELSEWHERE
+    assert RESULTS.split(start)[1].split(end)[0] == record.elsewhere(folder)
+    # By hand, out of summary.json.
+    assert (
+        "| following instructions | 40 | 50.0% | 21.2% | 22.5% | -27.5 (-42.0 to -13.0) | worse |" in RESULTS
+    )
+    assert (folder / "figures" / "skills.png").exists()
+
+
 def test_the_results_of_own_answers_come_from_their_recorded_runs():
     start, end = record.MARKS
     page = (ROOT / "docs" / "own-answers.md").read_text()
