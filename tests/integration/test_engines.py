@@ -98,8 +98,9 @@ def test_what_keeps_the_engine_from_starting_is_one_line(stand_in, monkeypatch):
 
 
 CODE = """
-import sys, time
+import signal, sys, time
 from pathlib import Path
+signal.signal(signal.SIGINT, signal.default_int_handler)  # which a script may start its commands without
 from tunebook.generation import vllm
 from tunebook.recipe.sections import GenerateConfig
 serving = vllm.Serving("some/model", "base", dtype="bfloat16")
