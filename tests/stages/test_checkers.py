@@ -66,7 +66,7 @@ def write_recipe(tiny: Path, folder: Path, rows: list[dict], server, **sections)
             "val": 0,
             "max_length_ratio": 100,
             # One after the other: which answer is a question's first one matters here.
-            "server": {"url": server.url, "model": "m", "concurrency": 1},
+            "server": {"url": server.url, "model": "m", "concurrency": 1, "same_model": False},
         },
         "evaluate": {"max_new_tokens": 24, "batch_size": 8},
         **sections,
@@ -188,7 +188,12 @@ def test_a_judge_ranks_samples_and_compares_the_models_of_a_task(tiny, tmp_path,
         content = yaml.safe_load(path.read_text())
         content["judge"] = {"server": {"url": judge, "model": "j"}}
         content["pairs"] |= {"val": 0, "max_length_ratio": 100, "samples": 4}
-        content["pairs"]["server"] = {"url": server.url, "model": "m", "concurrency": 1}
+        content["pairs"]["server"] = {
+            "url": server.url,
+            "model": "m",
+            "concurrency": 1,
+            "same_model": False,
+        }
         content["model"] = {"base": str(tiny), "dtype": "float32"}
         quick = {"eval_strategy": "no", "save_strategy": "no"}
         content["sft"] = {"max_steps": 30, "learning_rate": 5e-3, **quick}

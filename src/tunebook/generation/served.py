@@ -203,7 +203,8 @@ def _refuse_other_prompts(server: ServerConfig, measured: Reference, prompts: li
         if counted and counted != expected:  # not every server counts
             raise UserError(
                 f"{server.section}: {server.urls[0]} makes {counted} tokens of a prompt, the model here "
-                f"{expected}: it has another chat template or tokenizer (vLLM takes --chat-template)"
+                f"{expected}: it has another chat template or tokenizer (vLLM takes --chat-template). Give "
+                f"it this model's, or let another model answer with {server.section}.same_model=false"
             )
 
 
