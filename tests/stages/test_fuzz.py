@@ -51,9 +51,9 @@ def ended(path: Path, kind: str) -> int:
     """How many rows of a file end in a split or in the quarantine, as `prepare` writes them."""
     recipe = load_recipe(overrides={"data.sources": [{"format": kind, "path": str(path)}]})
     rejects: list[Reject] = []
-    kept = prepare._check(recipe, path.parent, {}, rejects.append, aside.EndTokens())
+    kept = prepare._check(recipe, path.parent, {}, rejects.append, aside.EndTokens(), "local")
     tok = load_tokenizer(recipe.model)
-    for r in [r for split in kept.values() for _, r in split.rows()]:  # no text has become a turn
+    for r in [r for split in kept.values() for r in split.rows()]:  # no text has become a turn
         ids = tok.apply_chat_template(r.prompt + r.completion, return_dict=True)["input_ids"]
         assert ids.count(tok.convert_tokens_to_ids("<|im_start|>")) == len(r.prompt) + 1
     storage.write_quarantine(rejects, path.parent / "quarantine.jsonl")
@@ -229,7 +229,8 @@ def test_a_row_that_a_chat_template_refuses_is_put_aside(tokenizer, tmp_path, mo
         "data.sources": [{"format": "chat", "path": str(tmp_path / "rows.jsonl"), "split": "train"}],
     }
     rejects: list[Reject] = []
-    kept = prepare._check(load_recipe(overrides=given), tmp_path, {}, rejects.append, aside.EndTokens())
+    recipe = load_recipe(overrides=given)
+    kept = prepare._check(recipe, tmp_path, {}, rejects.append, aside.EndTokens(), "local")
     assert sum(kept["train"].kept) == 1 and [(r.reason, r.detail) for r in rejects] == [
         ("refused by the chat template", "no system role")
     ]
