@@ -122,7 +122,9 @@ def test_a_sigterm_after_ctrl_c_lets_the_step_end_and_a_second_ctrl_c_does_not()
     with pytest.raises(KeyboardInterrupt), _checkpoint_on_interrupt(trainer):
         signal.raise_signal(signal.SIGINT)
         signal.raise_signal(signal.SIGTERM)
-        callbacks[0].on_step_end(None, SimpleNamespace(global_step=1, max_steps=9), control)
+        callbacks[0].on_step_end(
+            SimpleNamespace(device="cpu"), SimpleNamespace(global_step=1, max_steps=9), control
+        )
     assert control.should_save and control.should_training_stop
 
     reached = []
