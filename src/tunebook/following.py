@@ -12,7 +12,7 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
-from tunebook.runs.files import read_json, tokens_seen
+from tunebook.runs.files import PROGRESS, read_json, tokens_seen
 
 LOOK_S = 1.0
 """How often the files are looked at."""
@@ -100,7 +100,7 @@ class Progress:
     def _training(self, folder: Path, now: float) -> str:
         """The newest loss, with the time left."""
         entry = _newest_loss(folder / "metrics.jsonl")
-        total = read_json(folder / "progress.json").get("steps")
+        total = read_json(folder / PROGRESS).get("steps")
         if entry is None or not total:
             return ""
         step = int(entry["step"])
@@ -133,7 +133,7 @@ class Progress:
             with path.open("rb") as lines:
                 count = sum(1 for _ in lines)
             # It is gone when all are there, while the stage may go on with other questions.
-            if total := read_json(folder / "progress.json").get("answers"):
+            if total := read_json(folder / PROGRESS).get("answers"):
                 self.totals[path] = total
             first, since = self.first_answers.setdefault(path, (count, now))
             if count != self.newest_answers.get(path, (0, 0.0))[0]:

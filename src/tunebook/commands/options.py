@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from typer import Argument, Exit, Option, Typer
 from typer.core import TyperGroup
@@ -14,6 +14,7 @@ from tunebook.recipe.files import ROWS_SUFFIXES
 from tunebook.recipe.loading import load_recipe
 from tunebook.recipe.overrides import parse_set
 from tunebook.recipe.sections import DEFAULT, Recipe
+from tunebook.runs.blocks import Engine
 
 # The groups of `tunebook --help`.
 START, STEPS, USE, CHECK = "Start", "Stages", "Use", "Check"
@@ -119,7 +120,7 @@ SetOption = Annotated[
 ]
 ForceOption = Annotated[bool, Option("--force", help="Run again though nothing has changed, from the start.")]
 EngineOption = Annotated[
-    Literal["local", "ray"],
+    Engine,
     Option("--engine", help="`ray`: on all machines of a Ray cluster, or all cores of this one."),
 ]
 ResumeOption = Annotated[

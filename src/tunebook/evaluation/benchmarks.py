@@ -19,7 +19,7 @@ import jinja2
 from tunebook.evaluation.statistics import column, compared_steps, wilson
 from tunebook.generation.local import local
 from tunebook.models import backend, chat_template
-from tunebook.models.adapters import load_stages
+from tunebook.models.adapters import adapter_of, load_stages
 from tunebook.recipe.errors import UserError, first_line
 from tunebook.recipe.sections import BenchmarksConfig, Recipe
 from tunebook.runs.files import fingerprint, read_jsonl, write_json
@@ -109,8 +109,7 @@ def _run(recipe: Recipe, missing: dict[tuple[str, str], Stage]) -> None:
     text.chat_template = tokenizer.chat_template
     for (name, task), stage in missing.items():
         shots = config.shots.get(task)
-        adapter = None if name == "base" else name
-        with local(model, tokenizer, adapter) as source, stage.open(resume=False) as folder:
+        with local(model, tokenizer, adapter_of(name)) as source, stage.open(resume=False) as folder:
             print(f"{name}: {task}", flush=True)
             # Rounded to bfloat16, log-probabilities tie and flip.
             lm = HFLM(

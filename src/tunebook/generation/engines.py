@@ -16,7 +16,7 @@ from typing import Any
 from tunebook.generation import served, vllm
 from tunebook.generation.local import Local, local
 from tunebook.models import backend
-from tunebook.models.adapters import load_stages, save_merged
+from tunebook.models.adapters import adapter_of, load_stages, save_merged
 from tunebook.models.builtin import resolve
 from tunebook.models.chat_template import Messages
 from tunebook.models.whole import load_whole
@@ -146,7 +146,7 @@ class Engine:
     def open_local(self, name: str) -> Iterator[Local]:
         """The model in this process, whatever the engine is; vLLM is stopped for it."""
         self._stop()
-        with local(*self._loaded(), None if name == "base" else name) as source:
+        with local(*self._loaded(), adapter_of(name)) as source:
             yield source
 
     def _loaded(self) -> tuple[Any, Any]:

@@ -15,7 +15,15 @@ from tunebook.generation.server import answers_from_server
 from tunebook.models.chat_template import Messages
 from tunebook.recipe.sections import ServerConfig
 from tunebook.runs.bars import Bar
-from tunebook.runs.files import ANSWERS_KEY, fingerprint, intact, read_jsonl, write_json, write_text
+from tunebook.runs.files import (
+    ANSWERS_KEY,
+    PROGRESS,
+    fingerprint,
+    intact,
+    read_jsonl,
+    write_json,
+    write_text,
+)
 
 
 class AnswerFile:
@@ -94,7 +102,7 @@ def answer_file(
     even opened when all is there. `usage` counts what a server has answered, in this run and before. `before`
     gets the answers that come together, before they are recorded.
     """
-    progress = path.with_name("progress.json")
+    progress = path.with_name(PROGRESS)
     with AnswerFile(path, usage=usage) as file:
         done = set(file)
         if len(done) < len(prompts):

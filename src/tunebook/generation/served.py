@@ -16,6 +16,7 @@ from tunebook.generation.answers import Sampling
 from tunebook.generation.generate import generate
 from tunebook.generation.local import Local, end_ids, local
 from tunebook.generation.server import Client, with_urls
+from tunebook.models.adapters import adapter_of
 from tunebook.models.chat_template import Messages, render, text_tokenizer
 from tunebook.recipe.errors import UserError
 from tunebook.recipe.sections import Recipe, ServerConfig
@@ -85,7 +86,7 @@ def reference(
     texts: dict[str, list[list[str]]] = {}
     logps: dict[str, dict[str, list[list[float]]]] = {}
     for name in names:
-        with local(model, tokenizer, _adapter(name)) as source:
+        with local(model, tokenizer, adapter_of(name)) as source:
             answers[name] = _short_answers(source, prompts)
             texts[name] = [[text.decode([token]) for token in answer] for answer in answers[name]]
             ends = sorted(end_ids(source))
@@ -93,7 +94,7 @@ def reference(
     for name in names:
         logps[name] = {}
         for other in names:
-            with local(model, tokenizer, _adapter(other)) as source:
+            with local(model, tokenizer, adapter_of(other)) as source:
                 pairs = zip(ids, answers[name], strict=True)
                 logps[name][other] = [_token_logps(source, prompt, answer) for prompt, answer in pairs]
     config = model.config.get_text_config()
@@ -130,10 +131,6 @@ def write_reference(path: Path, measured: Reference) -> None:
     """Keep a reference: a server that takes the whole GPU can be started after it was made."""
     path.parent.mkdir(parents=True, exist_ok=True)
     write_json(path, asdict(measured))
-
-
-def _adapter(name: str) -> str | None:
-    return None if name == "base" else name
 
 
 def _short_answers(source: Local, prompts: list[Messages]) -> list[list[int]]:

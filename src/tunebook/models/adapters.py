@@ -169,6 +169,11 @@ def load_adapters(model: Any, adapters: dict[str, Path]) -> Any:
     return model
 
 
+def adapter_of(name: str) -> str | None:
+    """The adapter of a run's model, as `load_stages` calls it; the base has none."""
+    return None if name == "base" else name
+
+
 @contextlib.contextmanager
 def use_adapter(model: Any, name: str | None) -> Iterator[Any]:
     """The model with one of its adapters, or as its base (`None`), ready for generation."""

@@ -26,6 +26,9 @@ FULL = re.compile(
 """What safetensors, tokenizers, SQLite and torch (the last two) say when a file can't grow: no OSError."""
 
 
+PROGRESS = "progress.json"
+"""Beside what a stage is writing: how many `steps` or `answers` there will be. It is gone at the end."""
+
 ANSWERS_KEY = ".key"
 """The end of the name of the file that says what the answers of another depend on: `samples.jsonl.key`."""
 

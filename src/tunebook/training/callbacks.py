@@ -12,7 +12,7 @@ from typing import Any
 
 from tunebook.recipe.errors import UserError
 from tunebook.recipe.idle import NO_WARMUP
-from tunebook.runs.files import checksums, read_json, write_json
+from tunebook.runs.files import PROGRESS, checksums, read_json, write_json
 from tunebook.runs.machine import rank
 
 CHECKSUMS = "checksums.json"  # written into a checkpoint when it is whole
@@ -86,10 +86,10 @@ def metrics_file(path: Path) -> Any:
         def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             path.write_text("".join(json.dumps(entry) + "\n" for entry in state.log_history))
             # For whoever follows the training from another process.
-            write_json(path.with_name("progress.json"), {"steps": state.max_steps})
+            write_json(path.with_name(PROGRESS), {"steps": state.max_steps})
 
         def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            path.with_name("progress.json").unlink(missing_ok=True)
+            path.with_name(PROGRESS).unlink(missing_ok=True)
 
         def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             with path.open("a") as file:
