@@ -128,15 +128,16 @@ class Progress:
         # A stage writes one of them at a time.
         for file in ANSWERS:
             path = folder / file
-            if not path.exists():
+            try:
+                with path.open("rb") as lines:
+                    count = sum(1 for _ in lines)
+            except OSError:  # not there yet, or its folder has just been renamed
                 continue
-            with path.open("rb") as lines:
-                count = sum(1 for _ in lines)
             # It is gone when all are there, while the stage may go on with other questions.
             if total := read_json(folder / PROGRESS).get("answers"):
                 self.totals[path] = total
             first, since = self.first_answers.setdefault(path, (count, now))
-            if count != self.newest_answers.get(path, (0, 0.0))[0]:
+            if path not in self.newest_answers or count != self.newest_answers[path][0]:
                 self.newest_answers[path] = count, now
             seconds = self.newest_answers[path][1] - since
             if count > first and seconds > 0:
@@ -155,10 +156,12 @@ class Progress:
 
 def _newest_loss(path: Path) -> dict[str, Any] | None:
     """The last entry with a loss; a line that is still being written is none."""
-    if not path.exists():
+    try:
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:  # not there yet, or its folder has just been renamed
         return None
     # The last lines may be an evaluation's, or of a step that is being written.
-    for line in reversed(path.read_text(encoding="utf-8").splitlines()):
+    for line in reversed(lines):
         with contextlib.suppress(ValueError):
             entry: dict[str, Any] = json.loads(line)
             if "loss" in entry:

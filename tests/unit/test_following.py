@@ -72,6 +72,25 @@ def test_answers_of_a_known_number_say_what_is_left(tmp_path):
     assert progress.line([folder], 150) == ""  # other questions are asked
 
 
+def test_a_file_of_answers_that_is_still_empty_says_nothing(tmp_path):
+    folder = tmp_path / ".base.partial"
+    folder.mkdir()
+    progress = following.Progress("evaluate")
+    (folder / "predictions.jsonl").touch()
+    assert progress.line([folder], 0) == ""
+    (folder / "predictions.jsonl").write_text("{}\n" * 60)
+    assert progress.line([folder], 30) == "evaluate  base: 60 answers, 2.0 a second"
+
+
+def test_a_file_that_goes_while_it_is_looked_for_says_nothing(tmp_path):
+    # A folder in the file's place cannot be opened either; a stage renames its folder at its end.
+    progress = following.Progress("sft")
+    (tmp_path / "metrics.jsonl").mkdir()
+    (tmp_path / "samples.jsonl").mkdir()
+    (tmp_path / "progress.json").write_text('{"steps": 100}')
+    assert progress.line([tmp_path], 0) == ""
+
+
 def test_the_number_of_answers_to_come_is_known_while_they_come(tmp_path, monkeypatch):
     from contextlib import nullcontext
 
