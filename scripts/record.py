@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from tunebook.evaluation import first_screen, pooled, tables
+from tunebook.evaluation.table import Table
 from tunebook.recipe.sections import DEFAULT
 
 ROOT = Path(__file__).parents[1]
@@ -25,7 +26,7 @@ ELSEWHERE = f"{DEFAULT}-retention"
 def section(folder: Path) -> str:
     """What the README says of a recorded run: where it ran, and one table of all items."""
     summary = json.loads((folder / "summary.json").read_text())
-    table = tables.Table(
+    table = Table(
         accuracy="right (95% interval)",
         cut_off="cut off",
         against="against the model before, in points (95% interval)",
@@ -70,7 +71,7 @@ def elsewhere(folder: Path) -> str:
 def together(folders: list[Path]) -> str:
     """What docs/own-answers.md says of recorded runs of one recipe with several seeds."""
     summaries = {folder.name: json.loads((folder / "summary.json").read_text()) for folder in folders}
-    accuracies = tables.Table(**tables.ACCURACY)
+    accuracies = Table(**tables.ACCURACY)
     for run, summary in summaries.items():
         for stage, results in summary["stages"].items():
             accuracies.add(run=run, stage=stage, **tables.accuracy_cells(results))

@@ -27,11 +27,10 @@ from rich.text import Text
 from tunebook.export import llama_cpp
 from tunebook.models import builtin
 from tunebook.models.backend import TO_CPU, cache_dir, driver_version, hidden_gpu
-from tunebook.recipe.errors import UserError, first_line
+from tunebook.needs import downloads, is_set, needs_of_config, needs_of_recipe
+from tunebook.recipe.errors import UserError
 from tunebook.recipe.files import ROOT, shipped
-from tunebook.recipe.loading import load_recipe
 from tunebook.recipe.overrides import PREFIX
-from tunebook.recipe.secrets import secret
 from tunebook.recipe.sections import DEFAULT, Recipe
 from tunebook.runs.machine import free_ram
 
@@ -79,8 +78,8 @@ def doctor(recipe: Recipe) -> bool:
     gpu = backend()[0] == "cuda"
     needs_by_recipe = {}
     for path in sorted(shipped("configs").glob("*.yaml")):
-        needs_by_recipe[path.stem] = _needs_of_config(path.stem, gpu)
-    needs_by_recipe[recipe.name] = list(needs(recipe, gpu))
+        needs_by_recipe[path.stem] = needs_of_config(path.stem, gpu)
+    needs_by_recipe[recipe.name] = list(needs_of_recipe(recipe, gpu))
     table = Table("", "need", title="the recipes")
     for name, phrases in needs_by_recipe.items():
         table.add_row(Text(name), Text("\n".join(phrases) or "nothing more"), style="")
@@ -278,37 +277,7 @@ def tools() -> Iterator[Finding]:
 def keys() -> Iterator[Finding]:
     """Which keys are set, in the environment or in `.env`; never their values."""
     names = ("API_KEY", "BASE_URL", "MODEL", "OPENAI_API_KEY", "HF_TOKEN")
-    yield Finding("keys (optional)", ", ".join(_is_set(name) for name in names))
-
-
-def needs(recipe: Recipe, gpu: bool) -> Iterator[str]:
-    """What a recipe needs that this machine may lack, a phrase each."""
-    # The optimisers of both trainers, if they are named
-    optimizers = f"{recipe.sft.get('optim')} {recipe.dpo.get('optim')}"
-    if "8bit" in optimizers:
-        # bitsandbytes keeps the optimiser's state in 8 bits, on a GPU only.
-        yield "a CUDA GPU" if gpu else "a CUDA GPU (not here)"
-    base = recipe.model.base
-    if base not in (builtin.EMBEDDED, builtin.TINY_VISION) and not Path(recipe.model.local_base).exists():
-        yield f"the model {base} from the hub{_in_cache(base)}"
-    for source in recipe.data.sources:
-        # The project's own problems have no path, its own figures the path `sample`.
-        path = getattr(source, "path", "sample")
-        if path != "sample" and _from_hub(path):
-            yield f"the data {path} from the hub"
-    if recipe.pairs.dataset and _from_hub(recipe.pairs.dataset):
-        yield f"the pairs {recipe.pairs.dataset} from the hub"
-    for server in (recipe.pairs.server, recipe.evaluate.server, recipe.judge and recipe.judge.server):
-        if server:
-            yield f"a server at {' and '.join(server.urls)} ({_is_set(server.api_key_env)})"
-    if recipe.clean:
-        # The first two may stand in the recipe; a key never does.
-        settings = {"BASE_URL": recipe.clean.url, "MODEL": recipe.clean.model, recipe.clean.api_key_env: None}
-        unset = [name for name, value in settings.items() if not value and not secret(name)]
-        if unset:
-            yield f"for `clean` the variables {', '.join(unset)}"
-        else:
-            yield "for `clean` a server (its variables are set)"
+    yield Finding("keys (optional)", ", ".join(is_set(name) for name in names))
 
 
 def _extra(name: str, module: str, purpose: str, command: str) -> Finding:
@@ -317,20 +286,6 @@ def _extra(name: str, module: str, purpose: str, command: str) -> Finding:
     if importlib.util.find_spec(module) is None:
         return Finding(f"{name} (optional)", f"not installed: for {purpose}", command)
     return Finding(f"{name} (optional)", _version(name) or "here")
-
-
-def downloads(recipe: Recipe) -> int:
-    """Bytes that a recipe's model takes in the hub's cache: as it is trained, and in 16 bit for a merge.
-
-    From the size in its name (`Qwen3-4B`, `gemma-3n-E4B`); 0 for the project's own models and for folders.
-    """
-    base = recipe.model.base
-    size = re.search(r"(E?)(\d+(?:\.\d+)?)[bB]\b", base)
-    if size is None or base == builtin.EMBEDDED or Path(recipe.model.local_base).exists():
-        return 0
-    # Of an `effective` size there are twice as many weights: Gemma 3n E4B has 7.85 billion.
-    weights = float(size[2]) * 1e9 * (2 if size[1] else 1)
-    return int(weights * (2 + 0.9 * recipe.model.load_in_4bit))
 
 
 def _disk(what: str, place: Path, variable: str, needed: int = 0) -> Finding:
@@ -348,31 +303,6 @@ def _disk(what: str, place: Path, variable: str, needed: int = 0) -> Finding:
     if writable and free >= needed:
         return Finding(f"disk: {what}", state)
     return Finding(f"disk: {what}", state, f"export {variable}=/a/larger/folder/of/yours", broken=True)
-
-
-def _is_set(name: str) -> str:
-    return f"{name} is set" if secret(name) else f"{name} is not set"
-
-
-def _needs_of_config(name: str, gpu: bool) -> list[str]:
-    try:
-        return list(needs(load_recipe(name), gpu))
-    except UserError as error:  # overrides from the environment that are not for this one
-        return [str(error)]
-
-
-def _from_hub(path: str) -> bool:
-    return not path.startswith("{run}") and not (Path(path).exists() or (ROOT / path).exists())
-
-
-def _in_cache(base: str) -> str:
-    from huggingface_hub import try_to_load_from_cache
-
-    try:
-        file = try_to_load_from_cache(base, "config.json")
-    except ValueError as error:
-        return f" ({first_line(error)})"
-    return " (in the cache)" if isinstance(file, str) else ""
 
 
 def _version(name: str) -> str | None:

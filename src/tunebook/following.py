@@ -23,8 +23,8 @@ SAY_S = 10.0
 TIMED_STEPS = 5
 """How many steps are timed before anything is foretold from them."""
 
-ANSWERS = ("samples.jsonl", "errors.jsonl", "predictions.jsonl", "losses.jsonl")
-"""Files that grow by an answer a line."""
+ANSWERS = ("retention.jsonl", "samples.jsonl", "errors.jsonl", "predictions.jsonl", "losses.jsonl")
+"""Files that grow by an answer a line; of two that are there the first is the later one."""
 
 
 @contextlib.contextmanager
@@ -125,7 +125,6 @@ class Progress:
 
     def _answers(self, folder: Path, now: float) -> str:
         """How many answers there are, how fast they come, and the time left."""
-        # A stage writes one of them at a time.
         for file in ANSWERS:
             path = folder / file
             try:

@@ -8,7 +8,7 @@ import time
 import pytest
 
 from tunebook.chat import conversation, terminal
-from tunebook.data.formats import Prompts
+from tunebook.data.prompts import Prompts
 from tunebook.generation.answers import Sampling
 from tunebook.generation.generate import generate
 from tunebook.generation.local import Local, sees_images

@@ -103,7 +103,7 @@ def test_rows_that_are_all_random_and_a_trained_end_among_equal_rows_pass(tiny, 
 
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from tunebook.training.audits import audit_end_token
+    from tunebook.training.end_token import audit_end_token
 
     found = {}
     for name, folder in (("random", tiny), ("SmolLM2", embedded)):

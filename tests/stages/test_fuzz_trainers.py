@@ -30,7 +30,6 @@ from tunebook.recipe.loading import load_recipe
 from tunebook.recipe.sections import Recipe
 from tunebook.recipe.trainer_keys import trainer_section
 from tunebook.recipe.trainer_values import loss_types, schedule_parameters
-from tunebook.training import audits
 
 DRAWS = 150
 """Of each trainer in CI."""
@@ -129,6 +128,7 @@ def train(recipes):
     from accelerate.state import AcceleratorState
     from transformers.utils import logging
 
+    from tunebook.training import end_token
     from tunebook.training.dpo import dpo
     from tunebook.training.sft import sft
 
@@ -155,7 +155,7 @@ def train(recipes):
     verbosity = logging.get_verbosity()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loading, "load_model", load)
-        patch.setattr(audits, "audit_answers", lambda *of_the_model: {})  # ten times as long as the step
+        patch.setattr(end_token, "audit_answers", lambda *of_the_model: {})  # ten times as long as the step
         # Half of a draw would be spent on looking through what was imported for garbage.
         gc.collect()
         gc.freeze()

@@ -33,7 +33,7 @@ def test_a_seeded_sample_does_not_depend_on_its_batch(tiny_recipe):
 
 def test_batched_answers_equal_single_ones_in_float32(embedded):
     from school_geometry.problems import problems
-    from tunebook.data.formats import Prompts
+    from tunebook.data.prompts import Prompts
     from tunebook.models import loading
 
     recipe = load_recipe(overrides={"model.dtype": "float32"})

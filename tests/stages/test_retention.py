@@ -7,21 +7,30 @@ import json
 import pytest
 
 from tunebook.data import retention_items
-from tunebook.evaluation import evaluate, first_screen, retention
+from tunebook.evaluation import evaluate, first_screen, likelihood, retention
 from tunebook.evaluation.likelihood import choice_probabilities
 from tunebook.generation.local import local
 from tunebook.models.adapters import load_stages
 from tunebook.recipe.loading import load_recipe
 
 
-def test_likelihoods_in_a_batch_are_those_of_one_text_alone(tiny_recipe):
+def in_order(batches):
+    found = {}
+    for batch in batches:
+        found |= batch
+    return [found[i] for i in sorted(found)]
+
+
+def test_likelihoods_in_a_batch_are_those_of_one_text_alone(tiny_recipe, monkeypatch):
     import torch
 
     model, tokenizer = load_stages(load_recipe(tiny_recipe), {"base": None})
     items = [item for item in retention_items.retention_items() if "choices" in item][::40]
     with local(model, tokenizer, None) as source:
-        together = choice_probabilities(source, items, batch_size=8, label="together")
-        alone = choice_probabilities(source, items, batch_size=1, label="alone")
+        together = in_order(choice_probabilities(source, items, batch_size=3, label="together"))
+        alone = in_order(choice_probabilities(source, items, batch_size=1, label="alone"))
+        monkeypatch.setattr(likelihood, "only_looks_back", lambda model: False)
+        whole_rows = in_order(choice_probabilities(source, items, batch_size=3, label="whole rows"))
         item = items[0]
         whole = tokenizer.apply_chat_template(item["prompt"], tokenize=False, add_generation_prompt=True)
         logps = []
@@ -32,8 +41,10 @@ def test_likelihoods_in_a_batch_are_those_of_one_text_alone(tiny_recipe):
             logits = source.model(input_ids=ids).logits[0, :-1].float().log_softmax(-1)
             of_tokens = logits.gather(-1, ids[0, 1:, None])[:, 0]
             logps.append(float(of_tokens[len(before) - 1 :].sum()))
-    for first, second in zip(together, alone, strict=True):
+    assert len(together) == len(items) > 3
+    for first, second, third in zip(together, alone, whole_rows, strict=True):
         assert first == pytest.approx(second, abs=1e-4) and sum(first) == pytest.approx(1)
+        assert first == pytest.approx(third, abs=1e-4)
     assert together[0] == pytest.approx(torch.tensor(logps).softmax(0).tolist(), abs=1e-4)
 
 

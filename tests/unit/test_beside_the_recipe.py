@@ -9,8 +9,8 @@ from types import SimpleNamespace
 import pytest
 
 from tunebook.data import benchmark_items, raw_solutions
-from tunebook.data.formats import Prompts
 from tunebook.data.prepare import _inputs
+from tunebook.data.prompts import Prompts
 from tunebook.data.records import records
 from tunebook.data.sources import local_path
 from tunebook.models import chat_template

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from tunebook import doctor
+from tunebook import doctor, needs
 from tunebook.models import backend
 from tunebook.recipe.errors import UserError
 from tunebook.recipe.loading import load_recipe
@@ -36,8 +36,8 @@ def test_a_missing_package_is_named_with_its_mend(monkeypatch, capsys):
         False,
     )
     assert found["deepspeed (optional)"].fix == "uv sync --extra deepspeed"
-    monkeypatch.setattr(doctor, "needs", lambda recipe, gpu: [])
-    monkeypatch.setattr(doctor, "load_recipe", lambda name: recipe)
+    monkeypatch.setattr(doctor, "needs_of_recipe", lambda recipe, gpu: [])
+    monkeypatch.setattr(doctor, "needs_of_config", lambda name, gpu: [])
     assert not doctor.doctor(recipe)
     said = capsys.readouterr()
     assert (
@@ -162,8 +162,8 @@ def test_a_gpu_is_shown_with_its_memory_and_what_triton_lacks(monkeypatch, tmp_p
 
 
 def test_the_disk_that_a_recipe_needs():
-    assert doctor.downloads(load_recipe()) == 0
-    sizes = {name: doctor.downloads(load_recipe(name)) / 1e9 for name in ("qwen3-4b-base", "gemma3n-mm-math")}
+    assert needs.downloads(load_recipe()) == 0
+    sizes = {name: needs.downloads(load_recipe(name)) / 1e9 for name in ("qwen3-4b-base", "gemma3n-mm-math")}
     assert sizes == {"qwen3-4b-base": pytest.approx(11.6), "gemma3n-mm-math": pytest.approx(23.2)}
 
 
@@ -187,14 +187,14 @@ def test_what_stops_the_default_recipe(monkeypatch, tmp_path):
 def test_needs_of_a_recipe_with_servers(monkeypatch):
     server = {"url": "https://host/v1", "model": "m"}
     recipe = load_recipe(overrides={"pairs.server": server, "clean": {"source": "raw.jsonl", "model": "m"}})
-    assert list(doctor.needs(recipe, False)) == [
+    assert list(needs.needs_of_recipe(recipe, False)) == [
         "a server at https://host/v1 (OPENAI_API_KEY is not set)",
         "for `clean` the variables BASE_URL, API_KEY",
     ]
     monkeypatch.setenv("OPENAI_API_KEY", "k")
     monkeypatch.setenv("API_KEY", "k")
     monkeypatch.setenv("BASE_URL", "https://host/v1")
-    assert list(doctor.needs(recipe, False)) == [
+    assert list(needs.needs_of_recipe(recipe, False)) == [
         "a server at https://host/v1 (OPENAI_API_KEY is set)",
         "for `clean` a server (its variables are set)",
     ]

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from tunebook.export import export, llama_cpp, measure, parity
+from tunebook.export import comparing, export, llama_cpp, measure, parity
 from tunebook.export.measure import Measured, Measurement
 from tunebook.recipe.errors import UserError
 from tunebook.recipe.loading import load_recipe
@@ -161,11 +161,11 @@ def test_a_token_that_llama_cpp_does_not_name_counts_as_no_less_likely_than_it_m
 
 def test_rounding_is_named_where_it_has_cost_much_of_the_adapter():
     merged = SimpleNamespace(result={"rounding_loss": 0.78})
-    row = export._with_rounding({"differs": ["weights: x"]}, merged)
+    row = comparing.with_rounding({"differs": ["weights: x"]}, merged)
     assert row["differs"][-1].startswith("rounding to 16 bits has lost 78% of what the adapter changes")
-    assert export._with_rounding({"differs": []}, merged) == {"differs": [], "rounding_loss": 0.78}
+    assert comparing.with_rounding({"differs": []}, merged) == {"differs": [], "rounding_loss": 0.78}
     merged.result["rounding_loss"] = 0.01
-    assert export._with_rounding({"differs": ["weights: x"]}, merged)["differs"] == ["weights: x"]
+    assert comparing.with_rounding({"differs": ["weights: x"]}, merged)["differs"] == ["weights: x"]
 
 
 def test_a_comparison_that_is_killed_says_so(monkeypatch):
@@ -178,8 +178,8 @@ def test_a_comparison_that_is_killed_says_so(monkeypatch):
 
 
 def test_a_comparison_for_which_memory_is_not_enough_is_not_begun(monkeypatch):
-    monkeypatch.setattr(export, "free_ram", lambda: 10**10)
-    assert export._too_large(10**9, measured(), "merged") is None
-    row = export._too_large(4 * 10**9, measured(), "merged")
+    monkeypatch.setattr(comparing, "free_ram", lambda: 10**10)
+    assert comparing.too_large(10**9, measured(), "merged") is None
+    row = comparing.too_large(4 * 10**9, measured(), "merged")
     assert row["differs"][0].startswith("not compared: that takes about 19.2 GB of memory, 10.0 GB are free")
-    assert export._too_large(4 * 10**9, measured(), "gguf-f16") is None
+    assert comparing.too_large(4 * 10**9, measured(), "gguf-f16") is None

@@ -34,7 +34,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from tunebook.data import clean, images, raw_solutions
-from tunebook.data.formats import Prompts
+from tunebook.data.prompts import Prompts
 from tunebook.data.rows import Reject
 from tunebook.generation import answers, generate
 from tunebook.generation.server import MAX_CHARACTERS

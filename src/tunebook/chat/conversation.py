@@ -15,9 +15,10 @@ from typing import Any
 from markupsafe import Markup, escape
 
 from tunebook.checkers.check import Check
-from tunebook.data.formats import Prompts
+from tunebook.data.prompts import Prompts
 from tunebook.evaluation.items import answers_by_model
-from tunebook.evaluation.tables import Table, mark
+from tunebook.evaluation.table import Table
+from tunebook.evaluation.tables import mark
 from tunebook.generation.local import Local, local
 from tunebook.generation.streaming import Drawing, stream
 from tunebook.models import backend, image_input, loading

@@ -14,7 +14,7 @@ from markupsafe import Markup
 
 from tunebook.chat.conversation import Chat, Models, open_image, rendered
 from tunebook.evaluation.items import Prediction
-from tunebook.evaluation.tables import Table
+from tunebook.evaluation.table import Table
 from tunebook.generation.local import sees_images
 from tunebook.generation.streaming import Drawing
 from tunebook.recipe.errors import UserError

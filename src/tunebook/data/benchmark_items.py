@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from tunebook.data.records import Raw, records
-from tunebook.data.rows import Reject, Row
+from tunebook.data.records import records
+from tunebook.data.rows import Raw, Reject, Row
 from tunebook.recipe.errors import UserError
 from tunebook.recipe.sections import Recipe
 

@@ -11,10 +11,8 @@ import json
 import math
 from typing import Any
 
-from tunebook.data.rows import Unusable
+from tunebook.data.rows import Raw, Unusable
 from tunebook.models.chat_template import Messages
-
-Raw = dict[str, Any]
 
 # Who speaks, as a message's role; the names of OpenAI, ShareGPT and their kin.
 ROLES = {

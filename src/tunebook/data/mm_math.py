@@ -13,9 +13,10 @@ from filelock import FileLock
 from school_geometry import figures
 from tunebook.checkers.maths import boxed
 from tunebook.data import images
-from tunebook.data.formats import Prompts
-from tunebook.data.records import Numbered, Raw, records
-from tunebook.data.rows import Reject, Row, Unusable
+from tunebook.data.json_rows import Numbered
+from tunebook.data.prompts import Prompts
+from tunebook.data.records import records
+from tunebook.data.rows import Raw, Reject, Row, Unusable
 from tunebook.models.backend import cache_dir
 from tunebook.models.image_input import BadImage
 from tunebook.recipe.errors import UserError, first_line

@@ -14,6 +14,9 @@ from tunebook.models.chat_template import Messages
 
 SPLITS = ("train", "val", "test")
 
+# A row as it was read, by its own columns.
+Raw = dict[str, Any]
+
 
 @dataclass
 class Row:

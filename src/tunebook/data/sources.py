@@ -15,11 +15,10 @@ from tqdm.auto import tqdm
 from school_geometry import problems
 from tunebook.checkers.check import other_columns
 from tunebook.data import files, images, tools
-from tunebook.data.fields import MissingColumn, Raw, images_in
+from tunebook.data.fields import MissingColumn, images_in
 from tunebook.data.formats import (
     FORMATS,
     Form,
-    Prompts,
     advice,
     conversation,
     gold_of,
@@ -27,8 +26,9 @@ from tunebook.data.formats import (
     recognised,
 )
 from tunebook.data.mm_math import read_mm_math
+from tunebook.data.prompts import Prompts
 from tunebook.data.records import all_records, drawn, renamed
-from tunebook.data.rows import Reject, Row, Unusable, split_of
+from tunebook.data.rows import Raw, Reject, Row, Unusable, split_of
 from tunebook.models.image_input import BadImage
 from tunebook.recipe.errors import UserError
 from tunebook.recipe.sections import ChatSource, GeometrySource, InstructionsSource, Recipe

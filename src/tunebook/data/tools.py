@@ -10,8 +10,8 @@ import json
 from collections.abc import Callable
 from typing import Any
 
-from tunebook.data.fields import REASONING, ROLES, TOOL_ROLES, Raw, as_text, is_missing, parsed, text_of_parts
-from tunebook.data.rows import Unusable
+from tunebook.data.fields import REASONING, ROLES, TOOL_ROLES, as_text, is_missing, parsed, text_of_parts
+from tunebook.data.rows import Raw, Unusable
 from tunebook.models.chat_template import Messages
 from tunebook.models.turns import Conversation
 

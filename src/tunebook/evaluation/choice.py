@@ -17,7 +17,7 @@ from tunebook.evaluation.statistics import (
     mcnemar,
     score_interval,
 )
-from tunebook.evaluation.tables import Table
+from tunebook.evaluation.table import Table
 from tunebook.generation.generate import read_records
 from tunebook.recipe.errors import UserError
 

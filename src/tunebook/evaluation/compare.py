@@ -14,7 +14,8 @@ from typing import Any
 from tunebook.evaluation import pooled
 from tunebook.evaluation.report import predictions
 from tunebook.evaluation.statistics import compared_steps, is_graded, marks
-from tunebook.evaluation.tables import ACCURACY, Table, accuracy_cells, comparison_table
+from tunebook.evaluation.table import Table
+from tunebook.evaluation.tables import ACCURACY, accuracy_cells, comparison_table
 from tunebook.generation.generate import read_records
 from tunebook.recipe.errors import UserError
 from tunebook.runs.files import log_history, read_json

@@ -7,7 +7,7 @@ from typing import Any
 from tunebook.data.retention_items import SKILLS
 from tunebook.evaluation import tables
 from tunebook.evaluation.statistics import ALPHA, is_graded
-from tunebook.evaluation.tables import Table
+from tunebook.evaluation.table import Table
 from tunebook.recipe.sections import Recipe
 from tunebook.runs.files import read_json
 from tunebook.runs.stages import CONTROL

@@ -8,7 +8,8 @@ from typing import Any
 from tunebook.data.retention_items import SKILLS
 from tunebook.evaluation import first_screen
 from tunebook.evaluation.retention import flips
-from tunebook.evaluation.tables import Table, p_value, points
+from tunebook.evaluation.table import Table
+from tunebook.evaluation.tables import p_value, points
 
 SHOWN = 120
 """Characters of a text in a table."""

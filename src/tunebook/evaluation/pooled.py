@@ -10,7 +10,8 @@ import statistics
 from typing import Any
 
 from tunebook.evaluation.statistics import ALPHA, column, mcnemar
-from tunebook.evaluation.tables import Table, p_value
+from tunebook.evaluation.table import Table
+from tunebook.evaluation.tables import p_value
 
 EXPLAINED = (
     "`p` is McNemar's test of the items that all runs won and lost together: it speaks of these models on "

@@ -5,20 +5,17 @@ uv run tunebook report
 
 from __future__ import annotations
 
-import base64
-import html
-import io
 import shlex
 from pathlib import Path
 from typing import Any
 
 import yaml
-from matplotlib.figure import Figure
 
 from tunebook.data.rows import evenly
 from tunebook.evaluation import first_screen, other_skills, plots, tables
+from tunebook.evaluation.page import Part, page
 from tunebook.evaluation.statistics import ALPHA, is_graded, mark
-from tunebook.evaluation.tables import Table
+from tunebook.evaluation.table import Table
 from tunebook.generation.generate import read_records
 from tunebook.recipe.errors import UserError
 from tunebook.recipe.files import ROOT
@@ -31,7 +28,6 @@ SHOWN = 20
 
 VERDICTS = {"better": "better", "worse": "worse", "not shown": "not shown to be different"}
 
-Part = str | tuple[str, Figure]
 """Markdown, or a figure with its name."""
 
 
@@ -52,7 +48,7 @@ def write(run: Path) -> list[Path]:
             figure.savefig(figures / f"{name}.png", dpi=120)
             lines.append(f"![{name}](figures/{name}.png)")
     write_text(run / "report.md", "\n\n".join(lines) + "\n")
-    write_text(run / "report.html", _html(run.name, report))
+    write_text(run / "report.html", page(run.name, report))
     return [run / "report.md", run / "report.html"]
 
 
@@ -335,39 +331,3 @@ def _repeat(run: Path, stages: dict[str, Any]) -> str:
         f"Commits of the stages: {', '.join(sorted(commits))}{dirty}. Run on {', '.join(machine)}.\n\n"
         f"The recipe in full:\n\n```yaml\n{yaml.safe_dump(last['recipe'], sort_keys=False).strip()}\n```"
     )
-
-
-STYLE = """<style>
-.jp-RenderedHTMLCommon table { margin-left: 0; }
-.jp-RenderedHTMLCommon pre { margin-bottom: 1em; }
-@media (max-width: 700px) {
-  .jp-RenderedHTMLCommon table { display: block; overflow-x: auto; }
-}
-</style>
-"""
-"""Tables stand on the left, as the text does; on a narrow screen one that is too wide can be moved."""
-
-
-def _html(title: str, report: list[Part]) -> str:
-    """One file with its figures inside, by nbconvert from a notebook of Markdown."""
-    from nbconvert import HTMLExporter
-    from nbformat import v4
-
-    notebook = v4.new_notebook(metadata={"title": html.escape(title)})
-    for part in report:
-        text = part if isinstance(part, str) else _embedded(*part)
-        notebook.cells.append(v4.new_markdown_cell(text))
-    exporter = HTMLExporter(template_name="lab", exclude_input_prompt=True)
-    # No script from elsewhere: the file is whole without a network.
-    exporter.mathjax_url = exporter.require_js_url = exporter.jquery_url = ""
-    page, _ = exporter.from_notebook_node(notebook)
-    return str(page).replace('<script src=""></script>', "").replace("</head>", f"{STYLE}</head>", 1)
-
-
-def _embedded(name: str, figure: Figure) -> str:
-    """A figure as HTML that holds its pixels, at 100 pixels an inch."""
-    png = io.BytesIO()
-    figure.savefig(png, format="png", dpi=120)
-    data = base64.b64encode(png.getvalue()).decode()
-    width = int(100 * figure.get_figwidth())
-    return f'<img alt="{name}" width="{width}" src="data:image/png;base64,{data}">'

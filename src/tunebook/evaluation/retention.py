@@ -13,7 +13,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import Any, TextIO
 
 from tunebook.checkers.instructions import instructions
 from tunebook.data.retention_items import SKILLS, retention_items
@@ -31,13 +31,15 @@ from tunebook.generation.answers import Sampling
 from tunebook.generation.generate import generate
 from tunebook.generation.local import Local
 from tunebook.recipe.sections import CheckerConfig
-from tunebook.runs.files import read_jsonl, write_text
+from tunebook.runs.files import PROGRESS, read_jsonl, write_json, write_text
 
 FILE = "retention.jsonl"
 """In a stage's folder: an item a line."""
 
 MAX_NEW_TOKENS = 64
 BATCH_SIZE = 32
+
+ITEMS = 8  # at a time, with about four choices each
 
 ALL = "all"
 """The name of what all skills make together."""
@@ -56,23 +58,26 @@ def measure_retention(source: Source, folder: Path, label: str, key: str) -> Non
     key_file = folder / f"{FILE}.key"
     if key_file.exists() and key_file.read_text() == key and (folder / FILE).exists():
         return
-    # Choices are scored by their likelihood, and only what is to be written is generated.
     items = retention_items()
     chosen = [item for item in items if "choices" in item]
     written = [item for item in items if "instructions" in item]
-    with source() as opened:
-        probabilities = choice_probabilities(opened, chosen, BATCH_SIZE, f"{label} retention")
-        records = []
-        for item, of_choices in zip(chosen, probabilities, strict=True):
-            # The right choice is the first in the file; a model never sees the others beside it.
-            likeliest = of_choices.index(max(of_choices))
-            answer = item.get("lead", "") + item["choices"][likeliest]
-            records.append(_record(item, answer, of_choices[0], likeliest == 0))
+    key_file.unlink(missing_ok=True)  # what a kill leaves from here on is not whole
+    progress = folder / PROGRESS
+    write_json(progress, {"answers": len(items)})
+    records = []
+    with source() as opened, (folder / FILE).open("w", encoding="utf-8") as file:
+        # Choices are scored by their likelihood, and only what is to be written is generated.
+        for probabilities in choice_probabilities(opened, chosen, ITEMS, f"{label} retention"):
+            for i, of_choices in probabilities.items():
+                records.append(_chosen(chosen[i], of_choices))
+            _show(file, records[-len(probabilities) :])
         sampling = Sampling(MAX_NEW_TOKENS, BATCH_SIZE)
         for batch in generate(opened, column(written, "prompt"), sampling, label=f"{label} instructions"):
             for i, answer in batch.items():
                 score = _obeyed(written[i], answer.text)
                 records.append(_record(written[i], answer.text, score, score == 1))
+            _show(file, records[-len(batch) :])
+    progress.unlink()
     # In the order of the suite, so that the lines of two models stand for the same items.
     places = {}
     for place, item in enumerate(items):
@@ -80,6 +85,19 @@ def measure_retention(source: Source, folder: Path, label: str, key: str) -> Non
     records.sort(key=lambda record: places[record["source_id"]])
     write_text(folder / FILE, "".join(json.dumps(record) + "\n" for record in records))
     write_text(key_file, key)
+
+
+def _show(file: TextIO, records: list[dict[str, Any]]) -> None:
+    """Write new records at once: who follows the stage counts the lines."""
+    file.writelines(json.dumps(record) + "\n" for record in records)
+    file.flush()
+
+
+def _chosen(item: dict[str, Any], probabilities: list[float]) -> dict[str, Any]:
+    # The right choice is the first in the file; a model never sees the others beside it.
+    likeliest = probabilities.index(max(probabilities))
+    answer = item.get("lead", "") + item["choices"][likeliest]
+    return _record(item, answer, probabilities[0], likeliest == 0)
 
 
 def _record(item: dict[str, Any], answer: str, score: float, correct: bool) -> dict[str, Any]:

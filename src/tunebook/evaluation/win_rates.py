@@ -7,7 +7,7 @@ from typing import Any
 
 from tunebook.checkers.judge import Comparison, Judge, Outcome, reliability, warn_of_bias
 from tunebook.data.files import located
-from tunebook.data.formats import Prompts
+from tunebook.data.prompts import Prompts
 from tunebook.data.records import all_records
 from tunebook.data.rows import Reject, Unusable
 from tunebook.evaluation.statistics import length_controlled, mcnemar, pairs_of_models, score_interval, wilson

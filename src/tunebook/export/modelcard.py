@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from tunebook.data.formats import Prompts
+from tunebook.data.prompts import Prompts
 from tunebook.evaluation import first_screen
 from tunebook.evaluation.tables import accuracy_table
 from tunebook.models import builtin, chat_template

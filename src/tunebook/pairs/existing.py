@@ -14,10 +14,11 @@ from tunebook.checkers.check import Check, Judgement, other_columns
 from tunebook.checkers.instructions import BadInstruction
 from tunebook.data import aside, checks, files, images, similarity
 from tunebook.data.checks import RowChecker
-from tunebook.data.fields import MissingColumn, Raw, images_in, messages_of
-from tunebook.data.formats import Prompts, advice, conversation, gold_of
+from tunebook.data.fields import MissingColumn, images_in, messages_of
+from tunebook.data.formats import advice, conversation, gold_of
+from tunebook.data.prompts import Prompts
 from tunebook.data.records import Named, all_records, drawn, renamed
-from tunebook.data.rows import Reject, Row, Unusable, images_of, rejected
+from tunebook.data.rows import Raw, Reject, Row, Unusable, images_of, rejected
 from tunebook.data.storage import load
 from tunebook.models import image_input
 from tunebook.models.chat_template import Messages

@@ -14,8 +14,8 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
-from tunebook.data.fields import MissingColumn, Raw, is_missing, messages_of, refuse_tools
-from tunebook.data.rows import Reject, Unusable
+from tunebook.data.fields import MissingColumn, is_missing, messages_of, refuse_tools
+from tunebook.data.rows import Raw, Reject, Unusable
 from tunebook.models.chat_template import Messages
 from tunebook.recipe.errors import shorten
 

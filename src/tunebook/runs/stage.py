@@ -10,15 +10,11 @@ from __future__ import annotations
 import contextlib
 import datetime
 import json
-import os
 import shutil
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-
-from filelock import FileLock, Timeout
 
 from tunebook.recipe.effects import differences, of_the_weights
 from tunebook.recipe.errors import UserError, say_once
@@ -32,6 +28,7 @@ from tunebook.runs.files import (
     read_json,
     write_json,
 )
+from tunebook.runs.folders import locked, recover, replace, stepped_aside
 from tunebook.runs.machine import environment, peak_memory_gb, rank
 from tunebook.runs.manifest import manifest
 from tunebook.runs.stages import model_names, parse_name
@@ -118,7 +115,7 @@ class Stage:
         if rank() == 0:
             whole = self._is_same(read_json(self.partial / "stage.json"))
             if whole or (self.done and not self._is_published()):
-                with _lock(self.recipe.run_dir):
+                with locked(self.recipe.run_dir):
                     self._publish()
         if not self.done:
             return False
@@ -132,7 +129,7 @@ class Stage:
         """Raises UserError for what `open` would refuse, before a model is loaded for nothing."""
         if rank():
             return
-        with _lock(self.recipe.run_dir):
+        with locked(self.recipe.run_dir):
             if resume:
                 self._refuse_to_lose_work()
 
@@ -166,9 +163,9 @@ class Stage:
             yield self.partial
             return
         # Started again with smaller batches, it goes on even from what `--force` has begun.
-        with disk_full_as_user_error(self.recipe.run_dir), _lock(self.recipe.run_dir):
+        with disk_full_as_user_error(self.recipe.run_dir), locked(self.recipe.run_dir):
             # 1) what an earlier run has begun is gone on with, put aside or removed
-            _recover(self.dir)
+            recover(self.dir)
             self._take_over(resume)
             self.partial.mkdir(parents=True, exist_ok=True)
             begun = {"key": self.key, "settings": self.settings, "inputs": self.inputs}
@@ -259,21 +256,21 @@ class Stage:
         """Whether nothing is left to do: the manifest knows the result, and the one before it is removed."""
         recorded = read_json(self.recipe.run_dir / "manifest.json").get("stages", {})
         key = read_json(self.dir / "stage.json").get("key")
-        return recorded.get(self.name, {}).get("key") == key and not _old(self.dir).exists()
+        return recorded.get(self.name, {}).get("key") == key and not stepped_aside(self.dir).exists()
 
     def _publish(self) -> None:
         """Put a whole result in its place and into the manifest. Works again after a kill at any point."""
         if (self.partial / "stage.json").exists():
             (self.partial / "started.json").unlink(missing_ok=True)
             shutil.rmtree(self._before, ignore_errors=True)
-            _replace(self.partial, self.dir)
-        _recover(self.dir)
+            replace(self.partial, self.dir)
+        recover(self.dir)
         write_json(self.recipe.run_dir / "manifest.json", manifest(self.recipe.run_dir))
 
     def add_to_record(self, record: dict[str, Any]) -> None:
         """Add what was found out later to the record of the finished stage, and to the manifest."""
         path = self.dir / "stage.json"
-        with _lock(self.recipe.run_dir):
+        with locked(self.recipe.run_dir):
             write_json(path, read_json(path) | record)
             self._publish()
 
@@ -342,47 +339,6 @@ def command(recipe: Recipe, name: str) -> str:
     if parsed.round > 1:
         words += ["--round", str(parsed.round)]
     return recipe.command(" ".join(words))
-
-
-@contextlib.contextmanager
-def _lock(run_dir: Path) -> Iterator[None]:
-    """One process at a time writes in a run folder; the second is told who the first is."""
-    run_dir.mkdir(parents=True, exist_ok=True)
-    owner = run_dir / ".owner.json"
-    try:
-        with FileLock(run_dir / ".lock", timeout=0):
-            words = [Path(argument).name for argument in sys.argv[:2]]
-            write_json(owner, {"pid": os.getpid(), "command": " ".join(words)})
-            yield
-    except Timeout:
-        other = read_json(owner)
-        raise UserError(
-            f"{run_dir} is in use by process {other.get('pid', '?')} ({other.get('command', '?')}): "
-            "wait for it, or choose another --run"
-        ) from None
-
-
-def _replace(new: Path, target: Path) -> None:
-    """Put the folder `new` in the place of `target`, which may exist."""
-    old = _old(target)
-    # No rename replaces a folder that is not empty: the old one steps aside and is removed afterwards.
-    if target.exists():
-        shutil.rmtree(old, ignore_errors=True)
-        target.rename(old)
-    new.rename(target)
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def _recover(target: Path) -> None:
-    """Mend what a kill in the middle of `_replace` left."""
-    old = _old(target)
-    if old.exists() and not target.exists():
-        old.rename(target)
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def _old(target: Path) -> Path:
-    return target.with_name(f".{target.name}.old")
 
 
 def _now() -> str:

@@ -23,7 +23,7 @@ from tunebook.recipe.sections import Recipe
 from tunebook.runs.files import read_json
 from tunebook.runs.stage import Stage, finished_key
 from tunebook.runs.stages import CONTROL, policy_name, round_name
-from tunebook.training import arguments, audits, memory
+from tunebook.training import arguments, audits, end_token, memory
 from tunebook.training.callbacks import preference_warnings, watch_preferences
 from tunebook.training.loss_parts import log_loss_parts
 from tunebook.training.trainer import How, train
@@ -86,7 +86,7 @@ def _dpo(recipe: Recipe, number: int, how: How, control: bool = False) -> dict[s
     trainer = dpo_trainer(model, tokenizer, rows, recipe, args)
     # 4) a wrong reference is found before the first step
     audit: dict[str, Any] = dict(audits.audit_step_0(trainer, tokenizer))
-    audit["end_token"] = audits.audit_end_token(trainer, tokenizer)
+    audit["end_token"] = end_token.audit_end_token(trainer, tokenizer)
     record = {"audit": audit, "preflight": needed}
     result = train_dpo(trainer, rows, recipe, record, number, *how, control=control)
     del trainer, model

@@ -17,7 +17,7 @@ from tunebook.recipe.sections import Recipe
 from tunebook.runs.files import fingerprint, read_json
 from tunebook.runs.machine import rank
 from tunebook.runs.stage import Stage, finished_key
-from tunebook.training import arguments, audits, memory
+from tunebook.training import arguments, audits, end_token, memory
 from tunebook.training.masks import masked_splits
 from tunebook.training.trainer import How, train
 
@@ -60,7 +60,7 @@ def sft(
     trainer = sft_trainer(model, tokenizer, rows, recipe, args)
     # 3) a wrong mask, or an end that cannot be learnt, is found before the first step
     record["audit"] = audits.audit_masks(trainer, tokenizer)
-    record["audit"]["end_token"] = audits.audit_end_token(trainer, tokenizer)
+    record["audit"]["end_token"] = end_token.audit_end_token(trainer, tokenizer)
     result = train_sft(trainer, rows, recipe, record, force, resume, fresh)
     del trainer, model
     backend.release()
@@ -191,6 +191,6 @@ def train_sft(
     # A model whose answers do not end is found out now, not after an evening. Its adapter is safe by then.
     if rank() == 0:
         asked = rows["val"] if len(rows["val"]) else rows["train"]
-        answers = audits.audit_answers(trainer.model, trainer.processing_class, asked)
+        answers = end_token.audit_answers(trainer.model, trainer.processing_class, asked)
         stage.add_to_record({"answers": answers})
     return stage.result

@@ -11,7 +11,8 @@ from collections.abc import Callable
 from dataclasses import replace
 from fractions import Fraction
 
-from tunebook.checkers.formulas.expressions import Answer, has_letters, readings
+from tunebook.checkers.formulas.expressions import readings
+from tunebook.checkers.formulas.measured import Answer, has_letters
 from tunebook.checkers.formulas.numerals import read_number
 
 Algebra = Callable[[str, str, str], bool]

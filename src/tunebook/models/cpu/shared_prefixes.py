@@ -67,12 +67,18 @@ def share_prefixes(model: Any) -> None:
     Generation and gradient checkpointing keep the plain forward. So does a model on a GPU, or of another type
     than `DECODERS`.
     """
-    if not on_cpu() or model.config.model_type not in DECODERS:
+    if not only_looks_back(model):
         return
-    if not getattr(model.config, "use_sliding_window", False):
-        decoder = model.get_decoder()
-        # Bound, so that a deep copy of the model (merging makes one) computes with its own weights.
-        decoder.forward = types.MethodType(_forward, decoder)
+    decoder = model.get_decoder()
+    # Bound, so that a deep copy of the model (merging makes one) computes with its own weights.
+    decoder.forward = types.MethodType(_forward, decoder)
+
+
+def only_looks_back(model: Any) -> bool:
+    """Whether parts of a row can be computed one after the other here: on a CPU, for a type of `DECODERS`."""
+    if not on_cpu() or model.config.model_type not in DECODERS:
+        return False
+    return not getattr(model.config, "use_sliding_window", False)
 
 
 def _forward(
