@@ -3,7 +3,7 @@
     uv run python scripts/cards.py
 
 Memory is the formula that a stage prints before it starts (`training/memory.py`), with the published shapes
-of Qwen3. Time is the floating-point operations of a token over what a card does in a second. Nothing of it
+of the models. Time is the floating-point operations of a token over what a card does in a second. Nothing of it
 was measured on a card.
 """
 
@@ -34,7 +34,7 @@ billion parameters (`unsloth/utils/padding_choice.py`)."""
 
 @dataclass(frozen=True)
 class Model:
-    """The shape of one of the Qwen3 models, as its config.json has it."""
+    """The shape of a model, as its config.json has it."""
 
     name: str
     layers: int
@@ -42,11 +42,13 @@ class Model:
     inner: int
     heads: int
     tied: bool
+    head: int = 128
+    vocabulary: int = 151_936
 
     def plan(self, rows: int, sides: int) -> Plan:
         """In 4 bit, with LoRA on all linear layers, checkpointing and an 8-bit optimiser."""
-        head, groups, vocabulary = 128, 8, 151_936
-        wide, narrow = self.heads * head, groups * head
+        groups = 8
+        wide, narrow = self.heads * self.head, groups * self.head
         attention = [(self.hidden, wide), (self.hidden, narrow), (self.hidden, narrow), (wide, self.hidden)]
         shapes = [*attention, (self.hidden, self.inner), (self.hidden, self.inner), (self.inner, self.hidden)]
         linear = trainable = 0
@@ -58,10 +60,10 @@ class Model:
             hidden_size=self.hidden,
             intermediate_size=self.inner,
             num_attention_heads=self.heads,
-            head_dim=head,
-            vocab_size=vocabulary,
+            head_dim=self.head,
+            vocab_size=self.vocabulary,
         )
-        embeddings = vocabulary * self.hidden * (1 if self.tied else 2)
+        embeddings = self.vocabulary * self.hidden * (1 if self.tied else 2)
         return Plan(
             config=config,
             linear=linear,
@@ -80,9 +82,11 @@ class Model:
         return f"{(self.plan(rows, sides).total + CONTEXT) / 2**30:.0f}"
 
 
+QWEN3_4B = Model("Qwen3-4B", 36, 2560, 9728, 32, True)
 MODELS = (
-    Model("Qwen3-1.7B", 28, 2048, 6144, 16, True),
-    Model("Qwen3-4B", 36, 2560, 9728, 32, True),
+    Model("Llama-3.2-1B", 16, 2048, 8192, 32, True, head=64, vocabulary=128_256),
+    Model("Llama-3.2-3B", 28, 3072, 8192, 24, True, vocabulary=128_256),
+    QWEN3_4B,
     Model("Qwen3-8B", 36, 4096, 12288, 32, False),
     Model("Qwen3-14B", 40, 5120, 17408, 40, False),
     Model("Qwen3-32B", 64, 5120, 25600, 64, False),
@@ -121,7 +125,7 @@ def seconds(model: Model, peak: float, share: float, tokens: int, batches: int) 
 
 def time_table() -> str:
     """For Qwen3-4B and rows of 300 tokens: three epochs of 1,000, 1,000 pairs, one epoch of 50,000."""
-    model = MODELS[1]
+    model = QWEN3_4B
     lines = [
         "| card | SFT, 1,000 rows, 3 epochs | DPO, 1,000 pairs, 1 epoch | SFT, 50,000 rows, 1 epoch |",
         "|---|---|---|---|",
@@ -152,7 +156,7 @@ class Chain:
 
     def hours(self, peak: float, share: float) -> tuple[float, float, float]:
         """Of SFT, DPO and the evaluation of three models with answers of up to 400 tokens."""
-        model = MODELS[1]
+        model = QWEN3_4B
         # `auto` batches keep the card busy: 8 rows, or 4 pairs.
         trained = seconds(model, peak, share, tokens=200 * self.rows, batches=self.rows // 8)
         preferred = seconds(model, peak, share, tokens=900 * self.pairs * 10 // 8, batches=self.pairs // 4)

@@ -133,7 +133,7 @@ class Progress:
             except OSError:  # not there yet, or its folder has just been renamed
                 continue
             # It is gone when all are there, while the stage may go on with other questions.
-            if total := read_json(folder / PROGRESS).get("answers"):
+            if total := read_json(folder / PROGRESS).get(file):
                 self.totals[path] = total
             first, since = self.first_answers.setdefault(path, (count, now))
             if path not in self.newest_answers or count != self.newest_answers[path][0]:

@@ -47,8 +47,13 @@ SHOWN = 2
 # By a part of a model's name, the family default that a recipe for it extends.
 FAMILIES = {"smollm": "smollm2", "qwen3": "qwen3", "gemma-3n": "gemma3n", "llama-3": "llama3"}
 
-# Without `--model`: the smallest GPU memory in GB, and the family whose default model trains in it.
-BY_MEMORY = ((15, "qwen3"), (11, "llama3"))
+# Without `--model`: the smallest GPU memory in GB, the family whose values hold, and the model where it is not
+# the family's own. A card of 8 GB has 7.6 of them.
+BY_MEMORY = (
+    (15, "qwen3", None),
+    (7, "llama3", None),
+    (3.5, "llama3", "unsloth/Llama-3.2-1B-Instruct"),
+)
 
 
 @dataclass
@@ -179,9 +184,9 @@ def _model(model: str | None) -> tuple[str, str | None]:
     """The family default to extend, and the model where it is not the family's own."""
     if model is None:
         memory = gpu_memory_gb()
-        for least, family in BY_MEMORY:
+        for least, family, smaller in BY_MEMORY:
             if memory >= least:
-                return family, None
+                return family, smaller
         return "smollm2", None
     # By its name: a model that is not fetched yet cannot be asked.
     for part, family in FAMILIES.items():

@@ -284,11 +284,11 @@ def test_records_are_pages_without_links_into_the_repository():
 def test_the_estimates_of_the_cards_are_those_of_the_formula():
     text = (ROOT / "docs" / "gpus.md").read_text()
     assert cards.filled(text) == text
-    qwen = cards.MODELS[1].plan(rows=4, sides=1)
+    qwen = cards.QWEN3_4B.plan(rows=4, sides=1)
     assert qwen.linear == pytest.approx(3.6e9, rel=0.02)  # what Qwen3-4B's card calls non-embedding
     # A slow card is bound by its products, a fast one by the calls.
-    assert cards.seconds(cards.MODELS[1], 65, 0.4, 10**6, 1) == pytest.approx(1_115, rel=0.02)
-    assert cards.seconds(cards.MODELS[1], 990, 0.4, 1, 100) == 100 * cards.CALL
+    assert cards.seconds(cards.QWEN3_4B, 65, 0.4, 10**6, 1) == pytest.approx(1_115, rel=0.02)
+    assert cards.seconds(cards.QWEN3_4B, 990, 0.4, 1, 100) == 100 * cards.CALL
 
 
 def test_the_readme_is_short_and_says_what_was_not_run():

@@ -60,7 +60,7 @@ def test_answers_of_a_known_number_say_what_is_left(tmp_path):
     folder.mkdir()
     progress = following.Progress("evaluate")
     answers, known = folder / "predictions.jsonl", folder / "progress.json"
-    known.write_text('{"answers": 220}')
+    known.write_text('{"predictions.jsonl": 220}')
     answers.write_text("{}\n" * 40)
     assert progress.line([folder], 0) == ""
     answers.write_text("{}\n" * 100)
@@ -68,8 +68,16 @@ def test_answers_of_a_known_number_say_what_is_left(tmp_path):
     assert progress.line([folder], 50) == ""  # nothing has come since
     answers.write_text("{}\n" * 220)
     assert progress.line([folder], 90) == "evaluate  base: 220 of 220 answers, 2.0 a second"
+    known.write_text('{"retention.jsonl": 355}')
+    assert progress.line([folder], 120) == ""  # the total of other questions, which are not there yet
+    (folder / "retention.jsonl").write_text("{}\n" * 5)
+    progress.line([folder], 130)
+    (folder / "retention.jsonl").write_text("{}\n" * 105)
+    assert (
+        progress.line([folder], 140) == "evaluate  base: 105 of 355 answers, 10.0 a second, about 25 s left"
+    )
     known.unlink()
-    assert progress.line([folder], 150) == ""  # other questions are asked
+    assert progress.line([folder], 150) == ""
 
 
 def test_a_file_of_answers_that_is_still_empty_says_nothing(tmp_path):
@@ -109,7 +117,7 @@ def test_the_number_of_answers_to_come_is_known_while_they_come(tmp_path, monkey
     records = generate.answer_file(
         path, nullcontext(None), prompts, Sampling(1), lambda i, answer: {"text": answer.text}, "x"
     )
-    assert len(records) == 3 and json.loads(seen[0]) == {"answers": 3}
+    assert len(records) == 3 and json.loads(seen[0]) == {path.name: 3}
     assert not path.with_name("progress.json").exists()
 
 

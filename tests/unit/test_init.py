@@ -78,6 +78,9 @@ def test_nothing_is_overwritten_and_nothing_unreadable_is_written(here, embedded
     ("model", "memory", "family", "named"),
     [
         (None, 0, "smollm2", None),
+        (None, 2, "smollm2", None),
+        (None, 4, "llama3", "unsloth/Llama-3.2-1B-Instruct"),
+        (None, 7.6, "llama3", None),
         (None, 12, "llama3", None),
         (None, 24, "qwen3", None),
         ("Qwen/Qwen3-0.6B", 0, "qwen3", "Qwen/Qwen3-0.6B"),

@@ -63,7 +63,7 @@ def measure_retention(source: Source, folder: Path, label: str, key: str) -> Non
     written = [item for item in items if "instructions" in item]
     key_file.unlink(missing_ok=True)  # what a kill leaves from here on is not whole
     progress = folder / PROGRESS
-    write_json(progress, {"answers": len(items)})
+    write_json(progress, {FILE: len(items)})
     records = []
     with source() as opened, (folder / FILE).open("w", encoding="utf-8") as file:
         # Choices are scored by their likelihood, and only what is to be written is generated.

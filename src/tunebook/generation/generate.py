@@ -106,7 +106,7 @@ def answer_file(
     with AnswerFile(path, usage=usage) as file:
         done = set(file)
         if len(done) < len(prompts):
-            write_json(progress, {"answers": len(prompts)})
+            write_json(progress, {path.name: len(prompts)})
             with source as asked:
                 for batch in generate(asked, prompts, sampling, images, skip=done, label=label, usage=usage):
                     if before:

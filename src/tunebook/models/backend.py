@@ -100,6 +100,13 @@ def release() -> None:
     from accelerate.utils.memory import clear_device_cache
 
     clear_device_cache(garbage_collection=True)
+    trim_heap()
+
+
+def trim_heap() -> None:
+    """Give freed memory back to the system that glibc keeps for later (`_keep_freed_memory`)."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

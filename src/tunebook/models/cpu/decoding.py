@@ -8,6 +8,7 @@ from collections.abc import Callable
 from concurrent.futures import CancelledError, ThreadPoolExecutor
 from typing import Any
 
+from tunebook.models.backend import trim_heap
 from tunebook.models.cpu.shared_prefixes import PartialBatch
 from tunebook.models.prefix import common_start
 
@@ -57,6 +58,8 @@ def decode_in_parts(decode: Decode, inputs: dict[str, Any], generators: list[Any
                 stopped.set()
     finally:
         torch.set_num_threads(threads)  # of threads to come
+        # What two threads have freed lies between what the other one held: a later batch finds no room there.
+        trim_heap()
     return decoded
 
 
