@@ -3,8 +3,8 @@
     uv run python scripts/cards.py
 
 Memory is the formula that a stage prints before it starts (`training/memory.py`), with the published shapes
-of the models. Time is the floating-point operations of a token over what a card does in a second. Nothing of it
-was measured on a card.
+of the models. Time is the floating-point operations of a token over what a card does in a second. Nothing of
+it was measured on a card.
 """
 
 from __future__ import annotations

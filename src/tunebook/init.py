@@ -47,8 +47,8 @@ SHOWN = 2
 # By a part of a model's name, the family default that a recipe for it extends.
 FAMILIES = {"smollm": "smollm2", "qwen3": "qwen3", "gemma-3n": "gemma3n", "llama-3": "llama3"}
 
-# Without `--model`: the smallest GPU memory in GB, the family whose values hold, and the model where it is not
-# the family's own. A card of 8 GB has 7.6 of them.
+# Without `--model`: the smallest GPU memory in GB, the family whose values hold, and the model where it is
+# another than the family's own. A card of 8 GB has 7.6 of them.
 BY_MEMORY = (
     (15, "qwen3", None),
     (7, "llama3", None),
