@@ -24,9 +24,9 @@ PACKAGE = Path(__file__).parents[1] / "src" / "tunebook"
 COLUMNS = 110
 
 # The limits of the package: at most, and for comments at least.
-LINES = 27_100
+LINES = 27_300
 LONGEST_FILE = 350
-LARGEST_FOLDER = 4_100
+LARGEST_FOLDER = 4_200
 COMPREHENSIONS_PER_100 = 3.0
 DOUBLE_COMPREHENSIONS = 2
 CONDITIONALS_PER_100 = 2.0

@@ -11,6 +11,7 @@ import yaml
 from hypothesis import settings
 
 from tunebook.models import backend, builtin
+from tunebook.recipe.errors import say_once
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     # Two processes that each want every core slow each other down many times over.
@@ -38,6 +39,7 @@ def pytest_configure(config):
 
 @pytest.fixture(autouse=True)
 def _runs(tmp_path, monkeypatch):
+    say_once.cache_clear()  # what another test was told is told again
     monkeypatch.setenv("TUNEBOOK_RUNS", str(tmp_path / "runs"))
     monkeypatch.setenv("UV_RUN_RECURSION_DEPTH", "1")  # commands are printed as `uv run` has them
     for name in [k for k in os.environ if k.startswith("TUNEBOOK__")] + ["TUNEBOOK_RECIPE", "TUNEBOOK_RUN"]:

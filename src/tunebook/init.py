@@ -5,15 +5,13 @@ uv run tunebook init my.csv --goal sft
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import os
+import shlex
 import shutil
 import subprocess
 import tempfile
-from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,13 +19,13 @@ import yaml
 from rich.console import Console
 from rich.text import Text
 
-from tunebook.data import formats, sources
-from tunebook.data.records import all_records
-from tunebook.data.rows import Reject, Row, Unusable
+from tunebook.data import sources
+from tunebook.data.rows import Reject, Row
 from tunebook.data.tokens import open_tokenizer
 from tunebook.models.builtin import EMBEDDED
 from tunebook.models.turns import Conversation, TurnMarks, trained_spans
-from tunebook.pairs import existing, forms
+from tunebook.pairs import existing
+from tunebook.pairs.look import Look, look_at, parsed_columns
 from tunebook.recipe.errors import UserError, shorten
 from tunebook.recipe.files import PACKAGED, shipped
 from tunebook.recipe.loading import load_recipe
@@ -35,8 +33,6 @@ from tunebook.recipe.sections import Recipe
 
 Goal = Literal["sft", "dpo", "both"]
 
-LOOKED_AT = 2_000
-"""Rows that are read to see what a file holds."""
 
 FEW = 1_000
 """Up to so many rows a tenth is held out for val and for test, else a twentieth."""
@@ -56,22 +52,6 @@ BY_MEMORY = (
 )
 
 
-@dataclass
-class Look:
-    """What the first rows of a file hold."""
-
-    path: str
-    rows: int = 0
-    has_more: bool = False
-    is_preference: bool = False
-    form: str = ""
-    columns: list[str] = field(default_factory=list)
-    unreadable: Counter[str] = field(default_factory=Counter)
-    """Rows that cannot be read, by reason."""
-    example: str = ""
-    """Of the first of them, what is wrong."""
-
-
 def init(
     path: str,
     model: str | None = None,
@@ -79,6 +59,7 @@ def init(
     out: Path | None = None,
     force: bool = False,
     check: str | None = None,
+    columns: str | None = None,
 ) -> Path:
     """Look at a file, write a recipe of a few lines for it, and print what was seen and what comes next.
 
@@ -87,6 +68,8 @@ def init(
         model: A hub id or a folder. By default what fits this machine.
         goal: By default SFT for rows of questions and answers, DPO for a preference set.
         check: What makes an answer right: the name of a checker, or `my_checks.py:function`.
+        columns: Other names of columns, as `prompt=Frage,completion=Antwort`. By default, of a file whose
+            columns are unknown and two, the first is taken for the prompt.
         out: Where the recipe is written. By default `<name of the file>.yaml` where one works.
 
     Returns:
@@ -94,9 +77,19 @@ def init(
 
     Raises UserError when the file holds no rows that can be read, or the recipe is there already.
     """
-    look = look_at(path)
+    look = look_at(path, parsed_columns(columns))
+    if look.guess and not look.form and not columns:
+        look = look_at(path, look.guess)
+        prompt, completion = look.renames.values()
+        print(
+            f"{path}: {prompt!r} is taken for the prompt and {completion!r} for the answer; "
+            f"the other way round: --columns {shlex.quote(f'prompt={completion},completion={prompt}')}"
+        )
     if not look.form:
-        raise UserError(f"{path}: {look.example or 'no rows'}")
+        how = ""
+        if "unknown columns" in look.unreadable:
+            how = "; here: --columns prompt=NAME,completion=NAME"
+        raise UserError(f"{path}: {look.example or 'no rows'}{how}")
     out = out or Path(f"{_stem(path)}.yaml")
     if out.exists() and not force:
         raise UserError(f"{out} is there already: give another --out, or --force to replace it")
@@ -136,42 +129,6 @@ def new(folder: Path) -> None:
     for name in NEW:
         shutil.copytree(PACKAGED / name, folder / name)
     (folder / ".gitignore").write_text("runs/\n.env\n", encoding="utf-8")
-
-
-def look_at(path: str) -> Look:
-    """The form, the columns and the number of a file's rows. Raises UserError when it cannot be opened."""
-    look = Look(path)
-    names = Counter[str]()
-    # The whole of a large file would take minutes, and says nothing more.
-    for _, raw in all_records(path, "train", "init"):
-        if look.rows == LOOKED_AT:
-            look.has_more = True
-            break
-        look.rows += 1
-        try:
-            if isinstance(raw, Reject):
-                raise Unusable(raw.reason, raw.detail)
-            name, is_preference = _form(raw)
-        except Unusable as error:
-            look.unreadable[error.reason] += 1
-            look.example = look.example or str(error)
-            continue
-        names[name] += 1
-        look.is_preference |= is_preference
-        look.columns = look.columns or list(raw)
-    if names:
-        look.form = names.most_common(1)[0][0]
-    return look
-
-
-def _form(raw: dict[str, Any]) -> tuple[str, bool]:
-    """The name of a row's form, and whether it is one of preference sets. Raises Unusable."""
-    # KTO's rows: one answer each, with a label; two of one prompt make a pair.
-    if isinstance(raw.get("label"), bool) and "completion" in raw:
-        return "answers with a label", True
-    with contextlib.suppress(Unusable):
-        return forms.recognised(raw).name, True
-    return formats.recognised(raw).name, False
 
 
 def _stem(path: str) -> str:
@@ -222,6 +179,8 @@ def recipe_text(
     if check:
         lines.append(f"check: {_quoted(check)}")
     path = _quoted(_from(look.path, out.parent))
+    if look.renames:
+        path += f", columns: {_quoted(look.renames)}"
     if look.is_preference:
         lines.append(f"pairs: {{dataset: {path}}}")
         if goal != "dpo":
@@ -250,8 +209,10 @@ def _from(path: str, folder: Path) -> str:
     return os.path.relpath(path, folder)
 
 
-def _quoted(text: str) -> str:
-    return yaml.safe_dump(text, width=1_000, allow_unicode=True).removesuffix("\n...\n").strip()
+def _quoted(value: str | dict[str, str]) -> str:
+    """A value as YAML within one line."""
+    dumped = yaml.safe_dump(value, width=1_000, allow_unicode=True, default_flow_style=True, sort_keys=False)
+    return dumped.removesuffix("\n...\n").strip()
 
 
 def _examples(recipe: Recipe, look: Look) -> Iterator[dict[str, Any]]:

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from story_rows import good
 
-from tunebook.data import checks, formats, records, similarity, sources
+from tunebook.data import checks, recognise, records, similarity, sources
 from tunebook.data.rows import Reject, Row
 from tunebook.recipe.loading import load_recipe
 
@@ -389,7 +389,7 @@ fields = st.sampled_from(
         | json_values,
         max_size=5,
     ),
-    st.sampled_from([None, *sorted(formats.FORMATS)]),
+    st.sampled_from([None, *sorted(recognise.FORMATS)]),
 )
 def test_any_json_is_a_row_or_a_reject(tmp_path_factory, values, form):
     path = tmp_path_factory.mktemp("fuzz") / "rows.jsonl"

@@ -171,7 +171,7 @@ def test_what_stops_the_default_recipe(monkeypatch, tmp_path):
     monkeypatch.setattr(doctor, "free_ram", lambda: 2**30)
     broken = [f for f in doctor.hardware() if f.broken]
     assert [(f.what, f.fix) for f in broken] == [
-        ("cores, free memory", "end other programs: smollm2-math wants 6 GB")
+        ("cores, free memory", "end other programs: smollm2-math wants 7 GB")
     ]
     monkeypatch.setattr(doctor.shutil, "disk_usage", lambda path: SimpleNamespace(free=2**20))
     found = {f.what: f for f in doctor.disk(load_recipe())}

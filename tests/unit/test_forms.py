@@ -77,6 +77,8 @@ def test_rows_without_a_format_are_read_by_their_columns(tmp_path, capsys):
         ({"instruction": "Q", "context": "", "response": "A", "category": "open_qa"}, "question_answer"),
         ({"query": "Q", "response": "A", "original_question": "?", "type": "GSM_SV"}, "question_answer"),
         ({"id": 1, "input": "Q", "output": "A"}, "question_answer"),
+        ({"user": "Q", "assistant": "A"}, "question_answer"),
+        ({"text": "### Human: Q### Assistant: A"}, "text"),
         ({"problem": "Q", "solution": "A", "level": "Level 5", "type": "Algebra"}, "maths"),
         (
             {"source": "olympiads", "problem": "Q", "solution": "A", "messages": [user("Q"), assistant("A")]},
@@ -90,6 +92,50 @@ def test_rows_without_a_format_are_read_by_their_columns(tmp_path, capsys):
     mixed = [row for row, _ in cases]
     assert read(tmp_path, [*mixed, *mixed]) == [question_answer] * 2 * len(mixed)
     assert capsys.readouterr().out.count("read as alpaca") == 1
+
+
+def test_a_template_in_a_text_is_taken_off(tmp_path):
+    two = [user("Q"), assistant("A"), user("Q2"), assistant("A2")]
+    chatml = "<|im_start|>{}\n{}<|im_end|>\n"
+    turns = [("user", "Q"), ("assistant", "A"), ("user", "Q2"), ("assistant", "A2")]
+    llama3 = "<|start_header_id|>{}<|end_header_id|>\n\n{}<|eot_id|>"
+    gemma = "<start_of_turn>{}\n{}<end_of_turn>\n"
+    texts = [
+        "".join(chatml.format(*turn) for turn in turns),
+        "<|begin_of_text|>" + "".join(llama3.format(*turn) for turn in turns),
+        "<bos>" + "".join(gemma.format(who.replace("assistant", "model"), said) for who, said in turns),
+        "<|user|>\nQ</s>\n<|assistant|>\nA</s>\n<|user|>\nQ2</s>\n<|assistant|>\nA2</s>",
+        "".join(f"<|{who}|>\n{said}<|end|>\n" for who, said in turns) + "<|endoftext|>",
+        "<s>[INST] Q [/INST] A </s><s>[INST] Q2 [/INST] A2 </s>",
+        "### Human: Q### Assistant: A### Human: Q2### Assistant: A2",
+    ]
+    for text in texts:
+        assert one(tmp_path, {"text": text, "source": "x"}) == two, text
+    system_first = [system("S"), user("Q"), assistant("A")]
+    for text in (
+        chatml.format("system", "S") + chatml.format("user", "Q") + chatml.format("assistant", "A"),
+        "<s>[INST] <<SYS>>\nS\n<</SYS>>\n\nQ [/INST] A </s>",
+        "S\n### Human: Q\n### Assistant: A",
+    ):
+        assert one(tmp_path, {"text": text}) == system_first, text
+    alpaca = (
+        "Below is an instruction that describes a task.\n\n"
+        "### Instruction:\nQ\n\n### Input:\n{}\n\n### Response:\nA"
+    )
+    assert one(tmp_path, {"text": alpaca.format("I")}) == [user("Q\n\nI"), assistant("A")]
+    assert one(tmp_path, {"text": alpaca.format("")}) == [user("Q"), assistant("A")]
+    # A text is kept whole, signs of other templates and of Markdown too.
+    odd = chatml.format("user", "### Human: [INST] </s> x") + chatml.format(
+        "assistant", "1 < 2\n\n### Title\n"
+    )
+    assert one(tmp_path, {"text": odd}) == [user("### Human: [INST] </s> x"), assistant("1 < 2\n\n### Title")]
+    # What ends with a question, or has an unknown speaker, is put aside and not cut.
+    ends = "".join(chatml.format(*turn) for turn in turns[:3])
+    assert one(tmp_path, {"text": ends})[0] == "broken turns"
+    strange = "".join(chatml.format(*turn) for turn in [*turns, ("judge", "9")])
+    assert one(tmp_path, {"text": strange}) == ("unknown role", "text: 'judge' is no role")
+    # Plain prose has no question.
+    assert one(tmp_path, {"text": "Once upon a time."})[0] == "no prompt"
 
 
 def test_answers_to_check_against(tmp_path):

@@ -65,13 +65,49 @@ def test_nothing_is_overwritten_and_nothing_unreadable_is_written(here, embedded
     assert Path("my.yaml").read_text() == "mine: true\n"
     init.init("my.jsonl", force=True)
     assert yaml.safe_load(Path("my.yaml").read_text())["extends"] == "smollm2"
-    with pytest.raises(UserError, match="no known form has the columns left, right"):
-        init.init(write("odd.jsonl", [{"left": "1", "right": "2"}]))
+    with pytest.raises(UserError, match=r"no known form has the columns left, right, top.*; here: --columns"):
+        init.init(write("odd.jsonl", [{"left": "1", "right": "2", "top": "3"}]))
     with pytest.raises(UserError, match=r"no file nothing\.csv"):
         init.init("nothing.csv")
     assert not Path("odd.yaml").exists() and not Path("nothing.yaml").exists()
     init.init(write("some.jsonl", [*QUESTIONS, {"left": "1"}]))
     assert "not readable: 1 unknown columns (the first: no known form" in capsys.readouterr().out
+
+
+def test_two_unknown_columns_are_taken_in_their_order_and_others_are_named(here, embedded, capsys):
+    rows = [{"Frage": f"Wo ist Nummer {i}?", "Antwort": f"Dort, bei {i}."} for i in range(30)]
+    path = init.init(write("de.jsonl", rows))
+    said = capsys.readouterr().out
+    assert "'Frage' is taken for the prompt and 'Antwort' for the answer" in said
+    assert ">>>Dort, bei 0.<|im_end|><<<" in said
+    assert load_recipe(path).data.sources[0].columns == {"prompt": "Frage", "completion": "Antwort"}
+    # The other way round, as it is printed there.
+    assert "--columns prompt=Antwort,completion=Frage" in said
+    init.init("de.jsonl", columns="prompt=Antwort,completion=Frage", force=True)
+    assert ">>>Wo ist Nummer 0?<|im_end|><<<" in capsys.readouterr().out
+    # Three columns, or one that is no text, are no guess.
+    for row in ({"a": "x", "b": "y", "c": "z"}, {"a": "x", "b": 3}):
+        with pytest.raises(UserError, match="no known form"):
+            init.init(write("odd.jsonl", [row] * 3))
+    init.init("odd.jsonl", columns="prompt=a,completion=b")
+    with pytest.raises(UserError, match="'prompt' is no pair of names"):
+        init.init("odd.jsonl", columns="prompt", force=True)
+    # One odd row among others changes nothing.
+    mixed = init.init(write("mixed.jsonl", [*QUESTIONS, {"left": "l", "right": "r"}]))
+    assert not load_recipe(mixed).data.sources[0].columns
+    pairs = [{"q": row["prompt"], "good": row["chosen"], "bad": row["rejected"]} for row in PAIRS]
+    path = init.init(write("pairs.jsonl", pairs), columns="prompt=q,chosen=good,rejected=bad")
+    assert load_recipe(path).pairs.columns == {"prompt": "q", "chosen": "good", "rejected": "bad"}
+
+
+def test_a_file_without_a_header_is_told_so(here, embedded):
+    Path("bare.csv").write_text('"How far is it?","A mile."\n"And back?","The same."\n')
+    with pytest.raises(UserError, match=r"'How far is it\?' looks like a text .* wants a first line such as"):
+        init.init("bare.csv")
+    Path("faq.json").write_text(json.dumps({f"How far is it to {i}?": "A mile." for i in range(9)}))
+    with pytest.raises(UserError, match=r"How far is it to 0\?' looks like a text .* JSON rows such as"):
+        init.init("faq.json")
+    assert not list(here.glob("*.yaml"))
 
 
 @pytest.mark.parametrize(

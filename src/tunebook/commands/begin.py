@@ -37,6 +37,14 @@ def init(
             "function of yours, my_checks.py:function.",
         ),
     ] = None,
+    columns: Annotated[
+        str | None,
+        Option(
+            "--columns",
+            metavar="NAMES",
+            help="Which of your columns are prompt and completion (or chosen, rejected, answer, system).",
+        ),
+    ] = None,
 ) -> None:
     """Look at your rows and write a recipe of a few lines for them.
 
@@ -47,11 +55,13 @@ def init(
 
         uv run tunebook init my.csv --model unsloth/Qwen3-4B-Instruct-2507
 
+        uv run tunebook init my.csv --columns prompt=Frage,completion=Antwort
+
         uv run tunebook init my.csv --goal both --check json
     """
     from tunebook import init
 
-    init.init(rows, model, goal, out, force, check)
+    init.init(rows, model, goal, out, force, check, columns)
 
 
 @app.command(rich_help_panel=START)

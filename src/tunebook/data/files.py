@@ -10,7 +10,7 @@ from typing import BinaryIO, TextIO, cast
 
 from tqdm.auto import tqdm
 
-from tunebook.recipe.errors import UserError
+from tunebook.recipe.errors import UserError, say_once
 from tunebook.recipe.files import find_file, find_path
 from tunebook.recipe.sections import Section
 from tunebook.runs.files import file_hash, fingerprint
@@ -195,9 +195,7 @@ def open_text(path: Path) -> TextIO:
     """
     encoding = encoding_of(path)
     if encoding != "utf-8-sig":
-        tqdm.write(
-            f"{path.name}: not UTF-8, read as {encoding}; if letters look wrong, save it again as UTF-8"
-        )
+        say_once(f"{path.name}: not UTF-8, read as {encoding}; if letters look wrong, save it again as UTF-8")
     return io.TextIOWrapper(cast(io.BufferedReader, open_bytes(path)), encoding=encoding, newline="")
 
 

@@ -1,13 +1,12 @@
 """The formats people have, one function each: a raw row becomes `messages`, or `prompt` and `completion`.
 
-To add one, write its function and its line in `FORMS`; the recipe's `format` takes the same name.
+To add one, write its function and its line in `recognise.FORMS`; the recipe's `format` takes the same name.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any
 
 from tunebook.data import tools
@@ -22,8 +21,8 @@ from tunebook.data.fields import (
 )
 from tunebook.data.prompts import Prompts
 from tunebook.data.rows import Raw, Unusable
+from tunebook.data.templated import is_templated, turns_of
 from tunebook.models.chat_template import Messages
-from tunebook.recipe.errors import shorten
 
 # What rows of Alpaca's form have for an input when there is none.
 NO_INPUT = re.compile(r"\W*(?:no\W?input|n/a)\W*", re.IGNORECASE)
@@ -31,12 +30,13 @@ NO_INPUT = re.compile(r"\W*(?:no\W?input|n/a)\W*", re.IGNORECASE)
 # The last line of a solution of GSM8K.
 GSM8K_RESULT = re.compile(r"####\s*[-+$]?[\d.,]+\s*$")
 
+
 # What NuminaMath has for an answer when there is none to check.
 NO_ANSWER = ("proof", "notfound")
 
 # Names of the question and of the answer, in the order in which they are looked for.
-QUESTIONS = ("prompt", "question", "instruction", "query", "problem", "input")
-ANSWERS = ("completion", "response", "output", "answer", "solution")
+QUESTIONS = ("prompt", "question", "instruction", "query", "problem", "input", "user", "human")
+ANSWERS = ("completion", "response", "output", "answer", "solution", "assistant")
 
 
 def chat(raw: Raw) -> Raw:
@@ -110,6 +110,11 @@ def maths(raw: Raw) -> Raw:
     }
 
 
+def templated_text(raw: Raw) -> Raw:
+    """`text` with question and answer in one, as a chat template has written them."""
+    return {**raw, "messages": turns_of(text_of(raw, "text")), "system": None}
+
+
 def question_answer(raw: Raw) -> Raw:
     """A question and an answer as text, under the commonest of their names.
 
@@ -159,94 +164,16 @@ def has_no_other_messages(raw: Raw) -> bool:
     return isinstance(first, dict) and first.get("content") == raw.get("problem")
 
 
+def has_template(raw: Raw) -> bool:
+    """Whether question and answer can be told apart in a row's text."""
+    return is_templated(raw.get("text"))
+
+
 def ends_in_result(raw: Raw) -> bool:
     """Whether a row's answer ends as those of GSM8K do."""
     answer = raw.get("answer")
     # From the last mark on, as the pattern would begin at each.
     return isinstance(answer, str) and bool(GSM8K_RESULT.fullmatch(answer[answer.rfind("####") :][:100]))
-
-
-@dataclass(frozen=True)
-class Form:
-    """A form of rows: by which columns it is known, and what makes a row of it.
-
-    Where the recipe gives no `format`, the first form counts whose columns a row has. The function makes of a
-    raw row one with `messages`, or with `prompt` and `completion`; where it cannot, it raises Unusable.
-    """
-
-    name: str
-    columns: tuple[str, ...]
-    function: Callable[[Raw], Raw]
-    fits: Callable[[Raw], bool] = bool
-    """What else a row must be like."""
-
-
-FORMS = (
-    Form("maths", ("problem", "solution"), maths, has_no_other_messages),
-    Form("chat", ("messages",), chat),
-    Form("sharegpt", ("conversations",), sharegpt),
-    Form("sharegpt", ("conversation",), sharegpt),
-    Form("alpaca", ("instruction", "output"), alpaca),
-    Form("chat", ("prompt", "completion"), chat),
-    Form("gsm8k", ("question", "answer"), gsm8k, ends_in_result),
-    Form("question_answer", ("question", "answer"), question_answer),
-    Form("question_answer", ("question", "response"), question_answer),
-    Form("question_answer", ("prompt", "response"), question_answer),
-    Form("question_answer", ("instruction", "response"), question_answer),
-    Form("question_answer", ("query", "response"), question_answer),
-    Form("question_answer", ("prompt", "output"), question_answer),
-    Form("question_answer", ("input", "output"), question_answer),
-    Form("question_answer", ("prompt", "answer"), question_answer),
-    Form("question_answer", ("question", "output"), question_answer),
-    Form("question_answer", ("query", "answer"), question_answer),
-    Form("question_answer", ("problem", "answer"), question_answer),
-    Form("question_answer", ("question", "solution"), question_answer),
-)
-
-# By the names that a recipe's `format` takes.
-FORMATS: dict[str, Callable[[Raw], Raw]] = {form.name: form.function for form in FORMS} | {"prompts": chat}
-
-
-def recognised(raw: Raw) -> Form:
-    """The form of a row by its columns. Raises Unusable that says which it has and what can be done."""
-    # A column may be there and empty, as all columns of a Parquet or CSV file are in every row.
-    for is_there in (lambda name: not is_missing(raw.get(name)), lambda name: name in raw):
-        for form in FORMS:
-            if all(map(is_there, form.columns)) and form.fits(raw):
-                return form
-    columns = ", ".join(raw)
-    if not raw:
-        raise Unusable("unknown columns", "an empty row")
-    if "chosen" in raw and "rejected" in raw:
-        raise Unusable(
-            "unknown columns",
-            f"the columns {columns} are those of a preference set: name it in pairs.dataset, or train on "
-            "one side with `columns`, as in {completion: chosen}",
-        )
-    if list(raw) == ["text"]:
-        raise Unusable(
-            "no prompt", "rows of `text` alone have no prompt and no answer: split them into two columns"
-        )
-    raise Unusable(
-        "unknown columns",
-        f"no known form has the columns {columns}: name two of them in `columns`, as in "
-        f"{{prompt: {next(iter(raw))}, completion: {list(raw)[-1]}}}, or set `format` to one of "
-        f"{', '.join(FORMATS)}",
-    )
-
-
-def advice(name: str, raw: Raw, columns: dict[str, str]) -> str:
-    """The end of a message about a missing column: which ones the row has, and how one of them is named."""
-    if name in raw or raw.get(columns.get(name, "")):  # it is there, and empty
-        return ""
-    names = shorten(", ".join(raw), 200) or "no columns"
-    if name in columns:
-        return f"; `columns` takes it from {columns[name]!r}, but the row has {names}"
-    free = [column for column in raw if column not in columns.values()]
-    if not free:
-        return f"; the row has {names}"
-    example = ", ".join(f"{ours}: {theirs}" for ours, theirs in {**columns, name: free[0]}.items())
-    return f"; the row has {names}: name it in `columns`, as in {{{example}}}"
 
 
 def conversation(raw: Raw, prompts: Prompts) -> tuple[Messages, Messages]:

@@ -10,14 +10,12 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from tqdm.auto import tqdm
-
 from tunebook.data import files
 from tunebook.data.files import is_file, kind_of, open_bytes, open_text
 from tunebook.data.json_rows import Numbered, read_json
 from tunebook.data.rows import Raw, Reject, hash_fraction
 from tunebook.models import hub
-from tunebook.recipe.errors import UserError, first_line
+from tunebook.recipe.errors import UserError, first_line, say_once
 from tunebook.recipe.sections import Rows
 
 # The same with what reports call them: `rows.jsonl:3`.
@@ -127,7 +125,7 @@ def read_csv(path: Path) -> Numbered:
             header = next(lines, "")
         separator = separator or _separator(header)
         if separator != SEPARATORS[kind_of(path)]:
-            tqdm.write(f"{path.name}: columns are separated by {separator!r}")
+            say_once(f"{path.name}: columns are separated by {separator!r}")
         # A space before a quote would make the quote a part of the value.
         has_spaces = f"{separator} " in header
         # Strict, because a quote that is never closed would take all further rows into one value.

@@ -16,17 +16,10 @@ from school_geometry import problems
 from tunebook.checkers.check import other_columns
 from tunebook.data import files, images, tools
 from tunebook.data.fields import MissingColumn, images_in
-from tunebook.data.formats import (
-    FORMATS,
-    Form,
-    advice,
-    conversation,
-    gold_of,
-    prompt_alone,
-    recognised,
-)
+from tunebook.data.formats import conversation, gold_of, prompt_alone
 from tunebook.data.mm_math import read_mm_math
 from tunebook.data.prompts import Prompts
+from tunebook.data.recognise import FORMATS, Form, advice, recognised
 from tunebook.data.records import all_records, drawn, renamed
 from tunebook.data.rows import Raw, Reject, Row, Unusable, split_of
 from tunebook.models.image_input import BadImage

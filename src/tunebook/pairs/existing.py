@@ -15,8 +15,9 @@ from tunebook.checkers.instructions import BadInstruction
 from tunebook.data import aside, checks, files, images, similarity
 from tunebook.data.checks import RowChecker
 from tunebook.data.fields import MissingColumn, images_in, messages_of
-from tunebook.data.formats import advice, conversation, gold_of
+from tunebook.data.formats import conversation, gold_of
 from tunebook.data.prompts import Prompts
+from tunebook.data.recognise import advice
 from tunebook.data.records import Named, all_records, drawn, renamed
 from tunebook.data.rows import Raw, Reject, Row, Unusable, images_of, rejected
 from tunebook.data.storage import load

@@ -146,6 +146,7 @@ _FORMATS = (
     "gsm8k",
     "maths",
     "question_answer",
+    "text",
 )
 """Parts of a key in pydantic's errors that stand in no recipe: which kind of source it took an item for."""
 

@@ -186,14 +186,15 @@ class ChatSource(SplitSource):
     A row may have an `answer`, against which its completion is checked.
     """
 
-    format: Literal["chat", "alpaca", "sharegpt", "gsm8k", "maths", "question_answer", "prompts"] | None = (
-        None
-    )
+    format: (
+        Literal["chat", "alpaca", "sharegpt", "gsm8k", "maths", "question_answer", "text", "prompts"] | None
+    ) = None
     """Which columns to read. None: recognised by them, row by row. `chat`: `messages`, or `prompt` and
     `completion`. `alpaca`: `instruction`, `input`, `output`. `sharegpt`: `conversations` of `from` and
     `value`. `gsm8k`: `question`, and `answer` with the result after `####`. `maths`: `problem`, and
     `solution` with the result in a box. `question_answer`: those two, or `query` and `response` and their
-    like. `prompts`: `prompt`, and no answer but where a row has a `completion`."""
+    like. `text`: question and answer in one `text`, as a chat template has written them. `prompts`: `prompt`,
+    and no answer but where a row has a `completion`."""
     path: str
     """A .jsonl, .ndjson, .json, .csv, .tsv or .parquet file (also .gz or .zst), a pattern such as
     `rows-*.jsonl`, a folder of such files or of `save_to_disk`, or a hub id. `{run}/clean/rows.jsonl` is what

@@ -1,0 +1,120 @@
+"""Which form a row has, by its columns; and what is said where none fits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from tunebook.data.fields import is_missing
+from tunebook.data.formats import (
+    alpaca,
+    chat,
+    ends_in_result,
+    gsm8k,
+    has_no_other_messages,
+    has_template,
+    maths,
+    question_answer,
+    sharegpt,
+    templated_text,
+)
+from tunebook.data.rows import Raw, Unusable
+from tunebook.recipe.errors import shorten
+
+# Characters of the name of a column; a file without a header has a text in its place.
+LONGEST_NAME = 60
+
+
+@dataclass(frozen=True)
+class Form:
+    """A form of rows: by which columns it is known, and what makes a row of it.
+
+    Where the recipe gives no `format`, the first form counts whose columns a row has. The function makes of a
+    raw row one with `messages`, or with `prompt` and `completion`; where it cannot, it raises Unusable.
+    """
+
+    name: str
+    columns: tuple[str, ...]
+    function: Callable[[Raw], Raw]
+    fits: Callable[[Raw], bool] = bool
+    """What else a row must be like."""
+
+
+FORMS = (
+    Form("maths", ("problem", "solution"), maths, has_no_other_messages),
+    Form("chat", ("messages",), chat),
+    Form("sharegpt", ("conversations",), sharegpt),
+    Form("sharegpt", ("conversation",), sharegpt),
+    Form("alpaca", ("instruction", "output"), alpaca),
+    Form("chat", ("prompt", "completion"), chat),
+    Form("gsm8k", ("question", "answer"), gsm8k, ends_in_result),
+    Form("question_answer", ("question", "answer"), question_answer),
+    Form("question_answer", ("question", "response"), question_answer),
+    Form("question_answer", ("prompt", "response"), question_answer),
+    Form("question_answer", ("instruction", "response"), question_answer),
+    Form("question_answer", ("query", "response"), question_answer),
+    Form("question_answer", ("prompt", "output"), question_answer),
+    Form("question_answer", ("input", "output"), question_answer),
+    Form("question_answer", ("prompt", "answer"), question_answer),
+    Form("question_answer", ("question", "output"), question_answer),
+    Form("question_answer", ("query", "answer"), question_answer),
+    Form("question_answer", ("problem", "answer"), question_answer),
+    Form("question_answer", ("question", "solution"), question_answer),
+    Form("question_answer", ("user", "assistant"), question_answer),
+    Form("question_answer", ("human", "assistant"), question_answer),
+    Form("text", ("text",), templated_text, has_template),
+)
+
+
+# By the names that a recipe's `format` takes.
+FORMATS: dict[str, Callable[[Raw], Raw]] = {form.name: form.function for form in FORMS} | {"prompts": chat}
+
+
+def recognised(raw: Raw) -> Form:
+    """The form of a row by its columns. Raises Unusable that says which it has and what can be done."""
+    # A column may be there and empty, as all columns of a Parquet or CSV file are in every row.
+    for is_there in (lambda name: not is_missing(raw.get(name)), lambda name: name in raw):
+        for form in FORMS:
+            if all(map(is_there, form.columns)) and form.fits(raw):
+                return form
+    columns = shorten(", ".join(raw), 200)
+    if not raw:
+        raise Unusable("unknown columns", "an empty row")
+    if "chosen" in raw and "rejected" in raw:
+        raise Unusable(
+            "unknown columns",
+            f"the columns {columns} are those of a preference set: name it in pairs.dataset, or train on "
+            "one side with `columns`, as in {completion: chosen}",
+        )
+    if list(raw) == ["text"]:
+        raise Unusable(
+            "no prompt", "rows of `text` alone have no prompt and no answer: split them into two columns"
+        )
+    for name in raw:
+        if len(name) > LONGEST_NAME or "?" in name:
+            raise Unusable(
+                "no header",
+                f"{shorten(name, LONGEST_NAME)!r} looks like a text and not like the name of a column: a CSV "
+                'wants a first line such as question,answer, JSON rows such as [{"question": "...", '
+                '"answer": "..."}]',
+            )
+    raise Unusable(
+        "unknown columns",
+        f"no known form has the columns {columns}: name two of them in `columns`, as in "
+        f"{{prompt: {next(iter(raw))}, completion: {list(raw)[-1]}}}, or set `format` to one of "
+        f"{', '.join(FORMATS)}",
+    )
+
+
+def advice(name: str, raw: Raw, columns: dict[str, str]) -> str:
+    """The end of a message about a missing column: which ones the row has, and how one of them is named."""
+    if name in raw or raw.get(columns.get(name, "")):  # it is there, and empty
+        return ""
+    names = shorten(", ".join(raw), 200) or "no columns"
+    if name in columns:
+        return f"; `columns` takes it from {columns[name]!r}, but the row has {names}"
+    free = [column for column in raw if column not in columns.values()]
+    if not free:
+        return f"; the row has {names}"
+    example = ", ".join(f"{ours}: {theirs}" for ours, theirs in {**columns, name: free[0]}.items())
+    return f"; the row has {names}: name it in `columns`, as in {{{example}}}"
