@@ -21,6 +21,7 @@ from tunebook.evaluation.compare import compare_manifests
 from tunebook.following import following
 from tunebook.forecast import Speed, costs, forecast
 from tunebook.interrupting import interrupts_to_kernel
+from tunebook.outcome import outcome
 from tunebook.recipe.effects import rows_a_step
 from tunebook.recipe.errors import UserError
 from tunebook.recipe.files import shipped
@@ -101,6 +102,8 @@ def run(
                     _train_in_processes(todo[name], recipe, force, fresh)
                     again = False  # the notebook finds the adapter, and shows what came of it
                 _execute(todo[name], recipe, again, fresh)
+            for line in outcome(todo[name], recipe):
+                print(f"{name:9} {line}", flush=True)
         seconds[name] = time.monotonic() - started
 
     if seconds and dry_run:

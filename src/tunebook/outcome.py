@@ -1,0 +1,43 @@
+"""What `tunebook run` says of a step that has ended; the whole stands in its notebook."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tunebook.data import aside
+from tunebook.evaluation import first_screen
+from tunebook.recipe.sections import Recipe
+from tunebook.runs.files import log_history, read_json
+from tunebook.runs.stages import Step, round_name
+
+
+def outcome(step: Step, recipe: Recipe) -> list[str]:
+    """The lines of a step: rows in, out and aside; the loss; pairs; whether the model is better, and where
+    the report lies."""
+    folder = recipe.run_dir / round_name(step.spec.name, step.round)
+    record = read_json(folder / "stage.json")
+    summary = read_json(recipe.run_dir / "eval" / "summary.json")
+    lines = []
+    if step.spec.trains and record:
+        lines.append(_of_training(folder))
+    elif step.spec.name == "data" and record:
+        lines += aside.account(record)
+    elif step.spec.name == "pairs" and record:
+        lines.append(f"pairs: {record['rows']['train']} to train on, {record['rows']['val']} to watch")
+    elif step.spec.name == "eval" and summary:
+        report = recipe.run_dir / "report.html"
+        lines += [first_screen.sentence(summary), f"Report: {report}"]
+    return [line for line in lines if line]
+
+
+def _of_training(folder: Path) -> str:
+    """The loss at first and at last, and where the adapter lies."""
+    history = log_history(folder)
+    line = f"adapter: {folder / 'adapter'}"
+    losses = [entry["loss"] for entry in history if "loss" in entry]
+    if losses:
+        line += f"; loss {float(losses[0]):.3f} at first, {float(losses[-1]):.3f} at last"
+    held_out = [entry["eval_loss"] for entry in history if "eval_loss" in entry]
+    if held_out:
+        line += f", {float(held_out[-1]):.3f} on held-out rows"
+    return line
