@@ -36,10 +36,8 @@ SPEAKERS = {
 }
 
 # What ends a turn, or begins the whole.
-ENDS = (
-    r"(?:\s|<\|im_end\|>|<\|eot_id\|>|<\|end_of_text\|>|<\|begin_of_text\|>|<end_of_turn>|<bos>|<eos>"
-    r"|<s>|</s>|<\|end\|>|<\|endoftext\|>)+"
-)
+ENDS = ("<|im_end|>", "<|eot_id|>", "<|end_of_text|>", "<end_of_turn>", "<|end|>", "<|endoftext|>")
+ENDS += ("<|begin_of_text|>", "<bos>", "<eos>", "<s>", "</s>")
 
 # Alpaca's first sentence belongs to its template.
 PREAMBLE = "Below is an instruction"
@@ -84,4 +82,10 @@ def _template_of(text: str) -> str | None:
 
 def _bare(text: str) -> str:
     """A text without the marks at both of its ends."""
-    return re.sub(rf"^{ENDS}|{ENDS}$", "", text)
+    before = ""
+    bare = text.strip()
+    while bare != before:
+        before = bare
+        for mark in ENDS:
+            bare = bare.removeprefix(mark).removesuffix(mark).strip()
+    return bare
