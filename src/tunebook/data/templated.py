@@ -36,8 +36,10 @@ SPEAKERS = {
 }
 
 # What ends a turn, or begins the whole.
-ENDS = ("<|im_end|>", "<|eot_id|>", "<|end_of_text|>", "<end_of_turn>", "<|end|>", "<|endoftext|>")
-ENDS += ("<|begin_of_text|>", "<bos>", "<eos>", "<s>", "</s>")
+ENDS = (
+    *("<|im_end|>", "<|eot_id|>", "<|end_of_text|>", "<end_of_turn>", "<|end|>", "<|endoftext|>"),
+    *("<|begin_of_text|>", "<bos>", "<eos>", "<s>", "</s>"),
+)
 
 # Alpaca's first sentence belongs to its template.
 PREAMBLE = "Below is an instruction"
