@@ -133,7 +133,7 @@ def test_a_template_in_a_text_is_taken_off(tmp_path):
     ends = "".join(chatml.format(*turn) for turn in turns[:3])
     assert one(tmp_path, {"text": ends})[0] == "broken turns"
     strange = "".join(chatml.format(*turn) for turn in [*turns, ("judge", "9")])
-    assert one(tmp_path, {"text": strange}) == ("unknown role", "text: 'judge' is no role")
+    assert one(tmp_path, {"text": strange}) == ("wrong role", "text: 'judge' is no role")
     # Plain prose has no question.
     assert one(tmp_path, {"text": "Once upon a time."})[0] == "no prompt"
 

@@ -31,6 +31,7 @@ SETTINGS = {
     "too long": "a higher `model.max_seq_length` keeps them",
     "missing column": "`columns` of the source names the column that has it",
     "unknown columns": "`columns` or `format` of the source says how its rows are read",
+    "no header": "a first line with the names of the columns says how its rows are read",
     "labelled false": "`pairs.dataset` makes pairs of such rows",
     "wrong answer": "without a column `answer` or `gold` no answer is compared; with a `check` a lower "
     "`check.threshold` keeps more of them",

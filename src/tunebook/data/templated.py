@@ -62,7 +62,7 @@ def turns_of(text: str) -> Messages:
         messages.append({"role": "system", "content": before})
     for speaker, said in zip(parts[::2], parts[1::2], strict=True):
         if speaker not in SPEAKERS:
-            raise Unusable("unknown role", f"text: {speaker!r} is no role")
+            raise Unusable("wrong role", f"text: {speaker!r} is no role")
         content = _bare(said)
         role = SPEAKERS[speaker]
         # Alpaca's input stands below its instruction; nothing stands between [INST] and <<SYS>>.
