@@ -11,7 +11,7 @@ import whole_recipe
 import yaml
 
 from tunebook.evaluation.tables import parity_table
-from tunebook.export import export
+from tunebook.export import comparing, export
 from tunebook.export.modelcard import card
 from tunebook.recipe.errors import UserError
 from tunebook.recipe.files import ROOT
@@ -145,7 +145,7 @@ def test_an_export_whose_check_fails_is_kept_marked_and_checked_again(recipe, mo
     merged = recipe.run_dir / "export" / "merged"
     shutil.rmtree(merged)
     with monkeypatch.context() as patch:
-        patch.setattr(export, "free_ram", lambda: 0)
+        patch.setattr(comparing, "free_ram", lambda: 0)
         with pytest.raises(export.Unverified, match=r"merged is not the model .*: not compared: .* is kept"):
             export.export(wanted)
     assert (merged / "model.safetensors").exists() and "not compared" in (

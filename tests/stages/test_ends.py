@@ -85,13 +85,13 @@ def test_answers_that_do_not_end_are_a_warning(recipe_file, capsys):
 
 
 def test_a_look_at_answers_that_fails_costs_no_training(recipe_file, capsys, monkeypatch):
-    from tunebook.training import audits
+    from tunebook.training import end_token
     from tunebook.training.sft import sft
 
     def full(*given, **options):
         raise RuntimeError("CUDA out of memory.")
 
-    monkeypatch.setattr(audits, "generate", full)
+    monkeypatch.setattr(end_token, "generate", full)
     record = sft(load_recipe(recipe_file, overrides=PLAIN | {"sft.max_steps": 1}))
     assert record["answers"] == {} and record["metrics"]["steps"] == 1
     assert "No look at the answers: RuntimeError: CUDA out of memory." in capsys.readouterr().out

@@ -6,7 +6,7 @@ import pytest
 
 from tunebook.runs.files import read_json
 from tunebook.sweep import sweep
-from tunebook.training import arguments, audits
+from tunebook.training import arguments, end_token
 
 GRID = ["sft.learning_rate=1e-3,5e-3,1e-2", "lora.r=4,8"]
 
@@ -19,7 +19,7 @@ def test_six_settings_make_the_data_once_and_go_on_after_a_kill(tiny_recipe, tmp
             if state.global_step == 3:
                 raise KeyboardInterrupt
 
-    monkeypatch.setattr(audits, "ANSWERED", 1)
+    monkeypatch.setattr(end_token, "ANSWERED", 1)
     keys = {
         "stages": ["sft"],
         "sft.max_steps": 4,
