@@ -119,7 +119,7 @@ def test_errors_are_one_line_before_or_after_work(server, tmp_path, monkeypatch)
     assert "sk-wrong" not in str(refused.value) and "***" in str(refused.value)
     monkeypatch.setenv("API_KEY", KEY)
     down = load_recipe(recipe_file(tmp_path, 30, url="http://127.0.0.1:9/v1", retries=0, concurrency=2))
-    with pytest.raises(UserError, match="has not answered [45] times"):
+    with pytest.raises(UserError, match=r"has not answered [45] times"):
         clean.clean(down)
     assert not (recipe.run_dir / "clean").exists()
     dear = load_recipe(
