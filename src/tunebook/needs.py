@@ -59,10 +59,12 @@ def downloads(recipe: Recipe) -> int:
 
 
 def is_set(name: str) -> str:
+    """Whether a variable is set, in the environment or in `.env`; never its value."""
     return f"{name} is set" if secret(name) else f"{name} is not set"
 
 
 def needs_of_config(name: str, gpu: bool) -> list[str]:
+    """The phrases of `needs_of_recipe` for a shipped recipe, or why it cannot be read."""
     try:
         return list(needs_of_recipe(load_recipe(name), gpu))
     except UserError as error:  # overrides from the environment that are not for this one

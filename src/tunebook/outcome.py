@@ -12,11 +12,9 @@ from tunebook.runs.stages import Step, round_name
 
 
 def outcome(step: Step, recipe: Recipe) -> list[str]:
-    """The lines of a step: rows in, out and aside; the loss; pairs; whether the model is better, and where
-    the report lies."""
+    """The lines of a step: what came of its rows, its loss, its pairs, or whether the model is better."""
     folder = recipe.run_dir / round_name(step.spec.name, step.round)
     record = read_json(folder / "stage.json")
-    summary = read_json(recipe.run_dir / "eval" / "summary.json")
     lines = []
     if step.spec.trains and record:
         lines.append(_of_training(folder))
@@ -24,9 +22,10 @@ def outcome(step: Step, recipe: Recipe) -> list[str]:
         lines += aside.account(record)
     elif step.spec.name == "pairs" and record:
         lines.append(f"pairs: {record['rows']['train']} to train on, {record['rows']['val']} to watch")
-    elif step.spec.name == "eval" and summary:
-        report = recipe.run_dir / "report.html"
-        lines += [first_screen.sentence(summary), f"Report: {report}"]
+    elif step.spec.name == "eval":
+        summary = read_json(recipe.run_dir / "eval" / "summary.json")
+        if summary:
+            lines += [first_screen.sentence(summary), f"Report: {recipe.run_dir / 'report.html'}"]
     return [line for line in lines if line]
 
 

@@ -30,7 +30,6 @@ NO_INPUT = re.compile(r"\W*(?:no\W?input|n/a)\W*", re.IGNORECASE)
 # The last line of a solution of GSM8K.
 GSM8K_RESULT = re.compile(r"####\s*[-+$]?[\d.,]+\s*$")
 
-
 # What NuminaMath has for an answer when there is none to check.
 NO_ANSWER = ("proof", "notfound")
 

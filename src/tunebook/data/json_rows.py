@@ -16,7 +16,6 @@ from tunebook.data.rows import Raw, Reject
 # Raw rows (or what cannot be read as one), numbered from 1; of .jsonl by the line, as an editor counts.
 Numbered = Iterator[tuple[int, Raw | Reject]]
 
-
 # An object with one of these is a row; without, `{"version": 1, "data": [...]}` may be the wrapping of rows.
 IN_ROWS = {"messages", "conversations", "conversation", "prompt", "completion", "chosen", "rejected"}
 IN_ROWS |= {"instruction", "question", "problem", "query", "input", "output", "text", "completions"}

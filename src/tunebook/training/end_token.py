@@ -14,8 +14,6 @@ from tunebook.recipe.errors import UserError, first_line
 from tunebook.runs.machine import world_size
 
 ANSWERED = 8  # questions that a trained model is asked, to see whether its answers end
-
-
 LONGEST = 512  # tokens of the longest answer that it is asked for
 
 

@@ -11,12 +11,8 @@ from tunebook.checkers.formulas.numerals import read_number
 from tunebook.checkers.formulas.units import Unit, read_unit
 
 _CURRENCY = r"(-?)\s*(USD|EUR|GBP|INR|CNY|RMB|Rs\.?|[€£¥₹])\s*(-?[\d.].*)"
-
-
 # A value, and letters or a sign behind it.
 _MEASURED = r"(.*(?:[\d})!|]|\\pi))(\s*)((?:[^\W\d_]|[°€£¥₹¢%])(?:.*[^\d\s])?(?:\^\{-?\d\})?)"
-
-
 # Not counted things but more of the formula.
 _NO_NOUN = (
     r"^[百千万亿]|[_^\\/*]"
