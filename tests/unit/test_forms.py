@@ -118,6 +118,9 @@ def test_a_template_in_a_text_is_taken_off(tmp_path):
         "S\n### Human: Q\n### Assistant: A",
     ):
         assert one(tmp_path, {"text": text}) == system_first, text
+        # The text's own system turn is nearer to it than a column beside it.
+        assert one(tmp_path, {"text": text, "system": "column"}) == system_first, text
+    assert one(tmp_path, {"text": texts[0], "system": "S"}) == [system("S"), *two]
     alpaca = (
         "Below is an instruction that describes a task.\n\n"
         "### Instruction:\nQ\n\n### Input:\n{}\n\n### Response:\nA"

@@ -111,7 +111,7 @@ def maths(raw: Raw) -> Raw:
 
 def templated_text(raw: Raw) -> Raw:
     """`text` with question and answer in one, as a chat template has written them."""
-    return {**raw, "messages": turns_of(text_of(raw, "text")), "system": None}
+    return {**raw, "messages": turns_of(text_of(raw, "text"))}
 
 
 def question_answer(raw: Raw) -> Raw:
