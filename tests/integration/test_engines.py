@@ -177,6 +177,31 @@ def test_every_model_is_evaluated_by_one_engine_whose_log_probabilities_are_comp
     assert all_gone(started(stand_in)["pids"])
 
 
+def test_own_answers_come_from_the_engine_too(trained, run_dir, stand_in, tmp_path, monkeypatch):
+    from tunebook.data.own_answers import own_answers, own_answers_stage
+
+    asked = [{"prompt": f"Name a thing of the letter {letter}."} for letter in "abc"]
+    path = tmp_path / "prompts.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in asked))
+    keys = {
+        "generate.engine": "vllm",
+        "check": {"checkers": [{"name": "contains", "words": ["so"]}]},
+        "data.sources": [{"format": "prompts", "path": str(path), "split": "train"}],
+        "data.own_answers": {"samples": 2, "max_new_tokens": 8},
+    }
+    monkeypatch.setenv("STAND_IN_REFERENCE", str(run_dir / "engine" / "own_answers.json"))
+    recipe = load_recipe(trained, overrides=keys)
+    texts = own_answers(recipe)
+    assert list(texts.values()) == [["It is so.\n\\boxed{60}"]] * 3
+    record = own_answers_stage(recipe).result
+    assert record["engine"] == {"name": "vllm", "checked": True, "mean_logp_difference": 0.0}
+    told = started(stand_in)
+    assert told["served_model_name"] == "base" and all_gone(told["pids"])
+    recipe.generate.engine, recipe.data.own_answers.samples = "server", 3
+    with pytest.raises(UserError, match=r"data\.own_answers takes no server: set generate\.engine to auto"):
+        own_answers(recipe)
+
+
 def test_a_server_of_the_user_is_compared_before_it_is_asked(trained, run_dir, monkeypatch, capsys):
     """Two addresses of which one has the base for SFT; one with another template; one that is silent."""
     from tunebook.pairs.pairs import pairs

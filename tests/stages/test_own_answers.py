@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 
 import pytest
@@ -43,11 +42,9 @@ def recipe(tiny, tmp_path):
     )
 
 
-@contextlib.contextmanager
-def refuse(recipe):
+def refuse(*_):
     """In the place of a model that must not be asked."""
     pytest.fail("the model was asked again")
-    yield
 
 
 def test_right_answers_become_rows(recipe, monkeypatch, capsys):
@@ -83,7 +80,7 @@ def test_right_answers_become_rows(recipe, monkeypatch, capsys):
     rows = sft_rows(recipe)
     assert (len(rows["train"]), len(rows["val"])) == (len(trained), 0)
     # 3) nothing is asked twice: not by the same recipe, nor by one that keeps other answers
-    monkeypatch.setattr(module, "_base", refuse)
+    monkeypatch.setattr(module.Engine, "open", refuse)
     assert data_stage(recipe).done
     recipe.data.own_answers.keep = 1
     assert not data_stage(recipe).done

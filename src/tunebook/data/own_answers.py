@@ -8,7 +8,6 @@ Source: Yuan et al. 2023 (arXiv 2308.01825).
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -18,12 +17,14 @@ from typing import Any
 from tunebook.checkers.check import Check
 from tunebook.checkers.instructions import BadInstruction
 from tunebook.data import sources
-from tunebook.data.rows import Reject, Row, rejected
+from tunebook.data.rows import Reject, Row, evenly, rejected
 from tunebook.data.storage import read_parquet, write_parquet
 from tunebook.generation.answers import Answer, Sampling, seed_of
+from tunebook.generation.engines import COMPARED, Engine, choose
 from tunebook.generation.generate import answer_file, drop_other_answers
-from tunebook.generation.local import Local, local
-from tunebook.models import backend, loading
+from tunebook.models import backend
+from tunebook.models.chat_template import Messages
+from tunebook.recipe.errors import UserError
 from tunebook.recipe.sections import OwnAnswersConfig, Recipe
 from tunebook.runs.files import intact
 from tunebook.runs.stage import Stage
@@ -116,8 +117,10 @@ def _sample(recipe: Recipe, config: OwnAnswersConfig, stage: Stage, folder: Path
     images = [row.images for row in asked]
     sampling = Sampling(config.max_new_tokens, config.batch_size, config.temperature, seeds)
     path = folder / "samples.jsonl"
-    drop_other_answers(path, prompts, sampling, [stage.settings["model"], stage.settings.get("check")])
-    samples = answer_file(path, _base(recipe), prompts, sampling, record, "own answers", images)
+    with _engine(recipe, config, prompts) as engine:
+        depends_on = [stage.settings["model"], stage.settings.get("check"), *engine.depends_on]
+        drop_other_answers(path, prompts, sampling, depends_on)
+        samples = answer_file(path, engine.open("base"), prompts, sampling, record, "own answers", images)
 
     kept = []
     pass_counts = Counter[int]()
@@ -137,6 +140,7 @@ def _sample(recipe: Recipe, config: OwnAnswersConfig, stage: Stage, folder: Path
         "rows": len(kept),
         "right": sum(sample["correct"] for sample in samples) / max(1, len(samples)),
         "pass_counts": {str(k): pass_counts[k] for k in range(config.samples + 1)},
+        **engine.record("base"),
     }
 
 
@@ -147,9 +151,10 @@ def _is_right(check: Check, row: Row, answer: Answer) -> bool:
         return False
 
 
-@contextlib.contextmanager
-def _base(recipe: Recipe) -> Iterator[Local]:
-    """The base model as something to ask."""
-    model, tokenizer = loading.load_model(recipe)
-    with local(model, tokenizer, None) as source:
-        yield source
+def _engine(recipe: Recipe, config: OwnAnswersConfig, prompts: list[Messages]) -> Engine:
+    """What answers as the base model: transformers or vLLM."""
+    if recipe.generate.engine == "server":
+        raise UserError("data.own_answers takes no server: set generate.engine to auto, transformers or vllm")
+    kind = choose(recipe, None, "data.own_answers", len(prompts))
+    compared = evenly(prompts, COMPARED)
+    return Engine(recipe, "own_answers", kind, ["base"], None, compared, len(prompts), config.max_new_tokens)
