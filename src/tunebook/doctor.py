@@ -111,6 +111,11 @@ def interpreter() -> Iterator[Finding]:
     if names:
         fix = f"unset {' '.join(names)}, if you did not mean them"
         yield Finding("overrides from the environment", ", ".join(names), fix)
+    # Then every command compiles some 5,000 modules anew.
+    torch = importlib.util.find_spec("torch")
+    if sys.dont_write_bytecode and torch and not Path(torch.cached or "").exists():
+        fix = "unset PYTHONDONTWRITEBYTECODE, or once: uv sync --compile-bytecode"
+        yield Finding("start of a command", "PYTHONDONTWRITEBYTECODE makes it some 20 seconds longer", fix)
 
 
 def packages() -> Iterator[Finding]:

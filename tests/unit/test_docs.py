@@ -74,7 +74,7 @@ def check_command(line: str, recipe: Path) -> None:
         return
     if words[:2] == ["uv", "sync"]:
         extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
-        assert set(words[2:]) <= {"--extra", *extras}, line
+        assert set(words[2:]) <= {"--extra", "--compile-bytecode", *extras}, line
         return
     if words[:2] in (["uv", "build"], ["uv", "venv"], ["uv", "pip"]):
         return

@@ -46,6 +46,22 @@ def test_a_missing_package_is_named_with_its_mend(monkeypatch, capsys):
     )
 
 
+def test_a_python_that_keeps_no_bytecode_is_said_where_nothing_is_compiled(tmp_path, monkeypatch):
+    def said() -> list[str]:
+        return [f.fix for f in doctor.interpreter() if f.what == "start of a command"]
+
+    compiled = tmp_path / "torch.pyc"
+    torch = SimpleNamespace(cached=str(compiled))
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: torch)
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    assert said() == ["unset PYTHONDONTWRITEBYTECODE, or once: uv sync --compile-bytecode"]
+    compiled.touch()
+    assert said() == []
+    compiled.unlink()
+    monkeypatch.setattr(sys, "dont_write_bytecode", False)
+    assert said() == []
+
+
 def test_another_version_than_locked_is_said_and_no_more(monkeypatch):
     assert set(doctor.locked()) >= {
         "unsloth",

@@ -12,7 +12,7 @@ import dataclasses
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from tunebook.checkers.check import Check
 from tunebook.checkers.instructions import BadInstruction
@@ -65,7 +65,7 @@ def own_answers_stage(recipe: Recipe) -> Stage:
     return Stage(recipe, "own-answers", settings, inputs)
 
 
-def needs_answer(item: Row | Reject) -> bool:
+def needs_answer(item: Row | Reject) -> TypeGuard[Row]:
     """Whether SFT would learn from a row, and there is nothing to learn."""
     return isinstance(item, Row) and item.split == "train" and item.use != "pairs" and not item.completion
 
@@ -91,10 +91,7 @@ def with_own_answers(items: Iterable[Row | Reject], texts: Texts, is_asked: bool
 def _sample(recipe: Recipe, config: OwnAnswersConfig, stage: Stage, folder: Path) -> dict[str, Any]:
     """Answer all rows that need it, write the right answers, and say what was found."""
     check = Check(recipe.check)
-    rows = []
-    for item in sources.read(recipe, folder / "images"):
-        if isinstance(item, Row) and needs_answer(item):
-            rows.append(item)
+    rows = [item for item in sources.read(recipe, folder / "images") if needs_answer(item)]
     # Each row `samples` times, one after the other; each sample has a seed that depends on nothing else.
     asked = []
     seeds = []
