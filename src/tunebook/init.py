@@ -19,6 +19,7 @@ import yaml
 from rich.console import Console
 from rich.text import Text
 
+from tunebook.checkers.check import Check
 from tunebook.data import sources
 from tunebook.data.rows import Reject, Row
 from tunebook.data.tokens import open_tokenizer
@@ -68,8 +69,8 @@ def init(
         model: A hub id or a folder. By default what fits this machine.
         goal: By default SFT for rows of questions and answers, DPO for a preference set.
         check: What makes an answer right: the name of a checker, or `my_checks.py:function`.
-        columns: Other names of columns, as `prompt=Frage,completion=Antwort`. By default, of a file whose
-            columns are unknown and two, the first is taken for the prompt.
+        columns: Other names of columns, as `prompt=Frage,completion=Antwort`. By default unknown columns are
+            taken by parts of their names; of two the first for the prompt.
         out: Where the recipe is written. By default `<name of the file>.yaml` where one works.
 
     Returns:
@@ -87,8 +88,9 @@ def init(
         )
     if not look.form:
         how = ""
-        if "unknown columns" in look.unreadable:
-            how = "; here: --columns prompt=NAME,completion=NAME"
+        if look.longest:
+            prompt, completion = look.longest
+            how = f"; here: --columns {shlex.quote(f'prompt={prompt},completion={completion}')}"
         raise UserError(f"{path}: {look.example or 'no rows'}{how}")
     out = out or Path(f"{_stem(path)}.yaml")
     if out.exists() and not force:
@@ -101,6 +103,7 @@ def init(
     out.write_text(recipe_text(look, goal, family, model, out, check), encoding="utf-8")
     try:
         recipe = load_recipe(out)
+        _ = Check(recipe.check).inputs  # a file that it names is there
         examples = list(itertools.islice(_examples(recipe, look), SHOWN))
     except UserError:
         # What cannot be read back is not left lying about.
@@ -196,7 +199,8 @@ def recipe_text(
         lines.append("sft:")
     if goal in ("dpo", "both"):
         of_what = "questions" if check else "questions with an `answer`"
-        lines.append(f"pairs: {{methods: [on_policy]}}  # of {of_what}: right and wrong samples")
+        lines.append(f"# The model answers {of_what}; a right and a wrong answer to one make a pair.")
+        lines.append("pairs: {methods: [on_policy]}")
     return "\n".join(lines) + "\n"
 
 
@@ -232,7 +236,8 @@ def _say(look: Look, goal: Goal, recipe: Recipe, out: Path) -> None:
     """What was seen in the file, in a few plain lines."""
     more = "more than " if look.has_more else ""
     kind = "preference pairs" if look.is_preference else "rows"
-    print(f"{look.path}: {more}{look.rows} {kind} of the form {look.form} ({', '.join(look.columns)})")
+    readable = look.rows - look.unreadable.total()
+    print(f"{look.path}: {more}{readable} {kind} of the form {look.form} ({', '.join(look.columns)})")
     if look.unreadable:
         reasons = ", ".join(f"{count} {reason}" for reason, count in look.unreadable.most_common())
         print(f"  not readable: {reasons} (the first: {shorten(look.example, 200)})")
@@ -250,7 +255,10 @@ def _show(recipe: Recipe, examples: list[dict[str, Any]]) -> None:
         return
     console = Console(highlight=False, soft_wrap=True)
     for number, example in enumerate(examples, 1):
-        print(f"\nRow {number} as the model sees it; it learns what stands between >>> and <<<:\n")
+        learns = "it learns what stands between >>> and <<<"
+        if "chosen" in example:
+            learns = "of what stands between >>> and <<<, chosen gets likelier than rejected"
+        print(f"\nRow {number} as the model sees it; {learns}:\n")
         if "chosen" in example:
             for side in ("chosen", "rejected"):
                 pair = {"prompt": example["prompt"], "completion": example[side]}

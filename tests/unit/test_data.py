@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from story_rows import good
 
-from tunebook.data import checks, recognise, records, similarity, sources
+from tunebook.data import checks, contamination, recognise, records, similarity, sources
 from tunebook.data.rows import Reject, Row
 from tunebook.recipe.loading import load_recipe
 
@@ -45,7 +45,7 @@ def test_other_numbers_make_another_problem_in_the_same_words():
     assert seen.check(make(text.format(50, 60).upper())).reason == "duplicate"
     near = seen.check(make(text.format(50, 60) + " Thanks"))
     assert (near.reason, near.detail) == ("near-duplicate", "of first")
-    held_out = similarity.Contamination(0.6, [make(text.format(50, 60), "test item")])
+    held_out = contamination.Contamination(0.6, [make(text.format(50, 60), "test item")])
     assert held_out.check(make(text.format(50, 70))) is None
     assert (
         held_out.check(make("Solve this, please: " + text.format(50, 60))).reason
@@ -115,11 +115,13 @@ def test_signs_and_symbols_make_another_question(one, other):
     story = " Give the reasons, step by step, in whole sentences, and name each rule that you use." * 3
     for text in (one, other, one + story, other + story):
         assert seen.check(make(text)) is None, text
-        assert similarity.Contamination(0.6, [make(text)]).check(make(text)), text
+        assert contamination.Contamination(0.6, [make(text)]).check(make(text)), text
 
 
 def test_what_another_operator_asks_is_not_contaminated():
-    held_out = similarity.Contamination(0.6, [make("Calculate 12 - 4."), make("Is the sum of a and b < 3?")])
+    held_out = contamination.Contamination(
+        0.6, [make("Calculate 12 - 4."), make("Is the sum of a and b < 3?")]
+    )
     for text in ("Calculate 12 + 4.", "Is the sum of a and b > 3?", "Calculate 12 4"):
         assert held_out.check(make(text)) is None
     assert held_out.check(make("Please: **Calculate** 12 - 4, then stop."))
@@ -148,7 +150,7 @@ def test_layout_is_no_difference():
     ],
 )
 def test_a_question_without_spaces_is_found_inside_a_longer_text(question, before, after):
-    held_out = similarity.Contamination(0.6, [make(question, "item")])
+    held_out = contamination.Contamination(0.6, [make(question, "item")])
     row = make(before + question + after)
     assert held_out.check(row).detail.endswith("of item")
     assert held_out.check(make(before + after)) is None
@@ -156,8 +158,45 @@ def test_a_question_without_spaces_is_found_inside_a_longer_text(question, befor
     assert held_out.check(make(before + question[: len(question) // 2] + after)) is None
 
 
+FIXED = (
+    "Read the message below, find the name and the city in it and answer with JSON of exactly two keys: {}"
+)
+
+
+@pytest.mark.parametrize(
+    ("form", "words"),
+    [
+        (
+            FIXED,
+            [
+                "Ann moved to Bonn",
+                "Ben works in Kiel",
+                "Eva lives in Cologne",
+                "Tom left Berlin",
+                "Ida is in Graz",
+            ],
+        ),
+        (
+            "Answer with JSON that has the keys name and letters: the word {}.",
+            ["apple", "river", "cloud", "tree", "sun"],
+        ),
+    ],
+)
+def test_an_instruction_that_stands_before_many_questions_makes_none_of_them_known(form, words):
+    questions = [form.format(word) for word in words]
+    held_out = contamination.Contamination(0.6, [make(questions[0], "item")], others=map(make, questions))
+    assert [held_out.check(make(question)) for question in questions[1:]] == [None] * 4
+    assert held_out.check(make(questions[0])).detail.endswith("of item")
+    # The same question asked again and again is known all the same.
+    again = contamination.Contamination(0.6, [make(questions[0], "item")], others=[make(questions[0])] * 30)
+    assert again.check(make(questions[0])).detail.endswith("of item")
+    # Where only two share it, it is a part of the question.
+    few = contamination.Contamination(0.6, [make(questions[0], "item")], others=[make(questions[1])])
+    assert few.check(make(questions[1])) is not None
+
+
 def test_short_and_wordless_questions_are_compared_whole():
-    held_out = similarity.Contamination(0.6, [make("What is 2 + 3?")])
+    held_out = contamination.Contamination(0.6, [make("What is 2 + 3?")])
     assert held_out.check(make("What is 2 + 3?")) is not None
     assert held_out.check(make("What is 2 + 4?")) is None
     counts = [len(similarity.ngrams(text, 8)) for text in ("", "One two!", "1 2 3 4 5 6 7 8 9", "one, two")]
@@ -165,7 +204,7 @@ def test_short_and_wordless_questions_are_compared_whole():
     first, longer, other_layout = (similarity.ngrams(text, 3) for text in ("a b c d", "x a b c", "A B, c D"))
     assert first == other_layout and len(first & longer) == 1
     assert not first & similarity.ngrams("a b c d", 3, "7")
-    assert held_out.check(make("")) is None and similarity.Contamination(0.6, []).check(make("")) is None
+    assert held_out.check(make("")) is None and contamination.Contamination(0.6, []).check(make("")) is None
 
 
 def test_a_short_question_is_found_inside_a_longer_text():
@@ -177,7 +216,7 @@ def test_a_short_question_is_found_inside_a_longer_text():
         "What is 7?",
         "Add 2 and 3 then divide by 5.",
     ]
-    held_out = similarity.Contamination(0.6, [make(text, text) for text in questions])
+    held_out = contamination.Contamination(0.6, [make(text, text) for text in questions])
     assert held_out.lengths == {4, 5, 6, 8}
     cases = [
         (make("Please tell me: what is 12 times 13?"), questions[0]),
@@ -246,7 +285,7 @@ def test_contaminated_rows_are_those_of_the_definition():
     rng = random.Random(0)
     vocabulary = [f"w{chr(97 + i)}" for i in range(20)] + ["3", "14"]
     questions = [" ".join(rng.choices(vocabulary, k=rng.randint(1, 25))) for _ in range(60)]
-    held_out = similarity.Contamination(0.6, [make(text, str(i)) for i, text in enumerate(questions)])
+    held_out = contamination.Contamination(0.6, [make(text, str(i)) for i, text in enumerate(questions)])
 
     def grams(text: str, length: int) -> set[str]:
         words = text.split()
@@ -280,7 +319,7 @@ def test_a_prompt_that_all_rows_share_does_not_make_each_row_a_candidate_for_all
     started = time.process_time()
     seen = similarity.Duplicates(0.9, rows[::10])
     assert [seen.check(row) for row in rows] == [None] * len(rows)
-    held_out = similarity.Contamination(0.9, rows[:1_000])
+    held_out = contamination.Contamination(0.9, rows[:1_000])
     assert [bool(held_out.check(row)) for row in rows] == [True] * 1_000 + [False] * 3_000
     assert time.process_time() - started < 6  # each with all: 30 s
 

@@ -78,8 +78,11 @@ def test_damaged_and_unknown_files_are_one_line(tmp_path):
     for name in ("cut.jsonl.gz", "no.jsonl.zst", "bad.parquet"):
         with pytest.raises(UserError, match=rf"data\.sources: cannot read .*{name} \(.+\)"):
             rows_of(tmp_path / name)
+    (tmp_path / "rows.bin").write_bytes(b"PK")
+    with pytest.raises(UserError, match=r"cannot read .*rows\.bin; give a \.jsonl, .*\.parquet file"):
+        rows_of(tmp_path / "rows.bin")
     (tmp_path / "rows.xlsx").write_bytes(b"PK")
-    with pytest.raises(UserError, match=r"cannot read .*rows\.xlsx; give a \.jsonl, .*\.parquet file"):
+    with pytest.raises(UserError, match=r"cannot read .*rows\.xlsx: save it as `CSV UTF-8` in Excel"):
         rows_of(tmp_path / "rows.xlsx")
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match=r"the folder .*empty holds no .*; .* give a pattern such as"):
@@ -187,6 +190,36 @@ def test_a_few_broken_bytes_in_utf8_are_no_other_encoding(tmp_path):
         "prompt,completion\nä,ö\nü,ß\né,è\n".encode() + b"\xe4,x\n" + "ä,ö\n".encode() * 9
     )
     with pytest.raises(UserError, match=r"cannot read .*t\.csv \('utf-8' codec can't decode byte 0xe4"):
+        rows_of(tmp_path / "t.csv")
+
+
+def test_rows_that_a_quote_has_swallowed_are_said(tmp_path, capsys):
+    rows = [f"question {i};answer {i};{i}" for i in range(40)]
+    rows[9] = '"question 9;answer 9;9'
+    rows[20] = 'question 20";answer 20;20'
+    (tmp_path / "t.csv").write_text("\n".join(["q;a;n", *rows]))
+    assert len(rows_of(tmp_path / "t.csv")) == 29
+    assert (
+        "WARNING: t.csv: lines of row 10 look like rows of their own: is a quote before"
+        in capsys.readouterr().out
+    )
+    # Lines of prose, a list and a table with fewer columns are a text like any other.
+    texts = ["One; two.\nThree.\nFour.", "- a;b\n- c;d\n- e;f\n- g;h", "x\n\ny\n\nz"]
+    cells = "".join(f'q;"{text}";1\n' for text in texts)
+    (tmp_path / "prose.csv").write_text("q;a;n\n" + cells)
+    assert [row["a"] for row in rows_of(tmp_path / "prose.csv").values()] == texts
+    assert "WARNING" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("content", "line"),
+    [('q;a\nx;y\n"b" ad;z\n', 3), ('sep=;\nq;a\nx;y\n\nc;"open\nmore;x\n', 5)],
+)
+def test_a_quote_that_does_not_fit_is_named_by_its_line(tmp_path, content, line):
+    (tmp_path / "t.csv").write_text(content)
+    with pytest.raises(
+        UserError, match=f"in the row that begins in line {line}: a quote in a quoted text is"
+    ):
         rows_of(tmp_path / "t.csv")
 
 

@@ -183,7 +183,7 @@ def test_numbers_are_their_text_and_lists_are_not(tmp_path):
         assert outputs(value) == [user("Q"), assistant(text)]
     assert outputs(["a", "b"]) == ("wrong type", "output is a list, write it as text")
     assert outputs({"a": 1}) == ("wrong type", "output is an object, write it as text")
-    assert outputs(float("nan")) == ("missing column", "output: missing")
+    assert outputs(float("nan")) == ("empty cell", "output: empty")
     chat = {"prompt": "Q", "completion": ["a", "b"]}
     assert one(tmp_path, chat) == ("wrong type", "completion is a list, write it as text")
     assert one(tmp_path, {"prompt": 7, "completion": 8}) == [user("7"), assistant("8")]

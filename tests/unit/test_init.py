@@ -100,6 +100,34 @@ def test_two_unknown_columns_are_taken_in_their_order_and_others_are_named(here,
     assert load_recipe(path).pairs.columns == {"prompt": "q", "chosen": "good", "rejected": "bad"}
 
 
+def test_columns_are_taken_by_parts_of_their_names_or_the_longest_are_proposed(here, embedded, capsys):
+    row = {
+        "Datum": "1.3.2024",
+        "Kundenfrage": "Wo ist es?",
+        "Antwort Team": "Dort.",
+        "Bearbeiter": "Ann Meyer",
+    }
+    path = init.init(write("de.jsonl", [row] * 30))
+    columns = {"prompt": "Kundenfrage", "completion": "Antwort Team"}
+    assert load_recipe(path).data.sources[0].columns == columns
+    said = capsys.readouterr().out
+    assert "'Kundenfrage' is taken for the prompt and 'Antwort Team' for the answer" in said
+    unknown = {"id": 7, "a b": "A long text.", "c": "x", "d": "Another long text."}
+    with pytest.raises(UserError, match=r"here: --columns 'prompt=a b,completion=d'"):
+        init.init(write("unknown.jsonl", [unknown]))
+    # A column that no row has is a mistake, and nothing is written.
+    wrong = r"no column 'kundenfrage', did you mean Kundenfrage\?; there are: Datum, Kundenfrage, "
+    with pytest.raises(UserError, match=wrong):
+        init.init("de.jsonl", columns="prompt=kundenfrage,completion=Antwort Team", out=Path("other.yaml"))
+    with pytest.raises(UserError, match=r"no file my_chekcs\.py"):
+        init.init("de.jsonl", check="my_chekcs.py:score", out=Path("other.yaml"))
+    assert not Path("other.yaml").exists()
+    # What is counted can be read.
+    init.init(write("mixed.jsonl", [*QUESTIONS, {"left": 1}]))
+    said = capsys.readouterr().out
+    assert "mixed.jsonl: 30 rows of" in said and "not readable: 1 unknown columns" in said
+
+
 def test_a_file_without_a_header_is_told_so(here, embedded):
     Path("bare.csv").write_text('"How far is it?","A mile."\n"And back?","The same."\n')
     with pytest.raises(UserError, match=r"'How far is it\?' looks like a text .* wants a first line such as"):

@@ -8,7 +8,7 @@ import random
 import pytest
 
 from tunebook.checkers.instructions import read_instructions
-from tunebook.data import similarity
+from tunebook.data import contamination
 from tunebook.data.retention_items import FOLDER, SKILLS, retention_items
 from tunebook.data.rows import Row
 from tunebook.evaluation import evaluate, first_screen, gate, other_skills, report, retention
@@ -72,13 +72,13 @@ def test_items_are_what_the_suite_says():
 
 
 def test_no_item_may_be_in_training():
-    contamination = similarity.retention(load_recipe())
+    suite = contamination.retention(load_recipe())
     (item, *_) = [item for item in retention_items() if item["skill"] == "reading"]
     answer = [{"role": "assistant", "content": "At four."}]
-    found = contamination.check(Row("mine:1", "train", item["prompt"], answer))
+    found = suite.check(Row("mine:1", "train", item["prompt"], answer))
     assert found.reason == "in the retention suite" and "reading:0" in found.detail
     other = [{"role": "user", "content": "Who bakes the bread that the fishermen eat?"}]
-    assert contamination.check(Row("mine:2", "train", other, answer)) is None
+    assert suite.check(Row("mine:2", "train", other, answer)) is None
 
 
 def test_a_model_that_kept_everything_passes(recipe):

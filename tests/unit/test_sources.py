@@ -55,7 +55,7 @@ def test_alpaca_rows(tmp_path):
     assert found[0].prompt[0]["role"] == "system"
     assert reasons(found) == [
         ("empty completion", ""),
-        ("missing column", "output: missing"),
+        ("empty cell", "output: empty"),
         (
             "missing column",
             "output: missing; the row has instruction, input: name it in `columns`, "

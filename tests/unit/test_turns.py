@@ -223,6 +223,7 @@ def put_aside(row: dict, tmp_path, tokenizer_model) -> str | None:
         ("\u200b\u2800", None, "empty completion"),
         ("API call failed after 3 retries", None, "error text"),
         ("None", None, "error text"),
+        ("#N/A", None, "error text"),
     ],
 )
 def test_an_answer_with_reasoning_is_checked_as_any_other(answer, gold, reason, tmp_path, embedded):

@@ -21,15 +21,18 @@ END_TOKENS = re.compile(
     r"|<｜end▁of▁sentence｜>"
 )
 
+CONTAMINATION = "a higher `data.contamination` keeps more of them (at 1 all of a question must be in the row)"
+
 # Of each reason the setting that lets such rows in.
 SETTINGS = {
     "duplicate": "`data.duplicates: none` keeps them",
     "near-duplicate": "`data.near_duplicate: 1` or `data.duplicates: none` keeps them",
-    "in the test or val split": "a higher `data.contamination` (1: all of the question) keeps more of them",
-    "in a benchmark": "a higher `data.contamination` (1: all of the item) keeps more of them",
-    "in the retention suite": "a higher `data.contamination` (1: all of the item) keeps more of them",
+    "in the test or val split": CONTAMINATION,
+    "in a benchmark": CONTAMINATION,
+    "in the retention suite": CONTAMINATION,
     "too long": "a higher `model.max_seq_length` keeps them",
     "missing column": "`columns` of the source names the column that has it",
+    "empty cell": "no setting keeps these: fill the cells",
     "unknown columns": "`columns` or `format` of the source says how its rows are read",
     "no header": "a first line with the names of the columns says how its rows are read",
     "labelled false": "`pairs.dataset` makes pairs of such rows",

@@ -33,7 +33,7 @@ NOT_AN_ANSWER = re.compile(
 ERROR_TEXT = re.compile(
     r"^\W*(?:error\W+)?(?:api call failed|generation_error)\b"
     r"|^\W*traceback \(most recent call last\):?\s*(?:\n|$)"
-    r"|^\s*(?:none|null|nan)\s*$",
+    r"|^\s*(?:none|null|nan|#n/a|#(?:name\?|ref!|value!|div/0!|num!|null!))\s*$",
     re.IGNORECASE,
 )
 

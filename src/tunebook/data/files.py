@@ -20,6 +20,9 @@ KINDS = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
 COMPRESSED = {".gz": "gzip", ".zst": "zstd"}  # by what PyArrow calls them
 ADVICE = f"give a {', '.join(KINDS)} file (also {' or '.join(COMPRESSED)}), a folder or pattern of them"
 
+# Tables of programs, which write CSV too.
+TABLES = (".xlsx", ".xls", ".ods", ".numbers")
+
 # What `datasets` leaves in a folder that `save_to_disk` has written: of one split, and of several.
 SAVED = ("state.json", "dataset_dict.json")
 
@@ -80,6 +83,8 @@ def tables(path: str, key: str) -> dict[str, Path]:
     place = Path(path)
     # A real file may have a bracket in its name, so a pattern comes second.
     if is_file(path) or place.is_file():
+        if place.suffix.lower() in TABLES:
+            raise UserError(f"{key}: cannot read {path}: save it as `CSV UTF-8` in Excel or LibreOffice")
         if not kind_of(path):
             raise UserError(f"{key}: cannot read {path}; {ADVICE}, or a hub id")
         file = find_file(path)

@@ -9,6 +9,7 @@ import functools
 import hashlib
 import itertools
 import json
+import math
 from array import array
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -18,7 +19,7 @@ from typing import Any
 from rich.text import Text
 
 from tunebook.checkers.check import Check
-from tunebook.data import aside, benchmark_items, images, similarity, sources
+from tunebook.data import aside, benchmark_items, contamination, images, similarity, sources
 from tunebook.data.checks import RowChecker
 from tunebook.data.own_answers import Texts, own_answers, own_answers_stage, with_own_answers
 from tunebook.data.rows import SPLITS, Reject, Row, rejected
@@ -164,9 +165,10 @@ class Comparing:
 
     def __init__(self, recipe: Recipe, name: str, held_out: Iterable[Row], sample: Iterable[Row]) -> None:
         data = recipe.data
-        self.checks = [similarity.Contamination(data.contamination, held_out).check]
+        sample = list(sample)
+        self.checks = [contamination.Contamination(data.contamination, held_out, others=sample).check]
         if name == "train":
-            self.checks += [similarity.benchmarks(recipe).check, similarity.retention(recipe).check]
+            self.checks += [contamination.benchmarks(recipe).check, contamination.retention(recipe).check]
         self.duplicates = similarity.Duplicates(data.near_duplicate, sample, data.duplicates)
 
     def __call__(self, numbered: tuple[int, str]) -> Reject | similarity.Hashes | None:
@@ -276,7 +278,7 @@ def _length_statistics(tokens: Iterable[int]) -> dict[str, int]:
     return {
         "total": sum(ordered),
         "median": ordered[len(ordered) // 2],
-        "p95": ordered[int(0.95 * (len(ordered) - 1))],
+        "p95": ordered[math.ceil(0.95 * (len(ordered) - 1))],
         "max": ordered[-1],
     }
 
@@ -289,12 +291,10 @@ def _why_none(put_aside: Quarantine) -> str:
     reasons = ", ".join(f"{count} {reason}" for reason, count in counts)
     commonest, _ = counts[0]
     example = put_aside.first[commonest]
-    # What helps against the reasons for which all rows of a source are put aside at once.
-    advice = ""
-    if example.row and example.reason == "too long":
-        advice = "; raise model.max_seq_length"
+    advice = aside.SETTINGS.get(commonest, "mend the rows")
     return (
-        f"{reasons} (the first: {shorten(example.detail, 200)}){advice}. All of them are in {put_aside.path}"
+        f"{reasons} (the first: {shorten(example.detail, 200)}); {advice}. "
+        f"All of them are in {put_aside.path}"
     )
 
 

@@ -19,7 +19,14 @@ from tunebook.data.formats import (
     templated_text,
 )
 from tunebook.data.rows import Raw, Unusable
-from tunebook.recipe.errors import shorten
+from tunebook.recipe.errors import did_you_mean, shorten
+
+# Parts of the names that columns of questions and of answers have, in some languages.
+QUESTION_PARTS = ("question", "prompt", "frage", "pregunta", "domanda", "pergunta", "tanong", "soru", "pytan")
+ANSWER_PARTS = (
+    *("answer", "response", "reply", "completion", "solution", "antwort", "lösung", "réponse", "reponse"),
+    *("respuesta", "risposta", "resposta", "sagot", "cevap", "odpowied"),
+)
 
 # Characters of the name of a column; a file without a header has a text in its place.
 LONGEST_NAME = 60
@@ -98,23 +105,50 @@ def recognised(raw: Raw) -> Form:
                 'wants a first line such as question,answer, JSON rows such as [{"question": "...", '
                 '"answer": "..."}]',
             )
+    prompt, completion = longest(raw)
     raise Unusable(
         "unknown columns",
         f"no known form has the columns {columns}: name two of them in `columns`, as in "
-        f"{{prompt: {next(iter(raw))}, completion: {list(raw)[-1]}}}, or set `format` to one of "
-        f"{', '.join(FORMATS)}",
+        f"{{prompt: {prompt}, completion: {completion}}}, or set `format` to one of {', '.join(FORMATS)}",
     )
 
 
-def advice(name: str, raw: Raw, columns: dict[str, str]) -> str:
-    """The end of a message about a missing column: which ones the row has, and how one of them is named."""
-    if name in raw or raw.get(columns.get(name, "")):  # it is there, and empty
-        return ""
+def longest(raw: Raw) -> tuple[str, str]:
+    """The two columns of a row with the longest texts, in their order: most likely question and answer."""
+    by_length = sorted(raw, key=lambda name: len(str(raw[name] or "")))
+    names = [name for name in raw if name in by_length[-2:]]
+    return names[0], names[-1]
+
+
+def named_alike(raw: Raw) -> dict[str, str]:
+    """Prompt and completion among the text columns of a row by parts of their names; empty where one is not.
+
+    `Kundenfrage` holds a question, `Antwort Team` an answer.
+    """
+    found = {}
+    for ours, parts in (("prompt", QUESTION_PARTS), ("completion", ANSWER_PARTS)):
+        for name, value in raw.items():
+            is_alike = any(part in name.casefold() for part in parts)
+            if ours not in found and isinstance(value, str) and is_alike:
+                found[ours] = name
+    return found if len(set(found.values())) == 2 else {}
+
+
+def why_missing(name: str, raw: Raw, columns: dict[str, str]) -> tuple[str, str]:
+    """The reason and its detail where a row has nothing under a name: an empty cell, or no such column.
+
+    Of a missing column it says which ones the row has, and how one of them is named.
+    """
+    theirs = columns.get(name, name)
+    if theirs in raw:
+        return "empty cell", f"{theirs}: empty"
+    what = f"{name}: missing"
     names = shorten(", ".join(raw), 200) or "no columns"
     if name in columns:
-        return f"; `columns` takes it from {columns[name]!r}, but the row has {names}"
+        near = did_you_mean(theirs, raw)
+        return "missing column", f"{what}; `columns` takes it from {theirs!r}, but the row has {names}{near}"
     free = [column for column in raw if column not in columns.values()]
     if not free:
-        return f"; the row has {names}"
+        return "missing column", f"{what}; the row has {names}"
     example = ", ".join(f"{ours}: {theirs}" for ours, theirs in {**columns, name: free[0]}.items())
-    return f"; the row has {names}: name it in `columns`, as in {{{example}}}"
+    return "missing column", f"{what}; the row has {names}: name it in `columns`, as in {{{example}}}"

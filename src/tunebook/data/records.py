@@ -120,9 +120,11 @@ def read_csv(path: Path) -> Numbered:
     with open_text(path) as lines:
         header = next((line for line in lines if line.strip()), "")
         separator = ""
+        lines_before = 0
         if header.lower().startswith("sep="):
             separator = header.strip()[4:5]
             header = next(lines, "")
+            lines_before = 1
         separator = separator or _separator(header)
         if separator != SEPARATORS[kind_of(path)]:
             say_once(f"{path.name}: columns are separated by {separator!r}")
@@ -133,9 +135,37 @@ def read_csv(path: Path) -> Numbered:
             itertools.chain([header], lines), delimiter=separator, skipinitialspace=has_spaces, strict=True
         )
         names = [name.strip() for name in next(reader, [])]
-        filled = (cells for cells in reader if cells)
-        for number, cells in enumerate(filled, 1):
+        for number, cells in enumerate(_cells(reader, lines_before), 1):
+            if any(_looks_like_rows(cell, len(names), separator) for cell in cells):
+                say_once(
+                    f"WARNING: {path.name}: lines of row {number} look like rows of their own: "
+                    "is a quote before them not closed?"
+                )
             yield number, _row_of_cells(f"{path.name}:{number}", names, cells, separator)
+
+
+def _cells(reader: Any, lines_before: int) -> Iterator[list[str]]:
+    """The rows of a CSV reader that has read the header; empty lines are none.
+
+    Raises ValueError that names the line where a quote does not fit.
+    """
+    begins = lines_before + reader.line_num + 1
+    try:
+        for cells in reader:
+            begins = lines_before + reader.line_num + 1
+            if cells:
+                yield cells
+    except csv.Error as error:
+        raise ValueError(
+            f"{error} in the row that begins in line {begins}: a quote in a quoted text is written twice"
+        ) from None
+
+
+def _looks_like_rows(cell: str, columns: int, separator: str) -> bool:
+    """Whether the lines of a cell have as many cells as the header: a quote may have swallowed rows."""
+    # The first line and the last belong to the rows in which the quotes stand.
+    lines = cell.splitlines()[1:-1]
+    return len(lines) > 1 and all(line.count(separator) == columns - 1 for line in lines)
 
 
 # What separates columns where nothing else does it better.

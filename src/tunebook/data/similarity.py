@@ -1,6 +1,6 @@
-"""Texts compared: near-duplicates, and train rows that hold a held-out question.
+"""Texts compared: words and n-grams, near-duplicates, and the index that finds sets that are alike.
 
-Both look for sets of word n-grams that share at least a part t of their n members. Such sets share one of any
+It looks for sets of word n-grams that share at least a part t of their n members. Such sets share one of any
 n - ceil(t·n) + 1 of these members, so only so many are looked up (prefix filtering: Chaudhuri et al. 2006).
 Nothing is missed, and almost nothing is compared in vain.
 """
@@ -16,29 +16,14 @@ from collections import Counter
 from collections.abc import Collection, Iterable
 from typing import NamedTuple
 
-from tunebook.data.benchmark_items import benchmark_items
-from tunebook.data.retention_items import retention_rows
 from tunebook.data.rows import Reject, Row, rejected
-from tunebook.recipe.sections import Compared, Recipe
-
-# Words in an n-gram for decontamination: between the 13 of GPT-3 and what short problems have at all.
-NGRAM = 8
-
-# Words of a question that is looked for inside longer texts. A shorter one ("Why?", "What is inflation?") is
-# a phrase that others hold too: only the same text counts.
-FEWEST = 4
-
-# The same in characters, for texts that are written without spaces.
-CHARACTERS = 13
-FEWEST_CHARACTERS = 8
+from tunebook.recipe.sections import Compared
 
 # Words in an n-gram for near-duplicates.
 SHINGLE = 3
 
 # Texts in which phrases are counted before texts are compared.
 SAMPLE = 2_000
-
-SEEN = "in the test or val split"
 
 # Thai, Lao, Tibetan, Burmese, Khmer, Japanese and Chinese: no spaces between words, so a character is a word.
 UNSPACED = (
@@ -116,7 +101,7 @@ class Duplicates:
         self.source_ids: list[str] = []
         # How many of its shingles are the question's; the others are the completion's.
         self.of_question = array("q")
-        self.shingles = _Index(threshold, (set().union(*self._shingles(row)) for row in sample))
+        self.shingles = Index(threshold, (set().union(*self._shingles(row)) for row in sample))
 
     def check(self, row: Row) -> Reject | None:
         """Reject a duplicate, else remember the row."""
@@ -175,68 +160,7 @@ class Duplicates:
         return of_question, ngrams(text, SHINGLE, "completion", *_particulars(text))
 
 
-class Contamination:
-    """Finds rows that hold a question of `held_out`.
-
-    A row is contaminated when its question or its answer has at least `threshold` of a held-out question's
-    word 8-grams (all its words in a row, where it has fewer: `FEWEST`) and all of its numbers, or when it has
-    one of its images. A question without a number is known by its image alone. Of a question that is written
-    without spaces n-grams of characters count.
-    """
-
-    def __init__(self, threshold: float, held_out: Iterable[Row], reason: str = SEEN) -> None:
-        self.threshold = threshold
-        self.reason = reason
-        self.ids_by_image: dict[str, str] = {}
-        # Of the held-out questions, in one order:
-        self.source_ids: list[str] = []
-        self.numbers: list[list[str]] = []
-        questions = []
-        # Of their n-grams, in words: rows are searched for no others.
-        self.lengths = set[int]()
-        for row in held_out:
-            for image in row.images:
-                self.ids_by_image[image] = row.source_id
-            numbers = number_list(row.question)
-            if numbers or not row.images:
-                length = _ngram_length(row.question)
-                self.lengths.add(length)
-                self.source_ids.append(row.source_id)
-                self.numbers.append(numbers)
-                questions.append(array("q", ngrams(row.question, length)))
-        step = len(questions) // SAMPLE + 1
-        self.ngrams = _Index(threshold, questions[::step])
-        for question in questions:
-            self.ngrams.add(question, self.ngrams.rarest(question))
-
-    def check(self, row: Row) -> Reject | None:
-        """Reject a row that holds a held-out question or image."""
-        for image in row.images:
-            if image in self.ids_by_image:
-                return rejected(row, self.reason, f"has the image of {self.ids_by_image[image]}")
-        # Each by itself: the numbers of a question must stand beside its words.
-        for text in (row.question, row.answer):
-            match = self._match(text)
-            if match:
-                return rejected(row, self.reason, match)
-        return None
-
-    def _match(self, text: str) -> str:
-        """Which held-out question a text holds, and how much of it; empty when none."""
-        grams = set[int]()
-        for length in self.lengths:
-            grams |= ngrams(text, length)
-        numbers = Counter(number_list(text))
-        for number in sorted(self.ngrams.lookup(grams)):
-            question = self.ngrams.sets[number]
-            shared = len(grams.intersection(question))
-            has_numbers = Counter(self.numbers[number]) <= numbers
-            if has_numbers and shared >= self.threshold * len(question):
-                return f"holds {shared} of {len(question)} n-grams of {self.source_ids[number]}"
-        return ""
-
-
-class _Index:
+class Index:
     """Sets of 64-bit hashes, each found by the members that are rarest in a sample of sets.
 
     Without the sample it is right as well, but what all sets share (the words of `data.user_prompt`) would
@@ -278,16 +202,6 @@ class _Index:
         return numbers
 
 
-def retention(recipe: Recipe) -> Contamination:
-    """Against the retention suite, whether the recipe asks for it now or not: it may later."""
-    return Contamination(recipe.data.contamination, retention_rows(), "in the retention suite")
-
-
-def benchmarks(recipe: Recipe) -> Contamination:
-    """Against the benchmark items that lie on this machine (`evaluate.benchmarks.data`)."""
-    return Contamination(recipe.data.contamination, benchmark_items(recipe), "in a benchmark")
-
-
 @functools.lru_cache(maxsize=64)  # the checks of a row ask for the same two texts
 def words(text: str) -> tuple[str, ...]:
     """Lower-case words, numbers and symbols, punctuation and layout aside.
@@ -316,16 +230,6 @@ def _particulars(text: str) -> list[str]:
 def _normal(text: str) -> str:
     """In lower case, letters with their accents as one character each, and one kind of minus."""
     return unicodedata.normalize("NFC", text).lower().replace("\u2212", "-")
-
-
-def _ngram_length(question: str) -> int:
-    """How many words, or characters, of a held-out question are looked for in a row."""
-    parts = words(question)
-    characters = sum(1 for part in parts if re.fullmatch(f"[{UNSPACED}]", part))
-    fewest, most = FEWEST, NGRAM
-    if 2 * characters > len(parts):
-        fewest, most = FEWEST_CHARACTERS, CHARACTERS
-    return len(parts) if fewest <= len(parts) < most else most
 
 
 def ngrams(text: str, length: int, *beside: str) -> set[int]:

@@ -19,7 +19,7 @@ from tunebook.data.fields import MissingColumn, images_in
 from tunebook.data.formats import conversation, gold_of, prompt_alone
 from tunebook.data.mm_math import read_mm_math
 from tunebook.data.prompts import Prompts
-from tunebook.data.recognise import FORMATS, Form, advice, recognised
+from tunebook.data.recognise import FORMATS, Form, recognised, why_missing
 from tunebook.data.records import all_records, drawn, renamed
 from tunebook.data.rows import Raw, Reject, Row, Unusable, split_of
 from tunebook.models.image_input import BadImage
@@ -117,7 +117,7 @@ def read_chat(source: ChatSource, recipe: Recipe, prompts: Prompts) -> Iterator[
             row.slice = str(fields.get("slice") or "")[:MAX_SLICE]
             row.images = images.of_row(fields, find_image)
         except MissingColumn as error:
-            yield Reject(source_id, error.reason, f"{error}{advice(error.name, raw, source.columns)}", raw)
+            yield Reject(source_id, *why_missing(error.name, raw, source.columns), raw)
             continue
         except (BadImage, Unusable) as error:
             yield Reject(source_id, error.reason, str(error), raw)

@@ -12,12 +12,12 @@ from tqdm.auto import tqdm
 
 from tunebook.checkers.check import Check, Judgement, other_columns
 from tunebook.checkers.instructions import BadInstruction
-from tunebook.data import aside, checks, files, images, similarity
+from tunebook.data import aside, checks, contamination, files, images
 from tunebook.data.checks import RowChecker
 from tunebook.data.fields import MissingColumn, images_in, messages_of
 from tunebook.data.formats import conversation, gold_of
 from tunebook.data.prompts import Prompts
-from tunebook.data.recognise import advice
+from tunebook.data.recognise import why_missing
 from tunebook.data.records import Named, all_records, drawn, renamed
 from tunebook.data.rows import Raw, Reject, Row, Unusable, images_of, rejected
 from tunebook.data.storage import load
@@ -82,7 +82,7 @@ def read(recipe: Recipe, count_tokens: Callable[[str], int], folder: Path) -> It
             pair = _to_pair(row, prompts, config.min_margin, check, source_id)
             pair["images"] = _store_images(row, find_image, folder, recipe.data.max_image_size)
         except MissingColumn as error:
-            yield Reject(source_id, error.reason, f"{error}{advice(error.name, raw, {})}", raw)
+            yield Reject(source_id, *why_missing(error.name, raw, {}), raw)
             continue
         except (Unusable, image_input.BadImage) as error:
             yield Reject(source_id, error.reason, str(error), raw)
@@ -235,9 +235,9 @@ def _checks(recipe: Recipe) -> list[Callable[[Row], Reject | None]]:
         for row in rows:
             names = [Path(path).name for path in images_of(row)]
             held_out.append(Row(row["source_id"], "train", row["prompt"], row["completion"], images=names))
-    contamination = similarity.Contamination(recipe.data.contamination, held_out)
-    suites = [similarity.benchmarks(recipe).check, similarity.retention(recipe).check]
-    return [checks.check_content, contamination.check, *suites]
+    known = contamination.Contamination(recipe.data.contamination, held_out)
+    suites = [contamination.benchmarks(recipe).check, contamination.retention(recipe).check]
+    return [checks.check_content, known.check, *suites]
 
 
 def _rows(pair: Pair) -> tuple[Row, Row]:

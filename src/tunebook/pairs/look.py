@@ -11,7 +11,7 @@ from tunebook.data import recognise
 from tunebook.data.records import all_records, renamed
 from tunebook.data.rows import Reject, Unusable
 from tunebook.pairs import forms
-from tunebook.recipe.errors import UserError
+from tunebook.recipe.errors import UserError, did_you_mean
 
 LOOKED_AT = 2_000
 """Rows that are read to see what a file holds."""
@@ -34,7 +34,9 @@ class Look:
     renames: dict[str, str] = field(default_factory=dict)
     """The recipe's `columns`."""
     guess: dict[str, str] = field(default_factory=dict)
-    """What `columns` may be, of rows of two unknown columns."""
+    """What `columns` may be, of rows of unknown columns: of two, or named like a question and an answer."""
+    longest: tuple[str, str] | None = None
+    """Of rows of unknown columns the two with the longest texts."""
 
 
 def parsed_columns(text: str | None) -> dict[str, str]:
@@ -57,6 +59,7 @@ def look_at(path: str, renames: dict[str, str] | None = None) -> Look:
     """
     look = Look(path, renames=renames or {})
     names = Counter[str]()
+    columns: dict[str, None] = {}  # of all rows, in their order
     # The whole of a large file would take minutes, and says nothing more.
     for _, raw in all_records(path, "train", "init"):
         if look.rows == LOOKED_AT:
@@ -66,25 +69,32 @@ def look_at(path: str, renames: dict[str, str] | None = None) -> Look:
         try:
             if isinstance(raw, Reject):
                 raise Unusable(raw.reason, raw.detail)
+            columns |= dict.fromkeys(raw)
             name, is_preference = _form(renamed(raw, look.renames))
         except Unusable as error:
             look.unreadable[error.reason] += 1
             look.example = look.example or str(error)
-            if error.reason == "unknown columns":
+            if error.reason == "unknown columns" and isinstance(raw, dict) and raw:
                 look.guess = _guess(raw)
+                look.longest = recognise.longest(raw)
             continue
         names[name] += 1
         look.is_preference |= is_preference
         look.columns = look.columns or list(raw)
+    for theirs in look.renames.values():
+        if theirs not in columns:
+            near = did_you_mean(theirs, columns)
+            raise UserError(f"{path}: no column {theirs!r}{near}; there are: {', '.join(columns)}")
     if names:
         look.form = names.most_common(1)[0][0]
     return look
 
 
 def _guess(raw: Any) -> dict[str, str]:
-    """What `columns` may be for a row of two texts, by their order; empty for other rows."""
-    if len(raw) != 2 or not all(isinstance(value, str) for value in raw.values()):
-        return {}
+    """What `columns` may be: by their names, or of two texts by their order; empty for other rows."""
+    by_name = recognise.named_alike(raw)
+    if by_name or len(raw) != 2 or not all(isinstance(value, str) for value in raw.values()):
+        return by_name
     return dict(zip(("prompt", "completion"), raw, strict=True))
 
 
