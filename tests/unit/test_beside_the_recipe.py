@@ -16,6 +16,7 @@ from tunebook.data.sources import local_path
 from tunebook.models import chat_template
 from tunebook.pairs import existing
 from tunebook.pairs.pairs import pairs_stage
+from tunebook.recipe import files
 from tunebook.recipe.errors import UserError
 from tunebook.recipe.loading import load_recipe
 from tunebook.recipe.sections import Recipe
@@ -115,3 +116,9 @@ def test_a_repeated_run_finds_them_too(recipe, tmp_path):
     again = load_recipe(folder / "recipe.yaml")
     assert again.folders == [str(folder), str(tmp_path / "theirs")]
     assert local_path(again.data.sources[0], again) == str(tmp_path / "theirs" / "rows.jsonl")
+
+
+def test_a_folder_in_the_place_of_a_file_is_said(tmp_path):
+    (tmp_path / "rows.csv").mkdir()
+    with pytest.raises(UserError, match=r"rows\.csv is a folder, and a file is asked for"):
+        files.find_file(tmp_path / "rows.csv")

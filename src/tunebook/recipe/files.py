@@ -80,6 +80,8 @@ def find_file(path: str | Path, folders: Iterable[str | Path] = ()) -> Path:
         if found:
             return found.resolve()
         for folder in places:
+            if (folder / path).is_dir():
+                raise UserError(f"{shorten(name, 200)} is a folder, and a file is asked for")
             parent = (folder / path).parent
             if parent.is_dir():
                 neighbours += [str(Path(path).parent / file.name) for file in parent.iterdir()]
