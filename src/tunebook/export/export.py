@@ -240,11 +240,13 @@ def _export(
     items = questions(recipe, recipe.export.items)
     with local(model, tokenizer, "default") as source:
         reference = measure(source, items, recipe.evaluate.max_new_tokens)
+    default_system = chat_template.default_system(tokenizer)
     for name, entry in missing.items():
         with _writing(entry) as folder:
             print(f"writing {name} ...", flush=True)
             _write(recipe, name, folder, model, tokenizer, tools)
-            (folder / "README.md").write_text(card(recipe, stage, name), encoding="utf-8")
+            text = card(recipe, stage, name, default_system)
+            (folder / "README.md").write_text(text, encoding="utf-8")
             # Until it is compared, which may be never: memory may not be enough for that.
             entry.record = {"verified": name == "ollama"}
             if name == "merged":
