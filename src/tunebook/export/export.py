@@ -49,7 +49,10 @@ TRAINED_IN_4_BIT = "trained in 4 bit"
 """A row of the parity table that is no export: what QLoRA saw."""
 
 MARK = "UNVERIFIED.txt"
-"""In the folder of an export that was not shown to be the model that was trained; says why."""
+"""In the folder of an export that was not shown to be the model that was trained; says why.
+
+In Ollama's folder too, when that holds of the GGUF file that it runs.
+"""
 
 
 class Unverified(UserError):
@@ -280,12 +283,18 @@ def _note(recipe: Recipe, entry: Stage, name: str, row: dict[str, Any]) -> None:
     path = recipe.run_dir / "export" / "parity.json"
     write_json(path, read_json(path) | {name: row})
     entry.add_to_record({"parity": row, "verified": not row["differs"]})
-    mark = entry.dir / MARK
-    mark.unlink(missing_ok=True)
+    folders = [entry.dir]
+    # Ollama runs the GGUF file that its Modelfile names.
+    file = recipe.run_dir / "export" / "ollama" / "Modelfile"
+    if file.exists() and f"FROM ../{name}/" in file.read_text(encoding="utf-8"):
+        folders.append(file.parent)
+    for folder in folders:
+        (folder / MARK).unlink(missing_ok=True)
     if row["differs"]:
         print(f"WARNING: {name} is kept but unverified: {'; '.join(row['differs'])}", flush=True)
-        reasons = "\n".join(row["differs"])
-        mark.write_text(f"Not shown to be the model that was trained:\n{reasons}\n", encoding="utf-8")
+        reasons = "\n".join(["Not shown to be the model that was trained:", *row["differs"]])
+        for folder in folders:
+            (folder / MARK).write_text(f"{reasons}\n", encoding="utf-8")
 
 
 def _check_space(folder: Path, weights: int, names: list[str]) -> None:
