@@ -176,7 +176,7 @@ def test_reasons_stand_below_the_table_and_not_in_a_cell_of_it():
         "merged": {"items": 0, "differs": ["weights: x", "stop: y"]},
     }
     assert [row["verdict"] for row in tables.parity_table(rows).rows] == ["equal", "unverified"]
-    assert tables.parity_reasons(rows) == "- merged is unverified: weights: x; stop: y"
+    assert tables.parity_reasons(rows) == ["merged is not the model that was trained: weights: x; stop: y"]
 
 
 def test_limits_follow_the_bits_that_are_left():

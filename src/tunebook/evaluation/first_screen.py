@@ -87,7 +87,9 @@ def _on_task(compared: dict[str, Any], graded: bool) -> str:
     # Of right and wrong alone the difference is one of items, which is easier to imagine than points.
     more = compared["won"] - compared["lost"]
     if graded:
-        claim = f"{second} scores {_size(compared['difference'])} than {first} on {n} held-out items"
+        size = 100 * compared["difference"]
+        word = "more" if size >= 0 else "fewer"
+        claim = f"{second} scores {abs(size):.1f} points {word} than {first} on {n} held-out items"
     elif more == 0:
         claim = f"{second} gets as many of {n} held-out items right as {first}"
     else:
@@ -193,11 +195,6 @@ def points(compared: dict[str, Any]) -> str:
     """A difference in points with its interval, as a sentence has it."""
     low, high = compared["interval"]
     return f"{100 * compared['difference']:+.1f} points, 95% {100 * low:+.1f} to {100 * high:+.1f}"
-
-
-def _size(difference: float) -> str:
-    word = "more" if difference >= 0 else "fewer"
-    return f"{abs(100 * difference):.1f} points {word}"
 
 
 def _list(names: list[str]) -> str:

@@ -81,7 +81,7 @@ def parts(run: Path) -> list[Part]:
     report += ["## Cost", _costs(stages)]
     if exports := read_json(run / "export" / "parity.json"):
         report += ["## Exports, each against the adapter", tables.parity_table(exports).markdown()]
-        report.append(tables.parity_reasons(exports))
+        report += tables.parity_reasons(exports)
     report += ["## How to repeat it", _repeat(run, stages)]
     return list(filter(None, report))
 

@@ -254,13 +254,13 @@ def parity_table(exports: dict[str, dict[str, Any]]) -> Table:
     return table
 
 
-def parity_reasons(exports: dict[str, dict[str, Any]]) -> str:
-    """Why exports are unverified, a line each, to stand below the table; empty when all are equal."""
+def parity_reasons(exports: dict[str, dict[str, Any]]) -> list[str]:
+    """Why each export that is unverified is so; to stand below the table."""
     reasons = []
-    for name, parity in exports.items():
-        if parity["differs"]:
-            reasons.append(f"- {name} is unverified: {'; '.join(parity['differs'])}")
-    return "\n".join(reasons)
+    for name, row in exports.items():
+        if row["differs"]:
+            reasons.append(f"{name} is not the model that was trained: {'; '.join(row['differs'])}")
+    return reasons
 
 
 def side_by_side(pair: dict[str, Any]) -> str:

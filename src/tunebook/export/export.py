@@ -14,6 +14,7 @@ from typing import Any
 from tunebook.checkers.check import Check
 from tunebook.data.prompts import Prompts
 from tunebook.evaluation.items import questions
+from tunebook.evaluation.tables import parity_reasons
 from tunebook.export import llama_cpp, parity
 from tunebook.export.comparing import in_4_bit, rounding_loss, too_large, with_rounding
 from tunebook.export.measure import measure
@@ -126,11 +127,7 @@ def export(
 
 def _refuse_unverified(recipe: Recipe, rows: dict[str, Any]) -> None:
     """Raises Unverified when a row of the parity table says that something differs."""
-    reasons = []
-    for name, row in rows.items():
-        if row["differs"]:
-            reasons.append(f"{name} is not the model that was trained: {'; '.join(row['differs'])}")
-    if reasons:
+    if reasons := parity_reasons(rows):
         folder = recipe.run_dir / "export"
         raise Unverified(
             f"{' | '.join(reasons)}. What was written is kept in {folder}, marked {MARK}; nothing is pushed",
