@@ -144,6 +144,9 @@ def test_some_answers_that_run_on_are_no_wrong_end_token_where_it_is_as_likely()
         (reason,) = reasons(running_on, end_logp)
         assert reason.startswith(f"stop: {running_on} of 14 answers do not end (with the adapter 0): ")
         assert "train longer or export f16" in reason
+    # Another end token in the configuration is found however the answers end.
+    other = parity.compare("merged", before, Measured([ended] * 14, ends=[3]), [{"gold": "1"}] * 14)
+    assert other["differs"] == ["stop: a turn ends at the tokens [3], with the adapter at [2]"]
 
 
 def test_the_last_token_of_an_answer_is_compared():
