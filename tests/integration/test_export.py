@@ -229,7 +229,8 @@ def test_an_interrupted_export_leaves_nothing_and_force_replaces(recipe, monkeyp
     ]
     assert (merged / "model.safetensors").read_bytes() == before
     export.export(only(longer, "merged"), force=True)
-    assert "without a system prompt" in (merged / "README.md").read_text()
+    text = (merged / "README.md").read_text()
+    assert "no system prompt of its own" in text and "You are a helpful AI assistant named SmolLM" in text
 
 
 def test_the_card_says_what_the_run_recorded(recipe):

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from tunebook.evaluation import tables
 from tunebook.export import comparing, export, llama_cpp, measure, parity
 from tunebook.export.measure import Measured, Measurement
 from tunebook.recipe.errors import UserError
@@ -37,6 +38,10 @@ def test_missing_stages_and_tools_are_named(tmp_path, monkeypatch):
     llama_cpp.check_quantiser(["f16", "q8_0"])
     (tmp_path / "llama-quantize").touch()
     llama_cpp.check_quantiser(["q4_k_m"])
+    with pytest.raises(UserError, match=r"no GGUF type 'q4', did you mean q4_0 or q4_1 or .*q4_k_m\?"):
+        llama_cpp.check_quantiser(["q4"])
+    with pytest.raises(UserError, match=r"no GGUF type 'q8', did you mean q8_0\?"):
+        llama_cpp.check_quantiser(["q8"])
 
 
 def test_what_is_asked_brings_what_it_is_made_from():
@@ -122,6 +127,59 @@ def test_other_greedy_answers_are_refused_of_an_adapter_in_float32_alone():
     rounded = parity.compare("adapter", replace(measured(), dtype="bfloat16"), other, [{"gold": "1"}] * 4)
     assert rounded["differs"] == [] and (rounded["answers_equal"], rounded["dtype"]) == (0, "bfloat16")
     assert parity.compare("merged", measured(), measured(answer="x"), [{"gold": "1"}] * 4)["differs"] == []
+
+
+def test_some_answers_that_run_on_are_no_wrong_end_token_where_it_is_as_likely():
+    """After 6 steps of training 4 of 14 answers in 8 bits did not end; none ends with a wrong token."""
+    ended = measured().questions[0]
+
+    def reasons(running_on: int, end_logp: float) -> list[str]:
+        after = [replace(ended, logps=[-0.1, end_logp], truncated=i < running_on) for i in range(14)]
+        row = parity.compare("q8_0", before, Measured(after, ends=[]), [{"gold": "1"}] * 14)
+        return row["differs"]
+
+    before = Measured([ended] * 14, ends=[2])
+    assert reasons(4, -0.25) == reasons(7, -0.25) == reasons(1, -0.35) == []
+    for running_on, end_logp in ((4, -0.35), (8, -0.2), (14, -0.2)):
+        (reason,) = reasons(running_on, end_logp)
+        assert reason.startswith(f"stop: {running_on} of 14 answers do not end (with the adapter 0): ")
+        assert "train longer or export f16" in reason
+    # Another end token in the configuration is found however the answers end.
+    other = parity.compare("merged", before, Measured([ended] * 14, ends=[3]), [{"gold": "1"}] * 14)
+    assert other["differs"] == ["stop: a turn ends at the tokens [3], with the adapter at [2]"]
+
+
+def test_the_last_token_of_an_answer_is_compared():
+    assert measure._positions(1) == [0] and measure._positions(3) == [0, 1, 2]
+    positions = measure._positions(100)
+    assert len(positions) == len(set(positions)) == 12 and (positions[0], positions[-1]) == (0, 99)
+
+
+def test_ollama_is_marked_with_the_file_that_it_runs():
+    recipe = load_recipe()
+    folder = recipe.run_dir / "export"
+    for name in ("gguf-q8_0", "gguf-f16", "ollama"):
+        (folder / name).mkdir(parents=True)
+    (folder / "ollama" / "Modelfile").write_text("FROM ../gguf-q8_0/run-q8_0.gguf\n")
+
+    def note(name: str, differs: list[str]) -> list[str]:
+        entry = SimpleNamespace(dir=folder / name, add_to_record=lambda record: None)
+        export._note(recipe, entry, name, {"differs": differs})
+        return sorted(path.parent.name for path in folder.rglob("UNVERIFIED.txt"))
+
+    assert note("gguf-q8_0", ["weights: x"]) == ["gguf-q8_0", "ollama"]
+    assert "weights: x" in (folder / "ollama" / "UNVERIFIED.txt").read_text()
+    assert note("gguf-f16", []) == ["gguf-q8_0", "ollama"]
+    assert note("gguf-q8_0", []) == []
+
+
+def test_reasons_stand_below_the_table_and_not_in_a_cell_of_it():
+    rows = {
+        "adapter": {"items": 0, "differs": []},
+        "merged": {"items": 0, "differs": ["weights: x", "stop: y"]},
+    }
+    assert [row["verdict"] for row in tables.parity_table(rows).rows] == ["equal", "unverified"]
+    assert tables.parity_reasons(rows) == ["merged is not the model that was trained: weights: x; stop: y"]
 
 
 def test_limits_follow_the_bits_that_are_left():

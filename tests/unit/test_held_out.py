@@ -7,9 +7,10 @@ import math
 
 import pytest
 
-from tunebook.evaluation import held_out, tables
+from tunebook.evaluation import first_screen, held_out, items, report, tables
 from tunebook.evaluation.report import parts
 from tunebook.evaluation.statistics import ratio_interval
+from tunebook.generation.answers import Answer
 
 
 def losses(folder, rows):
@@ -83,7 +84,7 @@ def test_a_report_of_prose_leads_with_the_loss_and_shows_answers_side_by_side(tm
                 "prompt": f"Question {i}?",
                 "answer": f"{name} says {i}",
             }
-            lines.append(json.dumps({**record, "correct": None, "gold": None}))
+            lines.append(json.dumps({**record, "correct": None, "gold": None, "reference": f"mine {i}"}))
         folder = tmp_path / "eval" / name
         folder.mkdir(parents=True)
         (folder / "predictions.jsonl").write_text("\n".join(lines) + "\n")
@@ -108,5 +109,62 @@ def test_a_report_of_prose_leads_with_the_loss_and_shows_answers_side_by_side(tm
     # An interval alone is too narrow of few rows: the sign test must agree.
     assert "**dpo against sft: not shown to be different**" in text
     assert "| sft | 30 | 1.500 (1.400 to 1.600) | 4.48 | 50% of 2 | 12 |" in text
-    assert text.index("**Question 0?**") < text.index("base says 0") < text.index("sft says 0")
-    assert "accuracy" not in text
+    assert (
+        text.index("**Question 0?**")
+        < text.index("mine 0")
+        < text.index("base says 0")
+        < text.index("sft says 0")
+    )
+    assert "accuracy" not in text and "prefers" not in text
+
+
+def compared(n: int, **more) -> dict:
+    """A comparison by loss whose interval and test both show a gain."""
+    of_losses = {"first": "base", "second": "sft", "n": n, "difference": -0.29, "interval": [-0.37, -0.21]}
+    return {**of_losses, "lower": n, "higher": 0, "p": 0.01, **more}
+
+
+def sentence_and_headline(losses: dict) -> tuple[str, str]:
+    summary = {"split": "test", "stages": {"base": {}, losses["second"]: {}}, "losses": [losses]}
+    stage = {"recipe": {"name": "mine", "seed": 0, "model": {"base": "tiny"}}}
+    return first_screen.sentence(summary), report._headline({"sft": stage}, summary).splitlines()[-1]
+
+
+def test_of_few_items_nothing_is_claimed():
+    sentence, headline = sentence_and_headline(compared(6))
+    assert "-0.210); n = 6 is too few to say anything: raise what is held out" in sentence
+    assert headline.startswith("- **sft against base: too few items to say anything** (held-out loss")
+    sentence, headline = sentence_and_headline(compared(20))
+    assert "too few" not in sentence and "**sft against base: better**" in headline
+    # The interval alone excludes 0: the reader sees why that is not enough.
+    sentence, _ = sentence_and_headline(compared(24, p=0.15))
+    assert "95% -0.370 to -0.210), which shows no difference (p = 0.15)." in sentence
+    right = {"first": "base", "second": "sft", "n": 3, "difference": 0.3, "interval": [0, 1], "p": 1}
+    right |= {"won": 1, "lost": 0, "detectable": 2.0}
+    assert tables.comparison_table([right]).rows[0]["detectable"] == "–"
+    assert first_screen.verdict(right) == "too few"
+
+
+def test_after_dpo_alone_the_pairs_are_the_headline():
+    dpo = {"second": "dpo", "prefers": 1.0, "prefers_interval": [0.342, 1.0]}
+    sentence, headline = sentence_and_headline(compared(2, **dpo))
+    text = "chosen gained on rejected in 2 of 2 held-out pairs (100.0%, 95% 34.2 to 100.0)"
+    assert sentence.startswith(f"From base to dpo {text}; n = 2 is too few to say anything: raise pairs.val.")
+    assert headline == f"- **dpo against base: too few items to say anything** ({text}, n = 2)."
+    dpo = {"second": "dpo", "prefers": 0.8, "prefers_interval": [0.66, 0.89]}
+    sentence, headline = sentence_and_headline(compared(50, **dpo))
+    assert "in 40 of 50 held-out pairs" in sentence and "shows no difference" not in sentence
+    assert "**dpo against base: better**" in headline
+    unsure = {**dpo, "prefers": 0.56, "prefers_interval": [0.42, 0.69]}
+    assert "which shows no difference." in sentence_and_headline(compared(50, **unsure))[0]
+    results = report._results({"split": "val", "stages": {}, "losses": [compared(50, **dpo)]})
+    assert report.PREFERS in results
+
+
+def test_an_answer_in_prose_is_kept_with_the_rows_own():
+    row = {"source_id": "r:1", "slice": None, "group": None, "difficulty": None}
+    row["prompt"] = [{"role": "user", "content": "Why?"}]
+    row["completion"] = [{"role": "assistant", "content": "So."}]
+    answer = Answer("Because.", 2, truncated=False)
+    assert items.checked({**row, "gold": None}, answer)["reference"] == "So."
+    assert "reference" not in items.checked({**row, "gold": "4"}, answer)

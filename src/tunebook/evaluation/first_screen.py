@@ -6,7 +6,7 @@ from typing import Any
 
 from tunebook.data.retention_items import SKILLS
 from tunebook.evaluation import tables
-from tunebook.evaluation.statistics import ALPHA, is_graded
+from tunebook.evaluation.statistics import ALPHA, FEW, is_graded
 from tunebook.evaluation.table import Table
 from tunebook.recipe.sections import Recipe
 from tunebook.runs.files import read_json
@@ -57,7 +57,7 @@ def last_model(summary: dict[str, Any]) -> str:
 
 
 def verdict(compared: dict[str, Any], even: float = 0) -> str:
-    """`better`, `worse` or `not shown`: interval and test must both show it.
+    """`better`, `worse` or `not shown`: interval and test must both show it; `too few` of very few items.
 
     Of few items the bootstrap interval alone is too narrow.
 
@@ -65,6 +65,8 @@ def verdict(compared: dict[str, Any], even: float = 0) -> str:
         even: Where neither model is better: 0 of a difference, 0.5 of a win rate.
     """
     low, high = compared["interval"]
+    if compared["n"] < FEW:
+        return "too few"
     if compared["p"] >= ALPHA or low <= even <= high:
         return "not shown"
     return "better" if low > even else "worse"
@@ -85,29 +87,49 @@ def _on_task(compared: dict[str, Any], graded: bool) -> str:
     # Of right and wrong alone the difference is one of items, which is easier to imagine than points.
     more = compared["won"] - compared["lost"]
     if graded:
-        claim = f"{second} scores {_size(compared['difference'])} than {first} on {n} held-out items"
+        size = 100 * compared["difference"]
+        word = "more" if size >= 0 else "fewer"
+        claim = f"{second} scores {abs(size):.1f} points {word} than {first} on {n} held-out items"
     elif more == 0:
         claim = f"{second} gets as many of {n} held-out items right as {first}"
     else:
         word = "more" if more > 0 else "fewer"
         claim = f"{second} gets {abs(more)} {word} of {n} held-out items right than {first}"
-    claim += f" ({points(compared)})"
-    if verdict(compared) == "not shown":
-        claim += ", which shows no difference"
-    return claim
+    return f"{claim} ({points(compared)}){_remark(compared)}"
 
 
 def _on_loss(compared: dict[str, Any]) -> str:
-    first, second = compared["first"], compared["second"]
+    first, second, n = compared["first"], compared["second"], compared["n"]
+    if "prefers" in compared:  # of pairs alone: this is what DPO is for
+        of_pairs = by_preference(compared)
+        return f"From {first} to {second} {of_pairs['text']}{_remark(of_pairs, even=0.5)}"
     low, high = compared["interval"]
     word = "likelier" if compared["difference"] < 0 else "less likely"
-    claim = (
-        f"{second} finds the {compared['n']} held-out answers {word} than {first} does "
-        f"(loss per token {compared['difference']:+.3f}, 95% {low:+.3f} to {high:+.3f})"
+    return (
+        f"{second} finds the {n} held-out answers {word} than {first} does "
+        f"(loss per token {compared['difference']:+.3f}, 95% {low:+.3f} to {high:+.3f}){_remark(compared)}"
     )
-    if verdict(compared) == "not shown":
-        claim += ", which shows no difference"
-    return claim
+
+
+def by_preference(compared: dict[str, Any]) -> dict[str, Any]:
+    """A comparison of pairs by what DPO is for: in how many chosen gained more than rejected; its `text`."""
+    low, high = compared["prefers_interval"]
+    gained = f"{round(compared['prefers'] * compared['n'])} of {compared['n']} held-out pairs"
+    share = f"{compared['prefers']:.1%}, 95% {100 * low:.1f} to {100 * high:.1f}"
+    text = f"chosen gained on rejected in {gained} ({share})"
+    # Wilson's interval is the test.
+    return {**compared, "interval": [low, high], "p": 0.0, "text": text}
+
+
+def _remark(compared: dict[str, Any], even: float = 0) -> str:
+    """What is said behind a comparison that shows nothing."""
+    outcome = verdict(compared, even)
+    if outcome == "too few":
+        setting = "pairs.val" if "prefers" in compared else "what is held out, or evaluate.limit"
+        return f"; n = {compared['n']} is too few to say anything: raise {setting}"
+    if outcome == "not shown" and compared["p"] >= ALPHA:
+        return f", which shows no difference (p = {compared['p']:.2g})"
+    return ", which shows no difference" if outcome == "not shown" else ""
 
 
 def _elsewhere(retention: dict[str, Any] | None, model: str) -> str:
@@ -173,11 +195,6 @@ def points(compared: dict[str, Any]) -> str:
     """A difference in points with its interval, as a sentence has it."""
     low, high = compared["interval"]
     return f"{100 * compared['difference']:+.1f} points, 95% {100 * low:+.1f} to {100 * high:+.1f}"
-
-
-def _size(difference: float) -> str:
-    word = "more" if difference >= 0 else "fewer"
-    return f"{abs(100 * difference):.1f} points {word}"
 
 
 def _list(names: list[str]) -> str:

@@ -178,6 +178,9 @@ def checked(item: Item, answer: Answer, check: Check | None = None) -> Predictio
     elif verdict["how"] == "failed":
         # Left out, answers that break a user's function would make the model look better.
         verdict |= {"correct": False, "score": 0.0}
+    of_prose = {}
+    if item["gold"] is None and item.get("completion"):  # to be read beside the models' answers
+        of_prose["reference"] = item["completion"][-1]["content"]
     return {
         "source_id": item["source_id"],
         "slice": item["slice"],
@@ -185,6 +188,7 @@ def checked(item: Item, answer: Answer, check: Check | None = None) -> Predictio
         "difficulty": item["difficulty"],
         "gold": item["gold"],
         "prompt": item["prompt"][-1]["content"],
+        **of_prose,
         "answer": answer.text,
         **verdict,
         "tokens": answer.tokens,

@@ -26,9 +26,10 @@ from tunebook.runs.stages import CONTROL, STAGES
 SHOWN = 20
 """Answers side by side, of a run whose answers nothing can check."""
 
-VERDICTS = {"better": "better", "worse": "worse", "not shown": "not shown to be different"}
+VERDICTS = {"not shown": "not shown to be different", "too few": "too few items to say anything"}
 
-"""Markdown, or a figure with its name."""
+PREFERS = """`prefers`: in how many pairs chosen gained more than rejected, from the first model of the step
+to the second. This is what DPO trains; 50% is chance."""
 
 
 def write(run: Path) -> list[Path]:
@@ -80,6 +81,7 @@ def parts(run: Path) -> list[Part]:
     report += ["## Cost", _costs(stages)]
     if exports := read_json(run / "export" / "parity.json"):
         report += ["## Exports, each against the adapter", tables.parity_table(exports).markdown()]
+        report += tables.parity_reasons(exports)
     report += ["## How to repeat it", _repeat(run, stages)]
     return list(filter(None, report))
 
@@ -95,28 +97,31 @@ def _headline(stages: dict[str, Any], summary: dict[str, Any]) -> str:
     recipe = next(iter(stages.values()))["recipe"]
     lines = [f"{recipe['model']['base']}, recipe `{recipe['name']}`, seed {recipe['seed']}."]
     for compared in summary.get("comparisons", []):
-        lines.append(
-            f"- **{_question(compared)}: {VERDICTS[first_screen.verdict(compared)]}** "
-            f"({first_screen.points(compared)}, n = {compared['n']})."
-        )
+        outcome = first_screen.verdict(compared)
+        lines.append(_verdict(compared, outcome, first_screen.points(compared)))
     for compared in summary.get("judge", {}).get("comparisons", []):
         low, high = compared["interval"]
         outcome = first_screen.verdict(compared, even=0.5)
-        lines.append(
-            f"- **By the judge, {_question(compared)}: {VERDICTS[outcome]}** "
-            f"(win rate {compared['win_rate']:.1%}, 95% interval {100 * low:.1f} to {100 * high:.1f}, "
-            f"n = {compared['n']})."
-        )
+        numbers = f"win rate {compared['win_rate']:.1%}, 95% interval {100 * low:.1f} to {100 * high:.1f}"
+        lines.append(_verdict(compared, outcome, numbers, "By the judge, "))
     for compared in summary.get("losses", []):
         low, high = compared["interval"]
         # Of losses a lower one is better.
-        outcome = {"better": "worse", "worse": "better"}.get(first_screen.verdict(compared), "not shown")
-        lines.append(
-            f"- **{_question(compared)}: {VERDICTS[outcome]}** "
-            f"(held-out loss per token {compared['difference']:+.3f}, "
-            f"95% interval {low:+.3f} to {high:+.3f}, n = {compared['n']})."
-        )
+        outcome = first_screen.verdict(compared)
+        outcome = {"better": "worse", "worse": "better"}.get(outcome, outcome)
+        numbers = f"held-out loss per token {compared['difference']:+.3f}, 95% {low:+.3f} to {high:+.3f}"
+        if "prefers" in compared:
+            of_pairs = first_screen.by_preference(compared)
+            outcome = first_screen.verdict(of_pairs, even=0.5)
+            numbers = of_pairs["text"]
+        lines.append(_verdict(compared, outcome, numbers))
     return "\n".join(lines)
+
+
+def _verdict(compared: dict[str, Any], outcome: str, numbers: str, by: str = "") -> str:
+    """A line of the headline."""
+    outcome = VERDICTS.get(outcome, outcome)
+    return f"- **{by}{_question(compared)}: {outcome}** ({numbers}, n = {compared['n']})."
 
 
 def _question(compared: dict[str, Any]) -> str:
@@ -133,13 +138,15 @@ def _results(summary: dict[str, Any]) -> list[Part]:
         return ["## Results", "Not evaluated."]
     stages = summary["stages"]
     if "losses" in summary:
+        losses = tables.loss_comparison_table(summary["losses"]).markdown()
         return [
             f"## Results on the `{summary['split']}` split",
             tables.loss_table(stages).markdown(),
             "No held-out row has an answer that could be checked, so this is how likely the held-out answers "
             "are to each model: a lower loss is better. Perplexity is e to the loss. "
             "Intervals: bootstrap over rows, 95%.",
-            tables.loss_comparison_table(summary["losses"]).markdown(),
+            losses,
+            PREFERS if "| prefers |" in losses else "",
         ]
     comparisons = summary.get("comparisons", [])
     compared_table = tables.comparison_table(comparisons)
@@ -165,7 +172,7 @@ def _results(summary: dict[str, Any]) -> list[Part]:
         compared_table.markdown(),
         "Every stage answered the same items: differences in points with a paired bootstrap interval, "
         "exact McNemar test (\\*: p < 0.05). "
-        "`detectable`: the difference that so many items would show four times out of five.",
+        "`detectable`: the difference that so many items would show four times out of five; a dash: none.",
     ]
 
 
@@ -235,7 +242,10 @@ def _answers(run: Path, stages: list[str]) -> list[Part]:
     items = evenly(list(by_stage[stages[0]]), SHOWN)
     shown: list[Part] = [f"## {len(items)} answers, side by side"]
     for item in items:
-        lines = [f"**{by_stage[stages[0]][item]['prompt']}**"]
+        first = by_stage[stages[0]][item]
+        lines = [f"**{first['prompt']}**"]
+        if reference := first.get("reference"):
+            lines.append(f"the row's own answer:\n\n```text\n{reference}\n```")
         for stage in stages:
             answer = by_stage[stage].get(item)
             if answer is not None:

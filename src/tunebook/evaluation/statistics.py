@@ -11,6 +11,7 @@ from tunebook.runs.stages import CONTROL
 
 LEVEL = 0.95  # of every interval
 ALPHA = 0.05  # below it a difference counts as shown
+FEW = 20  # below it nothing is said to be shown: one item is more than 5 points
 RESAMPLES = 9999
 
 # Scores in memory at a time: all resamples of 100,000 items together would take 16 GB. The interval does not

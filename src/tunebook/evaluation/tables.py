@@ -201,7 +201,8 @@ def comparison_table(comparisons: list[dict[str, Any]]) -> Table:
             won=compared["won"],
             lost=compared["lost"],
             p=p_value(compared["p"]),
-            detectable=f"{100 * compared['detectable']:.1f}",
+            # Of so few items that no difference would show, a dash.
+            detectable=f"{100 * compared['detectable']:.1f}" if compared["detectable"] <= 1 else "–",
         )
     return table
 
@@ -247,11 +248,19 @@ def parity_table(exports: dict[str, dict[str, Any]]) -> Table:
                 "answers": f"{parity['answers_equal']:.0%}",
                 "accuracy": " → ".join(accuracies),
             }
-        verdict = "equal"
-        if parity["differs"]:
-            verdict = f"unverified: {'; '.join(parity['differs'])}"
+        # The reasons are sentences, which would stand in the cell a word a line: `parity_reasons`.
+        verdict = "unverified" if parity["differs"] else "equal"
         table.add(export=name, **{**cells, "verdict": parity.get("note") or verdict})
     return table
+
+
+def parity_reasons(exports: dict[str, dict[str, Any]]) -> list[str]:
+    """Why each export that is unverified is so; to stand below the table."""
+    reasons = []
+    for name, row in exports.items():
+        if row["differs"]:
+            reasons.append(f"{name} is not the model that was trained: {'; '.join(row['differs'])}")
+    return reasons
 
 
 def side_by_side(pair: dict[str, Any]) -> str:

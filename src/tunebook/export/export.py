@@ -14,6 +14,7 @@ from typing import Any
 from tunebook.checkers.check import Check
 from tunebook.data.prompts import Prompts
 from tunebook.evaluation.items import questions
+from tunebook.evaluation.tables import parity_reasons
 from tunebook.export import llama_cpp, parity
 from tunebook.export.comparing import in_4_bit, rounding_loss, too_large, with_rounding
 from tunebook.export.measure import measure
@@ -49,7 +50,10 @@ TRAINED_IN_4_BIT = "trained in 4 bit"
 """A row of the parity table that is no export: what QLoRA saw."""
 
 MARK = "UNVERIFIED.txt"
-"""In the folder of an export that was not shown to be the model that was trained; says why."""
+"""In the folder of an export that was not shown to be the model that was trained; says why.
+
+In Ollama's folder too, when that holds of the GGUF file that it runs.
+"""
 
 
 class Unverified(UserError):
@@ -123,11 +127,7 @@ def export(
 
 def _refuse_unverified(recipe: Recipe, rows: dict[str, Any]) -> None:
     """Raises Unverified when a row of the parity table says that something differs."""
-    reasons = []
-    for name, row in rows.items():
-        if row["differs"]:
-            reasons.append(f"{name} is not the model that was trained: {'; '.join(row['differs'])}")
-    if reasons:
+    if reasons := parity_reasons(rows):
         folder = recipe.run_dir / "export"
         raise Unverified(
             f"{' | '.join(reasons)}. What was written is kept in {folder}, marked {MARK}; nothing is pushed",
@@ -240,11 +240,13 @@ def _export(
     items = questions(recipe, recipe.export.items)
     with local(model, tokenizer, "default") as source:
         reference = measure(source, items, recipe.evaluate.max_new_tokens)
+    default_system = chat_template.default_system(tokenizer)
     for name, entry in missing.items():
         with _writing(entry) as folder:
             print(f"writing {name} ...", flush=True)
             _write(recipe, name, folder, model, tokenizer, tools)
-            (folder / "README.md").write_text(card(recipe, stage, name), encoding="utf-8")
+            text = card(recipe, stage, name, default_system)
+            (folder / "README.md").write_text(text, encoding="utf-8")
             # Until it is compared, which may be never: memory may not be enough for that.
             entry.record = {"verified": name == "ollama"}
             if name == "merged":
@@ -278,12 +280,18 @@ def _note(recipe: Recipe, entry: Stage, name: str, row: dict[str, Any]) -> None:
     path = recipe.run_dir / "export" / "parity.json"
     write_json(path, read_json(path) | {name: row})
     entry.add_to_record({"parity": row, "verified": not row["differs"]})
-    mark = entry.dir / MARK
-    mark.unlink(missing_ok=True)
+    folders = [entry.dir]
+    # Ollama runs the GGUF file that its Modelfile names.
+    file = recipe.run_dir / "export" / "ollama" / "Modelfile"
+    if file.exists() and f"FROM ../{name}/" in file.read_text(encoding="utf-8"):
+        folders.append(file.parent)
+    for folder in folders:
+        (folder / MARK).unlink(missing_ok=True)
     if row["differs"]:
         print(f"WARNING: {name} is kept but unverified: {'; '.join(row['differs'])}", flush=True)
-        reasons = "\n".join(row["differs"])
-        mark.write_text(f"Not shown to be the model that was trained:\n{reasons}\n", encoding="utf-8")
+        reasons = "\n".join(["Not shown to be the model that was trained:", *row["differs"]])
+        for folder in folders:
+            (folder / MARK).write_text(f"{reasons}\n", encoding="utf-8")
 
 
 def _check_space(folder: Path, weights: int, names: list[str]) -> None:

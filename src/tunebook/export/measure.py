@@ -216,9 +216,9 @@ def _score(source: Local, inputs: dict[str, Any], forced: list[int], answer: Ans
 
 
 def _positions(length: int) -> list[int]:
-    """The positions in an answer that are compared."""
+    """The positions in an answer that are compared, from the first to the last: where it ends counts too."""
     count = min(POSITIONS, length)
-    return [i * length // count for i in range(count)]
+    return [i * (length - 1) // max(1, count - 1) for i in range(count)]
 
 
 def main(folder: Path, questions: Path, out: Path) -> None:

@@ -12,7 +12,7 @@ import yaml
 
 from tunebook.data.prompts import Prompts
 from tunebook.evaluation import first_screen
-from tunebook.evaluation.tables import accuracy_table
+from tunebook.evaluation.tables import accuracy_table, loss_table
 from tunebook.models import builtin, chat_template
 from tunebook.recipe.sections import Recipe
 from tunebook.runs.files import read_json
@@ -24,8 +24,12 @@ HUB_NAMES = {builtin.EMBEDDED: "HuggingFaceTB/SmolLM2-135M-Instruct"}
 TEMPLATE = Path(__file__).with_name("modelcard.md.jinja")
 
 
-def card(recipe: Recipe, stage: str, name: str) -> str:
-    """Markdown with a metadata block, for the export `name` of the model that `stage` trained."""
+def card(recipe: Recipe, stage: str, name: str, default_system: str | None = None) -> str:
+    """Markdown with a metadata block, for the export `name` of the model that `stage` trained.
+
+    Args:
+        default_system: The system message that the chat template adds to a conversation without one.
+    """
     from huggingface_hub import ModelCard, ModelCardData
 
     target = name.partition("-")[0]  # "gguf" of "gguf-q8_0"
@@ -54,6 +58,7 @@ def card(recipe: Recipe, stage: str, name: str) -> str:
         sees_images=sees_images,
         file=f"{recipe.run_dir.name}-{name.removeprefix('gguf-')}.gguf",
         system_prompt=Prompts(recipe).system,
+        default_system=default_system,
         settings=yaml.safe_dump(_settings(stages, trained), sort_keys=False).strip(),
         weights_license=recipe.export.license,
         data_license=recipe.export.data_license,
@@ -84,16 +89,19 @@ def _data(recipe: Recipe, stages: dict[str, Any], trained: list[str]) -> dict[st
 
 
 def _results(recipe: Recipe, stage: str) -> dict[str, Any]:
-    """The accuracies of the base model and of this one; empty when it has not been evaluated."""
+    """The accuracies, or losses, of the base model and of this one; empty when it has not been evaluated."""
     summary = read_json(recipe.run_dir / "eval" / "summary.json")
     results = summary.get("stages", {})
     if stage not in results:
         return {}
     # The other stages are other models.
     shown = {name: shares for name, shares in results.items() if name in ("base", stage)}
+    by_loss = "loss" in results[stage]
+    table = loss_table(shown) if by_loss else accuracy_table(shown)
     return {
         "sentence": first_screen.sentence(summary, stage),
-        "results": accuracy_table(shown).markdown(),
+        "results": table.markdown(),
+        "by_loss": by_loss,
         "split": summary["split"],
         "n": results[stage]["n"],
     }

@@ -95,9 +95,12 @@ def compare(
     """One row of the parity table. Differences are over all compared positions."""
     logps: list[float] = []
     logits: list[float] = []
+    ends: list[float] = []
     same_top = same_prompt = same_answer = 0
     for expected, actual in zip(reference.questions, measured.questions, strict=True):
         logps += _differences(expected.logps, actual.logps)
+        if not expected.truncated:  # its last token is the end of the turn
+            ends += _differences(expected.logps[-1:], actual.logps[-1:])
         if actual.logits:
             logits += _differences(expected.logits, actual.logits)
         same_top += sum(a == b for a, b in zip(expected.top, actual.top, strict=True))
@@ -113,6 +116,7 @@ def compare(
         "top_1_agreement": same_top / len(logps),
         "mean_logp_difference": sum(logps) / len(logps),
         "max_logp_difference": max(logps),
+        "end_logp_difference": sum(ends) / len(ends) if ends else None,
         "max_logit_difference": max(logits, default=None),
         "prompts_equal": same_prompt / n,
         "answers_equal": same_answer / n,
@@ -138,12 +142,16 @@ def _differs(name: str, row: dict[str, Any], reference: Measured, measured: Meas
         reasons.append(
             f"stop: a turn ends at the tokens {measured.ends}, with the adapter at {reference.ends}"
         )
-    # One or two answers that end in another place are chance; many are a wrong end-of-turn token.
+    # With a wrong end-of-turn token none of the answers ends. Some that run on prove none where the token is
+    # as likely as with the adapter: after a short training 4 of 14 did in 8 bits.
     endless_before, endless = row["truncated"]
-    if endless - endless_before > max(1, n // 10):
+    end_difference = row["end_logp_difference"]
+    ends_alike = end_difference is not None and end_difference <= wanted.mean_logp_difference
+    allowed = (n - endless_before) // 2 if ends_alike else n // 10
+    if endless - endless_before > max(1, allowed):
         reasons.append(
             f"stop: {endless} of {n} answers do not end (with the adapter {endless_before}): "
-            "look at the end-of-turn token"
+            "train longer or export f16; if that does not help, look at the end-of-turn token"
         )
     if row["top_1_agreement"] < wanted.top_1_agreement:
         reasons.append(

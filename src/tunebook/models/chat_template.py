@@ -61,6 +61,22 @@ def render(tokenizer: Any, messages: Messages, count: int, answer_next: bool = T
     return str(tokenizer.apply_chat_template(parts, tokenize=False, add_generation_prompt=answer_next))
 
 
+def default_system(tokenizer: Any) -> str | None:
+    """The system message that the chat template adds to a conversation without one; None: it adds none."""
+    question = {"role": "user", "content": "Hi"}
+    mark = "SYSTEM-MESSAGE"
+    try:
+        bare = render(tokenizer, [question], 0, answer_next=False)
+        marked = render(tokenizer, [{"role": "system", "content": mark}, question], 0, answer_next=False)
+    except Exception:  # whatever a template raises: some take no system message
+        return None
+    # What stands where a system message of one's own would, between the same texts.
+    before, _, after = marked.partition(mark)
+    if not bare.startswith(before) or not bare.endswith(after):
+        return None
+    return bare[len(before) : len(bare) - len(after)].strip() or None
+
+
 _checked: set[str] = set()
 """Templates that were rendered in this process already."""
 
