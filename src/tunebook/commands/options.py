@@ -9,7 +9,7 @@ from typing import Annotated, Any
 from typer import Argument, Exit, Option, Typer
 from typer.core import TyperGroup
 
-from tunebook.recipe.errors import UserError
+from tunebook.recipe.errors import UserError, did_you_mean
 from tunebook.recipe.files import ROWS_SUFFIXES
 from tunebook.recipe.loading import load_recipe
 from tunebook.recipe.overrides import parse_set
@@ -203,6 +203,19 @@ def read_recipe(
     parsed = load_recipe(recipe, run, overrides, stage, **short)
     run_folders.append(parsed.run_dir)
     return parsed
+
+
+def refuse_missing_run(recipe: Recipe, run: str | None, base_alone: str = "") -> None:
+    """Raises UserError where `--run` names no run, for a command that reads what a run has left.
+
+    Without it the base model would answer for a name with a typo. `base_alone` is how to ask for just that.
+    """
+    if run is None or recipe.run_dir.exists():
+        return
+    runs = recipe.run_dir.parent
+    others = [folder.name for folder in runs.glob("*/")]
+    way_out = f"; the base model alone: `{recipe.command(base_alone)}`" if base_alone else ""
+    raise UserError(f"no run {run!r} in {runs}{did_you_mean(run, others)}{way_out}")
 
 
 def print_done(recipe: Recipe, what: str, following: str) -> None:

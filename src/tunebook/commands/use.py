@@ -14,6 +14,7 @@ from tunebook.commands.options import (
     app,
     print_done,
     read_recipe,
+    refuse_missing_run,
 )
 from tunebook.recipe.loading import load_recipe
 from tunebook.recipe.overrides import parse_set
@@ -51,13 +52,10 @@ def chat(
     from tunebook.chat.terminal import terminal
     from tunebook.generation.streaming import Drawing
 
-    terminal(
-        read_recipe(recipe, run, set_),
-        model,
-        Drawing(max_new_tokens, temperature, top_p, seed),
-        question,
-        image,
-    )
+    parsed = read_recipe(recipe, run, set_)
+    if model is None:
+        refuse_missing_run(parsed, run, "chat --model base")
+    terminal(parsed, model, Drawing(max_new_tokens, temperature, top_p, seed), question, image)
 
 
 @app.command(rich_help_panel=USE)
@@ -108,6 +106,7 @@ def export(
     if push:
         overrides["export.hub_id"] = push
     parsed = load_recipe(recipe, run, overrides)
+    refuse_missing_run(parsed, run)
     title = "each export against the adapter it was made from"
     try:
         rows = export.export(parsed, force, install_tools, check)
@@ -137,4 +136,7 @@ def serve(
     """
     from tunebook.export.export import served
 
-    served(read_recipe(recipe, run, set_), gguf, port)
+    parsed = read_recipe(recipe, run, set_)
+    if gguf is None:
+        refuse_missing_run(parsed, run)
+    served(parsed, gguf, port)
