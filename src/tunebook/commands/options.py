@@ -120,8 +120,7 @@ SetOption = Annotated[
 ]
 ForceOption = Annotated[bool, Option("--force", help="Run again though nothing has changed, from the start.")]
 EngineOption = Annotated[
-    Engine,
-    Option("--engine", help="`ray`: on all machines of a Ray cluster, or all cores of this one."),
+    Engine, Option("--engine", help="`ray`: on all machines of a Ray cluster, or all cores of this one.")
 ]
 ResumeOption = Annotated[
     bool, Option("--resume/--no-resume", help="Go on from the last checkpoint of an interrupted run.")
