@@ -138,6 +138,17 @@ def test_the_mean_loss_is_that_of_all_steps(tmp_path, resumed):
     assert metrics["resumed_at_step"] == (resumed or None)
 
 
+def test_a_training_that_goes_on_says_at_which_step(tmp_path, capsys):
+    recorded(tmp_path / "first", [1.0] * 20, 0, {"initial_lr": 2e-4})
+    assert capsys.readouterr().out == ""
+    recorded(tmp_path / "later", [1.0] * 20, 10, {"initial_lr": 2e-4})
+    assert capsys.readouterr().out == "Going on from checkpoint-10 of the interrupted run, at step 11.\n"
+    # Interrupted before anything was saved
+    (tmp_path / "metrics.jsonl").touch()
+    recorded(tmp_path, [1.0] * 20, 0, {"initial_lr": 2e-4})
+    assert "left no checkpoint: training begins at step 1." in capsys.readouterr().out
+
+
 def test_a_schedule_that_keeps_no_first_rate_is_recorded_with_the_one_it_was_given(tmp_path):
     assert recorded(tmp_path, [1.0], 0, {"lr": 5e-5})["optimizer_learning_rate"] == 2e-4
     assert recorded(tmp_path, [1.0], 0, {"initial_lr": 1e-4, "lr": 5e-5})["optimizer_learning_rate"] == 1e-4

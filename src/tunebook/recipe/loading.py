@@ -117,10 +117,8 @@ def _all_overrides(
         if unset(value) is not None:  # a notebook's parameter that nobody has set
             said[f"{stage}.{SHORT[name]}"] = (value, "override")
     if unset(run) is not None:
-        said["run"] = (
-            str(run),
-            "override",
-        )  # papermill makes a number of `2024`, YAML a date of `2024-05-01`
+        # papermill makes a number of `2024`, YAML a date of `2024-05-01`
+        said["run"] = (str(run), "override")
     elif os.environ.get("TUNEBOOK_RUN"):
         said["run"] = (os.environ["TUNEBOOK_RUN"], "$TUNEBOOK_RUN")
     if unset(seed) is not None:

@@ -76,7 +76,10 @@ def _train(trainer: Any, folder: Path) -> dict[str, Any]:
         resumed = read_json(checkpoint / "trainer_state.json") if checkpoint else {}
         trainer._total_train_tokens = _tokens(resumed.get("log_history", [])) or 0
         if checkpoint:
-            print(f"Going on from {checkpoint.name} of the interrupted run.")
+            step = resumed["global_step"] + 1
+            print(f"Going on from {checkpoint.name} of the interrupted run, at step {step}.")
+        elif (folder / "metrics.jsonl").exists():
+            print("The interrupted run has left no checkpoint: training begins at step 1.")
         try:
             output = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
             return _metrics(trainer, output, resumed)
