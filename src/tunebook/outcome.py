@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from statistics import fmean
 
 from tunebook.data import aside
 from tunebook.evaluation import first_screen
 from tunebook.recipe.sections import Recipe
 from tunebook.runs.files import log_history, read_json
 from tunebook.runs.stages import Step, round_name
+
+FEW = 10
+"""Steps that a loss is the mean of: one batch says little."""
 
 
 def outcome(step: Step, recipe: Recipe) -> list[str]:
@@ -30,12 +34,19 @@ def outcome(step: Step, recipe: Recipe) -> list[str]:
 
 
 def _of_training(folder: Path) -> str:
-    """The loss at first and at last, and where the adapter lies."""
+    """The loss of the first steps and of the last ones, and where the adapter lies."""
     history = log_history(folder)
     line = f"adapter: {folder / 'adapter'}"
-    losses = [entry["loss"] for entry in history if "loss" in entry]
-    if losses:
-        line += f"; loss {float(losses[0]):.3f} at first, {float(losses[-1]):.3f} at last"
+    losses: list[float] = []
+    for entry in history:
+        # Each log is the mean of the steps since the one before.
+        if "loss" in entry:
+            losses += [float(entry["loss"])] * (entry["step"] - len(losses))
+    if len(losses) >= 2 * FEW:
+        first, last = fmean(losses[:FEW]), fmean(losses[-FEW:])
+        line += f"; loss {first:.3f} at first, {last:.3f} at last ({FEW} steps each)"
+    elif losses:
+        line += f"; loss {fmean(losses):.3f} over its {len(losses)} steps"
     held_out = [entry["eval_loss"] for entry in history if "eval_loss" in entry]
     if held_out:
         line += f", {float(held_out[-1]):.3f} on held-out rows"
