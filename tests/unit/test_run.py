@@ -320,6 +320,21 @@ def test_run_trains_on_all_gpus_by_torchrun_with_processes_patched_out(tmp_path,
     assert calls[6:] == ["sft True"]
 
 
+def test_the_part_of_a_notebook_that_is_at_work_is_named(tmp_path):
+    def cell(kind, text, started):
+        return {"cell_type": kind, "source": [text], "metadata": {"papermill": {"start_time": started}}}
+
+    notebook = tmp_path / "02_sft.ipynb"
+    assert pipeline._part(notebook) == ""
+    cells = [cell("markdown", "# 2. SFT\n\nText", "now"), cell("markdown", "## Rows\n", "now")]
+    cells += [cell("code", "rows", "now"), cell("markdown", "## The model\n\nText", "now")]
+    cells += [cell("code", "load", "now"), cell("markdown", "## Later", None), cell("code", "train", None)]
+    notebook.write_text(json.dumps({"cells": cells}))
+    assert pipeline._part(notebook) == ' in "The model"'
+    notebook.write_text(notebook.read_text()[:50])  # it is being written
+    assert pipeline._part(notebook) == ""
+
+
 def test_a_step_that_is_not_asked_for_is_named(tmp_path):
     recipe = load_recipe(write_recipe(tmp_path, "data"))
     with pytest.raises(UserError, match="the recipe mine does not ask for dpo: name its section"):
