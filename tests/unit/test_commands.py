@@ -64,7 +64,6 @@ def test_short_options_are_the_keys_of_the_stage(stage, monkeypatch):
         ("evaluate base sft", r"did you mean m3\?"),
         ("bench", r"did you mean m3\?"),
         ("export", r"did you mean m3\?$"),
-        ("serve", r"did you mean m3\?$"),
         ("report", r"did you mean m3\?$"),
     ],
 )
@@ -72,6 +71,15 @@ def test_a_run_that_does_not_exist_is_not_answered_by_the_base_model(line, answe
     (tmp_path / "runs" / "m3").mkdir(parents=True)
     with pytest.raises(UserError, match="no run 'm4' in .*runs, " + answer):
         raise typed(f"{line} --run m4").exception
+
+
+def test_a_folder_is_no_recipe_and_the_files_in_it_are_named(tmp_path):
+    (tmp_path / "company").mkdir()
+    with pytest.raises(UserError, match=r"company is a folder: give a \.yaml file in it \(there is none\)"):
+        raise typed(f"run --recipe {tmp_path / 'company'}").exception
+    (tmp_path / "company" / "support.yaml").touch()
+    with pytest.raises(UserError, match=r"\(there is .*/company/support\.yaml\)"):
+        raise typed(f"run --recipe {tmp_path / 'company'}").exception
 
 
 def test_the_base_model_alone_may_be_evaluated_in_a_new_run(monkeypatch):

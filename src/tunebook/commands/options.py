@@ -204,15 +204,15 @@ def read_recipe(
     return parsed
 
 
-def refuse_missing_run(recipe: Recipe, run: str | None, base_alone: str = "") -> None:
-    """Raises UserError where `--run` names no run, for a command that reads what a run has left.
+def of_a_run(recipe: Recipe, run: str | None, base_alone: str = "") -> Recipe:
+    """The recipe of a command that reads what a run has left. Raises UserError where `--run` names no run.
 
     Without it the base model would answer for a name with a typo. `base_alone` is how to ask for just that.
     """
     if run is None or recipe.run_dir.exists():
-        return
+        return recipe
     runs = recipe.run_dir.parent
-    others = [folder.name for folder in runs.glob("*/")]
+    others = (folder.name for folder in runs.glob("*/"))
     way_out = f"; the base model alone: `{recipe.command(base_alone)}`" if base_alone else ""
     raise UserError(f"no run {run!r} in {runs}{did_you_mean(run, others)}{way_out}")
 

@@ -26,9 +26,9 @@ from tunebook.commands.options import (
     SeedOption,
     SetOption,
     app,
+    of_a_run,
     print_done,
     read_recipe,
-    refuse_missing_run,
 )
 from tunebook.recipe.errors import UserError
 from tunebook.recipe.loading import load_recipe
@@ -245,7 +245,7 @@ def evaluate(
 
     parsed = read_recipe(recipe, run, set_)
     if stages != ["base"]:
-        refuse_missing_run(parsed, run, "evaluate base")
+        of_a_run(parsed, run, "evaluate base")
     tables.show(parsed, evaluate.evaluate(parsed, stages, force))
     first_screen.show(parsed)
     print_done(parsed, "eval", next_command(parsed, "evaluate"))
@@ -295,7 +295,7 @@ def bench(
 
     parsed = read_recipe(recipe, run, set_)
     if stages != ["base"]:
-        refuse_missing_run(parsed, run, "bench base")
+        of_a_run(parsed, run, "bench base")
     summary = benchmarks.bench(parsed, stages, force)
     tables.benchmark_table(summary["tasks"]).print("benchmarks")
     tables.comparison_table(summary["comparisons"]).print("the same items, pair by pair")
@@ -317,11 +317,7 @@ def report(
     from tunebook.evaluation.compare import compare_runs
     from tunebook.evaluation.report import write
 
-    folders = list(map(Path, runs or []))
-    if not folders:
-        parsed = load_recipe(recipe, run)
-        refuse_missing_run(parsed, run)
-        folders = [parsed.run_dir]
+    folders = list(map(Path, runs or [])) or [of_a_run(load_recipe(recipe, run), run).run_dir]
     if len(folders) > 1:
         print(compare_runs(folders))
         return

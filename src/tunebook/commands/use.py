@@ -12,9 +12,9 @@ from tunebook.commands.options import (
     RunOption,
     SetOption,
     app,
+    of_a_run,
     print_done,
     read_recipe,
-    refuse_missing_run,
 )
 from tunebook.recipe.loading import load_recipe
 from tunebook.recipe.overrides import parse_set
@@ -54,7 +54,7 @@ def chat(
 
     parsed = read_recipe(recipe, run, set_)
     if model is None:
-        refuse_missing_run(parsed, run, "chat --model base")
+        of_a_run(parsed, run, "chat --model base")
     terminal(parsed, model, Drawing(max_new_tokens, temperature, top_p, seed), question, image)
 
 
@@ -105,8 +105,7 @@ def export(
         overrides["export.stage"] = stage
     if push:
         overrides["export.hub_id"] = push
-    parsed = load_recipe(recipe, run, overrides)
-    refuse_missing_run(parsed, run)
+    parsed = of_a_run(load_recipe(recipe, run, overrides), run)
     title = "each export against the adapter it was made from"
     try:
         rows = export.export(parsed, force, install_tools, check)
@@ -136,7 +135,4 @@ def serve(
     """
     from tunebook.export.export import served
 
-    parsed = read_recipe(recipe, run, set_)
-    if gguf is None:
-        refuse_missing_run(parsed, run)
-    served(parsed, gguf, port)
+    served(read_recipe(recipe, run, set_), gguf, port)

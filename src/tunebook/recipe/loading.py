@@ -137,6 +137,9 @@ def _recipe_path(source: str) -> Path:
         raise UserError(
             f"{shorten(source)} is no recipe: `{program()} init {shorten(source)}` writes one for it"
         )
+    if source not in names and Path(source).is_dir():
+        files = ", ".join(sorted(map(str, Path(source).glob("*.y*ml"))))
+        raise UserError(f"{source} is a folder: give a .yaml file in it (there is {files or 'none'})")
     if source not in names:
         raise UserError(
             f"no recipe {shorten(repr(source))}{did_you_mean(source, names)}; "
