@@ -49,8 +49,7 @@ def forecast(recipe: Recipe, todo: list[Step], timed: dict[str, Speed] | None = 
     speeds = earlier_speeds(recipe) | (timed or {})
     if "sft" in speeds and "dpo" not in speeds:
         seconds, source = speeds["sft"]
-        of_a_pair = ROWS_OF_A_PAIR * seconds
-        speeds["dpo"] = Speed(of_a_pair, f"{source} (a pair counted as {ROWS_OF_A_PAIR} rows)")
+        speeds["dpo"] = Speed(ROWS_OF_A_PAIR * seconds, f"{source} (a pair counted as {ROWS_OF_A_PAIR} rows)")
     parts, sources, total, is_whole = [], [], 0.0, True
     for step in todo:
         work = planned(recipe, step)

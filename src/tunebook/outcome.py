@@ -11,9 +11,6 @@ from tunebook.recipe.sections import Recipe
 from tunebook.runs.files import log_history, read_json
 from tunebook.runs.stages import Step, round_name
 
-FEW = 10
-"""Steps that a loss is the mean of: one batch says little."""
-
 
 def outcome(step: Step, recipe: Recipe) -> list[str]:
     """The lines of a step: what came of its rows, its loss, its pairs, or whether the model is better."""
@@ -42,9 +39,10 @@ def _of_training(folder: Path) -> str:
         # Each log is the mean of the steps since the one before.
         if "loss" in entry:
             losses += [float(entry["loss"])] * (entry["step"] - len(losses))
-    if len(losses) >= 2 * FEW:
-        first, last = fmean(losses[:FEW]), fmean(losses[-FEW:])
-        line += f"; loss {first:.3f} at first, {last:.3f} at last ({FEW} steps each)"
+    few = 10  # one batch says little
+    if len(losses) >= 2 * few:
+        first, last = fmean(losses[:few]), fmean(losses[-few:])
+        line += f"; loss {first:.3f} at first, {last:.3f} at last ({few} steps each)"
     elif losses:
         line += f"; loss {fmean(losses):.3f} over its {len(losses)} steps"
     held_out = [entry["eval_loss"] for entry in history if "eval_loss" in entry]

@@ -91,6 +91,10 @@ def run(
             print(f"{name:9} up to date", flush=True)
             continue
         print(f"{name:9} {'would run' if dry_run else 'runs'}: {reason}", flush=True)
+        processes = os.environ.get("NPROC_PER_NODE") if todo[name].spec.trains else None
+        if processes:
+            rows = rows_a_step(getattr(recipe, todo[name].spec.name))
+            print(f"{name:9} in {processes} processes, {rows} rows a step in all", flush=True)
         started = time.monotonic()
         if not dry_run:
             to_come = [todo[later] for later in chosen[chosen.index(name) :]]
@@ -99,7 +103,7 @@ def run(
             doing = functools.partial(_part, _executed(todo[name], recipe))
             with following(name, partial, forecast=_after_first_steps(recipe, to_come), doing=doing):
                 again = force
-                if todo[name].spec.trains and os.environ.get("NPROC_PER_NODE"):
+                if processes:
                     _train_in_processes(todo[name], recipe, force, fresh)
                     again = False  # the notebook finds the adapter, and shows what came of it
                 _execute(todo[name], recipe, again, fresh)
@@ -259,13 +263,11 @@ def _execute(step: Step, recipe: Recipe, force: bool, fresh: bool) -> None:
 
 
 def _part(notebook: Path) -> str:
-    """The heading above the cell that an executed notebook has come to, to be put behind what is said."""
-    heading = part = ""
+    """The part of an executed notebook that it has come to, by its heading, to be put behind what is said."""
+    part = ""
     # Papermill writes it anew at each cell: half of it has no cells.
     for cell in read_json(notebook).get("cells", []):
-        text = "".join(cell["source"])
-        if cell["cell_type"] == "markdown" and text.startswith("#"):
-            heading = text.splitlines()[0].strip("# ")
-        elif cell["metadata"].get("papermill", {}).get("start_time"):
-            part = f' in "{heading}"'
+        started = cell["metadata"].get("papermill", {}).get("start_time")
+        if started and cell["cell_type"] == "markdown":
+            part = f' in "{cell["source"][0].strip("# ").strip()}"'
     return part

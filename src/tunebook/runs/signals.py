@@ -13,8 +13,7 @@ SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if
 INTERRUPTED = 130  # what Typer makes of a KeyboardInterrupt
 TERMINATED = 143  # 128 + SIGTERM, as a shell has it
 TWIN_S = 0.5
-"""The same signal so soon again is the same one: without a terminal, a process gets a Ctrl-C from the system
-and 0.2 seconds later once more from the `uv run` that started it."""
+"""The same signal so soon again is the same one: without a terminal `uv run` repeats it after 0.2 seconds."""
 
 
 @contextlib.contextmanager
