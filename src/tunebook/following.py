@@ -20,6 +20,9 @@ LOOK_S = 1.0
 SAY_S = 10.0
 """How often a line is printed, after the first."""
 
+QUIET_S = 30.0
+"""After so long without a line one says that the stage is alive; the next after twice as long, and so on."""
+
 TIMED_STEPS = 5
 """How many steps are timed before anything is foretold from them."""
 
@@ -33,6 +36,7 @@ def following(
     folders: list[Path],
     say: Callable[[str], None] = tqdm.write,
     forecast: Callable[[float], str] | None = None,
+    doing: Callable[[], str] = str,
 ) -> Iterator[None]:
     """While the block runs, print how far the stage is.
 
@@ -41,19 +45,25 @@ def following(
         folders: Where its stage writes while it is at work.
         say: Prints a line.
         forecast: What to say once of the steps to come, from the seconds of a training step.
+        doing: What it is at work on, where the files say nothing; empty where that is not known.
     """
     stopped = threading.Event()
 
     def follow() -> None:
         progress = Progress(name)
-        said = 0.0
-        foretold = False
+        said = time.monotonic()
+        patience = QUIET_S
+        is_first, foretold = True, False
         while not stopped.wait(LOOK_S):
-            line = progress.line(folders, time.monotonic())
-            if line and (not said or time.monotonic() - said >= SAY_S):
+            now = time.monotonic()
+            line = progress.line(folders, now)
+            if line and (is_first or now - said >= SAY_S):
                 say(line)
-                said = time.monotonic()
-            if forecast and not foretold and progress.timed_steps >= TIMED_STEPS:
+                said, patience, is_first = now, QUIET_S, False
+            elif now - said >= patience:
+                say(f"{name:9} still at work{doing()}, {minutes(now - said)}")
+                patience *= 2
+            if forecast and not foretold and progress.timed_steps >= TIMED_STEPS and progress.left_s:
                 foretold = True
                 say(forecast(progress.step_s))
 
@@ -80,8 +90,8 @@ class Progress:
         # How many answers a file will have.
         self.totals: dict[Path, int] = {}
         self.last = ""
-        # How many steps of a training were timed, and what each took in the mean.
-        self.timed_steps, self.step_s = 0, 0.0
+        # How many steps of a training were timed, what each took in the mean, and how long the others take.
+        self.timed_steps, self.step_s, self.left_s = 0, 0.0, 0.0
 
     def line(self, folders: list[Path], now: float) -> str:
         """The newest that can be said; empty when it has been said already.
@@ -99,11 +109,14 @@ class Progress:
 
     def _training(self, folder: Path, now: float) -> str:
         """The newest loss, with the time left."""
+        progress = read_json(folder / PROGRESS)
+        total, done = progress.get("steps"), progress.get("done", -1)
         entry = _newest_loss(folder / "metrics.jsonl")
-        total = read_json(folder / PROGRESS).get("steps")
+        step = int(entry["step"]) if entry else 0
+        if total and step <= done:
+            return f"{self.name:9} {'goes on at' if done else 'begins at'} step {done + 1} of {total}"
         if entry is None or not total:
             return ""
-        step = int(entry["step"])
         parts = [f"{self.name:9} step {step} of {total}", f"loss {float(entry['loss']):.3f}"]
         if "learning_rate" in entry:
             parts.append(f"learning rate {float(entry['learning_rate']):.1e}")
@@ -120,7 +133,8 @@ class Progress:
             parts.append(f"{self.step_s:.1f} s a step")
             if tokens > first_tokens:
                 parts.append(f"{(tokens - first_tokens) / seconds:,.0f} tokens a second")
-            parts.append(f"about {minutes(self.step_s * (total - step))} left")
+            self.left_s = self.step_s * (total - step)
+            parts.append(f"about {minutes(self.left_s)} left")
         return ", ".join(parts)
 
     def _answers(self, folder: Path, now: float) -> str:

@@ -43,14 +43,13 @@ def forecast(recipe: Recipe, todo: list[Step], timed: dict[str, Speed] | None = 
         todo: The steps to come. What `prepare` will take is not foretold: it has not read the rows.
         timed: Speeds by a stage's name that come before those of earlier runs: first steps of this one.
 
-    Returns the line; it is empty while nothing is known.
+    Returns the line; it is empty while no time is known.
     """
     # What was timed in this run counts more than what an earlier one took.
     speeds = earlier_speeds(recipe) | (timed or {})
     if "sft" in speeds and "dpo" not in speeds:
         seconds, source = speeds["sft"]
-        of_a_pair = ROWS_OF_A_PAIR * seconds
-        speeds["dpo"] = Speed(of_a_pair, f"{source} (a pair counted as {ROWS_OF_A_PAIR} rows)")
+        speeds["dpo"] = Speed(ROWS_OF_A_PAIR * seconds, f"{source} (a pair counted as {ROWS_OF_A_PAIR} rows)")
     parts, sources, total, is_whole = [], [], 0.0, True
     for step in todo:
         work = planned(recipe, step)
@@ -58,9 +57,9 @@ def forecast(recipe: Recipe, todo: list[Step], timed: dict[str, Speed] | None = 
         if work is None:
             continue
         speed = speeds.get(step.spec.name)
-        # Never timed here: its size is said, and the sum is of the others.
+        # Its size is said, and the sum is of the others.
         if speed is None:
-            parts.append(f"{step.name} {work.text}")
+            parts.append(f"{step.name} {work.text} (never timed here)")
             is_whole = False
             continue
         # A stage's time grows with its rows or answers; loading the model is in the speed.
@@ -68,14 +67,10 @@ def forecast(recipe: Recipe, todo: list[Step], timed: dict[str, Speed] | None = 
         parts.append(f"{step.name} {work.text}, {minutes(seconds)}")
         sources.append(speed.source)
         total += seconds
-    if not parts:
+    if not sources:
         return ""
-    line = f"Forecast: {'; '.join(parts)}."
-    if sources:
-        cost = costs(recipe, total)
-        whole = "In all" if is_whole else "What is known:"
-        line += f" {whole} about {minutes(total)}{cost}. Timed: {', '.join(dict.fromkeys(sources))}."
-    return line
+    whole = f"{'In all' if is_whole else 'What is known:'} about {minutes(total)}{costs(recipe, total)}"
+    return f"Forecast: {'; '.join(parts)}. {whole}. Timed: {', '.join(dict.fromkeys(sources))}."
 
 
 def costs(recipe: Recipe, seconds: float) -> str:

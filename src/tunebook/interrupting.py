@@ -7,11 +7,28 @@ import os
 import signal
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from tunebook.runs import signals
+from tunebook.runs.stages import parse_name
+from tunebook.training.callbacks import CHECKSUMS, step_of
 
 SAID = b"\nInterrupted: the notebook ends after the step under way. Ctrl-C again ends at once.\n"
+
+
+def what_is_kept(run: Path) -> str:
+    """What an interruption has left in a run folder: a training's last checkpoint, or that there is none."""
+    begun = sorted(run.glob(".*.partial/started.json"), key=lambda path: path.stat().st_mtime)
+    name = begun[-1].parent.name.removeprefix(".").removesuffix(".partial") if begun else ""
+    stage = parse_name(name)
+    if stage is None or not stage.spec.trains:
+        return "what was saved is kept"
+    # One without checksums was cut short.
+    steps = [step_of(file.parent) for file in begun[-1].parent.glob(f"checkpoints/*/{CHECKSUMS}")]
+    if steps:
+        return f"checkpoint-{max(steps)} of {name} is kept"
+    return f"there is no checkpoint of {name} yet, it starts anew"
 
 
 @contextlib.contextmanager

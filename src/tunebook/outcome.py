@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from statistics import fmean
 
 from tunebook.data import aside
 from tunebook.evaluation import first_screen
@@ -30,12 +31,20 @@ def outcome(step: Step, recipe: Recipe) -> list[str]:
 
 
 def _of_training(folder: Path) -> str:
-    """The loss at first and at last, and where the adapter lies."""
+    """The loss of the first steps and of the last ones, and where the adapter lies."""
     history = log_history(folder)
     line = f"adapter: {folder / 'adapter'}"
-    losses = [entry["loss"] for entry in history if "loss" in entry]
-    if losses:
-        line += f"; loss {float(losses[0]):.3f} at first, {float(losses[-1]):.3f} at last"
+    losses: list[float] = []
+    for entry in history:
+        # Each log is the mean of the steps since the one before.
+        if "loss" in entry:
+            losses += [float(entry["loss"])] * (entry["step"] - len(losses))
+    few = 10  # one batch says little
+    if len(losses) >= 2 * few:
+        first, last = fmean(losses[:few]), fmean(losses[-few:])
+        line += f"; loss {first:.3f} at first, {last:.3f} at last ({few} steps each)"
+    elif losses:
+        line += f"; loss {fmean(losses):.3f} over its {len(losses)} steps"
     held_out = [entry["eval_loss"] for entry in history if "eval_loss" in entry]
     if held_out:
         line += f", {float(held_out[-1]):.3f} on held-out rows"

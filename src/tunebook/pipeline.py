@@ -5,7 +5,7 @@ uv run tunebook run --recipe smollm2-math --until sft
 
 from __future__ import annotations
 
-import json
+import functools
 import os
 import subprocess
 import sys
@@ -91,14 +91,19 @@ def run(
             print(f"{name:9} up to date", flush=True)
             continue
         print(f"{name:9} {'would run' if dry_run else 'runs'}: {reason}", flush=True)
+        processes = os.environ.get("NPROC_PER_NODE") if todo[name].spec.trains else None
+        if processes:
+            rows = rows_a_step(getattr(recipe, todo[name].spec.name))
+            print(f"{name:9} in {processes} processes, {rows} rows a step in all", flush=True)
         started = time.monotonic()
         if not dry_run:
             to_come = [todo[later] for later in chosen[chosen.index(name) :]]
             _print_forecast(recipe, to_come)
             partial = [stage.partial for stage in folders(todo[name], recipe)]
-            with following(name, partial, forecast=_after_first_steps(recipe, to_come)):
+            doing = functools.partial(_part, _executed(todo[name], recipe))
+            with following(name, partial, forecast=_after_first_steps(recipe, to_come), doing=doing):
                 again = force
-                if todo[name].spec.trains and os.environ.get("NPROC_PER_NODE"):
+                if processes:
                     _train_in_processes(todo[name], recipe, force, fresh)
                     again = False  # the notebook finds the adapter, and shows what came of it
                 _execute(todo[name], recipe, again, fresh)
@@ -210,11 +215,16 @@ def _train_in_processes(step: Step, recipe: Recipe, force: bool, fresh: bool) ->
         raise UserError(f"{step.name} failed in one of {os.environ['NPROC_PER_NODE']} processes, see above")
 
 
+def _executed(step: Step, recipe: Recipe) -> Path:
+    """The notebook of a step, with its results."""
+    return recipe.run_dir / "notebooks" / f"{round_name(step.spec.notebook, step.round)}.ipynb"
+
+
 def _execute(step: Step, recipe: Recipe, force: bool, fresh: bool) -> None:
     import papermill
     from papermill.exceptions import PapermillExecutionError
 
-    out = recipe.run_dir / "notebooks" / f"{round_name(step.spec.notebook, step.round)}.ipynb"
+    out = _executed(step, recipe)
     out.parent.mkdir(parents=True, exist_ok=True)
     parameters: dict[str, Any] = {
         "recipe": recipe.source,
@@ -247,13 +257,17 @@ def _execute(step: Step, recipe: Recipe, force: bool, fresh: bool) -> None:
         if "Kernel died" not in str(error):
             raise
         raise UserError(
-            f"{out}, cell {_reached_cell(out)}: the notebook's process was killed "
+            f"{out}{_part(out)}: the notebook's process was killed "
             "(often for want of memory). Run the same command: it goes on from what was saved"
         ) from None
 
 
-def _reached_cell(notebook: Path) -> int:
-    """The number of the code cell that an executed notebook has come to."""
-    cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
-    started = [c for c in cells if c["cell_type"] == "code" and c["metadata"]["papermill"]["start_time"]]
-    return len(started)
+def _part(notebook: Path) -> str:
+    """The part of an executed notebook that it has come to, by its heading, to be put behind what is said."""
+    part = ""
+    # Papermill writes it anew at each cell: half of it has no cells.
+    for cell in read_json(notebook).get("cells", []):
+        started = cell["metadata"].get("papermill", {}).get("start_time")
+        if started and cell["cell_type"] == "markdown":
+            part = f' in "{cell["source"][0].strip("# ").strip()}"'
+    return part

@@ -499,11 +499,9 @@ def test_ctrl_c_keeps_what_is_done_and_says_how_to_go_on(world, step):
     start = time.monotonic()
     assert command.wait() == 130 and time.monotonic() - start < 10, command.text
     said = command.text.splitlines()
-    line = next(
-        text
-        for text in said
-        if text.startswith("tunebook: interrupted; what was saved is kept. Go on with: uv run tunebook ")
-    )
+    kept = "what was saved" if step not in ("sft", "dpo") else rf"checkpoint-\d+ of {step}"
+    words = re.compile(rf"tunebook: interrupted; {kept} is kept\. Go on with: uv run tunebook ")
+    line = next(text for text in said if words.match(text))
     assert "Traceback" not in command.text and not (folder / name / "stage.json").exists()
     if step in ("sft", "dpo"):
         steps = {e["step"] for e in map(json.loads, file.read_text().splitlines()) if "loss" in e}
@@ -548,7 +546,8 @@ def test_a_dead_kernel_is_one_line_with_notebook_and_cell(world, tmp_path):
     refused(
         command,
         re.compile(
-            r"tunebook: .*/dead/notebooks/01_data_prep.ipynb, cell \d: the notebook's process was killed .*"
+            r"tunebook: .*/dead/notebooks/01_data_prep.ipynb in \".+\": the notebook's process was "
+            "killed .*"
         ),
     )
     again = world.run("run", "--until", "prepare", run="dead")

@@ -73,9 +73,10 @@ def test_the_terminal(models, monkeypatch, capsys, tiny, tmp_path):
     lines = "One?\n/model nobody\n\n/reset\n/what\n" + f"/model {tiny}\nTwo?\n/quit\nnever\n"
     monkeypatch.setattr("sys.stdin", io.StringIO(lines))
     terminal.terminal(models.recipe, None, Drawing(5))
-    said = " ".join(capsys.readouterr().out.split())
+    out, err = capsys.readouterr()
+    said = " ".join(out.split())
     assert (
-        "Nothing is trained" in said
+        "Nothing is trained" in err
         and "no model 'nobody': choose from base" in said
         and "/model NAME, /reset, /quit" in said
     )

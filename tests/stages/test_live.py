@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from types import SimpleNamespace
 
+import pytest
+
 from tunebook.training import live
 
 
-def test_figure_and_table_grow_with_every_log_and_no_picture_stays(monkeypatch):
-    from transformers.utils import notebook
-
+@pytest.fixture
+def displays(monkeypatch):
     displays = []
 
     def display(content, display_id=False):
@@ -22,6 +23,12 @@ def test_figure_and_table_grow_with_every_log_and_no_picture_stays(monkeypatch):
     monkeypatch.setattr("IPython.display.display", display)
     monkeypatch.setattr(live, "EVERY_S", 0)
     monkeypatch.setattr(live, "SHARE", 1e9)
+    return displays
+
+
+def live_callback():
+    """The callback that takes the place of transformers'."""
+    from transformers.utils import notebook
 
     callbacks = [notebook.NotebookProgressCallback()]
     trainer = SimpleNamespace(
@@ -30,7 +37,11 @@ def test_figure_and_table_grow_with_every_log_and_no_picture_stays(monkeypatch):
         add_callback=callbacks.append,
     )
     live.show_live(trainer)
-    (callback,) = callbacks
+    return callbacks[0]
+
+
+def test_figure_and_table_grow_with_every_log_and_no_picture_stays(displays):
+    callback = live_callback()
     args = SimpleNamespace(eval_strategy="steps", logging_steps=1)
     state = SimpleNamespace(log_history=[], max_steps=4, global_step=0, epoch=0.5, num_train_epochs=1)
     callback.on_train_begin(args, state, None)
@@ -54,3 +65,20 @@ def test_figure_and_table_grow_with_every_log_and_no_picture_stays(monkeypatch):
     assert [row[:2] for row in rows] == [[step, 1 / step] for step in (1, 2, 3, 4)]
     assert rows[-1][2] == 0.5 and rows[0][3] == "1.00e-04" and rows[0][4] == ""
     assert float(rows[-1][4].replace(",", "")) > 0
+
+
+def test_an_evaluation_of_each_epoch_has_no_line_of_its_own_beside_the_log(displays):
+    callback = live_callback()
+    args = SimpleNamespace(eval_strategy="epoch", logging_steps=1)
+    state = SimpleNamespace(log_history=[], max_steps=2, global_step=0, epoch=0.0, num_train_epochs=1)
+    callback.on_train_begin(args, state, None)
+    for state.global_step, state.epoch in ((1, 0.3), (2, 0.6)):
+        callback.on_log(args, state, None, logs={"loss": 1.25, "learning_rate": 1e-4})
+    callback.on_evaluate(args, state, None, metrics={"eval_loss": 1.26})
+    columns, *rows = callback.training_tracker.inner_table
+    assert columns[0] == "Epoch"
+    assert [row[:3] for row in rows] == [["0.30", 1.25, ""], ["0.60", 1.25, 1.26]]
+    # An evaluation where nothing was logged
+    state.epoch = 0.9
+    callback.on_evaluate(args, state, None, metrics={"eval_loss": 1.0})
+    assert callback.training_tracker.inner_table[-1] == ["0.90", "", 1.0, "", ""]

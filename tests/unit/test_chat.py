@@ -7,7 +7,7 @@ import threading
 
 import pytest
 
-from tunebook.chat import conversation
+from tunebook.chat import conversation, terminal
 from tunebook.generation.local import Local
 from tunebook.generation.streaming import Drawing
 from tunebook.recipe.errors import UserError
@@ -43,6 +43,19 @@ def test_an_untrained_run_has_its_base_only(tmp_path):
             pass
     with pytest.raises(UserError, match="run `uv run tunebook sft"), models.use("sft"):
         pass
+
+
+def test_one_question_says_on_stderr_that_nothing_is_trained(monkeypatch, capsys):
+    monkeypatch.setattr(terminal, "_say", lambda chat, question, image: print("an answer"))
+    recipe = load_recipe()
+    terminal.terminal(recipe, None, Drawing(), "Hello?")
+    out, err = capsys.readouterr()
+    assert out == "an answer\n"
+    assert err == f"Nothing is trained in {recipe.run_dir}: the base model answers.\n"
+    terminal.terminal(recipe, "base", Drawing(), "Hello?")  # asked for
+    (recipe.run_dir / "sft" / "adapter").mkdir(parents=True)
+    terminal.terminal(recipe, None, Drawing(), "Hello?")
+    assert capsys.readouterr().err == ""
 
 
 def test_a_revision_is_that_of_the_recipes_base_alone(monkeypatch):

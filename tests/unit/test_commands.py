@@ -56,6 +56,41 @@ def test_short_options_are_the_keys_of_the_stage(stage, monkeypatch):
     assert f"--set {stage}.learning_rate=0.0003" in result.output
 
 
+@pytest.mark.parametrize(
+    ("line", "answer"),
+    [
+        ("chat -q Hello", r"did you mean m3\?; the base model alone: `uv run tunebook chat --model base "),
+        ("evaluate", r"did you mean m3\?; the base model alone: `uv run tunebook evaluate base "),
+        ("evaluate base sft", r"did you mean m3\?"),
+        ("bench", r"did you mean m3\?"),
+        ("export", r"did you mean m3\?$"),
+        ("report", r"did you mean m3\?$"),
+    ],
+)
+def test_a_run_that_does_not_exist_is_not_answered_by_the_base_model(line, answer, tmp_path):
+    (tmp_path / "runs" / "m3").mkdir(parents=True)
+    with pytest.raises(UserError, match="no run 'm4' in .*runs, " + answer):
+        raise typed(f"{line} --run m4").exception
+
+
+def test_a_folder_is_no_recipe_and_the_files_in_it_are_named(tmp_path):
+    (tmp_path / "company").mkdir()
+    with pytest.raises(UserError, match=r"company is a folder: give a \.yaml file in it \(there is none\)"):
+        raise typed(f"run --recipe {tmp_path / 'company'}").exception
+    (tmp_path / "company" / "support.yaml").touch()
+    with pytest.raises(UserError, match=r"\(there is .*/company/support\.yaml\)"):
+        raise typed(f"run --recipe {tmp_path / 'company'}").exception
+
+
+def test_the_base_model_alone_may_be_evaluated_in_a_new_run(monkeypatch):
+    asked = []
+    monkeypatch.setattr("tunebook.evaluation.evaluate.evaluate", lambda *args: asked.append(args[1]) or {})
+    monkeypatch.setattr("tunebook.evaluation.tables.show", lambda *_: None)
+    monkeypatch.setattr("tunebook.evaluation.first_screen.show", lambda *_: None)
+    assert typed("evaluate base --run new").exit_code == 0
+    assert asked == [["base"]]
+
+
 def test_notebooks_are_listed_and_copied_once(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     names = sorted(path.name for path in (ROOT / "notebooks").glob("*.ipynb"))

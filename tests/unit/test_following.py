@@ -156,3 +156,39 @@ def test_after_some_timed_steps_the_forecast_is_said_once(tmp_path, monkeypatch)
             time.sleep(0.01)
         time.sleep(0.05)
     assert lines.count("Forecast") == len(step_seconds) == 1 and step_seconds[0] > 0
+
+
+def test_no_forecast_is_made_of_a_training_whose_steps_are_all_done(tmp_path, monkeypatch):
+    monkeypatch.setattr(following, "LOOK_S", 0.01)
+    folder = tmp_path / ".dpo.partial"
+    log(folder, {"step": 1, "loss": 2.0})
+    (folder / "progress.json").write_text('{"steps": 6}')
+    lines = []
+    with following.following("dpo", [folder], lines.append, lambda step_s: "Forecast"):
+        time.sleep(0.1)
+        log(folder, {"step": 6, "loss": 1.0})
+        time.sleep(0.2)
+    assert lines == ["dpo       step 1 of 6, loss 2.000"]
+
+
+def test_a_training_says_at_which_step_it_begins_or_goes_on(tmp_path):
+    folder = tmp_path / ".sft.partial"
+    folder.mkdir()
+    (folder / "progress.json").write_text('{"steps": 6, "done": 0}')
+    assert following.Progress("sft").line([folder], 0) == "sft       begins at step 1 of 6"
+    log(folder, {"step": 1, "loss": 2.0}, {"step": 2, "loss": 2.0})
+    (folder / "progress.json").write_text('{"steps": 6, "done": 2}')
+    progress = following.Progress("sft")
+    assert progress.line([folder], 0) == "sft       goes on at step 3 of 6"
+    log(folder, {"step": 3, "loss": 2.0})
+    assert progress.line([folder], 1) == "sft       step 3 of 6, loss 2.000"
+
+
+def test_a_long_silence_is_broken(tmp_path, monkeypatch):
+    monkeypatch.setattr(following, "LOOK_S", 0.01)
+    monkeypatch.setattr(following, "QUIET_S", 0.05)
+    lines = []
+    with following.following("sft", [tmp_path], lines.append, doing=lambda: ' in "The model"'):
+        time.sleep(0.5)
+    # After 0.05, 0.1, 0.2 and 0.4 seconds: a long silence is not a line every moment.
+    assert 2 <= len(lines) <= 4 and set(lines) == {'sft       still at work in "The model", 0 s'}

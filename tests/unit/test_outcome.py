@@ -21,6 +21,33 @@ COMPARED = {
 }
 
 
+def log(folder, losses: dict[int, float | str]) -> None:
+    entries = [{"step": step, "loss": loss} for step, loss in losses.items()]
+    entries.append({"step": max(losses, default=0), "eval_loss": 0.75})
+    lines = [json.dumps(entry) + "\n" for entry in entries]
+    (folder / "metrics.jsonl").write_text("".join(lines))
+
+
+def test_the_loss_is_said_of_as_many_steps_at_the_end_as_at_the_beginning():
+    """One batch at the end against a mean at the beginning looked as if training had made it worse."""
+    recipe = load_recipe()
+    folder = recipe.run_dir / "sft"
+    folder.mkdir(parents=True)
+    write_json(folder / "stage.json", {"key": "k"})
+
+    def said(losses):
+        log(folder, losses)
+        (line,) = outcome(steps(recipe)["sft"], recipe)
+        return line.partition("; ")[2].removesuffix(", 0.750 on held-out rows")
+
+    assert said({5: 3.5, 6: 4.1}) == "loss 3.600 over its 6 steps"
+    # The last log is of one step: that before it counts too.
+    assert said({10: 3.5, 20: 3.0, 21: 4.0}) == "loss 3.500 at first, 3.100 at last (10 steps each)"
+    every_step = dict.fromkeys(range(1, 11), 4.0) | dict.fromkeys(range(11, 31), 2.0)
+    assert said(every_step) == "loss 4.000 at first, 2.000 at last (10 steps each)"
+    assert said({}) == ""
+
+
 def test_each_step_says_what_came_of_it():
     recipe = load_recipe()
     todo = steps(recipe)
@@ -34,12 +61,11 @@ def test_each_step_says_what_came_of_it():
     assert first == "rows: 100 in, 98 out, 2 aside (in data/quarantine.jsonl)" and "2 duplicate" in second
 
     write_json(run / "sft" / "stage.json", {"key": "k"})
-    entries = [{"loss": "1.5"}, {"eval_loss": 1.25}, {"loss": 0.5}, {"eval_loss": 0.75}]
-    lines = [json.dumps(entry) + "\n" for entry in entries]
-    (run / "sft" / "metrics.jsonl").write_text("".join(lines))
+    log(run / "sft", {10: "1.5", 20: 0.5})
     (said,) = outcome(todo["sft"], recipe)
     assert said == (
-        f"adapter: {run / 'sft' / 'adapter'}; loss 1.500 at first, 0.500 at last, 0.750 on held-out rows"
+        f"adapter: {run / 'sft' / 'adapter'}; loss 1.500 at first, 0.500 at last (10 steps each), "
+        "0.750 on held-out rows"
     )
     write_json(run / "pairs" / "stage.json", {"rows": {"train": 40, "val": 4}})
     assert outcome(todo["pairs"], recipe) == ["pairs: 40 to train on, 4 to watch"]

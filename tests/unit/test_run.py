@@ -12,6 +12,7 @@ import pytest
 from tunebook import pipeline
 from tunebook.evaluation.compare import compare_manifests
 from tunebook.pipeline import run
+from tunebook.recipe.effects import rows_a_step
 from tunebook.recipe.errors import UserError
 from tunebook.recipe.files import ROOT
 from tunebook.recipe.loading import load_recipe
@@ -281,7 +282,7 @@ def test_only_what_the_recipe_asks_for(sections, names, models, tmp_path, capsys
         assert next_command(recipe, name) == f"uv run tunebook {following} {option}"
 
 
-def test_run_trains_on_all_gpus_by_torchrun_with_processes_patched_out(tmp_path, monkeypatch):
+def test_run_trains_on_all_gpus_by_torchrun_with_processes_patched_out(tmp_path, monkeypatch, capsys):
     """`NPROC_PER_NODE=4 tunebook run`: a notebook is one process, so the training goes through torchrun."""
     for name in ("my.csv", "p.jsonl"):
         (tmp_path / name).write_text("")
@@ -301,6 +302,9 @@ def test_run_trains_on_all_gpus_by_torchrun_with_processes_patched_out(tmp_path,
     monkeypatch.setattr(pipeline, "_execute", executed)
     monkeypatch.setattr(pipeline, "folders", lambda step, recipe: [])
     monkeypatch.setenv("NPROC_PER_NODE", "4")
+    assert run(recipe, first="sft", last="sft", force=True, dry_run=True) == ["sft"] and not calls
+    rows = rows_a_step(recipe.sft)
+    assert f"sft       in 4 processes, {rows} rows a step in all" in capsys.readouterr().out
     run(recipe, first="sft", last="dpo", force=True)
     torchrun = "-m tunebook.training.launch --standalone --nproc-per-node 4 -m tunebook"
     options = f"--recipe {recipe.source} --run two --set lora.r=4 --set model.dtype=null"
@@ -318,6 +322,22 @@ def test_run_trains_on_all_gpus_by_torchrun_with_processes_patched_out(tmp_path,
     monkeypatch.delenv("NPROC_PER_NODE")
     run(recipe, first="sft", last="sft", force=True)
     assert calls[6:] == ["sft True"]
+
+
+def test_the_part_of_a_notebook_that_is_at_work_is_named(tmp_path):
+    def cell(kind, text, started):
+        metadata = {"papermill": {"start_time": started}}
+        return {"cell_type": kind, "source": text.splitlines(True), "metadata": metadata}
+
+    notebook = tmp_path / "02_sft.ipynb"
+    assert pipeline._part(notebook) == ""
+    cells = [cell("markdown", "# 2. SFT\n\nText", "now"), cell("markdown", "## Rows\n", "now")]
+    cells += [cell("code", "rows", "now"), cell("markdown", "## The model\n\nText", "now")]
+    cells += [cell("code", "load", "now"), cell("markdown", "## Later", None), cell("code", "train", None)]
+    notebook.write_text(json.dumps({"cells": cells}))
+    assert pipeline._part(notebook) == ' in "The model"'
+    notebook.write_text(notebook.read_text()[:50])  # it is being written
+    assert pipeline._part(notebook) == ""
 
 
 def test_a_step_that_is_not_asked_for_is_named(tmp_path):

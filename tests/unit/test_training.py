@@ -22,6 +22,9 @@ def arguments(**given) -> SimpleNamespace:
         "do_eval": True,
         "eval_on_start": False,
         "save_strategy": "steps",
+        "logging_steps": 5,
+        "eval_steps": 5,
+        "save_steps": 5,
         "lr_scheduler_type": "linear",
     }
     return SimpleNamespace(**plain | {"load_best_model_at_end": False} | given)
@@ -98,7 +101,7 @@ def test_what_rests_on_evaluations_is_refused_without_val_rows(key, value):
     assert eval_rows(arguments(**{key: value}), [1]) == [1]
 
 
-def recorded(folder, losses: list[float], resumed: int, group: dict[str, float]) -> dict:
+def recorded(folder, losses: list[float], resumed: int, group: dict[str, float], args=None) -> dict:
     """What is recorded of a run that has gone on from a checkpoint.
 
     The loss that transformers then gives is that of the later steps alone, over all steps. Logged every
@@ -111,19 +114,18 @@ def recorded(folder, losses: list[float], resumed: int, group: dict[str, float])
     if resumed:
         checkpoint = folder / "checkpoints" / f"checkpoint-{resumed}"
         checkpoint.mkdir(parents=True)
-        write_json(
-            checkpoint / "trainer_state.json",
-            {"log_history": [*history, {"step": resumed, "eval_loss": 9.0}], "global_step": resumed},
-        )
+        state = {"global_step": resumed, "max_steps": 20}
+        state["log_history"] = [*history, {"step": resumed, "eval_loss": 9.0}]
+        write_json(checkpoint / "trainer_state.json", state)
         write_json(checkpoint / CHECKSUMS, checksums(checkpoint))
     output = SimpleNamespace(
         training_loss=sum(losses[resumed:]) / len(losses), metrics={"train_runtime": 1.0}
     )
+    args = args or arguments()
+    vars(args).update(train_batch_size=1, gradient_accumulation_steps=1, world_size=1, learning_rate=2e-4)
     trainer = SimpleNamespace(
         model=SimpleNamespace(named_parameters=lambda: []),
-        args=SimpleNamespace(
-            train_batch_size=1, gradient_accumulation_steps=1, world_size=1, learning_rate=2e-4
-        ),
+        args=args,
         optimizer=SimpleNamespace(param_groups=[group]),
         state=SimpleNamespace(global_step=len(losses), log_history=history, best_model_checkpoint=None),
         train=lambda resume_from_checkpoint: output,
@@ -136,6 +138,26 @@ def test_the_mean_loss_is_that_of_all_steps(tmp_path, resumed):
     metrics = recorded(tmp_path, [float(i) for i in range(1, 21)], resumed, {"initial_lr": 2e-4, "lr": 0.0})
     assert metrics["train_loss"] == 10.5
     assert metrics["resumed_at_step"] == (resumed or None)
+
+
+def test_a_training_that_goes_on_says_at_which_step(tmp_path, capsys):
+    recorded(tmp_path / "first", [1.0] * 20, 0, {"initial_lr": 2e-4})
+    assert capsys.readouterr().out == ""
+    recorded(tmp_path / "later", [1.0] * 20, 10, {"initial_lr": 2e-4})
+    assert capsys.readouterr().out == "Going on from checkpoint-10 of the interrupted run, at step 11.\n"
+    # Interrupted before anything was saved
+    (tmp_path / "metrics.jsonl").touch()
+    recorded(tmp_path, [1.0] * 20, 0, {"initial_lr": 2e-4})
+    assert "left no checkpoint: training begins at step 1." in capsys.readouterr().out
+
+
+def test_going_on_a_share_of_the_steps_is_the_number_that_the_checkpoint_holds(tmp_path):
+    """Else transformers warns: `eval_steps: 0.1 (from args) != 1 (from trainer_state.json)`."""
+    args = arguments(eval_steps=0.15, save_steps=None)
+    recorded(tmp_path / "first", [1.0] * 20, 0, {}, args)
+    assert args.eval_steps == 0.15
+    recorded(tmp_path / "later", [1.0] * 20, 10, {}, args)
+    assert (args.logging_steps, args.eval_steps, args.save_steps) == (5, 3, None)
 
 
 def test_a_schedule_that_keeps_no_first_rate_is_recorded_with_the_one_it_was_given(tmp_path):

@@ -22,12 +22,13 @@ def terminal(
     models = Models(recipe)
     chat = Chat(models, model or models.newest, drawing)
     picture = open_image(image) if image else None
+    if model is None and chat.model == "base":
+        # Not among the answers, which may be read by another program.
+        print(f"Nothing is trained in {recipe.run_dir}: the base model answers.", file=sys.stderr)
     if question is not None:
         _say(chat, question, picture)
         return
     console = Console()
-    if model is None and chat.model == "base":
-        console.print(f"[yellow]Nothing is trained in {recipe.run_dir}: this is the base model.[/]")
     names = ", ".join(models.names)
     console.print(f"{chat.model} answers. /model NAME ({names}), /reset, /quit; Ctrl-C stops an answer.")
     # Loaded before the first question, and refused before the user has typed one.

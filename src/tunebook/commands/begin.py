@@ -18,8 +18,7 @@ from tunebook.recipe.files import shipped
 def init(
     rows: Annotated[str, Argument(metavar="FILE", help="Your rows: a file, pattern, folder or hub id.")],
     model: Annotated[
-        str | None,
-        Option("--model", "-m", help="A hub id or a folder. Default: what fits this machine."),
+        str | None, Option("--model", "-m", help="A hub id or a folder. Default: what fits this machine.")
     ] = None,
     goal: Annotated[
         Literal["sft", "dpo", "both"] | None,

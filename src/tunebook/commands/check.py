@@ -6,15 +6,7 @@ import json
 
 from typer import Exit, Typer
 
-from tunebook.commands.options import (
-    CHECK,
-    START,
-    RecipeOption,
-    RunOption,
-    SetOption,
-    app,
-    read_recipe,
-)
+from tunebook.commands.options import CHECK, START, RecipeOption, RunOption, SetOption, app, read_recipe
 
 recipe_app = Typer(no_args_is_help=True, help="Show a recipe with all its values, or the schema of recipes.")
 app.add_typer(recipe_app, name="recipe", rich_help_panel=CHECK)

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 from typer import Argument, Exit, Option, Typer
 from typer.core import TyperGroup
 
-from tunebook.recipe.errors import UserError
+from tunebook.recipe.errors import UserError, did_you_mean
 from tunebook.recipe.files import ROWS_SUFFIXES
 from tunebook.recipe.loading import load_recipe
 from tunebook.recipe.overrides import parse_set
@@ -120,8 +120,7 @@ SetOption = Annotated[
 ]
 ForceOption = Annotated[bool, Option("--force", help="Run again though nothing has changed, from the start.")]
 EngineOption = Annotated[
-    Engine,
-    Option("--engine", help="`ray`: on all machines of a Ray cluster, or all cores of this one."),
+    Engine, Option("--engine", help="`ray`: on all machines of a Ray cluster, or all cores of this one.")
 ]
 ResumeOption = Annotated[
     bool, Option("--resume/--no-resume", help="Go on from the last checkpoint of an interrupted run.")
@@ -203,6 +202,19 @@ def read_recipe(
     parsed = load_recipe(recipe, run, overrides, stage, **short)
     run_folders.append(parsed.run_dir)
     return parsed
+
+
+def of_a_run(recipe: Recipe, run: str | None, base_alone: str = "") -> Recipe:
+    """The recipe of a command that reads what a run has left. Raises UserError where `--run` names no run.
+
+    Without it the base model would answer for a name with a typo. `base_alone` is how to ask for just that.
+    """
+    if run is None or recipe.run_dir.exists():
+        return recipe
+    runs = recipe.run_dir.parent
+    others = (folder.name for folder in runs.glob("*/"))
+    way_out = f"; the base model alone: `{recipe.command(base_alone)}`" if base_alone else ""
+    raise UserError(f"no run {run!r} in {runs}{did_you_mean(run, others)}{way_out}")
 
 
 def print_done(recipe: Recipe, what: str, following: str) -> None:

@@ -26,6 +26,7 @@ from tunebook.commands.options import (
     SeedOption,
     SetOption,
     app,
+    of_a_run,
     print_done,
     read_recipe,
 )
@@ -243,6 +244,8 @@ def evaluate(
     from tunebook.evaluation import evaluate, first_screen, gate, tables
 
     parsed = read_recipe(recipe, run, set_)
+    if stages != ["base"]:
+        of_a_run(parsed, run, "evaluate base")
     tables.show(parsed, evaluate.evaluate(parsed, stages, force))
     first_screen.show(parsed)
     print_done(parsed, "eval", next_command(parsed, "evaluate"))
@@ -291,6 +294,8 @@ def bench(
     from tunebook.evaluation import benchmarks, tables
 
     parsed = read_recipe(recipe, run, set_)
+    if stages != ["base"]:
+        of_a_run(parsed, run, "bench base")
     summary = benchmarks.bench(parsed, stages, force)
     tables.benchmark_table(summary["tasks"]).print("benchmarks")
     tables.comparison_table(summary["comparisons"]).print("the same items, pair by pair")
@@ -312,7 +317,7 @@ def report(
     from tunebook.evaluation.compare import compare_runs
     from tunebook.evaluation.report import write
 
-    folders = [Path(r) for r in runs] if runs else [load_recipe(recipe, run).run_dir]
+    folders = list(map(Path, runs or [])) or [of_a_run(load_recipe(recipe, run), run).run_dir]
     if len(folders) > 1:
         print(compare_runs(folders))
         return

@@ -12,6 +12,7 @@ from tunebook.commands.options import (
     RunOption,
     SetOption,
     app,
+    of_a_run,
     print_done,
     read_recipe,
 )
@@ -51,13 +52,10 @@ def chat(
     from tunebook.chat.terminal import terminal
     from tunebook.generation.streaming import Drawing
 
-    terminal(
-        read_recipe(recipe, run, set_),
-        model,
-        Drawing(max_new_tokens, temperature, top_p, seed),
-        question,
-        image,
-    )
+    parsed = read_recipe(recipe, run, set_)
+    if model is None:
+        of_a_run(parsed, run, "chat --model base")
+    terminal(parsed, model, Drawing(max_new_tokens, temperature, top_p, seed), question, image)
 
 
 @app.command(rich_help_panel=USE)
@@ -107,7 +105,7 @@ def export(
         overrides["export.stage"] = stage
     if push:
         overrides["export.hub_id"] = push
-    parsed = load_recipe(recipe, run, overrides)
+    parsed = of_a_run(load_recipe(recipe, run, overrides), run)
     title = "each export against the adapter it was made from"
     try:
         rows = export.export(parsed, force, install_tools, check)

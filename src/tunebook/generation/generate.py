@@ -15,15 +15,7 @@ from tunebook.generation.server import answers_from_server
 from tunebook.models.chat_template import Messages
 from tunebook.recipe.sections import ServerConfig
 from tunebook.runs.bars import Bar
-from tunebook.runs.files import (
-    ANSWERS_KEY,
-    PROGRESS,
-    fingerprint,
-    intact,
-    read_jsonl,
-    write_json,
-    write_text,
-)
+from tunebook.runs.files import ANSWERS_KEY, PROGRESS, fingerprint, intact, read_jsonl, write_json, write_text
 
 
 class AnswerFile:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import functools
+import os
+
+from tunebook.recipe.errors import UserError
 
 WAIT_S = 8.0
 """Its own client would try again for half a minute."""
@@ -25,6 +28,24 @@ def use_if_reachable() -> None:
     except httpx.HTTPError as error:
         print(f"{constants.ENDPOINT} cannot be reached ({error}): only what is on this disk is used")
         constants.HF_HUB_OFFLINE = True
+
+
+def refuse_absent(base: str, revision: str | None) -> None:
+    """Raises UserError for a model that is not on this disk while the hub cannot be asked."""
+    from huggingface_hub import constants, try_to_load_from_cache
+
+    use_if_reachable()
+    if not is_offline():
+        return
+    try:
+        file = try_to_load_from_cache(base, "config.json", revision=revision)
+    except ValueError:  # no hub id, as the loader will say
+        return
+    if not isinstance(file, str):
+        reason = f"{constants.ENDPOINT} cannot be reached: try again with a network"
+        if os.environ.get("HF_HUB_OFFLINE") == "1":
+            reason = "HF_HUB_OFFLINE=1 forbids fetching it: unset that"
+        raise UserError(f"model.base: {base} is not on this disk, and {reason}, or give a folder")
 
 
 def is_offline() -> bool:

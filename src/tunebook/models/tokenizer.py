@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from pathlib import Path
 from typing import Any
@@ -27,32 +26,24 @@ def load_tokenizer(config: ModelConfig, images: bool = False) -> Any:
     Raises UserError when there is no such model.
     """
     backend.set_environment()
+    base = builtin.resolve(config.local_base)
+    if not Path(base).is_dir():
+        hub.refuse_absent(base, config.revision)  # before what takes half a minute to import
     from transformers import AutoProcessor, AutoTokenizer
 
     auto = AutoProcessor if images else AutoTokenizer
-    base = builtin.resolve(config.local_base)
-    if not Path(base).is_dir():
-        hub.use_if_reachable()
     try:
         tokenizer = auto.from_pretrained(base, revision=config.revision)
     except (OSError, ValueError) as error:
-        raise UserError(f"model.base: {_no_model(config.base, error)}") from None
+        reason = (
+            f"no model at {config.base!r} ({first_line(error)}); look at the name, "
+            "log in with `hf auth login` if it is gated, or give a folder"
+        )
+        if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", config.base):
+            reason = f"there is no folder {config.base}, and it is no hub id such as user/name"
+        raise UserError(f"model.base: {reason}") from None
     chat_template.fit_tokenizer(tokenizer, config)
     return tokenizer
-
-
-def _no_model(base: str, error: Exception) -> str:
-    if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", base):
-        return f"there is no folder {base}, and it is no hub id such as user/name"
-    if os.environ.get("HF_HUB_OFFLINE") == "1":
-        return (
-            f"{base} is not on this disk, and HF_HUB_OFFLINE=1 forbids fetching it: unset that, "
-            "or give a folder"
-        )
-    return (
-        f"no model at {base!r} ({first_line(error)}); look at the name, "
-        "log in with `hf auth login` if it is gated, or give a folder"
-    )
 
 
 def image_counter(config: ModelConfig) -> image_input.TokenCounter:

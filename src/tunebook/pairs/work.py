@@ -99,12 +99,7 @@ class Work:
 
         config = self.recipe.pairs
         sampling = Sampling(
-            config.max_new_tokens,
-            config.batch_size,
-            config.temperature,
-            seeds,
-            config.top_p,
-            config.top_k,
+            config.max_new_tokens, config.batch_size, config.temperature, seeds, config.top_p, config.top_k
         )
         path = self.folder / file
         drop_other_answers(path, prompts, sampling, self.depends_on)

@@ -102,9 +102,7 @@ def _of_a_kind(name: str, neighbours: list[str]) -> list[str]:
 
 
 def find_path(
-    path: str | Path,
-    folders: Iterable[str | Path] = (),
-    there: Callable[[Path], bool] = Path.exists,
+    path: str | Path, folders: Iterable[str | Path] = (), there: Callable[[Path], bool] = Path.exists
 ) -> Path | None:
     """The first place where a file or folder named in a recipe is; None where it is in none.
 

@@ -117,10 +117,8 @@ def _all_overrides(
         if unset(value) is not None:  # a notebook's parameter that nobody has set
             said[f"{stage}.{SHORT[name]}"] = (value, "override")
     if unset(run) is not None:
-        said["run"] = (
-            str(run),
-            "override",
-        )  # papermill makes a number of `2024`, YAML a date of `2024-05-01`
+        # papermill makes a number of `2024`, YAML a date of `2024-05-01`
+        said["run"] = (str(run), "override")
     elif os.environ.get("TUNEBOOK_RUN"):
         said["run"] = (os.environ["TUNEBOOK_RUN"], "$TUNEBOOK_RUN")
     if unset(seed) is not None:
@@ -139,6 +137,9 @@ def _recipe_path(source: str) -> Path:
         raise UserError(
             f"{shorten(source)} is no recipe: `{program()} init {shorten(source)}` writes one for it"
         )
+    if source not in names and Path(source).is_dir():
+        files = ", ".join(sorted(map(str, Path(source).glob("*.y*ml"))))
+        raise UserError(f"{source} is a folder: give a .yaml file in it (there is {files or 'none'})")
     if source not in names:
         raise UserError(
             f"no recipe {shorten(repr(source))}{did_you_mean(source, names)}; "

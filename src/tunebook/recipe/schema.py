@@ -13,14 +13,7 @@ from tunebook.recipe.layers import SECTIONS
 from tunebook.recipe.sections import Recipe
 from tunebook.recipe.trainer_keys import DATACLASSES, trainer_section
 
-IN_LISTS = (
-    "GeometrySource",
-    "InstructionsSource",
-    "ChatSource",
-    "MMMathSource",
-    "CheckerConfig",
-    "GateRule",
-)
+IN_LISTS = ("GeometrySource", "InstructionsSource", "ChatSource", "MMMathSource", "CheckerConfig", "GateRule")
 """Items of lists, which are never merged: what they require must stand in the file itself."""
 
 

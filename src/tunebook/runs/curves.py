@@ -18,7 +18,7 @@ HEALTHY = {
     "loss": "falls",
     "losses/sigmoid": "falls from ln 2",
     "losses/sft": "the chosen answers alone: must not rise",
-    "rewards/accuracies": "rises to 0.7 and more",
+    "rewards/accuracies": "rises to 0.7 and more; guessing is 0.5",
     "rewards/chosen": "near or above 0; rejected (orange) below it",
     "rewards/margins": "rises slowly from 0",
     "logps/chosen": "must not fall: else lower the rate",
@@ -33,7 +33,7 @@ EXPECTED = {
     "rewards/chosen": 0.0,
     "rewards/margins": 0.0,
 }
-"""Where a metric begins while policy and reference are the same model."""
+"""Where a metric begins while policy and reference are the same model; of accuracies, what guessing gives."""
 
 
 def training(history: list[dict[str, Any]]) -> Figure:

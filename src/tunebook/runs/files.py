@@ -27,7 +27,7 @@ FULL = re.compile(
 
 
 PROGRESS = "progress.json"
-"""Beside what a stage is writing: how many `steps` there will be, or lines of a file, by its name."""
+"""Beside what a stage is writing: how many `steps` there will be, and were `done`, or lines of a file."""
 
 ANSWERS_KEY = ".key"
 """The end of the name of the file that says what the answers of another depend on: `samples.jsonl.key`."""

@@ -77,11 +77,7 @@ def environment() -> dict[str, Any]:
         "git": _git(),
         "lock": hashlib.sha256(lock.read_bytes()).hexdigest() if lock.exists() else None,
         "versions": versions,
-        "hardware": {
-            **processor(),
-            "memory_gb": round(memory / 2**30, 1),
-            "gpus": gpus,
-        },
+        "hardware": {**processor(), "memory_gb": round(memory / 2**30, 1), "gpus": gpus},
     }
 
 

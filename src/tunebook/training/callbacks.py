@@ -32,7 +32,7 @@ def last_checkpoint(folder: Path) -> Path | None:
 
     Newer ones are deleted: those without checksums were cut short, others are damaged or of a sick run.
     """
-    for checkpoint in sorted(folder.glob("checkpoint-*"), key=_step, reverse=True):
+    for checkpoint in sorted(folder.glob("checkpoint-*"), key=step_of, reverse=True):
         recorded = read_json(checkpoint / CHECKSUMS)
         current = checksums(checkpoint, [CHECKSUMS])
         history = read_json(checkpoint / "trainer_state.json").get("log_history", [])
@@ -46,7 +46,7 @@ def last_checkpoint(folder: Path) -> Path | None:
     return None
 
 
-def _step(checkpoint: Path) -> int:
+def step_of(checkpoint: Path) -> int:
     return int(checkpoint.name.split("-")[1])
 
 
@@ -86,7 +86,7 @@ def metrics_file(path: Path) -> Any:
         def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             path.write_text("".join(json.dumps(entry) + "\n" for entry in state.log_history))
             # For whoever follows the training from another process.
-            write_json(path.with_name(PROGRESS), {"steps": state.max_steps})
+            write_json(path.with_name(PROGRESS), {"steps": state.max_steps, "done": state.global_step})
 
         def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             path.with_name(PROGRESS).unlink(missing_ok=True)
@@ -200,7 +200,7 @@ def _remedy(reason: str, section: str) -> str:
 
 
 def _last_good(folder: Path) -> str:
-    checkpoint = max(folder.glob("checkpoint-*"), key=_step, default=None)
+    checkpoint = max(folder.glob("checkpoint-*"), key=step_of, default=None)
     if checkpoint is None:
         return "No checkpoint was written before"
     return f"The last good checkpoint is {checkpoint}"

@@ -133,6 +133,7 @@ def dpo_rows(recipe: Recipe, number: int = 1) -> dict[str, Any]:
     """
     start(recipe)
     existing_pairs(recipe, number)
+    finished_key(recipe, round_name("pairs", number))  # says it where there are none
     pairs = pairs_stage(recipe, number)
     if not pairs.done:
         raise UserError(

@@ -87,14 +87,15 @@ def show_live(trainer: Any) -> None:
             number = state.global_step / max(1, every)
             if number % step_of_rows >= 1 and state.global_step < state.max_steps:
                 return
-            values = {self.first_column: state.global_step, "Training Loss": float(logs["loss"])}
-            if self.first_column == "Epoch":
-                values["Epoch"] = f"{state.epoch:.2f}"
-            # The table has this column from the start, and wants it in every line.
-            if args.eval_strategy != "no":
-                values["Validation Loss"] = ""
-            values["Learning Rate"] = f"{float(logs.get('learning_rate', 0)):.2e}"
-            values["Tokens/s"] = speed
+            loss, rate = float(logs["loss"]), f"{float(logs.get('learning_rate', 0)):.2e}"
+            self.write(state, {"Training Loss": loss, "Learning Rate": rate, "Tokens/s": speed})
+
+        def write(self, state: Any, values: dict[str, Any]) -> None:
+            """Write a line of the table, or more of the one that is there of this step."""
+            columns, *lines = self.training_tracker.inner_table
+            values[columns[0]] = state.global_step if columns[0] == "Step" else f"{state.epoch:.2f}"
+            if not lines or lines[-1][0] != values[columns[0]]:
+                values = dict.fromkeys(columns, "") | values
             self.training_tracker.write_line(values)
 
         def tokens_a_second(self, tokens: float) -> str:
@@ -106,9 +107,14 @@ def show_live(trainer: Any) -> None:
         def on_evaluate(
             self, args: Any, state: Any, control: Any, metrics: Any = None, **kwargs: Any
         ) -> None:
-            # Of an evaluation the table has the loss alone; `metrics.jsonl` has the rest.
-            loss = {key: value for key, value in (metrics or {}).items() if key == "eval_loss"}
-            super().on_evaluate(args, state, control, metrics=loss, **kwargs)
+            if self.training_tracker is None:
+                super().on_evaluate(args, state, control, metrics=metrics, **kwargs)
+                return
+            # Its loss alone; `metrics.jsonl` has the rest. transformers' own line is of epoch 0 at epoch 0.6.
+            self.write(state, {"Validation Loss": (metrics or {}).get("eval_loss", "")})
+            self.training_tracker.remove_child()
+            self.prediction_bar = None
+            self._force_next_update = True
 
     # Ours in its place, so that the bar is drawn once.
     trainer.pop_callback(NotebookProgressCallback)

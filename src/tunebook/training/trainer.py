@@ -6,6 +6,7 @@ A step takes as many rows as the recipe says, on any number of GPUs, also after 
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import signal
 import threading
@@ -76,7 +77,15 @@ def _train(trainer: Any, folder: Path) -> dict[str, Any]:
         resumed = read_json(checkpoint / "trainer_state.json") if checkpoint else {}
         trainer._total_train_tokens = _tokens(resumed.get("log_history", [])) or 0
         if checkpoint:
-            print(f"Going on from {checkpoint.name} of the interrupted run.")
+            # transformers compares `eval_steps: 0.1` with the number that a checkpoint has of it, and warns.
+            for name in ("logging_steps", "eval_steps", "save_steps"):
+                share = getattr(trainer.args, name) or 1
+                if share < 1:
+                    setattr(trainer.args, name, math.ceil(resumed["max_steps"] * share))
+            step = resumed["global_step"] + 1
+            print(f"Going on from {checkpoint.name} of the interrupted run, at step {step}.")
+        elif (folder / "metrics.jsonl").exists():
+            print("The interrupted run has left no checkpoint: training begins at step 1.")
         try:
             output = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
             return _metrics(trainer, output, resumed)

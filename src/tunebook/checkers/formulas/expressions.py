@@ -117,10 +117,7 @@ def _plus_and_minus(text: str) -> list[str]:
         return []
     if r"\pm" not in text:
         return [text]
-    return [
-        text.replace(r"\pm", "+").replace(r"\mp", "-"),
-        text.replace(r"\pm", "-").replace(r"\mp", "+"),
-    ]
+    return [text.replace(r"\pm", "+").replace(r"\mp", "-"), text.replace(r"\pm", "-").replace(r"\mp", "+")]
 
 
 def _membership(text: str) -> Answer | None:
