@@ -208,6 +208,8 @@ def test_rows_that_a_quote_has_swallowed_are_said(tmp_path, capsys):
     cells = "".join(f'q;"{text}";1\n' for text in texts)
     (tmp_path / "prose.csv").write_text("q;a;n\n" + cells)
     assert [row["a"] for row in rows_of(tmp_path / "prose.csv").values()] == texts
+    (tmp_path / "one.csv").write_text('text\n"a\nb\nc\nd"\n')
+    assert len(rows_of(tmp_path / "one.csv")) == 1
     assert "WARNING" not in capsys.readouterr().out
 
 

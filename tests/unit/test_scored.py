@@ -261,7 +261,10 @@ def test_init_writes_the_check_and_refuses_one_that_is_not_known(tmp_path, monke
         init.init("my.jsonl", goal="both", check="jsno")
     assert not (tmp_path / "my.yaml").exists()
     path = init.init("my.jsonl", goal="both", check="json")
-    assert "check: json\n" in path.read_text() and "of questions: right and wrong" in path.read_text()
+    assert (
+        "check: json\n" in path.read_text()
+        and "# The model answers questions; a right and a wrong" in path.read_text()
+    )
     recipe = load_recipe(path)
     assert [checker.name for checker in recipe.check.checkers] == ["json"] and len(
         path.read_text().splitlines()

@@ -165,7 +165,7 @@ def _looks_like_rows(cell: str, columns: int, separator: str) -> bool:
     """Whether the lines of a cell have as many cells as the header: a quote may have swallowed rows."""
     # The first line and the last belong to the rows in which the quotes stand.
     lines = cell.splitlines()[1:-1]
-    return len(lines) > 1 and all(line.count(separator) == columns - 1 for line in lines)
+    return columns > 1 and len(lines) > 1 and all(line.count(separator) == columns - 1 for line in lines)
 
 
 # What separates columns where nothing else does it better.
