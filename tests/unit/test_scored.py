@@ -269,6 +269,7 @@ def test_init_writes_the_check_and_refuses_one_that_is_not_known(tmp_path, monke
     assert [checker.name for checker in recipe.check.checkers] == ["json"] and len(
         path.read_text().splitlines()
     ) <= 10
+    (tmp_path / "my_checks.py").write_text("def score(prompts, completions, **columns): ...")
     init.init("my.jsonl", check="my_checks.py:score", force=True)
     assert load_recipe(path).check.checkers[0].kind == "python"
     init.init("my.jsonl", goal="both", force=True)

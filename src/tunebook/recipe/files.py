@@ -95,8 +95,9 @@ def find_file(path: str | Path, folders: Iterable[str | Path] = ()) -> Path:
 
 def _of_a_kind(name: str, neighbours: list[str]) -> list[str]:
     """Of the files beside a missing one, those that could be meant: rows for rows, YAML for YAML."""
-    for kinds in (ROWS_SUFFIXES, (".yaml", ".yml")):
-        if Path(name).suffix in kinds:
+    suffix = Path(name).suffix
+    for kinds in (ROWS_SUFFIXES, (".yaml", ".yml"), (suffix,)):
+        if suffix in kinds:
             return [file for file in neighbours if Path(file).suffix in kinds]
     return neighbours
 
