@@ -21,10 +21,11 @@ def test_a_model_that_cannot_be_had_is_refused_before_transformers_is_imported(m
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
     with pytest.raises(UserError, match=r"is not on this disk, and https://.* cannot be reached: try again"):
         load_tokenizer(config)
-    hub.refuse_absent("no hub id: others say so", None)
 
 
-def test_a_model_that_is_on_this_disk_is_not_refused(monkeypatch):
+def test_a_model_of_which_something_is_on_this_disk_is_not_refused(monkeypatch, tmp_path):
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *args, **options: "/x/config.json")
-    hub.refuse_absent("user/model", None)
+    (tmp_path / "models--user--model" / "snapshots").mkdir(parents=True)
+    hub.refuse_absent("user/model")
+    hub.refuse_absent("no hub id: others say so")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+from pathlib import Path
 
 from tunebook.recipe.errors import UserError
 
@@ -30,18 +31,20 @@ def use_if_reachable() -> None:
         constants.HF_HUB_OFFLINE = True
 
 
-def refuse_absent(base: str, revision: str | None) -> None:
-    """Raises UserError for a model that is not on this disk while the hub cannot be asked."""
-    from huggingface_hub import constants, try_to_load_from_cache
+def refuse_absent(base: str) -> None:
+    """Raises UserError for a model of which nothing is on this disk while the hub cannot be asked."""
+    from huggingface_hub import constants
+    from huggingface_hub.file_download import repo_folder_name
+    from huggingface_hub.utils import validate_repo_id
 
-    use_if_reachable()
-    if not is_offline():
-        return
     try:
-        file = try_to_load_from_cache(base, "config.json", revision=revision)
-    except ValueError:  # no hub id, as the loader will say
+        validate_repo_id(base)
+    except ValueError:  # as the loader will say
         return
-    if not isinstance(file, str):
+    use_if_reachable()
+    # Which of its files are needed is not known here: weights in 4 bits lie in a repository of their own.
+    folder = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=base, repo_type="model")
+    if is_offline() and not folder.is_dir():
         reason = f"{constants.ENDPOINT} cannot be reached: try again with a network"
         if os.environ.get("HF_HUB_OFFLINE") == "1":
             reason = "HF_HUB_OFFLINE=1 forbids fetching it: unset that"

@@ -32,7 +32,7 @@ def load_model(recipe: Recipe) -> tuple[Any, Any]:
     config = recipe.model
     attention.register()
     if not Path(resolve(config.local_base)).is_dir():
-        hub.refuse_absent(resolve(config.local_base), config.revision)
+        hub.refuse_absent(resolve(config.local_base))
     try:
         model, tokenizer = getattr(unsloth, config.loader).from_pretrained(
             trust_remote_code=False,

@@ -28,7 +28,7 @@ def load_tokenizer(config: ModelConfig, images: bool = False) -> Any:
     backend.set_environment()
     base = builtin.resolve(config.local_base)
     if not Path(base).is_dir():
-        hub.refuse_absent(base, config.revision)  # before what takes half a minute to import
+        hub.refuse_absent(base)  # before what takes half a minute to import
     from transformers import AutoProcessor, AutoTokenizer
 
     auto = AutoProcessor if images else AutoTokenizer
