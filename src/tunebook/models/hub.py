@@ -35,7 +35,7 @@ def refuse_absent(base: str) -> None:
     """Raises UserError for a model of which nothing is on this disk while the hub cannot be asked."""
     from huggingface_hub import constants
     from huggingface_hub.file_download import repo_folder_name
-    from huggingface_hub.utils import validate_repo_id
+    from huggingface_hub.utils._validators import validate_repo_id
 
     try:
         validate_repo_id(base)
