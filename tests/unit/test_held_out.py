@@ -136,6 +136,7 @@ def test_of_few_items_nothing_is_claimed():
     assert headline.startswith("- **sft against base: too few items to say anything** (held-out loss")
     sentence, headline = sentence_and_headline(compared(20))
     assert "too few" not in sentence and "**sft against base: better**" in headline
+    assert "**sft against base: better**" in sentence_and_headline(compared(13, p=0.0002))[1]
     # The interval alone excludes 0: the reader sees why that is not enough.
     sentence, _ = sentence_and_headline(compared(24, p=0.15))
     assert "95% -0.370 to -0.210), which shows no difference (p = 0.15)." in sentence
@@ -156,7 +157,7 @@ def test_after_dpo_alone_the_pairs_are_the_headline():
     assert "in 40 of 50 held-out pairs" in sentence and "shows no difference" not in sentence
     assert "**dpo against base: better**" in headline
     unsure = {**dpo, "prefers": 0.56, "prefers_interval": [0.42, 0.69]}
-    assert "which shows no difference." in sentence_and_headline(compared(50, **unsure))[0]
+    assert "which shows no difference (p = 0.48)" in sentence_and_headline(compared(50, **unsure))[0]
     results = report._results({"split": "val", "stages": {}, "losses": [compared(50, **dpo)]})
     assert report.PREFERS in results
 

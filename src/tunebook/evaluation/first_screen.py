@@ -6,7 +6,7 @@ from typing import Any
 
 from tunebook.data.retention_items import SKILLS
 from tunebook.evaluation import tables
-from tunebook.evaluation.statistics import ALPHA, FEW, is_graded
+from tunebook.evaluation.statistics import ALPHA, BEYOND_DOUBT, FEW, is_graded, mcnemar
 from tunebook.evaluation.table import Table
 from tunebook.recipe.sections import Recipe
 from tunebook.runs.files import read_json
@@ -65,7 +65,7 @@ def verdict(compared: dict[str, Any], even: float = 0) -> str:
         even: Where neither model is better: 0 of a difference, 0.5 of a win rate.
     """
     low, high = compared["interval"]
-    if compared["n"] < FEW:
+    if compared["n"] < FEW and compared["p"] >= BEYOND_DOUBT:
         return "too few"
     if compared["p"] >= ALPHA or low <= even <= high:
         return "not shown"
@@ -114,11 +114,12 @@ def _on_loss(compared: dict[str, Any]) -> str:
 def by_preference(compared: dict[str, Any]) -> dict[str, Any]:
     """A comparison of pairs by what DPO is for: in how many chosen gained more than rejected; its `text`."""
     low, high = compared["prefers_interval"]
-    gained = f"{round(compared['prefers'] * compared['n'])} of {compared['n']} held-out pairs"
+    n = compared["n"]
+    pairs = round(compared["prefers"] * n)
+    gained = f"{pairs} of {n} held-out pairs"
     share = f"{compared['prefers']:.1%}, 95% {100 * low:.1f} to {100 * high:.1f}"
     text = f"chosen gained on rejected in {gained} ({share})"
-    # Wilson's interval is the test.
-    return {**compared, "interval": [low, high], "p": 0.0, "text": text}
+    return {**compared, "interval": [low, high], "p": mcnemar(pairs, n - pairs), "text": text}
 
 
 def _remark(compared: dict[str, Any], even: float = 0) -> str:

@@ -11,7 +11,8 @@ from tunebook.runs.stages import CONTROL
 
 LEVEL = 0.95  # of every interval
 ALPHA = 0.05  # below it a difference counts as shown
-FEW = 20  # below it nothing is said to be shown: one item is more than 5 points
+FEW = 20  # below it one item is more than 5 points, and only what is beyond doubt is said to be shown
+BEYOND_DOUBT = 0.001  # p of 11 items out of 11
 RESAMPLES = 9999
 
 # Scores in memory at a time: all resamples of 100,000 items together would take 16 GB. The interval does not
