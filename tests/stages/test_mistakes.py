@@ -96,13 +96,14 @@ SAID = {
     "own data with other columns": (
         "prepare --recipe {tmp}/own.yaml",
         "no training row is left: 3 missing column (the first: prompt: missing; the row has instruct, reply: "
-        "name it in `columns`, as in {{prompt: instruct}}). "
+        "name it in `columns`, as in {{prompt: instruct}}); "
+        "`columns` of the source names the column that has it. "
         "All of them are in {runs}/own/.data.partial/quarantine.jsonl",
     ),
     "rows too long": (
         "prepare --recipe {tmp}/short.yaml --set model.max_seq_length=16",
-        "no training row is left: 3 too long (the first: 38 tokens, max_seq_length is 16); raise "
-        "model.max_seq_length. "
+        "no training row is left: 3 too long (the first: 38 tokens, max_seq_length is 16); "
+        "a higher `model.max_seq_length` keeps them. "
         "All of them are in {runs}/own/.data.partial/quarantine.jsonl",
     ),
     "no server": (
