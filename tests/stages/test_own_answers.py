@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 
 import pytest
@@ -42,9 +43,11 @@ def recipe(tiny, tmp_path):
     )
 
 
+@contextlib.contextmanager
 def refuse(*_):
     """In the place of a model that must not be asked."""
     pytest.fail("the model was asked again")
+    yield
 
 
 def test_right_answers_become_rows(recipe, monkeypatch, capsys):
