@@ -96,7 +96,7 @@ def find_file(path: str | Path, folders: Iterable[str | Path] = ()) -> Path:
 def _of_a_kind(name: str, neighbours: list[str]) -> list[str]:
     """Of the files beside a missing one, those that could be meant: rows for rows, YAML for YAML."""
     suffix = Path(name).suffix
-    for kinds in (ROWS_SUFFIXES, (".yaml", ".yml"), (suffix,)):
+    for kinds in (ROWS_SUFFIXES, (".yaml", ".yml"), (".py",)):
         if suffix in kinds:
             return [file for file in neighbours if Path(file).suffix in kinds]
     return neighbours
