@@ -16,7 +16,6 @@ from pathlib import Path
 
 from tunebook.commands import begin, check, options, stages, use  # noqa: F401 - each adds its commands
 from tunebook.commands.options import app
-from tunebook.interrupting import what_is_kept
 from tunebook.recipe.errors import UserError, first_line, shorten
 from tunebook.recipe.files import ROOT, program
 from tunebook.recipe.secrets import scrubbed
@@ -66,6 +65,8 @@ def main() -> None:
         if end.code not in (INTERRUPTED, TERMINATED):
             raise
         again = f"{program()} {shlex.join(sys.argv[1:])}"
+        from tunebook.interrupting import what_is_kept  # no command but an interrupted one needs it
+
         kept = what_is_kept(options.run_folders[-1]) if options.run_folders else "what was saved is kept"
         print(f"\ntunebook: interrupted; {kept}. Go on with: {again}", file=sys.stderr, flush=True)
         sys.stdout.flush()

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import time
 
+import pytest
+
 from tunebook import following
 
 
@@ -121,11 +123,22 @@ def test_the_number_of_answers_to_come_is_known_while_they_come(tmp_path, monkey
     assert not path.with_name("progress.json").exists()
 
 
-def test_lines_come_while_the_block_runs(tmp_path, monkeypatch):
+@pytest.fixture
+def after_a_step(tmp_path, monkeypatch):
+    """Makes the folder of a training of so many steps that has done one; it is looked at all the time."""
     monkeypatch.setattr(following, "LOOK_S", 0.01)
-    folder = tmp_path / ".sft.partial"
-    log(folder, {"step": 1, "loss": 2.0})
-    (folder / "progress.json").write_text('{"steps": 3}')
+
+    def make(steps: int):
+        folder = tmp_path / ".training.partial"
+        log(folder, {"step": 1, "loss": 2.0})
+        (folder / "progress.json").write_text(json.dumps({"steps": steps}))
+        return folder
+
+    return make
+
+
+def test_lines_come_while_the_block_runs(after_a_step):
+    folder = after_a_step(3)
     lines = []
     with following.following("sft", [folder], lines.append):
         for _ in range(500):
@@ -135,11 +148,8 @@ def test_lines_come_while_the_block_runs(tmp_path, monkeypatch):
     assert lines == ["sft       step 1 of 3, loss 2.000"]
 
 
-def test_after_some_timed_steps_the_forecast_is_said_once(tmp_path, monkeypatch):
-    monkeypatch.setattr(following, "LOOK_S", 0.01)
-    folder = tmp_path / ".sft.partial"
-    log(folder, {"step": 1, "loss": 2.0})
-    (folder / "progress.json").write_text('{"steps": 30}')
+def test_after_some_timed_steps_the_forecast_is_said_once(after_a_step):
+    folder = after_a_step(30)
     lines, step_seconds = [], []
 
     def forecast(step_s):
@@ -158,11 +168,8 @@ def test_after_some_timed_steps_the_forecast_is_said_once(tmp_path, monkeypatch)
     assert lines.count("Forecast") == len(step_seconds) == 1 and step_seconds[0] > 0
 
 
-def test_no_forecast_is_made_of_a_training_whose_steps_are_all_done(tmp_path, monkeypatch):
-    monkeypatch.setattr(following, "LOOK_S", 0.01)
-    folder = tmp_path / ".dpo.partial"
-    log(folder, {"step": 1, "loss": 2.0})
-    (folder / "progress.json").write_text('{"steps": 6}')
+def test_no_forecast_is_made_of_a_training_whose_steps_are_all_done(after_a_step):
+    folder = after_a_step(6)
     lines = []
     with following.following("dpo", [folder], lines.append, lambda step_s: "Forecast"):
         time.sleep(0.1)

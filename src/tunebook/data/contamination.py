@@ -71,11 +71,12 @@ class Contamination:
                 self.source_ids.append(row.source_id)
                 self.numbers.append(numbers)
                 questions.append(array("q", ngrams(row.question, length)))
-        shared = self._in_many(questions[:: len(questions) // SAMPLE + 1], others)
+        step = len(questions) // SAMPLE + 1
+        shared = self._in_many(questions[::step], others)
         for number, question in enumerate(questions):
             # Not of one that is asked again and again: there all n-grams are in many.
             questions[number] = array("q", set(question) - shared) or question
-        self.ngrams = Index(threshold, questions[:: len(questions) // SAMPLE + 1])
+        self.ngrams = Index(threshold, questions[::step])
         for question in questions:
             self.ngrams.add(question, self.ngrams.rarest(question))
 

@@ -32,7 +32,9 @@ def use_if_reachable() -> None:
 
 
 def refuse_absent(base: str) -> None:
-    """Raises UserError for a model of which nothing is on this disk while the hub cannot be asked."""
+    """Raises UserError for a hub id of which nothing is on this disk while the hub cannot be asked."""
+    if Path(base).is_dir():
+        return
     from huggingface_hub import constants
     from huggingface_hub.file_download import repo_folder_name
     from huggingface_hub.utils._validators import validate_repo_id

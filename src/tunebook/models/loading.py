@@ -6,7 +6,6 @@ functions here and nowhere at package import.
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from tunebook.models import hub
@@ -31,8 +30,7 @@ def load_model(recipe: Recipe) -> tuple[Any, Any]:
 
     config = recipe.model
     attention.register()
-    if not Path(resolve(config.local_base)).is_dir():
-        hub.refuse_absent(resolve(config.local_base))
+    hub.refuse_absent(resolve(config.local_base))
     try:
         model, tokenizer = getattr(unsloth, config.loader).from_pretrained(
             trust_remote_code=False,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 from typing import Any
 
 from tunebook.models import backend, builtin, chat_template, hub, image_input
@@ -27,8 +26,7 @@ def load_tokenizer(config: ModelConfig, images: bool = False) -> Any:
     """
     backend.set_environment()
     base = builtin.resolve(config.local_base)
-    if not Path(base).is_dir():
-        hub.refuse_absent(base)  # before what takes half a minute to import
+    hub.refuse_absent(base)  # before what takes half a minute to import
     from transformers import AutoProcessor, AutoTokenizer
 
     auto = AutoProcessor if images else AutoTokenizer
