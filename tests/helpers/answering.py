@@ -22,11 +22,12 @@ def serving(
     score: Callable[[dict[str, Any]], dict[str, float] | None] = lambda asked: None,
     counts: int = 100,
     port: int = 0,
+    complete: Callable[[dict[str, Any]], dict[str, Any]] | None = None,
 ) -> Iterator[str]:
     """Yields the address of a server that says `answer(last message)`, and refuses a prompt by None.
 
     `score(request)` gives the log-probabilities of the next token; `counts` is the number of tokens that it
-    says of each prompt.
+    says of each prompt. `complete(request)` gives the whole choice of a completion.
     """
 
     class Handler(BaseHTTPRequestHandler):
@@ -53,6 +54,8 @@ def serving(
             likely = score(asked)
             logprobs = likely and {"top_logprobs": [likely]}
             choice = {"index": 0, "text": "", "finish_reason": "length", "logprobs": logprobs}
+            if complete:
+                choice |= complete(asked)
             return {"id": "x", "object": "text_completion", "created": 0, "model": "m", "choices": [choice]}
         text = answer(asked["messages"][-1]["content"])
         reply = {"error": {"message": "filtered"}} if text is None else body(text)

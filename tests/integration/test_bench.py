@@ -6,6 +6,7 @@ import contextlib
 import functools
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,9 +14,11 @@ import whole_recipe
 import yaml
 
 from tunebook.evaluation import benchmarks, report
+from tunebook.generation import engines
+from tunebook.generation.local import Local
 from tunebook.recipe.errors import UserError
 from tunebook.recipe.loading import load_recipe
-from tunebook.runs.files import read_json
+from tunebook.runs.files import read_json, read_jsonl
 from tunebook.runs.stage import Stage
 
 PLANTS = {
@@ -193,6 +196,56 @@ def test_the_five_benchmarks_and_a_task_of_ones_own(recipe_file, monkeypatch):
     assert "bench/sft/gsm8k" in read_json(recipe.run_dir / "manifest.json")["stages"]
 
 
+def test_scores_from_a_served_model_are_those_of_the_model_here_by_a_stand_in_for_vllm(
+    recipe_file, monkeypatch
+):
+    import answering
+    import completing
+
+    from tunebook.models import adapters
+
+    tasks = {"evaluate.benchmarks.tasks": ["arc_challenge", "gsm8k"], "model.dtype": "float32"}
+    recipe = load_recipe(recipe_file, overrides=tasks)
+    here = benchmarks.bench(recipe, ["base"])
+    records = {}
+    for task in here["tasks"]:
+        records[task] = read_jsonl(recipe.run_dir / "bench" / "base" / task / "items.jsonl")
+    tasks |= {"generate.engine": "vllm", "generate.vllm": sys.executable}
+    recipe = load_recipe(recipe_file, overrides=tasks)
+    asked, started = [], []
+    model, tokenizer = adapters.load_stages(recipe, ["base"])
+    answer = completing.complete(model, tokenizer)
+
+    @contextlib.contextmanager
+    def serve(program, serving, config, log):
+        started.append(serving)
+        with answering.serving(
+            str, counts=0, complete=lambda request: asked.append(request) or answer(request)
+        ) as url:
+            yield url
+
+    monkeypatch.setattr(engines.vllm, "serve", serve)
+    monkeypatch.setenv("OPENAI_API_KEY", "of another service")
+    assert benchmarks.bench(recipe, ["base"], force=True)["tasks"] == here["tasks"]
+    (serving,) = started
+    # 25 examples of ARC are far longer than the recipe's own rows.
+    assert serving.context == benchmarks.PROMPT_TOKENS + 40
+    assert {request["model"] for request in asked} == {"base"}
+    generated = [request for request in asked if request["max_tokens"] == 40]
+    assert len(generated) == 3 and all(request["stop_token_ids"] for request in generated)
+    for task, before in records.items():
+        folder = recipe.run_dir / "bench" / "base" / task
+        record = read_json(folder / "stage.json")
+        assert record["engine"]["name"] == "vllm" and record["engine"]["mean_logp_difference"] < 1e-3
+        for old, new in zip(before, read_jsonl(folder / "items.jsonl"), strict=True):
+            assert old["doc_id"] == new["doc_id"]
+            if task == "gsm8k":
+                assert old["answer"] == new["answer"]
+            else:
+                logps = [[float(choice[0]) for choice in item["answer"]] for item in (old, new)]
+                assert logps[0] == pytest.approx(logps[1], abs=1e-3)
+
+
 def test_what_cannot_be_run_is_one_line(recipe_file):
     wrong = load_recipe(recipe_file, overrides={"evaluate.benchmarks.tasks": ["hellaswagg"]})
     with pytest.raises(UserError, match="no task 'hellaswagg' in lm-evaluation-harness or "):
@@ -247,12 +300,12 @@ def only_own(monkeypatch):
     )
     monkeypatch.setattr(benchmarks.backend, "backend", lambda: None)
     monkeypatch.setattr(
-        benchmarks, "load_stages", lambda recipe, names: loaded.append(names) or (None, processor)
+        engines, "load_stages", lambda recipe, names: loaded.append(names) or (None, processor)
     )
     monkeypatch.setattr(
-        benchmarks,
+        engines,
         "local",
-        lambda model, tokenizer, name: contextlib.nullcontext(type("Source", (), {"model": model})),
+        lambda model, tokenizer, name: contextlib.nullcontext(Local(model, tokenizer)),
     )
     return loaded, given
 
@@ -282,7 +335,7 @@ def test_the_harness_is_given_the_tokenizer_in_a_processor(recipe_file, only_own
     )
     (loaded,), (given,) = only_own
     assert (loaded, type(given).__name__, given.chat_template) == (
-        {"base": None},
+        ["base"],
         "Tokenizer",
         "the recipe's",
     )

@@ -16,12 +16,23 @@ from typing import Any
 
 import jinja2
 
+from tunebook.data.retention_items import retention_items
 from tunebook.evaluation.statistics import column, compared_steps, wilson
-from tunebook.generation.local import local
-from tunebook.models import backend, chat_template
-from tunebook.models.adapters import adapter_of, load_stages
+from tunebook.generation.engines import (
+    COMPARED,
+    CONCURRENCY,
+    FEW,
+    TRANSFORMERS,
+    Engine,
+    choose,
+    warn_of_engines,
+)
+from tunebook.generation.local import Local
+from tunebook.models import backend
+from tunebook.models.chat_template import text_tokenizer
+from tunebook.models.tokenizer import load_tokenizer
 from tunebook.recipe.errors import UserError, first_line
-from tunebook.recipe.sections import BenchmarksConfig, Recipe
+from tunebook.recipe.sections import BenchmarksConfig, Recipe, ServerConfig
 from tunebook.runs.files import fingerprint, read_jsonl, write_json
 from tunebook.runs.stage import Stage, adapter_key
 from tunebook.runs.stages import trained_models
@@ -31,6 +42,9 @@ METRICS = ("acc_norm", "acc", "exact_match")
 
 # Of tasks with several ways to read an answer (GSM8K): the last number counts.
 FILTER = "flexible-extract"
+
+PROMPT_TOKENS = 4096
+"""The longest prompt that vLLM is to take: 25 examples of ARC are some 2,500 tokens."""
 
 
 def bench(recipe: Recipe, only: Iterable[str] | None = None, force: bool = False) -> dict[str, Any]:
@@ -68,6 +82,7 @@ def bench(recipe: Recipe, only: Iterable[str] | None = None, force: bool = False
             summary["tasks"][task][name] = stages[name, task].result["score"]
             records = read_jsonl(stages[name, task].dir / "items.jsonl")
             item_scores[name] = {record["doc_id"]: record["score"] for record in records}
+        warn_of_engines({name: stages[name, task] for name in names})
         for compared in compared_steps(item_scores):
             summary["comparisons"].append({"task": task, **compared})
     write_json(recipe.run_dir / "bench" / "summary.json", summary)
@@ -93,9 +108,8 @@ def _run(recipe: Recipe, missing: dict[tuple[str, str], Stage]) -> None:
     """Run each missing task and stage; the base model is loaded once."""
     config = recipe.evaluate.benchmarks
     backend.backend()
-    import torch
+    from aiohttp import ClientError
     from lm_eval import simple_evaluate
-    from lm_eval.models.huggingface import HFLM
     from lm_eval.tasks import TaskManager
 
     # It warns of what is meant to be: a loaded model, our settings.
@@ -103,42 +117,92 @@ def _run(recipe: Recipe, missing: dict[tuple[str, str], Stage]) -> None:
     manager = TaskManager(include_path=_included(config))
     for _, task in missing:
         _refuse_unknown(manager, task, config.include)
-    model, tokenizer = load_stages(recipe, dict.fromkeys(name for name, _ in missing))
-    # The harness takes no processor, and a processor keeps the recipe's chat template to itself.
-    text = chat_template.text_tokenizer(tokenizer)
+    with _engine(recipe, list(dict.fromkeys(name for name, _ in missing))) as engine:
+        for (name, task), stage in missing.items():
+            shots = config.shots.get(task)
+            with engine.open(name) as source, stage.open(resume=False) as folder:
+                print(f"{name}: {task}", flush=True)
+                try:
+                    # A task of the user's may name its items by their path from its own folder.
+                    with contextlib.chdir(_included(config) or "."):
+                        result = simple_evaluate(
+                            model=_asked_model(recipe, source),
+                            tasks=[_task(config, task)],
+                            task_manager=manager,
+                            num_fewshot=shots,
+                            limit=config.limit,
+                            bootstrap_iters=0,  # the intervals are ours
+                            apply_chat_template=config.chat_template,
+                            gen_kwargs={"max_gen_toks": config.max_new_tokens, **_ends(source)},
+                        )
+                except (OSError, ValueError, LookupError, TypeError, jinja2.TemplateError) as error:
+                    raise UserError(
+                        f"{task} cannot be run: {first_line(error)} "
+                        "(without a network, give its items with evaluate.benchmarks.data)"
+                    ) from None
+                except ClientError as error:
+                    raise UserError(f"{task}: vLLM gives no answer: {first_line(error)}") from None
+                score = _write(result["samples"][task], folder / "items.jsonl")
+                score["shots"] = result["n-shot"].get(task) if shots is None else shots
+                stage.record = {"score": score, **engine.record(name)}
+
+
+def _engine(recipe: Recipe, names: list[str]) -> Engine:
+    """The model in this process, or vLLM; a user's server gives no log-probabilities of a prompt."""
+    config = recipe.evaluate.benchmarks
+    if recipe.generate.engine == "server":
+        kind = TRANSFORMERS
+    else:
+        # How many items a task has is known only when it is read: without a limit they are many.
+        kind = choose(recipe, None, "bench", (config.limit or FEW + 1) * len(config.tasks) * len(names))
+    compared = [item["prompt"] for item in retention_items()[:COMPARED]]
+    engine = Engine(recipe, "bench", kind, names, None, compared, max_new_tokens=config.max_new_tokens)
+    engine.prompt_tokens = PROMPT_TOKENS
+    return engine
+
+
+def _asked_model(recipe: Recipe, source: Local | ServerConfig) -> Any:
+    """What the harness asks: its own classes for a loaded model and for an OpenAI-compatible server."""
+    if isinstance(source, Local):
+        import torch
+        from lm_eval.models.huggingface import HFLM
+
+        # Rounded to bfloat16, log-probabilities tie and flip.
+        return HFLM(
+            pretrained=source.model,
+            tokenizer=_harness_tokenizer(source.tokenizer),
+            batch_size=recipe.evaluate.benchmarks.batch_size,
+            softmax_dtype=torch.float32,
+        )
+    from lm_eval.models.openai_completions import LocalCompletionsAPI
+
+    tokenizer = _harness_tokenizer(load_tokenizer(recipe.model))
+    longest = PROMPT_TOKENS + recipe.evaluate.benchmarks.max_new_tokens
+    lm = LocalCompletionsAPI(
+        base_url=f"{source.urls[0]}/completions",
+        model=source.model,
+        tokenizer_backend=None,  # it would look for one by the model's name
+        num_concurrent=CONCURRENCY,
+        max_length=min(longest, tokenizer.model_max_length),
+        timeout=int(source.timeout),
+        header={"Authorization": "Bearer none"},  # else it sends the key that is meant for OpenAI
+    )
+    lm.tokenizer = tokenizer
+    lm.tokenizer_backend = "huggingface"
+    lm.tokenized_requests = True
+    return lm
+
+
+def _harness_tokenizer(tokenizer: Any) -> Any:
+    """The harness takes no processor, and a processor keeps the recipe's chat template to itself."""
+    text = text_tokenizer(tokenizer)
     text.chat_template = tokenizer.chat_template
-    for (name, task), stage in missing.items():
-        shots = config.shots.get(task)
-        with local(model, tokenizer, adapter_of(name)) as source, stage.open(resume=False) as folder:
-            print(f"{name}: {task}", flush=True)
-            # Rounded to bfloat16, log-probabilities tie and flip.
-            lm = HFLM(
-                pretrained=source.model,
-                tokenizer=text,
-                batch_size=config.batch_size,
-                softmax_dtype=torch.float32,
-            )
-            try:
-                # A task of the user's may name its items by their path from its own folder.
-                with contextlib.chdir(_included(config) or "."):
-                    result = simple_evaluate(
-                        model=lm,
-                        tasks=[_task(config, task)],
-                        task_manager=manager,
-                        num_fewshot=shots,
-                        limit=config.limit,
-                        bootstrap_iters=0,  # the intervals are ours
-                        apply_chat_template=config.chat_template,
-                        gen_kwargs={"max_gen_toks": config.max_new_tokens},
-                    )
-            except (OSError, ValueError, LookupError, TypeError, jinja2.TemplateError) as error:
-                raise UserError(
-                    f"{task} cannot be run: {first_line(error)} "
-                    "(without a network, give its items with evaluate.benchmarks.data)"
-                ) from None
-            score = _write(result["samples"][task], folder / "items.jsonl")
-            score["shots"] = result["n-shot"].get(task) if shots is None else shots
-            stage.record = {"score": score}
+    return text
+
+
+def _ends(source: Local | ServerConfig) -> dict[str, Any]:
+    """What a server is told beside each question: the tokens that end a turn."""
+    return dict(source.extra) if isinstance(source, ServerConfig) else {}
 
 
 def _refuse_unknown(manager: Any, task: str, include: str | None) -> None:

@@ -36,7 +36,7 @@ from tunebook.evaluation.items import (
 from tunebook.evaluation.retention import compare_retention, measure_retention, summarise_retention
 from tunebook.evaluation.statistics import compared_steps, mark
 from tunebook.evaluation.win_rates import win_rates
-from tunebook.generation.engines import COMPARED, TRANSFORMERS, Engine, choose
+from tunebook.generation.engines import COMPARED, Engine, choose, warn_of_engines
 from tunebook.generation.generate import read_records
 from tunebook.generation.local import Local, local
 from tunebook.models import backend
@@ -96,7 +96,7 @@ def evaluate(
     if recipe.judge is not None:
         items, _ = _items(recipe)
         summary["judge"] = win_rates(recipe, recipe.judge, folders, items)
-    _warn_of_engines(stages)
+    warn_of_engines(stages)
     write_json(recipe.run_dir / "eval" / "summary.json", summary)
     if missing:
         track(recipe, "eval", results)
@@ -153,16 +153,6 @@ def comparisons(stages: dict[str, Stage]) -> list[dict[str, Any]]:
     if not all(scores.values()):
         return []
     return compared_steps(scores)
-
-
-def _warn_of_engines(stages: dict[str, Stage]) -> None:
-    """Say it when models were answered for by different engines: in 16 bits that alone changes answers."""
-    engines = {}
-    for name, stage in stages.items():
-        engines[name] = stage.result.get("engine", {}).get("name", TRANSFORMERS)
-    if len(set(engines.values())) > 1:
-        by_model = ", ".join(f"{name} by {engine}" for name, engine in engines.items())
-        print(f"Warning: the answers come from different engines ({by_model}): --force asks all again")
 
 
 def examples(recipe: Recipe, count: int) -> list[Item]:

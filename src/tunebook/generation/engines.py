@@ -22,6 +22,7 @@ from tunebook.models.chat_template import Messages
 from tunebook.models.whole import load_whole
 from tunebook.recipe.errors import UserError
 from tunebook.recipe.sections import Recipe, ServerConfig
+from tunebook.runs.stage import Stage
 from tunebook.runs.stages import trained_models
 
 FEW = 200
@@ -45,7 +46,7 @@ def choose(
     Args:
         recipe: With `generate.engine`.
         server: That of the stage's section.
-        section: `pairs` or `evaluate`.
+        section: What asks, for messages.
         answers: How many are to be asked for.
         local_only: What the stage needs that only a model in this process does; empty: nothing.
 
@@ -86,7 +87,7 @@ class Engine:
 
     recipe: Recipe
     section: str
-    """`pairs` or `evaluate`."""
+    """What asks: `pairs`, `evaluate`, `own_answers` or `bench`."""
     kind: str
     """From `choose`."""
     names: list[str]
@@ -96,8 +97,10 @@ class Engine:
     prompts: list[Messages] = field(default_factory=list)
     """A few of the prompts, on which a server is compared with the model here. Empty: it is not."""
     answers: int = 0
-    """How many will be asked for."""
+    """How many will be asked for; 0: nobody knows yet."""
     max_new_tokens: int = 256
+    prompt_tokens: int = 0
+    """The longest prompt, where prompts may be longer than the recipe's rows."""
 
     def __post_init__(self) -> None:
         # With the base, which is what a server most likely has in place of an adapter.
@@ -233,7 +236,7 @@ class Engine:
         self._running.callback(shutil.rmtree, folder, ignore_errors=True)
         template = folder / "chat_template.jinja"
         template.write_text(reference.chat_template, encoding="utf-8")
-        length = config.max_seq_length + self.max_new_tokens
+        length = max(config.max_seq_length, self.prompt_tokens) + self.max_new_tokens
         serving = vllm.Serving(
             model=resolve(config.local_base),
             name=name,
@@ -253,9 +256,9 @@ class Engine:
         # What is to come is said before it begins: it may take hours.
         program = vllm.find(self.recipe.generate)
         assert program is not None  # noqa: S101 - `choose` has found it
+        count = f"{self.answers:,} answers" if self.answers else "answers"
         print(
-            f"{self.answers:,} answers of at most {self.max_new_tokens} tokens to come, from vLLM on "
-            f"{_gpus()} GPU(s)",
+            f"{count} of at most {self.max_new_tokens} tokens to come, from vLLM on {_gpus()} GPU(s)",
             flush=True,
         )
         starting = vllm.serve(program, serving, self.recipe.generate, self._folder / "vllm.log")
@@ -275,6 +278,16 @@ class Engine:
         """Stop vLLM, if it runs."""
         self._running.close()
         self._served = []
+
+
+def warn_of_engines(stages: dict[str, Stage]) -> None:
+    """Say it when models were answered for by different engines: in 16 bits that alone changes answers."""
+    engines = {}
+    for name, stage in stages.items():
+        engines[name] = stage.result.get("engine", {}).get("name", TRANSFORMERS)
+    if len(set(engines.values())) > 1:
+        by_model = ", ".join(f"{name} by {engine}" for name, engine in engines.items())
+        print(f"Warning: the answers come from different engines ({by_model}): --force asks all again")
 
 
 def _gpus() -> int:
