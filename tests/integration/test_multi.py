@@ -239,3 +239,36 @@ if os.environ.get("RANK") == "1":
     assert (metrics["effective_batch_size"], metrics["per_device_batch_size"], metrics["steps"]) == (4, 1, 8)
     assert alone["effective_batch_size"] == 4
     assert close(trace(run_dir, "dpo"), trace(one.run_dir, "dpo"))
+
+
+def test_gemma3n_with_images_in_two_processes_with_checkpointing():
+    """No layer that is computed again may count as unused or as ready twice."""
+    from tunebook.training.sft import sft
+
+    settings = {
+        "data.sources": [{"format": "mm_math", "path": "sample", "rows": 24, "val": 0, "test": 0}],
+        "lora.use_gradient_checkpointing": True,
+        "sft.gradient_checkpointing": True,
+        "sft.gradient_checkpointing_kwargs": {"use_reentrant": False},
+        "sft.per_device_train_batch_size": 4,
+        "sft.max_steps": 3,
+        "sft.eval_strategy": "no",
+        "sft.save_strategy": "no",
+        "sft.logging_steps": 1,
+    }
+    words = []
+    for key, value in settings.items():
+        words += ["--set", f"{key}={json.dumps(value)}"]
+    both = two("sft", "--recipe", "mm-math-sample", "--run", "two", *words)
+    _, err = both.communicate(timeout=400)
+    assert both.returncode == 0 and "Traceback" not in err, err[-2000:]
+    one = load_recipe("mm-math-sample", run="one", overrides=settings)
+    alone = sft(one)["metrics"]
+    run_dir = one.run_dir.with_name("two")
+    metrics = json.loads((run_dir / "sft" / "stage.json").read_text())["metrics"]
+    assert (metrics["processes"], metrics["effective_batch_size"], metrics["steps"]) == (2, 4, 3)
+    assert metrics["tokens"] == alone["tokens"]
+    # Gemma 3n takes no number of tokens (`accepts_loss_kwargs`): each process has the mean of its own rows.
+    both_traces = zip(trace(run_dir).values(), trace(one.run_dir).values(), strict=True)
+    for found, expected in both_traces:
+        assert found == pytest.approx(expected, rel=5e-3)
