@@ -18,7 +18,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 backend.set_environment()  # before any test imports transformers
 settings.register_profile("few", max_examples=20)
-settings.register_profile("ci", max_examples=100)
+settings.register_profile("ci", max_examples=40)
 settings.register_profile("long", max_examples=2000)  # pytest tests/unit --hypothesis-profile=long
 settings.load_profile("ci" if "CI" in os.environ else "few")
 

@@ -62,12 +62,12 @@ value = st.recursive(
 
 
 def scaled(n: int) -> int:
-    """As many examples in CI, a fifth of them elsewhere, 20 times as many in the profile `long`."""
+    """Two fifths of `n` in CI, a fifth elsewhere, 20 times `n` in the profile `long`."""
     return max(1, n * settings().max_examples // 100)
 
 
 def cases(n: int):
-    """So many examples in CI (see `scaled`), the same each time except in the profile `long`."""
+    """As many examples as `scaled` says, the same each time except in the profile `long`."""
     return settings(
         max_examples=scaled(n),
         derandomize=settings().max_examples <= 100,

@@ -1,6 +1,6 @@
 """Whatever rows and chat templates come in, the outcome is success or one line of UserError, in bounded time.
 
-And every row ends somewhere. 20 times as many cases as in CI:
+And every row ends somewhere. 50 times as many cases as in CI:
 
     uv run pytest tests/stages/test_fuzz.py --hypothesis-profile=long --hypothesis-show-statistics
 """

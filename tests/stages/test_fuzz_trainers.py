@@ -1,7 +1,7 @@
 """Whatever `sft`, `dpo` and `lora` are given that their classes have: the first step, or one line, in time.
 
 Each draw makes arguments, model, adapter, trainer and optimiser of the tiny model, and trains one step.
-20 times as many draws as in CI:
+50 times as many draws as in CI:
 
     uv run pytest tests/stages/test_fuzz_trainers.py --hypothesis-profile=long
 """
@@ -32,7 +32,7 @@ from tunebook.recipe.trainer_keys import trainer_section
 from tunebook.recipe.trainer_values import loss_types, schedule_parameters
 
 DRAWS = 150
-"""Of each trainer in CI."""
+"""Of each trainer, before `scaled`."""
 
 WORDS = {
     "lr_scheduler_type": [*schedule_parameters(), "reduce_lr_on_plateau", "greedy"],
