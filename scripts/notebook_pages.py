@@ -1,7 +1,7 @@
 """Write the executed notebooks of a run as pages with small figures, into resources/notebooks/.
 
-    uv run tunebook run --run short --set sft.max_steps=40 --set dpo.max_steps=12
-    uv run python scripts/notebook_pages.py runs/short && uv run ruff format resources/notebooks
+    uv run tunebook run
+    uv run python scripts/notebook_pages.py runs/smollm2-math && uv run ruff format resources/notebooks
 
 `scripts/docs_pages.py` puts them among the docs. Each page says with which settings it was run.
 """
@@ -74,11 +74,11 @@ def note_of(run: Path) -> str:
     """Which run a page is of."""
     first: dict[str, Any] = next(iter(recorded(run / "manifest.json").values()))
     changed = [f"`{key}={value['used']}`" for key, value in first["overrides"].items() if key != "run"]
+    settings = f", with {', '.join(changed)}" if changed else ""
     return (
-        '!!! note "A short run, executed"\n'
-        f"    With the recipe `{first['recipe']['name']}` on a CPU, cut short: {', '.join(changed)}. "
-        "After so few steps a model has learnt little, and intervals are wide. "
-        "[Results](../results.md) has the whole run.\n"
+        '!!! note "Executed"\n'
+        f"    By `tunebook run` with the recipe `{first['recipe']['name']}` on a CPU{settings}. "
+        "[Results](../results.md) has the numbers.\n"
     )
 
 

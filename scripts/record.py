@@ -2,8 +2,8 @@
 
 uv run python scripts/record.py runs/smollm2-math
 
-The tables of the default recipe's run go into README and docs/results.md, as do those of the retention suite
-of `smollm2-math-retention`; those of all runs of `smollm2-instructions` go into docs/own-answers.md.
+The tables of the default recipe's run go into README and docs/results.md; those of all runs of
+`smollm2-instructions` go into docs/own-answers.md.
 """
 
 import json
@@ -20,7 +20,6 @@ from tunebook.recipe.sections import DEFAULT
 ROOT = Path(__file__).parents[1]
 MARKS = ("<!-- results -->\n", "<!-- /results -->")
 MARKS_ELSEWHERE = ("<!-- elsewhere -->\n", "<!-- /elsewhere -->")
-ELSEWHERE = f"{DEFAULT}-retention"
 
 
 def section(folder: Path) -> str:
@@ -134,17 +133,13 @@ def keep(run: Path) -> Path:
 def publish(run: Path, folder: Path) -> None:
     """Of the default recipe's run also curves, figures and report; its tables go into README and docs."""
     shutil.copy(run / "sft" / "metrics.jsonl", folder)
-    keep_report(run, folder)
+    shutil.copy(run / "report.md", folder)
+    shutil.copytree(run / "figures", folder / "figures", dirs_exist_ok=True)
     if (run / "export" / "parity.json").exists():
         shutil.copy(run / "export" / "parity.json", folder)
     write_between_marks("README.md", section(folder))
     write_between_marks("docs/results.md", details(folder))
-
-
-def keep_report(run: Path, folder: Path) -> None:
-    """Copy a run's report card with its figures."""
-    shutil.copy(run / "report.md", folder)
-    shutil.copytree(run / "figures", folder / "figures", dirs_exist_ok=True)
+    write_between_marks("docs/results.md", elsewhere(folder), MARKS_ELSEWHERE)
 
 
 def write_between_marks(name: str, text: str, marks: tuple[str, str] = MARKS) -> None:
@@ -165,9 +160,6 @@ def main(runs: list[Path]) -> None:
         folder = keep(run)
         if run.name == DEFAULT:
             publish(run, folder)
-        if run.name == ELSEWHERE:
-            keep_report(run, folder)
-            write_between_marks("docs/results.md", elsewhere(folder), MARKS_ELSEWHERE)
     write_between_marks("docs/own-answers.md", together(own_answers()))
 
 

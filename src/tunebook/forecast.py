@@ -14,6 +14,9 @@ from tunebook.runs.files import duration_s, read_json
 from tunebook.runs.machine import processor
 from tunebook.runs.stages import CONTROL, STAGES, Step, asked_for, model_names
 
+START_S = 20
+"""Seconds until a step's notebook is at work. Its process and the import of Unsloth took 12 to 30."""
+
 ROWS_OF_A_PAIR = 2.5
 """What a pair costs in rows of SFT: two answers, which the reference reads too, without a way back."""
 
@@ -53,8 +56,10 @@ def forecast(recipe: Recipe, todo: list[Step], timed: dict[str, Speed] | None = 
     parts, sources, total, is_whole = [], [], 0.0, True
     for step in todo:
         work = planned(recipe, step)
-        # `prepare` has not read the rows yet, or the step has nothing that could be counted.
+        # The rows or pairs are not there yet, or the step has nothing that could be counted.
         if work is None:
+            if step.name != "prepare":  # which takes seconds, as a rule
+                is_whole = False
             continue
         speed = speeds.get(step.spec.name)
         # Its size is said, and the sum is of the others.
@@ -63,7 +68,7 @@ def forecast(recipe: Recipe, todo: list[Step], timed: dict[str, Speed] | None = 
             is_whole = False
             continue
         # A stage's time grows with its rows or answers; loading the model is in the speed.
-        seconds = speed.seconds * work.units
+        seconds = START_S + speed.seconds * work.units
         parts.append(f"{step.name} {work.text}, {minutes(seconds)}")
         sources.append(speed.source)
         total += seconds

@@ -248,7 +248,7 @@ def test_the_card_says_what_the_run_recorded(recipe):
     assert "vllm serve ." not in of_adapter and "vllm serve ." in text
     rows = read_json(recipe.run_dir / "data" / "stage.json")["rows"]
     assert f"SFT: {rows['train']} rows; held out: {rows['val']} val, {rows['test']} test." in text
-    summary = json.loads((ROOT / "resources" / "smollm2-math" / "summary.json").read_text())
+    summary = json.loads((ROOT / "resources" / "smollm2-math-new-words" / "summary.json").read_text())
     (recipe.run_dir / "eval").mkdir()
     (recipe.run_dir / "eval" / "summary.json").write_text(json.dumps(summary))
     assert "| sft | all | 600 | 35.7% (31.9 to 39.6) |" in card(recipe, "sft", "adapter")

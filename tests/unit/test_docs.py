@@ -277,7 +277,7 @@ def test_the_commands_page_names_every_command_and_option():
 
 def test_records_are_pages_without_links_into_the_repository():
     page = generated()["records/results.md"]
-    assert "manifest (`resources/smollm2-math/manifest.json`)" in page
+    assert "manifest (`resources/smollm2-math-new-words/manifest.json`)" in page
     assert not re.findall(r"\]\((?!https?:|#)", page)
 
 
@@ -307,7 +307,7 @@ def test_executed_notebooks_are_small_pages_of_every_stage_without_paths_of_a_ma
     in_the_chain = {f"notebooks/{spec.notebook}.md" for spec in STAGES.values() if spec.notebook}
     assert pages.keys() == in_the_chain
     for text in pages.values():
-        assert "A short run, executed" in text
+        assert "By `tunebook run` with the recipe `smollm2-math` on a CPU. " in text
         assert text.count("<p>") == text.count("</p>")  # else all below it is taken for HTML
         assert not re.search(r"/(root|tmp|home)/|widget-view|Traceback", text)
     files = [*docs_pages.NOTEBOOKS.iterdir()]

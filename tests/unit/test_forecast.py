@@ -71,12 +71,12 @@ def test_after_the_first_steps_dpo_is_known_too_and_its_cost(runs):
     prepared(runs)
     recipe = load_recipe(overrides={"price_per_hour": 3})
     todo = list(steps(recipe).values())[1:]
-    # 800 rows at 0.45 s: 6 minutes; 504 pairs at 2.5 times as much: 9.45 minutes.
+    # 800 rows at 0.45 s: 6 minutes; 504 pairs at 2.5 times as much: 9.45 minutes; 20 s each until they begin.
     line = forecast(recipe, todo, {"sft": Speed(0.45, "the first steps of sft")})
     assert line == (
-        "Forecast: sft 200 steps, 6 min; pairs 1,000 answers (never timed here); "
-        "dpo at most 63 steps, 9 min; evaluate 1,800 answers (never timed here). "
-        "What is known: about 15 min, 0.77 at 3 an hour. "
+        "Forecast: sft 200 steps, 6 min; pairs 1,500 answers (never timed here); "
+        "dpo at most 63 steps, 10 min; evaluate 1,800 answers (never timed here). "
+        "What is known: about 16 min, 0.81 at 3 an hour. "
         "Timed: the first steps of sft, the first steps of sft (a pair counted as 2.5 rows)."
     )
 
@@ -96,13 +96,25 @@ def test_an_earlier_run_of_the_same_model_on_this_machine_gives_the_rest(runs):
     (runs / "smollm2-math" / "pairs").mkdir()
     (runs / "smollm2-math" / "pairs" / "stage.json").write_text('{"rows": {"train": 365}}')
     assert forecast(recipe, list(steps(recipe).values())) == (
-        "Forecast: sft 200 steps, 7 min; pairs 1,000 answers, 33 min; dpo 46 steps, 6 min; "
-        "evaluate 1,800 answers, 3 min. In all about 49 min. Timed: the run trial."
+        "Forecast: sft 200 steps, 7 min; pairs 1,500 answers, 50 min; dpo 46 steps, 6 min; "
+        "evaluate 1,800 answers, 3 min. In all about 67 min. Timed: the run trial."
     )
     # What this run has measured itself comes first.
     write(runs / "smollm2-math", {"sft": trained("00:00:08", 2, 4)})
     assert earlier_speeds(recipe)["sft"] == Speed(1.0, "this run")
     assert earlier_speeds(recipe)["dpo"] == Speed(1.0, "the run trial")
+
+
+def test_a_step_whose_size_is_not_known_is_not_in_the_sum(runs, tmp_path):
+    (tmp_path / "p.jsonl").write_text("")
+    path = tmp_path / "alone.yaml"
+    path.write_text("extends: smollm2\npairs: {dataset: p.jsonl}\ndpo: {max_steps: 3}\n")
+    recipe = load_recipe(path)
+    todo = [step for step in steps(recipe).values() if step.name != "pairs"]
+    # Of DPO alone nobody knows how many held-out pairs the evaluation will have.
+    assert forecast(recipe, todo, {"dpo": Speed(0.25, "here")}) == (
+        "Forecast: dpo at most 3 steps, 23 s. What is known: about 23 s. Timed: here."
+    )
 
 
 def test_what_was_timed_in_part_says_nothing():

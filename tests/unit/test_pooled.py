@@ -71,10 +71,10 @@ def test_trainings_without_an_effect_are_seldom_claimed_to_have_one():
 
 
 def test_recorded_runs_are_pooled_from_their_summaries():
-    runs = [ROOT / "resources" / name for name in ("smollm2-math", "smollm2-math-seed-1")]
+    runs = [ROOT / "resources" / name for name in ("smollm2-math-new-words", "smollm2-math-seed-1")]
     text = compare_runs(runs)
     assert "| sft → dpo | 2 | +9.5, +9.7 | +9.6 (+8.5 to +10.6) | 0.1 | 2.0 | 213 | 98 | < 0.0001 |" in text
     assert "other settings" not in text and "same seeds" not in text
-    control = compare_runs([runs[0], ROOT / "resources" / "smollm2-math-control"])
+    control = compare_runs([runs[0], ROOT / "resources" / "smollm2-math-new-words-control"])
     assert "The runs differ in other settings than their seeds (below)" in control
     assert "The runs have the same seeds" in compare_runs([runs[0], runs[0]])

@@ -22,17 +22,17 @@ def test_the_results_come_from_the_recorded_run():
     assert README.split(start)[1].split(end)[0] == record.section(folder)
     assert RESULTS.split(start)[1].split(end)[0] == record.details(folder)
     # By hand, out of summary.json.
-    assert "| sft | 600 | 35.7% (31.9 to 39.6) | 0% | +33.7 (+29.7 to +37.7) |" in README
-    assert "| sft → dpo | 600 | +9.5 (+5.5 to +13.5) | 109 | 52 |" in RESULTS
+    assert "| sft | 600 | 45.0% (41.1 to 49.0) | 0% | +42.5 (+38.3 to +46.7) |" in README
+    assert "| sft → dpo | 600 | +5.5 (+2.7 to +8.5) | 57 | 24 |" in RESULTS
 
 
 def test_what_the_default_recipe_costs_elsewhere_comes_from_its_recorded_run():
     start, end = record.MARKS_ELSEWHERE
-    folder = ROOT / "resources" / record.ELSEWHERE
+    folder = ROOT / "resources" / "smollm2-math"
     assert RESULTS.split(start)[1].split(end)[0] == record.elsewhere(folder)
     # By hand, out of summary.json.
     assert (
-        "| following instructions | 40 | 50.0% | 21.2% | 22.5% | -27.5 (-42.0 to -13.0) | worse |" in RESULTS
+        "| following instructions | 40 | 47.5% | 23.8% | 20.0% | -27.5 (-43.7 to -11.3) | worse |" in RESULTS
     )
     assert (folder / "figures" / "skills.png").exists()
 

@@ -57,7 +57,7 @@ def test_the_report_says_what_was_recorded_and_stands_alone(run):
         and "sft says 8" in text
         and "**won**" not in text.split("## Data")[0].split("lost")[0]
     )
-    assert "| rows for train | 1299 |" in text and "| sft | 6.2 | 200 | 93,086 |" in text
+    assert "| rows for train | 1299 |" in text and "| sft | 20.2 | 198 | 92,397 |" in text
     assert re.search(
         r"git checkout [0-9a-f]{40} && uv sync\n"
         r"uv run tunebook run --from-manifest \S+recorded/manifest.json",
@@ -86,7 +86,7 @@ def test_runs_side_by_side(run, tmp_path):
     manifest["stages"]["dpo"]["recipe"]["dpo"]["beta"] = 0.5  # given to this stage alone
     (other / "manifest.json").write_text(json.dumps(manifest))
     summary = json.loads((other / "eval" / "summary.json").read_text())
-    summary["comparisons"][1]["difference"] = 0.115
+    summary["comparisons"][1]["difference"] = 0.075
     (other / "eval" / "summary.json").write_text(json.dumps(summary))
     path = other / "eval" / "dpo" / "predictions.jsonl"
     path.write_text(path.read_text().replace('"correct": false', '"correct": true'))
@@ -96,7 +96,7 @@ def test_runs_side_by_side(run, tmp_path):
         "| recorded dpo → other dpo | 10 | +20.0" in text and "| recorded sft → other sft | 10 | +0.0" in text
     )
     assert (
-        "| sft → dpo | 2 | +9.5, +11.5 | +10.5 (-2.2 to +23.2) | 1.4 | 2.0 |" in text
+        "| sft → dpo | 2 | +5.5, +7.5 | +6.5 (-6.2 to +19.2) | 1.4 | 1.5 |" in text
     )  # t = 12.706 with one degree of freedom
     assert "nan" not in compare_runs([run])
     path.write_text(path.read_text().replace("question 3?", "another?"))
