@@ -231,10 +231,10 @@ def torch_capabilities() -> list[str]:
 
     capabilities = []
     for name in torch.cuda.get_arch_list():
-        found = re.fullmatch(r"sm_(\d+)(\d)[a-z]?", name)
-        if found:
+        match = re.fullmatch(r"sm_(\d+)(\d)[a-z]?", name)
+        if match:
             # Kernels for 8.0 run on 8.6 and 8.9 too.
-            capabilities += [f"{found[1]}.{minor}" for minor in range(int(found[2]), 10)]
+            capabilities += [f"{match[1]}.{minor}" for minor in range(int(match[2]), 10)]
     return capabilities
 
 

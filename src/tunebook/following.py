@@ -51,17 +51,17 @@ def following(
 
     def follow() -> None:
         progress = Progress(name)
-        said = time.monotonic()
+        said_at = time.monotonic()
         patience = QUIET_S
         is_first, foretold = True, False
         while not stopped.wait(LOOK_S):
             now = time.monotonic()
             line = progress.line(folders, now)
-            if line and (is_first or now - said >= SAY_S):
+            if line and (is_first or now - said_at >= SAY_S):
                 say(line)
-                said, patience, is_first = now, QUIET_S, False
-            elif now - said >= patience:
-                say(f"{name:9} still at work{doing()}, {minutes(now - said)}")
+                said_at, patience, is_first = now, QUIET_S, False
+            elif now - said_at >= patience:
+                say(f"{name:9} still at work{doing()}, {minutes(now - said_at)}")
                 patience *= 2
             if forecast and not foretold and progress.timed_steps >= TIMED_STEPS and progress.left_s:
                 foretold = True

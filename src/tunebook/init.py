@@ -81,16 +81,14 @@ def init(
     look = look_at(path, parsed_columns(columns))
     if look.guess and not look.form and not columns:
         look = look_at(path, look.guess)
-        prompt, completion = look.renames.values()
-        print(
-            f"{path}: {prompt!r} is taken for the prompt and {completion!r} for the answer; "
-            f"the other way round: --columns {shlex.quote(f'prompt={completion},completion={prompt}')}"
-        )
+        print(f"{path}: {_taken_for(look.renames)}")
     if not look.form:
         how = ""
         if look.longest:
             prompt, completion = look.longest
-            how = f"; here: --columns {shlex.quote(f'prompt={prompt},completion={completion}')}"
+            how = f"; here: --columns {_columns_option(prompt=prompt, completion=completion)}"
+        elif look.unreadable.keys() == {"unknown columns"}:
+            how = "; of a preference set three: --columns prompt=...,chosen=...,rejected=..."
         raise UserError(f"{path}: {look.example or 'no rows'}{how}")
     out = out or Path(f"{_stem(path)}.yaml")
     if out.exists() and not force:
@@ -116,6 +114,26 @@ def init(
     _show(recipe, examples)
     _say_next(recipe, goal)
     return out
+
+
+def _taken_for(renames: dict[str, str]) -> str:
+    """What a file's columns were taken for, and how to say that it is otherwise."""
+    prompt, answer, *others = renames.values()
+    if others:
+        (worse,) = others
+        otherwise = _columns_option(prompt=prompt, chosen=worse, rejected=answer)
+        answers = f"{answer!r} for the chosen answer and {worse!r} for the rejected one"
+        return f"{prompt!r} is taken for the prompt, {answers}; the other way round: --columns {otherwise}"
+    otherwise = _columns_option(prompt=answer, completion=prompt)
+    return (
+        f"{prompt!r} is taken for the prompt and {answer!r} for the answer; "
+        f"the other way round: --columns {otherwise}"
+    )
+
+
+def _columns_option(**columns: str) -> str:
+    """What stands behind `--columns`, safe to type in a shell."""
+    return shlex.quote(",".join(f"{ours}={theirs}" for ours, theirs in columns.items()))
 
 
 NEW = ("configs", "prompt", "notebooks", "resources/sample")

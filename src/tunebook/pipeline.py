@@ -5,6 +5,7 @@ uv run tunebook run --recipe smollm2-math --until sft
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import subprocess
@@ -23,7 +24,7 @@ from tunebook.forecast import Speed, costs, forecast
 from tunebook.interrupting import interrupts_to_kernel
 from tunebook.outcome import outcome
 from tunebook.recipe.effects import rows_a_step
-from tunebook.recipe.errors import UserError
+from tunebook.recipe.errors import NotFinished, UserError
 from tunebook.recipe.files import shipped
 from tunebook.recipe.loading import load_recipe
 from tunebook.recipe.overrides import as_options
@@ -75,6 +76,8 @@ def run(
         raise UserError(f"no step {name!r}: choose from {', '.join(names)}")
     start = names.index(first) if first else 0
     end = names.index(last) + 1 if last else len(names)
+    if start >= end:
+        raise UserError(f"nothing lies between --from {first} and --until {last}: {last} comes first")
 
     # Asked one by one: whether a step is up to date depends on what the steps before it leave.
     seconds: dict[str, float] = {}
@@ -91,6 +94,9 @@ def run(
             print(f"{name:9} up to date", flush=True)
             continue
         print(f"{name:9} {'would run' if dry_run else 'runs'}: {reason}", flush=True)
+        is_next = not seconds or not dry_run
+        if is_next and not force and not fresh:
+            _refuse_other_settings(todo[name], recipe)
         processes = os.environ.get("NPROC_PER_NODE") if todo[name].spec.trains else None
         if processes:
             rows = rows_a_step(getattr(recipe, todo[name].spec.name))
@@ -137,13 +143,13 @@ def _after_first_steps(recipe: Recipe, to_come: list[Step]) -> Callable[[float],
     return lambda step_s: forecast(recipe, to_come, {spec.name: Speed(step_s / rows, source)})
 
 
-def repeat(manifest: Path, name: str | None = None) -> str:
+def repeat(manifest: Path, name: str | None = None, dry_run: bool = False) -> str:
     """Run again what a manifest records, in the run folder `name` (default: `<run>-again`).
 
     The recipe comes from the manifest, each section from the stage that it decided, and is kept as
     `recipe.yaml` in the new folder.
 
-    Returns the two runs side by side, as Markdown.
+    Returns the two runs side by side, as Markdown; with `dry_run` what would be compared.
     Raises UserError for a file that is no manifest, and as `run` does.
     """
     # 1) the recipe, kept beside what it makes
@@ -156,7 +162,7 @@ def repeat(manifest: Path, name: str | None = None) -> str:
     content = {"extends": None, **recorded_recipe(stages), "run": name}
     content["stages"] = [stage for stage in get_args(StageName) if stage in done]
     write_text(folder / "recipe.yaml", yaml.safe_dump(content, sort_keys=False, allow_unicode=True))
-    recipe = load_recipe(folder / "recipe.yaml")
+    recipe = load_recipe(folder / "recipe.yaml", warn=False)  # nobody has written its many values
     print(recipe.describe())
 
     # 2) files that the data come from are named in a recipe and not held by it
@@ -172,7 +178,9 @@ def repeat(manifest: Path, name: str | None = None) -> str:
     # 3) the steps; what the run did not do is not done
     for step in steps(recipe).values():
         if round_name(step.spec.name, step.round) in done:
-            run(recipe, step.name, step.name)
+            run(recipe, step.name, step.name, dry_run=dry_run)
+    if dry_run:
+        return f"The recipe is {folder / 'recipe.yaml'}. Nothing was run."
     return compare_manifests(manifest, folder / "manifest.json")
 
 
@@ -180,14 +188,23 @@ def _why(step: Step, recipe: Recipe) -> str | None:
     """Why a step must run; None when its folders are up to date."""
     try:
         filled = folders(step, recipe)
-    except UserError:  # its key needs that stage's
+    except NotFinished:  # its key needs that stage's
         return "a stage before it has not run yet"
     for stage in filled:
+        if checkpoints := stage.checkpoints():
+            return f"{stage.name} is unfinished, up to {checkpoints[-1].name}"
         if not stage.dir.exists():
             return f"{stage.name} is missing"
         if not stage.done:
             return f"inputs or settings of {stage.name} have changed"
     return None
+
+
+def _refuse_other_settings(step: Step, recipe: Recipe) -> None:
+    """Raises UserError for an unfinished training of other settings, before its notebook is started."""
+    with contextlib.suppress(NotFinished):
+        for stage in folders(step, recipe):
+            stage.check()
 
 
 def _overrides(recipe: Recipe) -> dict[str, Any]:

@@ -65,7 +65,7 @@ def test_nothing_is_overwritten_and_nothing_unreadable_is_written(here, embedded
     assert Path("my.yaml").read_text() == "mine: true\n"
     init.init("my.jsonl", force=True)
     assert yaml.safe_load(Path("my.yaml").read_text())["extends"] == "smollm2"
-    with pytest.raises(UserError, match=r"no known form has the columns left, right, top.*; here: --columns"):
+    with pytest.raises(UserError, match=r"no known form has the columns left, right, top.*; of a preference"):
         init.init(write("odd.jsonl", [{"left": "1", "right": "2", "top": "3"}]))
     with pytest.raises(UserError, match=r"no file nothing\.csv"):
         init.init("nothing.csv")
@@ -115,6 +115,13 @@ def test_columns_are_taken_by_parts_of_their_names_or_the_longest_are_proposed(h
     unknown = {"id": 7, "a b": "A long text.", "c": "x", "d": "Another long text."}
     with pytest.raises(UserError, match=r"here: --columns 'prompt=a b,completion=d'"):
         init.init(write("unknown.jsonl", [unknown]))
+    # Of three texts as long as each other nobody can tell which is the answer.
+    third = unknown | {"e": "A third long text."}
+    with pytest.raises(
+        UserError, match=r"of a preference set three: --columns prompt=\.\.\.,chosen="
+    ) as error:
+        init.init(write("third.jsonl", [third]))
+    assert "completion: d" not in str(error.value) and "completion=" not in str(error.value)
     # A column that no row has is a mistake, and nothing is written.
     wrong = r"no column 'kundenfrage', did you mean Kundenfrage\?; there are: Datum, Kundenfrage, "
     with pytest.raises(UserError, match=wrong):
@@ -199,3 +206,13 @@ def test_recipes_are_listed_and_copied(here, run_cli):
 def test_words_of_other_tools_are_answered(word, command, run_cli):
     done = run_cli(word)
     assert done.returncode == 2 and command in done.stderr and done.stderr.strip().count("\n") == 0
+
+
+def test_the_worse_answer_of_a_preference_set_is_never_taken_for_the_answer(here, embedded, capsys):
+    row = {"question": "Where is Lima?", "worse": "It is somewhere south.", "better": "Lima is in Peru."}
+    path = init.init(write("prefs.jsonl", [row | {"question": f"{n}: Where is Lima?"} for n in range(30)]))
+    assert load_recipe(path).pairs.columns == {"prompt": "question", "chosen": "better", "rejected": "worse"}
+    assert load_recipe(path).stages == ["pairs", "dpo"]
+    said = capsys.readouterr().out
+    assert "'better' for the chosen answer and 'worse' for the rejected one" in said
+    assert "the other way round: --columns prompt=question,chosen=worse,rejected=better" in said

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 from tunebook.outcome import outcome
+from tunebook.pairs.summary import remarks
 from tunebook.recipe.loading import load_recipe
 from tunebook.runs.files import write_json
 from tunebook.runs.stages import steps
@@ -67,7 +68,8 @@ def test_each_step_says_what_came_of_it():
         f"adapter: {run / 'sft' / 'adapter'}; loss 1.500 at first, 0.500 at last (10 steps each), "
         "0.750 on held-out rows"
     )
-    write_json(run / "pairs" / "stage.json", {"rows": {"train": 40, "val": 4}})
+    sampled = {"settings": {"pairs": {"methods": ["on_policy"]}}, "rows": {"train": 40, "val": 4}}
+    write_json(run / "pairs" / "stage.json", sampled)
     assert outcome(todo["pairs"], recipe) == ["pairs: 40 to train on, 4 to watch"]
 
     stages = {"base": {"n": 100, "accuracy": 0.1}, "sft": {"n": 100, "accuracy": 0.4}}
@@ -76,3 +78,31 @@ def test_each_step_says_what_came_of_it():
     sentence, report = outcome(todo["evaluate"], recipe)
     assert sentence.startswith("sft gets 30 more of 100 held-out items right than base")
     assert report == f"Report: {run / 'report.html'}"
+
+
+def pairs_of(method: str, train: int, **more) -> dict:
+    return {"settings": {"pairs": {"methods": [method]}}, "rows": {"train": train, "val": 0}, **more}
+
+
+def test_rows_of_a_preference_set_that_were_put_aside_are_said_after_the_step_too():
+    recipe = load_recipe()
+    (recipe.run_dir / "pairs").mkdir(parents=True)
+    aside = {"quarantined": {"empty cell": 8}, "examples": {"empty cell": "my.csv:3: rejected: empty"}}
+    write_json(recipe.run_dir / "pairs" / "stage.json", pairs_of("dataset", 32, **aside))
+    assert outcome(steps(recipe)["pairs"], recipe) == [
+        "pairs: 32 to train on, 0 to watch",
+        "rows: 40 in, 32 out, 8 aside (in pairs/quarantine.jsonl)",
+        "  8 empty cell, the first my.csv:3: rejected: empty; no setting keeps these: mend the rows",
+        "WARNING: 20% of the rows were put aside",
+    ]
+
+
+def test_few_pairs_are_said_with_what_brings_more():
+    never = remarks(pairs_of("on_policy", 1, pass_counts={"0": 10, "2": 2}), "pairs")
+    assert never == [
+        "WARNING: DPO learns little from 1 pair: 10 of 12 prompts have no right sample: train SFT longer, "
+        "raise pairs.max_new_tokens, or set pairs.reference_chosen=true where rows have their own answers"
+    ]
+    (seldom,) = remarks(pairs_of("on_policy", 19, pass_counts={"0": 5, "2": 15}), "pairs")
+    assert seldom == "WARNING: DPO learns little from 19 pairs: raise pairs.prompts or pairs.samples"
+    assert remarks(pairs_of("on_policy", 20, pass_counts={"0": 15, "2": 5}), "pairs") == []

@@ -187,6 +187,10 @@ def test_what_the_trainer_would_cut_is_in_no_pair(monkeypatch):
         "paired": 1,
         "too long": 1,
     }
+    assert _why_none({"samples": {"wrong": 6, "broken": 6}}) == (
+        ": of 12 samples 6 are wrong, 6 are cut off, or without a final answer; raise pairs.max_new_tokens, "
+        "or train SFT longer"
+    )
     assert _why_none({"samples": work.record["errors"] | {"too long": 9}}).endswith(
         "9 are too long; raise model.max_seq_length"
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import pkgutil
 import subprocess
@@ -266,6 +267,8 @@ def write_recipe(folder: Path, sections: str) -> Path:
     }
     path = folder / "mine.yaml"
     path.write_text("extends: smollm2\n" + "".join(texts[name] for name in sections.split()))
+    for name in ("my.csv", "p.jsonl"):
+        (folder / name).write_text("")
     return path
 
 
@@ -284,8 +287,6 @@ def test_only_what_the_recipe_asks_for(sections, names, models, tmp_path, capsys
 
 def test_run_trains_on_all_gpus_by_torchrun_with_processes_patched_out(tmp_path, monkeypatch, capsys):
     """`NPROC_PER_NODE=4 tunebook run`: a notebook is one process, so the training goes through torchrun."""
-    for name in ("my.csv", "p.jsonl"):
-        (tmp_path / name).write_text("")
     path = write_recipe(tmp_path, "data sft pairs dpo")
     recipe = load_recipe(path, "two", overrides={"lora.r": 4, "model.dtype": None})
     calls = []
@@ -346,6 +347,31 @@ def test_a_step_that_is_not_asked_for_is_named(tmp_path):
         run(recipe, last="dpo", dry_run=True)
     with pytest.raises(UserError, match="no step 'orpo': choose from prepare, sft, evaluate"):
         run(recipe, last="orpo", dry_run=True)
+    with pytest.raises(UserError, match="nothing lies between --from evaluate and --until sft: sft comes"):
+        run(recipe, first="evaluate", last="sft")
+
+
+def test_a_file_that_is_missing_is_no_stage_that_has_not_run(tmp_path):
+    path = write_recipe(tmp_path, "data")
+    (tmp_path / "my.csv").unlink()
+    with pytest.raises(UserError, match=r"my\.csv"):
+        run(load_recipe(path), dry_run=True)
+
+
+def test_an_unfinished_training_of_other_settings_is_refused_before_its_notebook(tmp_path, capsys):
+    path = write_recipe(tmp_path, "data sft")
+    recipe = load_recipe(path)
+    for name in ("data", "sft"):
+        stage = pipeline.STAGES[name].folder(recipe)
+        with contextlib.suppress(KeyboardInterrupt), stage.open() as folder:
+            if name == "sft":
+                (folder / "checkpoints" / "checkpoint-7").mkdir(parents=True)
+                raise KeyboardInterrupt
+    assert run(recipe, first="sft", last="sft", dry_run=True) == ["sft"]
+    assert "sft       would run: sft is unfinished, up to checkpoint-7\n" in capsys.readouterr().out
+    slower = load_recipe(path, overrides={"sft.learning_rate": 1e-5})
+    with pytest.raises(UserError, match=r"^an unfinished sft is there, up to checkpoint-7, .* --fresh"):
+        run(slower, first="sft", last="sft", dry_run=True)
     # Run by hand all the same, it goes on as the whole chain does, and its model can be asked.
     assert next_command(recipe, "pairs").startswith("uv run tunebook dpo ")
     with Stage(recipe, "dpo", {}, {}).open() as folder:
@@ -359,12 +385,16 @@ def test_a_repetition_does_what_was_done_and_takes_nothing_from_todays_defaults(
         with Stage(recipe, name, {}, {}).open() as folder:
             (folder / "file").write_text(name)
     ran = []
-    monkeypatch.setattr(pipeline, "run", lambda again, first, last: ran.append((again, first, last)))
+    monkeypatch.setattr(
+        pipeline, "run", lambda again, first, last, dry_run: ran.append((again, first, dry_run))
+    )
     monkeypatch.setattr(pipeline, "data_stage", lambda again: Stage(again, "data", {}, {}))
     monkeypatch.setattr(pipeline, "compare_manifests", lambda old, new: "compared")
     assert pipeline.repeat(recipe.run_dir / "manifest.json") == "compared"
     again = load_recipe(recipe.run_dir.with_name("mine-again") / "recipe.yaml")
-    assert again.stages == ["sft"] and [first for _, first, _ in ran] == ["prepare", "sft"]
+    assert again.stages == ["sft"] and [step[1:] for step in ran] == [("prepare", False), ("sft", False)]
+    assert pipeline.repeat(recipe.run_dir / "manifest.json", dry_run=True).endswith("Nothing was run.")
+    assert [step[1:] for step in ran[2:]] == [("prepare", True), ("sft", True)]
     assert again.sft == recipe.sft and again.lora == recipe.lora and again.dpo == recipe.dpo
     assert set(again.origins[f"sft.{key}"].rpartition("/")[2].partition(":")[0] for key in again.sft) == {
         "recipe.yaml"

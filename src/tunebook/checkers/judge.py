@@ -99,10 +99,10 @@ class Judge:
 
         sampling = Sampling(self.config.max_new_tokens, BATCH)
         drop_other_answers(path, prompts, sampling, self.settings)
-        said = answer_file(path, self._open(), prompts, sampling, record, label, usage=self.usage)
+        verdicts = answer_file(path, self._open(), prompts, sampling, record, label, usage=self.usage)
         outcomes = []
-        for i in range(0, len(said), 2):
-            outcomes.append(Outcome(said[i]["verdict"], said[i + 1]["verdict"]))
+        for i in range(0, len(verdicts), 2):
+            outcomes.append(Outcome(verdicts[i]["verdict"], verdicts[i + 1]["verdict"]))
         return outcomes
 
     @property

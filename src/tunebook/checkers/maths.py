@@ -110,11 +110,11 @@ def is_words(gold: str) -> bool:
 def _verify_words(text: str, gold: str) -> Verdict:
     """Look for a gold answer in words: at the end, in the last sentence, or as the first word by itself."""
     wanted = _plain(gold)
-    found = _plain(text)
+    plain_text = _plain(text)
     last_sentence = _last_sentence(text)
     if _is_denied(wanted, _plain(last_sentence)):
         return Verdict(False, last_sentence[-MAX_LENGTH:], "text")
-    if found == wanted or found.endswith(f" {wanted}"):
+    if plain_text == wanted or plain_text.endswith(f" {wanted}"):
         return Verdict(True, gold, "text")
     if len(wanted) == 1:
         letter = _letter(text, last_sentence)
@@ -170,14 +170,14 @@ def _plain(text: str) -> str:
 
 def _same_words(gold: str, answer: str) -> bool:
     wanted = _plain(gold)
-    found = _plain(answer)
+    plain_answer = _plain(answer)
     # A choice may repeat what it chooses: `(B) 12`, `B. Paris`
     chosen = re.fullmatch(
         r"(?:(?i:option|choice|answer) )?\(?([A-Za-z])(?:[).:]+|$)\s*(?!.*\b(?:and|or)\b).*", answer
     )
     if len(wanted) == 1 and chosen:
-        found = chosen[1].lower()
-    return bool(found) and found == wanted
+        plain_answer = chosen[1].lower()
+    return bool(plain_answer) and plain_answer == wanted
 
 
 def boxed(text: str) -> str | None:

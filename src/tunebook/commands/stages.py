@@ -33,7 +33,7 @@ from tunebook.commands.options import (
 from tunebook.recipe.errors import UserError
 from tunebook.recipe.loading import load_recipe
 from tunebook.recipe.overrides import parse_set
-from tunebook.recipe.sections import Recipe
+from tunebook.recipe.sections import DEFAULT, Recipe
 from tunebook.runs.stages import STAGES, StageSpec, next_command, round_name
 
 # For the help of `run`.
@@ -72,9 +72,9 @@ def run(
     from tunebook import pipeline
 
     if manifest:
-        if recipe or set_ or first or until or force or fresh or dry_run:
-            raise UserError("--from-manifest repeats a run as it was: give no other option than --run")
-        print(pipeline.repeat(manifest, run))
+        if recipe or set_ or first or until or force or fresh:
+            raise UserError("--from-manifest repeats a run as it was: give no option but --run and --dry-run")
+        print(pipeline.repeat(manifest, run, dry_run))
         return
     parsed = read_recipe(recipe, run, set_)
     print(parsed.describe())
@@ -257,11 +257,12 @@ def evaluate(
 
 @app.command(rich_help_panel=STEPS)
 def sweep(
-    recipe: Annotated[str, Argument(help="A name in `configs/` or a YAML file.")],
     over: Annotated[
         list[str],
         Option("--over", metavar="KEY=V1,V2", help="A recipe key and its values; several make a grid."),
     ],
+    file: Annotated[str | None, Argument(metavar="[RECIPE]", help="As --recipe.")] = None,
+    recipe: RecipeOption = None,
     run: Annotated[
         str | None, Option("--run", help="The name under `runs/`. Default: the recipe's name and `-sweep`.")
     ] = None,
@@ -276,7 +277,9 @@ def sweep(
     """
     from tunebook.sweep import sweep
 
-    print(f"\n{sweep(recipe, over, run, parse_set(set_ or []))}")
+    if file and recipe:
+        raise UserError(f"two recipes: {file} and --recipe {recipe}")
+    print(f"\n{sweep(file or recipe or DEFAULT, over, run, parse_set(set_ or []))}")
 
 
 @app.command(rich_help_panel=STEPS)

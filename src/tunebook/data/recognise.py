@@ -28,6 +28,10 @@ ANSWER_PARTS = (
     *("respuesta", "risposta", "resposta", "sagot", "cevap", "odpowied"),
 )
 
+# Of a preference set. The worse side comes first: `dispreferred` holds `preferred`.
+WORSE_PARTS = ("worse", "worst", "bad", "dispreferred", "non_preferred", "loser", "declined", "negative")
+BETTER_PARTS = ("better", "best", "good", "preferred", "winner", "accepted", "positive")
+
 # Characters of the name of a column; a file without a header has a text in its place.
 LONGEST_NAME = 60
 
@@ -105,7 +109,7 @@ def recognised(raw: Raw) -> Form:
                 'wants a first line such as question,answer, JSON rows such as [{"question": "...", '
                 '"answer": "..."}]',
             )
-    prompt, completion = longest(raw)
+    prompt, completion = longest(raw) or ("...", "...")
     raise Unusable(
         "unknown columns",
         f"no known form has the columns {columns}: name two of them in `columns`, as in "
@@ -113,25 +117,43 @@ def recognised(raw: Raw) -> Form:
     )
 
 
-def longest(raw: Raw) -> tuple[str, str]:
-    """The two columns of a row with the longest texts, in their order: most likely question and answer."""
-    by_length = sorted(raw, key=lambda name: len(str(raw[name] or "")))
-    names = [name for name in raw if name in by_length[-2:]]
+def longest(raw: Raw) -> tuple[str, str] | None:
+    """The two columns of a row with the longest texts, in their order: most likely question and answer.
+
+    None where a third is about as long: it may be the answer as well, or the worse one of two.
+    """
+    lengths = {name: len(str(raw[name] or "")) for name in raw}
+    by_length = sorted(raw, key=lambda name: -lengths[name])
+    if len(raw) > 2 and 2 * lengths[by_length[2]] >= lengths[by_length[1]]:
+        return None
+    names = [name for name in raw if name in by_length[:2]]
     return names[0], names[-1]
 
 
 def named_alike(raw: Raw) -> dict[str, str]:
-    """Prompt and completion among the text columns of a row by parts of their names; empty where one is not.
+    """What the text columns of a row are by parts of their names; empty where they do not say it.
 
-    `Kundenfrage` holds a question, `Antwort Team` an answer.
+    `Kundenfrage` holds a question, `Antwort Team` an answer; `better` and `worse` are two answers.
+
+    Returns:
+        The columns of `prompt`, `chosen` and `rejected`, or else those of `prompt` and `completion`.
     """
-    found = {}
-    for ours, parts in (("prompt", QUESTION_PARTS), ("completion", ANSWER_PARTS)):
-        for name, value in raw.items():
-            is_alike = any(part in name.casefold() for part in parts)
-            if ours not in found and isinstance(value, str) and is_alike:
-                found[ours] = name
-    return found if len(set(found.values())) == 2 else {}
+    prompt = _named(raw, QUESTION_PARTS, ())
+    rejected = _named(raw, WORSE_PARTS, (prompt,))
+    chosen = _named(raw, BETTER_PARTS, (prompt, rejected))
+    if prompt and chosen and rejected:
+        return {"prompt": prompt, "chosen": chosen, "rejected": rejected}
+    completion = _named(raw, ANSWER_PARTS, (prompt,))
+    return {"prompt": prompt, "completion": completion} if prompt and completion else {}
+
+
+def _named(raw: Raw, parts: tuple[str, ...], taken: tuple[str, ...]) -> str:
+    """The first text column with one of these parts in its name; empty where there is none."""
+    for name, value in raw.items():
+        is_alike = any(part in name.casefold() for part in parts)
+        if is_alike and isinstance(value, str) and name not in taken:
+            return name
+    return ""
 
 
 def why_missing(name: str, raw: Raw, columns: dict[str, str]) -> tuple[str, str]:

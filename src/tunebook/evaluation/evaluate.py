@@ -177,10 +177,10 @@ def answers(
     def open_model(name: str) -> AbstractContextManager[Local]:
         return local(model, tokenizer, models[name])
 
-    found = []
+    texts = []
     for row in answers_by_model(open_model, models, rows, max_new_tokens):
-        found.append({name: answer.text for name, answer in row.items()})
-    return found
+        texts.append({name: answer.text for name, answer in row.items()})
+    return texts
 
 
 def _items(recipe: Recipe) -> tuple[list[Item], bool]:

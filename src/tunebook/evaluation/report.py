@@ -228,10 +228,10 @@ def _examples(run: Path, summary: dict[str, Any]) -> list[Part]:
             f"{stages[0]}:\n\n```text\n{first['answer']}\n```\n\n"
             f"{stages[1]}:\n\n```text\n{second['answer']}\n```"
         )
-    shown = examples["won"][:2] + examples["lost"][:2]
-    if not shown:
+    texts = examples["won"][:2] + examples["lost"][:2]
+    if not texts:
         return []
-    return [f"## Won and lost, {stages[0]} → {stages[1]}", *shown]
+    return [f"## Won and lost, {stages[0]} → {stages[1]}", *texts]
 
 
 def _answers(run: Path, stages: list[str]) -> list[Part]:
@@ -240,7 +240,7 @@ def _answers(run: Path, stages: list[str]) -> list[Part]:
     if not by_stage[stages[0]]:
         return []
     items = evenly(list(by_stage[stages[0]]), SHOWN)
-    shown: list[Part] = [f"## {len(items)} answers, side by side"]
+    parts: list[Part] = [f"## {len(items)} answers, side by side"]
     for item in items:
         first = by_stage[stages[0]][item]
         lines = [f"**{first['prompt']}**"]
@@ -250,8 +250,8 @@ def _answers(run: Path, stages: list[str]) -> list[Part]:
             answer = by_stage[stage].get(item)
             if answer is not None:
                 lines.append(f"{stage}:\n\n```text\n{answer['answer']}\n```")
-        shown.append("\n\n".join(lines))
-    return shown
+        parts.append("\n\n".join(lines))
+    return parts
 
 
 def _data(data: dict[str, Any]) -> str:

@@ -95,9 +95,9 @@ def _results(recipe: Recipe, stage: str) -> dict[str, Any]:
     if stage not in results:
         return {}
     # The other stages are other models.
-    shown = {name: shares for name, shares in results.items() if name in ("base", stage)}
+    of_models = {name: shares for name, shares in results.items() if name in ("base", stage)}
     by_loss = "loss" in results[stage]
-    table = loss_table(shown) if by_loss else accuracy_table(shown)
+    table = loss_table(of_models) if by_loss else accuracy_table(of_models)
     return {
         "sentence": first_screen.sentence(summary, stage),
         "results": table.markdown(),

@@ -135,14 +135,14 @@ def write_reference(path: Path, measured: Reference) -> None:
 
 def _short_answers(source: Local, prompts: list[Messages]) -> list[list[int]]:
     """Greedy answers as token ids."""
-    found = {}
+    answers = {}
     for batch in generate(source, prompts, Sampling(TOKENS, len(prompts)), label="short answers"):
-        found.update(batch)
+        answers.update(batch)
     text = text_tokenizer(source.tokenizer)
     rows = []
     for i in range(len(prompts)):
-        ids = text(found[i].text, add_special_tokens=False)["input_ids"]
-        if not found[i].truncated or not ids:
+        ids = text(answers[i].text, add_special_tokens=False)["input_ids"]
+        if not answers[i].truncated or not ids:
             ids = [*ids, text.eos_token_id]
         rows.append(ids)
     return rows

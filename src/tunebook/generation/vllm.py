@@ -188,7 +188,7 @@ def _environment() -> dict[str, str]:
 def _wait(process: subprocess.Popen[bytes], port: int, seconds: float, log: Path) -> None:
     """Until it answers, with a line that lives."""
     end = time.monotonic() + seconds
-    said = ""
+    last_shown = ""
     with tqdm(desc="vLLM starts", bar_format="{desc} [{elapsed}]") as line:
         while not _answers(port):
             if process.poll() is not None:
@@ -201,9 +201,9 @@ def _wait(process: subprocess.Popen[bytes], port: int, seconds: float, log: Path
             doing = PREFIX.sub("", _last_line(log))
             line.set_description_str(f"vLLM starts: {shorten(doing, 60)}" if doing else "vLLM starts", False)
             # In a terminal the time goes on; a file gets a line when there is something new.
-            if doing != said or sys.stderr.isatty():
+            if doing != last_shown or sys.stderr.isatty():
                 line.refresh()
-            said = doing
+            last_shown = doing
             time.sleep(0.5)
 
 
@@ -229,9 +229,9 @@ def _last_line(log: Path) -> str:
 def reason(log: Path) -> str:
     """Why vLLM has ended, in one line out of its log."""
     # The last one counts: what came before may have been got over.
-    found = ""
+    message = ""
     for line in log.read_text(encoding="utf-8", errors="replace").splitlines():
         match = REASON.search(line)
         if match and not any(text in line for text in OTHERS_REASON):
-            found = match[0]
-    return shorten(found or _last_line(log) or "it has said nothing", 300)
+            message = match[0]
+    return shorten(message or _last_line(log) or "it has said nothing", 300)

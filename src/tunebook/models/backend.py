@@ -74,22 +74,22 @@ def backend() -> str:
     Raises UserError for a GPU that PyTorch cannot use: Unsloth does not go over to the CPU by itself then.
     """
     set_environment()
-    said = io.StringIO()
+    printed = io.StringIO()
     try:
-        with contextlib.redirect_stdout(said):
+        with contextlib.redirect_stdout(printed):
             import unsloth
     except NotImplementedError as error:
         reason = hidden_gpu() or f"{first_line(error)}. {TO_CPU}"
         raise UserError(f"there is a GPU that cannot be used: {reason}") from None
 
     if unsloth.DEVICE_TYPE == "cpu":
-        if said.getvalue():  # that it trains with SFTTrainer; it does with DPOTrainer too
+        if printed.getvalue():  # that it trains with SFTTrainer; it does with DPOTrainer too
             print(f"Unsloth {unsloth.__version__}: no GPU, so everything runs on the CPU")
         _keep_freed_memory()
         # Of several processes: not `cpu:0`, to which no checkpoint can be loaded.
         os.environ["ACCELERATE_TORCH_DEVICE"] = "cpu"
     else:
-        print(said.getvalue(), end="")
+        print(printed.getvalue(), end="")
     hide_bars_of_libraries()
     return str(unsloth.DEVICE_TYPE)
 
@@ -127,8 +127,8 @@ def driver_version() -> str | None:
         text = DRIVER.read_text()
     except OSError:  # none, or WSL, where the driver is that of Windows
         return None
-    found = re.search(r"Kernel Module.*?(\d+\.\d[\d.]*)", text)
-    return found[1] if found else None
+    match = re.search(r"Kernel Module.*?(\d+\.\d[\d.]*)", text)
+    return match[1] if match else None
 
 
 def torch_build() -> tuple[str, str | None]:

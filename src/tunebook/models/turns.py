@@ -65,10 +65,10 @@ class TurnMarks:
 
     def _tell_apart(self, whole: str) -> bool:
         """Whether each answer of the conversation above, and no question, lies in a span of its own."""
-        shown = [whole[slice(*span)] for span in self.spans(whole)]
-        if len(shown) != len(ANSWERS) or any(question in "".join(shown) for question in QUESTIONS):
+        turns = [whole[slice(*span)] for span in self.spans(whole)]
+        if len(turns) != len(ANSWERS) or any(question in "".join(turns) for question in QUESTIONS):
             return False
-        return ANSWERS[0] in shown[0] and ANSWERS[1] in shown[1]
+        return ANSWERS[0] in turns[0] and ANSWERS[1] in turns[1]
 
     def spans(self, text: str) -> list[tuple[int, int]]:
         """Of each assistant turn in a rendered conversation: from after its header to behind its end mark.
@@ -157,9 +157,9 @@ def trained_spans(
     for span, message, is_trained in zip(spans, answers, trained, strict=True):
         if not is_trained:
             continue
-        shown = text[slice(*span)]
+        turn = text[slice(*span)]
         for part in _parts(message):
-            if part not in shown:
+            if part not in turn:
                 raise ValueError(f"the chat template drops {part[:40]!r} of an assistant turn")
         kept.append(span)
     return kept

@@ -147,15 +147,20 @@ def _why_none(record: dict[str, Any]) -> str:
     if not counts:
         return "; look at quarantine.jsonl"
     remedies = {
-        "broken": "train SFT longer or raise pairs.max_new_tokens: they are cut off or without a box",
+        "broken": "raise pairs.max_new_tokens, or train SFT longer",
         "too long": "raise model.max_seq_length",
         "no score": "the checker says nothing of them",
         "judged": "the judge prefers none of them, or pairs.max_length_ratio is too low",
     }
+    samples = sum(counts.values())
     most = max(counts, key=lambda verdict: counts[verdict])
+    # A third of them is enough to look there first: more samples would be cut off too.
+    if 3 * counts.get("broken", 0) >= samples:
+        most = "broken"
     remedy = remedies.get(most, "raise pairs.temperature, pairs.samples or pairs.prompts")
-    verdicts = ", ".join(f"{n} are {verdict}" for verdict, n in counts.items())
-    return f": of {sum(counts.values())} samples {verdicts}; {remedy}"
+    names = {"broken": "cut off, or without a final answer"}
+    verdicts = ", ".join(f"{n} are {names.get(verdict, verdict)}" for verdict, n in counts.items())
+    return f": of {samples} samples {verdicts}; {remedy}"
 
 
 def existing_pairs(recipe: Recipe, number: int = 1) -> None:

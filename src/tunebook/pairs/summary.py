@@ -22,6 +22,9 @@ COUNTS = {
 }
 """What a record counts by kind, as the table calls it."""
 
+FEW = 20
+"""Pairs below which DPO has hardly a step to learn from: at 16 pairs a step it would be one."""
+
 
 def summary(record: dict[str, Any]) -> Table:
     """The record of a `pairs` stage: pairs by strategy, outcomes of samples, the two shortcut checks."""
@@ -62,10 +65,32 @@ def show(stage: Stage) -> None:
         table = Table("chosen", "rejected", title=question, title_justify="left")
         table.add_row(Text(pair["chosen"][0]["content"]), rejected)
         console.print(table)
-    if set(stage.settings["pairs"]["methods"]) == {"dataset"}:
-        # Not through rich, which would read `[/INST]` in a row as markup.
-        for line in aside.account(stage.result, stage.name, aside.PAIR_SETTINGS):
-            print(line)
+    # Not through rich, which would read `[/INST]` in a row as markup.
+    for line in remarks(stage.result, stage.name):
+        print(line)
+
+
+def remarks(record: dict[str, Any], folder: str) -> list[str]:
+    """What of a finished `pairs` stage a user has to know: rows that were put aside, and too few pairs."""
+    lines = []
+    if set(record["settings"]["pairs"]["methods"]) == {"dataset"}:
+        lines += aside.account(record, folder, aside.PAIR_SETTINGS)
+    count = record["rows"]["train"]
+    if count >= FEW:
+        return lines
+    few = f"WARNING: DPO learns little from {count} pair{'s' if count != 1 else ''}"
+    passed = record.get("pass_counts", {})
+    never, prompts = passed.get("0", 0), sum(passed.values())
+    if 2 * never > prompts:
+        mend = (
+            f"{never} of {prompts} prompts have no right sample: train SFT longer, "
+            "raise pairs.max_new_tokens, or set pairs.reference_chosen=true where rows have their own answers"
+        )
+    elif prompts:
+        mend = "raise pairs.prompts or pairs.samples"
+    else:
+        mend = "some hundreds are usual"
+    return [*lines, f"{few}: {mend}"]
 
 
 def _rated(accuracy: float, mend: str) -> str:

@@ -18,6 +18,10 @@ class UserError(Exception):
         return [f"{type(self).__name__}: {self}"]
 
 
+class NotFinished(UserError):
+    """A stage is asked for that builds on one which has no result yet."""
+
+
 def first_line(error: BaseException) -> str:
     """What went wrong, in one line; the kind of error where it has no text."""
     lines = str(error).strip().splitlines()

@@ -211,15 +211,15 @@ def _sentence(parts: list[str], kind: str, message: str, value: Any) -> str:
 
 def _wrong_format(source: str, value: Any) -> str:
     """What is wrong with the `format` of a source, which pydantic gives whole or only by its format."""
-    given = value.get("format") if isinstance(value, dict) else value
+    name = value.get("format") if isinstance(value, dict) else value
     choices = ", ".join(_FORMATS)
-    if isinstance(given, str) and given.lower().lstrip(".") in _FILE_KINDS:
+    if isinstance(name, str) and name.lower().lstrip(".") in _FILE_KINDS:
         return (
-            f"{source}.format: {given} is a kind of file, which is read off `path`; "
+            f"{source}.format: {name} is a kind of file, which is read off `path`; "
             f"the format says which columns a row has: one of {choices}"
         )
-    hint = did_you_mean(str(given), _FORMATS)
-    return f"{source}.format: should be one of {choices} (it is {shorten(given)}){hint}"
+    hint = did_you_mean(str(name), _FORMATS)
+    return f"{source}.format: should be one of {choices} (it is {shorten(name)}){hint}"
 
 
 def _unknown_key(parts: list[str]) -> str:

@@ -76,9 +76,9 @@ def find_file(path: str | Path, folders: Iterable[str | Path] = ()) -> Path:
     places = _places(folders)
     neighbours = []
     try:
-        found = find_path(path, folders, Path.is_file)
-        if found:
-            return found.resolve()
+        file_path = find_path(path, folders, Path.is_file)
+        if file_path:
+            return file_path.resolve()
         for folder in places:
             if (folder / path).is_dir():
                 raise UserError(f"{shorten(name, 200)} is a folder, and a file is asked for")

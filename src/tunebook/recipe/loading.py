@@ -30,13 +30,14 @@ def load_recipe(
     overrides: dict[str, Any] | None = None,
     stage: str | None = None,
     seed: int | None = None,
+    warn: bool = True,
     **short: Any,
 ) -> Recipe:
     """Read a recipe by name (`configs/<name>.yaml`) or path and apply overrides.
 
     Later wins: the file, `$TUNEBOOK__SECTION__KEY` variables, `overrides` with dotted keys, then `run`,
     `seed` and `short` names (`lr`, `epochs`, `max_steps`, `batch_size`) for the section `stage`. None means
-    "as the recipe says".
+    "as the recipe says". `warn` is whether settings that do nothing are named.
 
     Raises UserError in one line that names the nearest valid key or choice; so it does, in a notebook, for
     a parameter that papermill has set and the notebook does not have.
@@ -79,7 +80,8 @@ def load_recipe(
         origins.setdefault("pairs.methods", "as pairs.dataset is named")
     parsed.stages = asked_stages(parsed, layers.named)
     check_rows(parsed)
-    warn_of_idle(parsed, origins)
+    if warn:
+        warn_of_idle(parsed, origins)
     parsed.place(parsed.folders)
     start_from_whole_model(parsed, origins)
     parsed._overrides = changes
@@ -108,25 +110,25 @@ def _all_overrides(
     if unknown:
         hint = did_you_mean(unknown[0], [*SHORT, "seed", "run", "recipe"])
         raise UserError(f"{unknown[0]!r} is not a short name{hint}")
-    said = {}
+    values = {}
     for key, value in from_environment().items():
-        said[key] = (value, f"${PREFIX}{key.upper().replace('.', '__')}")
+        values[key] = (value, f"${PREFIX}{key.upper().replace('.', '__')}")
     for key, value in overrides.items():
-        said[key] = (value, "override")
+        values[key] = (value, "override")
     for name, value in short.items():
         if unset(value) is not None:  # a notebook's parameter that nobody has set
-            said[f"{stage}.{SHORT[name]}"] = (value, "override")
+            values[f"{stage}.{SHORT[name]}"] = (value, "override")
     if unset(run) is not None:
         # papermill makes a number of `2024`, YAML a date of `2024-05-01`
-        said["run"] = (str(run), "override")
+        values["run"] = (str(run), "override")
     elif os.environ.get("TUNEBOOK_RUN"):
-        said["run"] = (os.environ["TUNEBOOK_RUN"], "$TUNEBOOK_RUN")
+        values["run"] = (os.environ["TUNEBOOK_RUN"], "$TUNEBOOK_RUN")
     if unset(seed) is not None:
-        said["seed"] = (seed, "override")
+        values["seed"] = (seed, "override")
     for key in ("extends", "folders"):
-        if key in said:
+        if key in values:
             raise UserError(f"{key} can be said in the recipe's file alone")
-    return said
+    return values
 
 
 def _recipe_path(source: str) -> Path:

@@ -243,18 +243,18 @@ def _check_schedule(section: str, values: dict[str, Any]) -> None:
     """What a schedule is given beside the rate must be its own: transformers looks before the first step."""
     schedule = str(values.get("lr_scheduler_type", "linear"))
     known = schedule_parameters().get(schedule)
-    given = values.get("lr_scheduler_kwargs") or {}
-    if known is None or not isinstance(given, dict) or schedule in NO_PARAMETERS:
+    parameters = values.get("lr_scheduler_kwargs") or {}
+    if known is None or not isinstance(parameters, dict) or schedule in NO_PARAMETERS:
         return
     key = f"{section}.lr_scheduler_kwargs"
-    for name in given:
+    for name in parameters:
         if name not in known:
             names = ", ".join(known) or "none"
             raise UserError(f"{key}: {schedule} has no parameter {shorten(str(name))}; it takes {names}")
     for name, has_default in known.items():
-        if not has_default and name not in given:
+        if not has_default and name not in parameters:
             raise UserError(f"{key}: {schedule} needs {name}, for example {{{name}: 10}}")
-    if "min_lr" in known and given.get("min_lr") is None and given.get("min_lr_rate") is None:
+    if "min_lr" in known and parameters.get("min_lr") is None and parameters.get("min_lr_rate") is None:
         raise UserError(f"{key}: {schedule} needs min_lr or min_lr_rate, for example {{min_lr_rate: 0.1}}")
 
 

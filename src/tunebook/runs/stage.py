@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from tunebook.recipe.effects import differences, of_the_weights
-from tunebook.recipe.errors import UserError, say_once
+from tunebook.recipe.errors import NotFinished, UserError, say_once
 from tunebook.recipe.sections import Recipe
 from tunebook.runs.files import (
     ANSWERS_KEY,
@@ -179,7 +179,7 @@ class Stage:
 
     def _take_over(self, resume: bool) -> None:
         """Keep what an earlier run has left in the partial folder, put it aside, or remove it."""
-        checkpoints = self._checkpoints()
+        checkpoints = self.checkpoints()
         if resume and self._is_same(self._begun):
             changed = differences(self._begun.get("settings", self.settings), self.settings)
             if changed and checkpoints:
@@ -227,14 +227,14 @@ class Stage:
         """What an unfinished run was begun with; empty where there is none."""
         return read_json(self.partial / "started.json")
 
-    def _checkpoints(self) -> list[Path]:
+    def checkpoints(self) -> list[Path]:
         """The checkpoints of an unfinished run, by their step: a copied folder may have any times."""
         checkpoints = (self.partial / "checkpoints").glob("checkpoint-*")
         return sorted(checkpoints, key=lambda path: int(path.name.rpartition("-")[2]))
 
     def _refuse_to_lose_work(self) -> None:
         """Raises UserError where there are checkpoints of settings that lead to another result."""
-        begun, checkpoints = self._begun, self._checkpoints()
+        begun, checkpoints = self._begun, self.checkpoints()
         if not checkpoints or self._is_same(begun):
             return
         changed = differences(begun.get("settings", self.settings), self.settings)
@@ -303,7 +303,7 @@ def finished_key(recipe: Recipe, name: str) -> str:
     folder = recipe.run_dir / name
     stage = read_json(folder / "stage.json")
     if "key" not in stage:
-        raise UserError(f"{folder} holds no finished result: run `{command(recipe, name)}` first")
+        raise NotFinished(f"{folder} holds no finished result: run `{command(recipe, name)}` first")
     trained = stage.get("settings", {}).get("model", {})
     for key in ("base", "revision"):
         used = getattr(recipe.model, key)

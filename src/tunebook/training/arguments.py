@@ -75,13 +75,13 @@ def _key_at_fault(config: Any, settings: dict[str, Any]) -> str:
 
 def as_config(args: Any, recipe: Recipe, section: str) -> str:
     """A trainer's arguments as they would be written, without those that nobody has set."""
-    given = {}
+    arguments = {}
     for key in [*_defaults(recipe, section), *getattr(recipe, section)]:
         if key not in (*STOPPING, *OURS):
             value = getattr(args, key)
             # transformers turns some names into members of an enumeration.
-            given[key] = getattr(value, "value", value)
-    return as_call(type(args).__name__, {"output_dir": args.output_dir, **given})
+            arguments[key] = getattr(value, "value", value)
+    return as_call(type(args).__name__, {"output_dir": args.output_dir, **arguments})
 
 
 @contextlib.contextmanager

@@ -94,7 +94,7 @@ def _is_bare(text: str) -> bool:
 
 def expressions(text: str, gold: str) -> list[str]:
     """All expressions of a text, in order; those without a number only where `gold` has none."""
-    found: list[str] = []
+    runs: list[str] = []
     run = ""
     for token in _TOKEN.finditer(text):
         kind = token.lastgroup
@@ -106,22 +106,22 @@ def expressions(text: str, gold: str) -> list[str]:
             is_part = _is_formula(piece, run, text[token.end() :])
         # 3 1/2 is one number, `2020 15` are two.
         if kind == "number" and re.search(r"\d\s+$", run) and not re.match(r"\s*/", text[token.end() :]):
-            found.append(run)
+            runs.append(run)
             run = ""
         if is_part:
             run += piece
         else:
-            found.append(run)
+            runs.append(run)
             run = ""
             # What it is not is no answer.
             if piece.lower() in {"not", "never"}:
                 run = _DENIED
-    found.append(run)
-    found = [run for run in found if len(run) < LONGEST and not run.startswith(_DENIED)]
-    with_values = [_trimmed(run) for run in found if _VALUE.search(run)]
+    runs.append(run)
+    runs = [run for run in runs if len(run) < LONGEST and not run.startswith(_DENIED)]
+    with_values = [_trimmed(run) for run in runs if _VALUE.search(run)]
     if with_values or _VALUE.search(gold):
         return with_values
-    return [_trimmed(run) for run in found if re.search("[a-zA-Z]", run)]
+    return [_trimmed(run) for run in runs if re.search("[a-zA-Z]", run)]
 
 
 def _is_formula(word: str, before: str, after: str) -> bool:
