@@ -155,7 +155,10 @@ def _write(
 
     choice = choose(same_items(scores))
     short = {each: shorten(reason, 120) for each, reason in failed.items()}
-    text = f"{verdict(choice)}\n\n{choice_table(settings, choice, short).markdown()}\n"
+    # A log-probability is below 0, a score never.
+    is_score = min(of_model["mean"] for of_model in choice["models"].values()) >= 0
+    unit = "share of right answers, or mean score" if is_score else "log-probability of a held-out token"
+    text = f"{verdict(choice)}\n\n{choice_table(settings, choice, short).markdown()}\n\nMean: {unit}.\n"
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "sweep.json", {"settings": settings, "failed": failed, **choice})
     write_text(folder / "sweep.md", text)

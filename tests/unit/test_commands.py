@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
 from tunebook.cli import app
+from tunebook.commands import stages
 from tunebook.recipe.errors import UserError
 from tunebook.recipe.files import ROOT
+from tunebook.recipe.loading import load_recipe
 from tunebook.runs.stages import StageSpec
 
 
@@ -101,3 +104,14 @@ def test_notebooks_are_listed_and_copied_once(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="is there already"):
         raise typed("notebooks --copy").exception
     assert "mine" in (tmp_path / "notebooks" / names[0]).read_text()
+
+
+def test_a_run_is_reported_on_by_its_name_or_its_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    runs = load_recipe().run_dir.parent
+    for folder in (runs / "night", tmp_path / "moved"):
+        folder.mkdir(parents=True)
+    assert stages._run_folder("night") == runs / "night" == stages._run_folder(str(runs / "night"))
+    assert stages._run_folder("moved") == Path("moved")
+    with pytest.raises(UserError, match=r"no run 'nihgt' in .*, did you mean night"):
+        stages._run_folder("runs/nihgt")

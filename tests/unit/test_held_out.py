@@ -11,6 +11,7 @@ from tunebook.evaluation import first_screen, held_out, items, report, tables
 from tunebook.evaluation.report import parts
 from tunebook.evaluation.statistics import ratio_interval
 from tunebook.generation.answers import Answer
+from tunebook.recipe.loading import load_recipe
 
 
 def losses(folder, rows):
@@ -93,7 +94,7 @@ def test_a_report_of_prose_leads_with_the_loss_and_shows_answers_side_by_side(tm
     not_shown = {**compared, "first": "sft", "second": "dpo", "lower": 18, "higher": 12, "p": 0.3}
     summary = {"split": "test", "stages": stages, "comparisons": [], "losses": [shown, not_shown]}
     (tmp_path / "eval" / "summary.json").write_text(json.dumps(summary))
-    recipe = {"name": "mine", "seed": 0, "model": {"base": "tiny"}, "folders": []}
+    recipe = load_recipe().model_dump(mode="json")
     stage = {
         "recipe": recipe,
         "git": {"commit": "c", "dirty": False},

@@ -9,6 +9,8 @@ import jinja2
 import pytest
 from templates import CHATML
 
+from tunebook.data.prompts import trained_system
+from tunebook.data.storage import write_parquet
 from tunebook.export.modelcard import card
 from tunebook.models.chat_template import default_system
 from tunebook.recipe.files import ROOT
@@ -55,6 +57,37 @@ def test_the_card_names_the_system_message_of_the_template(recipe):
     assert "no system prompt of its own. The chat template adds its default one:" in text
     assert "```text\nYou are SmolLM\n```" in text and "without a system prompt" not in text
     assert "with its chat template, without a system prompt." in card(recipe, "sft", "merged")
+
+
+def test_the_system_message_of_the_rows_is_that_of_the_model(recipe):
+    """As in OpenAI's files, where it stands in each row. Chat and Ollama ask with it too."""
+    (recipe.run_dir / "data").mkdir()
+    path = recipe.run_dir / "data" / "train.parquet"
+    question = {"role": "user", "content": "Where is Lima?"}
+    guide = [{"role": "system", "content": "You are a guide."}, question]
+    clerk = [{"role": "system", "content": "You are a clerk."}, question]
+    write_parquet([{"prompt": guide}] * 3, path, prompt="messages")
+    assert trained_system(recipe) == "You are a guide."
+    assert "this system prompt:\n\n```text\nYou are a guide.\n```" in card(recipe, "sft", "merged", "SmolLM")
+    for rows in ([guide, clerk], [guide, [question]]):
+        write_parquet([{"prompt": prompt} for prompt in rows], path, prompt="messages")
+        assert trained_system(recipe) is None
+        assert "with the several system prompts of its rows" in card(recipe, "sft", "merged", "SmolLM")
+    write_parquet([{"prompt": [question]}], path, prompt="messages")
+    assert trained_system(recipe) is None and "of its own" in card(recipe, "sft", "merged", "SmolLM")
+    # What the recipe says comes first: `prepare` puts it before each question.
+    assert trained_system(load_recipe()) == (ROOT / "prompt" / "system.txt").read_text().strip()
+
+
+def test_the_card_of_dpo_alone_names_its_preference_set(recipe):
+    path = recipe.run_dir / "manifest.json"
+    stages = json.loads(path.read_text())["stages"]
+    alone = {name: stages[name] for name in ("pairs", "dpo")}
+    path.write_text(json.dumps({"run": "alone", "stages": alone}))
+    recipe.data.sources = []
+    recipe.pairs.dataset = "prefs.csv"
+    text = card(recipe, "dpo", "adapter")
+    assert "- Sources: prefs.csv.\n- DPO: 218 preference pairs" in text and "SFT: " not in text
 
 
 def test_a_card_shows_the_loss_where_the_evaluation_was_by_loss(recipe):

@@ -11,8 +11,10 @@ import pytest
 
 from tunebook.evaluation import report, tables
 from tunebook.evaluation.compare import compare_runs
+from tunebook.evaluation.held_out import LOSSES, summarise_losses
 from tunebook.recipe.errors import UserError
 from tunebook.recipe.files import ROOT
+from tunebook.recipe.loading import load_recipe
 
 RECORD = ROOT / "resources" / "smollm2-math"
 
@@ -104,3 +106,30 @@ def test_runs_side_by_side(run, tmp_path):
     (other / "eval" / "summary.json").unlink()
     with pytest.raises(UserError, match="other has not been evaluated"):
         compare_runs([run, other])
+
+
+def prose_run(folder: Path, nats: list[float]) -> Path:
+    """A run whose answers nothing can check: SFT's losses of some held-out answers of four tokens."""
+    evaluated = folder / "eval" / "sft"
+    evaluated.mkdir(parents=True)
+    lines = []
+    for i, value in enumerate(nats):
+        lines.append(json.dumps({"index": i, "source_id": f"p/{i}", "nats": value, "tokens": 4}))
+    (evaluated / LOSSES).write_text("\n".join(lines) + "\n")
+    summary = {"stages": {"sft": {**summarise_losses(evaluated), "answers": None}}, "comparisons": []}
+    (folder / "eval" / "summary.json").write_text(json.dumps(summary))
+    stage = {"recipe": load_recipe(overrides={"sft.learning_rate": nats[0]}).model_dump(mode="json")}
+    (folder / "manifest.json").write_text(json.dumps({"run": folder.name, "stages": {"sft": stage}}))
+    return folder
+
+
+def test_runs_of_prose_are_compared_by_the_losses_of_the_same_answers(tmp_path):
+    slow = prose_run(tmp_path / "slow", [6.0, 8.0, 4.0])
+    fast = prose_run(tmp_path / "fast", [4.0, 4.0, 4.0])
+    text = compare_runs([slow, fast])
+    assert "| slow sft | 3 | 1.500 (" in text and "| fast sft | 3 | 1.000 (" in text
+    # 18 against 12 nats over 12 tokens: two answers became likelier, none less likely.
+    assert "| slow sft → fast sft | 3 | -0.500 (" in text and "none is paired" not in text
+    assert "## Accuracy" not in text and "Over the runs" not in text
+    other = prose_run(tmp_path / "other", [4.0, 4.0])
+    assert "other answered other items" in compare_runs([slow, other])

@@ -190,7 +190,7 @@ def test_the_first_sentence_is_true(recipe):
 def test_the_report_begins_with_sentence_table_and_figure(recipe):
     record(recipe.run_dir / "eval" / "sft", {"reading": 0.3}, 1)
     summary = summary_of(recipe)
-    recorded = {"name": "mine", "seed": 0, "model": {"base": "m"}}
+    recorded = recipe.model_dump(mode="json")
     hardware = {"cores": 2, "cpu": "c", "memory_gb": 1, "gpus": []}
     times = {"started": "2026-01-01T00:00:00", "ended": "2026-01-01T00:01:00"}
     stage = {"recipe": recorded, "hardware": hardware, "peak_memory_gb": {}, **times}

@@ -18,6 +18,7 @@ from tunebook.recipe.errors import UserError
 from tunebook.recipe.files import ROOT
 from tunebook.recipe.loading import load_recipe
 from tunebook.recipe.sections import Recipe
+from tunebook.runs.changed import say_changed
 from tunebook.runs.files import intact, read_json
 from tunebook.runs.manifest import manifest
 from tunebook.runs.stage import Stage, adapter_key, command
@@ -421,3 +422,23 @@ def test_a_new_trainer_is_one_row(monkeypatch):
         (folder / "adapter").mkdir()
     assert model_names(recipe) == ["base", "sft", "dpo", "kto"] and trained_models(recipe) == ["base", "kto"]
     assert list(manifest(recipe.run_dir)["stages"]) == ["kto"] and adapter_key(recipe, "kto") == trained.key
+
+
+def test_a_model_that_was_trained_with_other_settings_is_said(tmp_path, capsys):
+    path = write_recipe(tmp_path, "data sft")
+    trained = load_recipe(path, overrides={"lora.r": 8, "sft.max_steps": 4})
+    stage = pipeline.STAGES["sft"].folder(trained)
+    with stage.open() as folder:
+        (folder / "adapter").mkdir()
+    capsys.readouterr()
+    # What only watches changes no weights.
+    say_changed(
+        load_recipe(path, overrides={"lora.r": 8, "sft.max_steps": 4, "sft.logging_steps": 1}), ["sft"]
+    )
+    assert capsys.readouterr().out == ""
+    say_changed(load_recipe(path), ["base", "sft"])
+    said = capsys.readouterr().out
+    assert said == (
+        "Warning: sft was trained with other settings than the recipe has now (lora.r 8 -> 16, "
+        "sft.max_steps 4 -> not set). The results are those of the trained model\n"
+    )

@@ -66,7 +66,7 @@ def test_the_verdict_and_the_table_say_what_is_shown():
     settings = {name: {"lora.r": r} for name, r in zip("abcd", (4, 8, 16, 32), strict=True)}
     rows = choice_table(settings, choice, {"d": "stopped at step 3"}).rows
     assert [row["verdict"] for row in rows] == [
-        "**best**",
+        "highest mean",
         "may be as good",
         "worse",
         "failed: stopped at step 3",
@@ -74,6 +74,8 @@ def test_the_verdict_and_the_table_say_what_is_shown():
     assert rows[0]["mean"].startswith("0.600 (0.5") and rows[2]["behind"].startswith("-0.600 (-0.690 to -0.5")
 
     alone = choose({"a": scores["a"], "c": scores["c"]})
+    (first, _) = choice_table({name: settings[name] for name in "ac"}, alone, {}).rows
+    assert first["verdict"] == "**best**"
     assert alone["rivals"] == [] and "a is shown to be better than each of the 1 others" in verdict(alone)
 
 

@@ -15,7 +15,7 @@ from typing import Any
 from markupsafe import Markup, escape
 
 from tunebook.checkers.check import Check
-from tunebook.data.prompts import Prompts
+from tunebook.data.prompts import Prompts, trained_system
 from tunebook.evaluation.items import answers_by_model
 from tunebook.evaluation.table import Table
 from tunebook.evaluation.tables import mark
@@ -131,6 +131,7 @@ class Chat:
     def ask(self, question: str, image: Any = None) -> Generator[str]:
         """The answer in pieces. Question and answer (as far as it came) go into the history."""
         prompts = Prompts(self.models.recipe)
+        prompts.system = trained_system(self.models.recipe)
         messages = [*self.messages, prompts.ask(question)[-1]]
         images = dict(self.images)
         if image is not None:

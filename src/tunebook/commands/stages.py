@@ -320,9 +320,18 @@ def report(
     from tunebook.evaluation.compare import compare_runs
     from tunebook.evaluation.report import write
 
-    folders = list(map(Path, runs or [])) or [of_a_run(load_recipe(recipe, run), run).run_dir]
+    folders = [_run_folder(name) for name in runs or []]
+    folders = folders or [of_a_run(load_recipe(recipe, run), run).run_dir]
     if len(folders) > 1:
         print(compare_runs(folders))
         return
     for path in write(folders[0]):
         print(f"Wrote {path}")
+
+
+def _run_folder(name: str) -> Path:
+    """A run by its folder, wherever it lies, or by its name under `runs/`. Raises UserError for neither."""
+    if Path(name).exists():
+        return Path(name)
+    run = Path(name).name
+    return of_a_run(load_recipe(run=run), run).run_dir

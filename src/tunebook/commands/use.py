@@ -113,7 +113,8 @@ def export(
         tables.parity_table(error.rows).print(title)
         raise
     tables.parity_table(rows).print(title)
-    print_done(parsed, "export", parsed.command("chat --model merged"))
+    model = "merged" if "merged" in rows else export.exported_stage(parsed)
+    print_done(parsed, "export", parsed.command(f"chat --model {model}"))
 
 
 @app.command(rich_help_panel=USE)

@@ -136,7 +136,7 @@ def choice_table(
         low, high = of_model["interval"]
         cells["mean"] = f"{of_model['mean']:.3f} ({low:.3f} to {high:.3f})"
         if name == choice["best"]:
-            table.add(**cells, verdict="**best**")
+            table.add(**cells, verdict="highest mean" if choice["rivals"] else "**best**")
             continue
         # How far the best is ahead of this one.
         low, high = of_model["difference_interval"]

@@ -12,10 +12,17 @@ from pathlib import Path
 from typing import Any
 
 from tunebook.evaluation import pooled
+from tunebook.evaluation.held_out import LOSSES, compare_losses
 from tunebook.evaluation.report import predictions
-from tunebook.evaluation.statistics import compared_steps, is_graded, marks
+from tunebook.evaluation.statistics import column, compared_steps, is_graded, marks
 from tunebook.evaluation.table import Table
-from tunebook.evaluation.tables import ACCURACY, accuracy_cells, comparison_table
+from tunebook.evaluation.tables import (
+    ACCURACY,
+    accuracy_cells,
+    comparison_table,
+    loss_comparison_table,
+    loss_table,
+)
 from tunebook.generation.generate import read_records
 from tunebook.recipe.errors import UserError
 from tunebook.runs.files import log_history, read_json
@@ -43,24 +50,22 @@ def compare_runs(runs: list[Path]) -> str:
     settings = _differing_settings(runs)
     steps = pooled.by_step(list(summaries.values()))
     claims = [f"- {pooled.claim(step, of_step)}" for step, of_step in steps.items()]
-    parts = [
-        f"# {' and '.join(summaries)}",
-        "## Over the runs",
-        _what_spreads(settings),
-        "\n".join(claims),
-        pooled.pooled_table(steps).markdown(),
-        pooled.EXPLAINED,
-        "## What differs",
-        settings.markdown() or "Nothing in their recipes.",
-        "## Accuracy",
-        _accuracies(summaries, stages),
-        f"## The same items, {first.name} against the others",
-    ]
+    parts = [f"# {' and '.join(summaries)}"]
+    if steps:
+        parts += ["## Over the runs", _what_spreads(settings), "\n".join(claims)]
+        parts += [pooled.pooled_table(steps).markdown(), pooled.EXPLAINED]
+    parts += ["## What differs", settings.markdown() or "Nothing in their recipes."]
+    if accuracies := _accuracies(summaries, stages):
+        parts += ["## Accuracy", accuracies]
+    if losses := _losses_of_answers(summaries, stages):
+        parts += ["## Held-out answers", losses]
+    parts.append(f"## The same items, {first.name} against the others")
     for other in runs[1:]:
         comparisons = _paired(first, other, stages)
-        if comparisons:
-            parts.append(comparison_table(comparisons).markdown())
-        else:
+        changes = _paired_losses(first, other, stages)
+        parts.append(comparison_table(comparisons).markdown())
+        parts.append(loss_comparison_table(changes).markdown())
+        if not comparisons and not changes:
             parts.append(f"{other.name} answered other items, or its answers are not kept: none is paired.")
     return "\n\n".join(filter(None, parts))
 
@@ -104,6 +109,16 @@ def _accuracies(summaries: dict[str, Any], stages: Iterable[str]) -> str:
     return table.markdown()
 
 
+def _losses_of_answers(summaries: dict[str, Any], stages: Iterable[str]) -> str:
+    """How likely each run's models find the held-out answers, where nothing can check what they say."""
+    results = {}
+    for stage in stages:
+        for run, summary in summaries.items():
+            if "loss" in summary["stages"].get(stage, {}):
+                results[f"{run} {stage}"] = summary["stages"][stage]
+    return loss_table(results).markdown()
+
+
 def _paired(first: Path, other: Path, stages: Iterable[str]) -> list[dict[str, Any]]:
     """The comparisons of two runs' models, of the stages in which both answered the same items."""
     comparisons = []
@@ -113,6 +128,17 @@ def _paired(first: Path, other: Path, stages: Iterable[str]) -> list[dict[str, A
         if first_scores and first_scores.keys() == other_scores.keys():
             scores = {f"{first.name} {stage}": first_scores, f"{other.name} {stage}": other_scores}
             comparisons += compared_steps(scores)
+    return comparisons
+
+
+def _paired_losses(first: Path, other: Path, stages: Iterable[str]) -> list[dict[str, Any]]:
+    """The same of the losses of held-out answers."""
+    comparisons = []
+    for stage in stages:
+        folders = {f"{run.name} {stage}": run / "eval" / stage for run in (first, other)}
+        items = [column(read_records(folder / LOSSES), "source_id") for folder in folders.values()]
+        if items[0] and items[0] == items[1]:
+            comparisons += compare_losses(folders)
     return comparisons
 
 

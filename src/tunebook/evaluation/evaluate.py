@@ -43,6 +43,7 @@ from tunebook.models import backend
 from tunebook.recipe.errors import UserError
 from tunebook.recipe.overrides import switch
 from tunebook.recipe.sections import PACE, Recipe
+from tunebook.runs.changed import say_changed
 from tunebook.runs.files import fingerprint, read_json, write_json
 from tunebook.runs.stage import Stage, adapter_key, command, finished_key
 from tunebook.runs.stages import trained_models
@@ -72,6 +73,7 @@ def evaluate(
         stages[name] = eval_stage(recipe, name)
         if force or not stages[name].done:
             missing[name] = stages[name]
+    say_changed(recipe, stages)
     if list(stages) == ["base"] and not only:
         print(f"Nothing is trained in {recipe.run_dir}: the base model alone is evaluated.")
     if missing:
@@ -97,7 +99,13 @@ def evaluate(
         items, _ = _items(recipe)
         summary["judge"] = win_rates(recipe, recipe.judge, folders, items)
     warn_of_engines(stages)
-    write_json(recipe.run_dir / "eval" / "summary.json", summary)
+    path = recipe.run_dir / "eval" / "summary.json"
+    before = read_json(path).get("split", summary["split"])
+    if before != summary["split"]:
+        print(
+            f"The results on {before} are replaced by those on {summary['split']}; another --run keeps both"
+        )
+    write_json(path, summary)
     if missing:
         track(recipe, "eval", results)
     return results

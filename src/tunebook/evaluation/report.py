@@ -21,6 +21,7 @@ from tunebook.recipe.errors import UserError
 from tunebook.recipe.files import ROOT
 from tunebook.runs import curves
 from tunebook.runs.files import duration_s, log_history, read_json, write_text
+from tunebook.runs.manifest import recorded_recipe
 from tunebook.runs.stages import CONTROL, STAGES
 
 SHOWN = 20
@@ -328,16 +329,16 @@ def _repeat(run: Path, stages: dict[str, Any]) -> str:
             commits.add(str(git["commit"]))
             dirty = " (with uncommitted changes)" if git["dirty"] else dirty
     commit = min(commits, default="?")
-    last = list(stages.values())[-1]
-    hardware = last["hardware"]
+    hardware = list(stages.values())[-1]["hardware"]
     machine = [f"{hardware['cores']} cores of {hardware['cpu']}", f"{hardware['memory_gb']} GB"]
     machine += hardware["gpus"]
     # Of a run in the project, the path as one types it there.
     folder = run.relative_to(ROOT) if run.is_relative_to(ROOT) else run
     manifest = shlex.quote(f"{folder}/manifest.json")
+    recipe = yaml.safe_dump(recorded_recipe(stages), sort_keys=False).strip()
     return (
         f"```bash\ngit checkout {commit} && uv sync\n"
         f"uv run tunebook run --from-manifest {manifest}\n```\n\n"
         f"Commits of the stages: {', '.join(sorted(commits))}{dirty}. Run on {', '.join(machine)}.\n\n"
-        f"The recipe in full:\n\n```yaml\n{yaml.safe_dump(last['recipe'], sort_keys=False).strip()}\n```"
+        f"The recipe in full:\n\n```yaml\n{recipe}\n```"
     )

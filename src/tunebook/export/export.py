@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from tunebook.checkers.check import Check
-from tunebook.data.prompts import Prompts
+from tunebook.data.prompts import Prompts, trained_system
 from tunebook.evaluation.items import questions
 from tunebook.evaluation.tables import parity_reasons
 from tunebook.export import llama_cpp, parity
@@ -196,7 +196,7 @@ def export_stage(recipe: Recipe, name: str, stage: str) -> Stage:
     """The folder of one export."""
     settings = {
         "model": recipe.model.model_dump(mode="json", include={"base", "revision"}),
-        "system_prompt": Prompts(recipe).system,
+        "system_prompt": trained_system(recipe),
         # The card stands in the folder, so that other licences make another export.
         "card": [recipe.export.license, recipe.export.data_license],
     }
@@ -329,7 +329,7 @@ def _write(recipe: Recipe, name: str, folder: Path, model: Any, tokenizer: Any, 
         # What the model can read, however short the rows were that it was trained on.
         config = model.config.get_text_config()
         context = getattr(config, "max_position_embeddings", recipe.model.max_seq_length)
-        text = modelfile(weights, tokenizer, [tokenizer.eos_token], prompts.system, context)
+        text = modelfile(weights, tokenizer, [tokenizer.eos_token], trained_system(recipe), context)
         for sentence in unsaid(tokenizer, prompts.user):
             print(f"Warning: {sentence}")
         (folder / "Modelfile").write_text(text, encoding="utf-8")

@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from tunebook.data.prompts import Prompts
+from tunebook.data.prompts import trained_systems
 from tunebook.evaluation import first_screen
 from tunebook.evaluation.tables import accuracy_table, loss_table
 from tunebook.models import builtin, chat_template
@@ -57,7 +57,7 @@ def card(recipe: Recipe, stage: str, name: str, default_system: str | None = Non
         target=target,
         sees_images=sees_images,
         file=f"{recipe.run_dir.name}-{name.removeprefix('gguf-')}.gguf",
-        system_prompt=Prompts(recipe).system,
+        system_prompts=trained_systems(recipe),
         default_system=default_system,
         settings=yaml.safe_dump(_settings(stages, trained), sort_keys=False).strip(),
         weights_license=recipe.export.license,
@@ -79,6 +79,8 @@ def _data(recipe: Recipe, stages: dict[str, Any], trained: list[str]) -> dict[st
     sources = []
     for source in recipe.data.sources:
         sources.append(str(getattr(source, "path", f"`{source.format}` (tunebook's own)")))
+    if "dpo" in trained and recipe.pairs.dataset:
+        sources.append(recipe.pairs.dataset)
     return {
         "sources": ", ".join(sources),
         "rows": rows,
