@@ -76,8 +76,8 @@ def test_preference_sets_as_they_are_published(tmp_path, embedded):
     )
     assert reasons(found) == [
         ("scored no better", "chosen 8.5, rejected 8.5"),
-        ("empty completion", ""),
-        ("empty completion", ""),
+        ("empty completion", "chosen"),
+        ("empty completion", "rejected"),
         ("different prompts", "chosen and rejected answer different prompts"),
         ("wrong type", "score_chosen: 'high' is not a number"),
         ("in the test or val split", found[-1].detail),

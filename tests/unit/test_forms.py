@@ -536,7 +536,7 @@ def test_pairs_that_cannot_be_read_say_why(pairs_of):
         ("wrong type", "chosen is a list, write it as text"),
         (
             "missing column",
-            "rejected: missing; the row has prompt, chosen: name it in `columns`, as in {rejected: prompt}",
+            "rejected: missing; the row has prompt, chosen",
         ),
         (
             "unknown columns",

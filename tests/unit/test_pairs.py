@@ -7,7 +7,9 @@ from pair_rows import RIGHT, ROW, WRONG, made, messages, sample
 
 from school_geometry.problems import problems
 from tunebook.checkers.maths import verify
+from tunebook.data import rows
 from tunebook.generation.answers import Answer
+from tunebook.pairs import existing
 from tunebook.pairs.injected_error import injected_error
 from tunebook.pairs.on_policy import on_policy
 from tunebook.pairs.pairs import _rows, _split, _why_none, pairs
@@ -323,3 +325,20 @@ def test_pits_are_looked_for_with_the_local_model_alone():
     server = {"url": "http://x/v1", "model": "m"}
     with pytest.raises(UserError, match="first_pit continues answers with the local model"):
         load_recipe(overrides={"pairs.first_pit": 4, "pairs.server": server})
+
+
+def test_a_pair_that_is_put_aside_keeps_both_sides_and_names_the_one():
+    """Else it cannot be put back."""
+    pair = {"source_id": "p:1", "prompt": [{"role": "user", "content": "?"}], "images": []}
+    pair |= {"chosen": [{"role": "assistant", "content": "Yes."}]}
+    pair |= {"rejected": [{"role": "assistant", "content": "No, " * 9}]}
+
+    def too_long(row):
+        if len(row.completion[0]["content"]) > 20:
+            return rows.rejected(row, "too long", "36 letters")
+        return None
+
+    reject = existing._first_reject(existing._rows(pair), [too_long])
+    assert (reject.reason, reject.detail) == ("too long", "rejected: 36 letters")
+    whole = existing._of_pair(reject, pair)
+    assert whole.row == {name: pair[name] for name in ("prompt", "chosen", "rejected")}

@@ -6,6 +6,7 @@ import json
 
 import pytest
 
+from tunebook.data.prepare import prepare
 from tunebook.models.start import start, start_stage, with_shape_of
 from tunebook.recipe.errors import UserError
 from tunebook.recipe.loading import load_recipe
@@ -88,6 +89,25 @@ def test_what_is_no_adapter_is_one_line(tmp_path, monkeypatch):
         UserError, match=r"'no/where' is neither `sft` nor `base`, no folder here and no hub id"
     ):
         start(recipe_of(tmp_path, "dpo: {start: no/where}\n"))
+
+
+def test_the_adapter_in_a_runs_folder_is_taken_or_named(tmp_path):
+    for stage in ("sft", "dpo"):
+        (tmp_path / "elsewhere" / stage).mkdir(parents=True)
+        write_adapter(tmp_path / "elsewhere" / stage / "adapter")
+    of_a_stage = recipe_of(tmp_path, "dpo: {start: elsewhere/sft}\n")
+    assert "adapter_config.json" in start_stage(of_a_stage).inputs
+    with pytest.raises(
+        UserError, match=r"elsewhere is a run .*: name .*elsewhere/dpo/adapter or .*elsewhere/sft"
+    ):
+        start_stage(recipe_of(tmp_path, "dpo: {start: elsewhere}\n"))
+
+
+def test_rows_are_not_prepared_for_a_recipe_of_dpo_alone(tmp_path):
+    recipe = recipe_of(tmp_path)
+    with pytest.raises(UserError, match=r"^the recipe mine has no data\.sources; it asks for pairs and dpo$"):
+        prepare(recipe)
+    assert not recipe.run_dir.exists()
 
 
 def test_its_shape_wins_over_the_recipes_lora_section(tmp_path, capsys):

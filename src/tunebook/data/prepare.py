@@ -56,6 +56,10 @@ def prepare(recipe: Recipe, force: bool = False, engine: Engine = "local") -> di
     Raises UserError when a source cannot be read, when no training row is left, and when too many are put
     aside (`data.max_aside`).
     """
+    if not recipe.data.sources:
+        raise UserError(
+            f"the recipe {recipe.name} has no data.sources; it asks for {' and '.join(recipe.stages)}"
+        )
     stage = data_stage(recipe)
     force = switch("force", force)
     if stage.await_rank_0() or stage.skip(force):

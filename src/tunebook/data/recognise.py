@@ -32,6 +32,9 @@ ANSWER_PARTS = (
 WORSE_PARTS = ("worse", "worst", "bad", "dispreferred", "non_preferred", "loser", "declined", "negative")
 BETTER_PARTS = ("better", "best", "good", "preferred", "winner", "accepted", "positive")
 
+OUR_COLUMNS = ("prompt", "completion", "chosen", "rejected", "messages")
+"""What is in its place already, and is proposed for nothing else."""
+
 # Characters of the name of a column; a file without a header has a text in its place.
 LONGEST_NAME = 60
 
@@ -92,6 +95,9 @@ def recognised(raw: Raw) -> Form:
     if not raw:
         raise Unusable("unknown columns", "an empty row")
     if "chosen" in raw and "rejected" in raw:
+        for side in ("chosen", "rejected"):
+            if is_missing(raw[side]):
+                raise Unusable("empty cell", f"{side}: empty")
         raise Unusable(
             "unknown columns",
             f"the columns {columns} are those of a preference set: name it in pairs.dataset, or train on "
@@ -169,7 +175,7 @@ def why_missing(name: str, raw: Raw, columns: dict[str, str]) -> tuple[str, str]
     if name in columns:
         near = did_you_mean(theirs, raw)
         return "missing column", f"{what}; `columns` takes it from {theirs!r}, but the row has {names}{near}"
-    free = [column for column in raw if column not in columns.values()]
+    free = [column for column in raw if column not in (*columns.values(), *OUR_COLUMNS)]
     if not free:
         return "missing column", f"{what}; the row has {names}"
     example = ", ".join(f"{ours}: {theirs}" for ours, theirs in {**columns, name: free[0]}.items())

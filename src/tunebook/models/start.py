@@ -131,11 +131,18 @@ def _folder(recipe: Recipe) -> Path:
     place = recipe.find_path(name)
     if not place.is_dir():
         place = _fetched(name)
-    if not (place / CONFIG).is_file():
-        raise UserError(
-            f"dpo.start: {place} holds no {CONFIG}; of a whole model say `model.base: {name}` instead"
-        )
-    return place
+    if (place / CONFIG).is_file():
+        return place
+    # A stage's folder has one adapter, a run several.
+    if (place / "adapter" / CONFIG).is_file():
+        return place / "adapter"
+    adapters = sorted(path.parent for path in place.glob(f"*/adapter/{CONFIG}"))
+    if adapters:
+        names = " or ".join(str(path) for path in adapters)
+        raise UserError(f"dpo.start: {name} is a run with adapters of its own: name {names}")
+    raise UserError(
+        f"dpo.start: {place} holds no {CONFIG}; of a whole model say `model.base: {name}` instead"
+    )
 
 
 def _fetched(name: str) -> Path:

@@ -41,13 +41,13 @@ def dataset(work: Work) -> list[Pair]:
             work.rejects.append(item)
             continue
         # Counted as the trainer sees them: rendered by the chat template and with their images.
-        chosen, other = _rows(item)
-        reject = checker.check(chosen) or checker.check(other) or _repeated(item, chosen, first_ids)
+        sides = _rows(item)
+        reject = _first_reject(sides, [checker.check]) or _repeated(item, sides["chosen"], first_ids)
         if reject:
-            work.rejects.append(reject)
+            work.rejects.append(_of_pair(reject, item))
         else:
             pairs.append(item)
-            end_tokens.add(chosen)
+            end_tokens.add(sides["chosen"])
     reasons = Counter(reject.reason for reject in work.rejects)
     first = {reject.reason: reject for reject in reversed(work.rejects)}
     work.record.update(aside.record(reasons, first, end_tokens))
@@ -91,7 +91,8 @@ def read(recipe: Recipe, count_tokens: Callable[[str], int], folder: Path) -> It
         # Of the answers alone: what the length of a side would give away.
         pair["chosen_tokens"] = count_tokens(pair["chosen"][0]["content"])
         pair["rejected_tokens"] = count_tokens(pair["rejected"][0]["content"])
-        yield _first_reject(_rows(pair), row_checks) or pair
+        reject = _first_reject(_rows(pair), row_checks)
+        yield _of_pair(reject, pair) if reject else pair
 
 
 def _renamed(named: Named, columns: dict[str, str]) -> Named:
@@ -240,19 +241,29 @@ def _checks(recipe: Recipe) -> list[Callable[[Row], Reject | None]]:
     return [checks.check_content, known.check, *suites]
 
 
-def _rows(pair: Pair) -> tuple[Row, Row]:
+def _rows(pair: Pair) -> dict[str, Row]:
     """The two sides of a pair as rows, which is what all checks take."""
     of_both = {"source_id": pair["source_id"], "split": "train", "prompt": pair["prompt"]}
-    chosen = Row(**of_both, completion=pair["chosen"], images=list(pair["images"]))
-    return chosen, Row(**of_both, completion=pair["rejected"], images=list(pair["images"]))
+    sides = {}
+    for side in ("chosen", "rejected"):
+        sides[side] = Row(**of_both, completion=pair[side], images=list(pair["images"]))
+    return sides
 
 
-def _first_reject(sides: tuple[Row, Row], row_checks: list[Callable[[Row], Reject | None]]) -> Reject | None:
-    for row in sides:
+def _first_reject(sides: dict[str, Row], row_checks: list[Callable[[Row], Reject | None]]) -> Reject | None:
+    """What the checks find first, with the side that it is of."""
+    for side, row in sides.items():
         for check in row_checks:
             if reject := check(row):
+                reject.detail = f"{side}: {reject.detail}" if reject.detail else side
                 return reject
     return None
+
+
+def _of_pair(reject: Reject, pair: Pair) -> Reject:
+    """With both sides in place of the one that was looked at, so that it can be put back."""
+    reject.row = {name: pair[name] for name in ("prompt", "chosen", "rejected")}
+    return reject
 
 
 def _repeated(pair: Pair, chosen: Row, first_ids: dict[int, str]) -> Reject | None:
