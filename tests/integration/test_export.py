@@ -206,11 +206,11 @@ def test_a_damaged_gguf_file_is_found_out(recipe):
 def test_an_interrupted_export_leaves_nothing_and_force_replaces(recipe, monkeypatch):
     merged = recipe.run_dir / "export" / "merged"
     before = (merged / "model.safetensors").read_bytes()
-    longer = recipe.model_copy(
-        update={"data": recipe.data.model_copy(update={"system_prompt": None})}
+    relicensed = recipe.model_copy(
+        update={"export": recipe.export.model_copy(update={"data_license": "cc0-1.0"})}
     )  # other settings
     with pytest.raises(UserError, match="--force replaces it"):
-        export.export(only(longer, "merged"))
+        export.export(only(relicensed, "merged"))
 
     def interrupted(model, tokenizer, folder):
         (folder / "model.safetensors").write_bytes(b"half")
@@ -228,9 +228,12 @@ def test_an_interrupted_export_leaves_nothing_and_force_replaces(recipe, monkeyp
         "ollama",
     ]
     assert (merged / "model.safetensors").read_bytes() == before
-    export.export(only(longer, "merged"), force=True)
+    # What the recipe no longer says still stands in the rows that it was trained on.
+    silent = {"data": relicensed.data.model_copy(update={"system_prompt": None})}
+    export.export(only(relicensed.model_copy(update=silent), "merged"), force=True)
     text = (merged / "README.md").read_text()
-    assert "no system prompt of its own" in text and "You are a helpful AI assistant named SmolLM" in text
+    system = (ROOT / "prompt" / "system.txt").read_text().strip()
+    assert f"this system prompt:\n\n```text\n{system}\n```" in text and "training data cc0-1.0" in text
 
 
 def test_the_card_says_what_the_run_recorded(recipe):
