@@ -221,6 +221,10 @@ def test_answers_of_which_nothing_is_said(capsys):
     assert capsys.readouterr().out == "sft: 1 of 2 answers have no score and are left out\n"
     with pytest.raises(UserError, match="says nothing of any answer of sft"):
         evaluate._refuse_unscored("sft", [prediction(0, None)])
+    # One that was cut off counts as wrong, whatever the check would say: 0% would be no result.
+    cut_off = prediction(1, 0.0) | {"truncated": True}
+    with pytest.raises(UserError, match="says nothing of any answer of sft"):
+        evaluate._refuse_unscored("sft", [prediction(0, None), cut_off])
 
 
 def test_there_is_no_vote_on_checked_answers(tmp_path, monkeypatch):

@@ -267,7 +267,9 @@ def _ask(exam: Exam) -> dict[str, Any]:
 def _refuse_unscored(name: str, predictions: list[Prediction]) -> None:
     """Say how many answers have no score. Raises UserError when none has one."""
     unscored = sum(prediction["correct"] is None for prediction in predictions)
-    if unscored == len(predictions):
+    # What is cut off counts as wrong without being asked about.
+    ended = sum(not prediction["truncated"] for prediction in predictions)
+    if unscored and unscored == ended:
         raise UserError(f"the recipe's check says nothing of any answer of {name}: each score is None")
     if unscored:
         print(f"{name}: {unscored} of {len(predictions)} answers have no score and are left out")
