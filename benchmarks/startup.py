@@ -21,8 +21,8 @@ import typer
 
 TUNEBOOK = [sys.executable, "-m", "tunebook"]
 TRL = [sys.executable, "-c", "from trl.cli import main; main()"]
-SMALL = ["--set", "data.sources.0.train=40", "--set", "data.sources.0.val=6"]
-SMALL += ["--set", "data.sources.0.test=6", "--set", "data.sources.1.train=10"]
+SMALL = ["--set", "data.sources.0.train=60", "--set", "data.sources.0.val=6"]
+SMALL += ["--set", "data.sources.0.test=6"]
 ONE_STEP = ["--set", "sft.max_steps=1", "--set", "sft.eval_strategy=no"]
 
 

@@ -35,8 +35,7 @@ from tunebook.runs.files import log_history, read_json
 # The project's default, as it would be used on a card.
 SMOLLM2 = {
     "model.attn_implementation": "null",
-    "data.sources.0.train": 200,
-    "data.sources.1.train": 40,
+    "data.sources.0.train": 300,
     "sft.max_steps": 60,
     "sft.save_steps": 10,
     "sft.packing": True,  # Unsloth packs on a GPU alone

@@ -56,10 +56,9 @@ SMALL: dict[str, Any] = {
 }
 DATA = {
     "smollm2-math": {
-        "data.sources.0.train": 60,
+        "data.sources.0.train": 80,
         "data.sources.0.val": 6,
         "data.sources.0.test": 12,
-        "data.sources.1.train": 20,
     },
     "mm-math-sample": {"data.sources.0.rows": 80},
 }

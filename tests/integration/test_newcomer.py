@@ -107,10 +107,9 @@ SERVERS = {
 }
 SMALL = {
     "model.dtype": "float32",
-    "data.sources.0.train": 24,
+    "data.sources.0.train": 36,
     "data.sources.0.val": 6,
     "data.sources.0.test": 6,
-    "data.sources.1.train": 12,
     "sft.max_steps": 3,
     "sft.per_device_train_batch_size": 1,
     "sft.logging_steps": 1,

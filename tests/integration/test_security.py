@@ -25,8 +25,6 @@ def test_commands_that_work_and_that_fail_leave_no_key(keys, run_cli, tmp_path):
         "data.sources.0.val=0",
         "--set",
         "data.sources.0.test=0",
-        "--set",
-        "data.sources.1.train=4",
     ]
     done = [
         run_cli("prepare", *small),
@@ -66,8 +64,6 @@ def test_preparing_data_calls_nobody(embedded, tmp_path):
             "data.sources.0.train=4",
             "--set",
             "data.sources.0.test=4",
-            "--set",
-            "data.sources.1.train=4",
         ]
     )
 

@@ -20,10 +20,8 @@ SMALL = (
     "data.sources.0.val=2",
     "--set",
     "data.sources.0.test=4",
-    "--set",
-    "data.sources.1.train=4",
 )
-FINGERPRINT = "d78c734509cd26da"
+FINGERPRINT = "1cd3ba12d2f1c667"
 
 
 def tunebook(*argv: str, cwd: Path, **env: str) -> subprocess.CompletedProcess[str]:
