@@ -293,14 +293,14 @@ def test_a_source_for_pairs_alone_is_not_trained_on():
         few | {"train": 60, "val": 6, "wordings": [0], "use": "sft"},
         few | {"train": 40, "wordings": [1, 2], "use": "pairs"},
     ]
-    recipe = load_recipe(overrides={"data.sources": sources})
+    recipe = load_recipe(overrides={"data.sources": sources, "data.for_pairs": 0})
     prepare(recipe)
     sft, kept = (
         {r["source_id"].rsplit("/", 1)[1] for r in training_rows(recipe, name)} for name in ("sft", "pairs")
     )
     assert sft == {"0"} and kept == {"1", "2"}
     assert len(training_rows(recipe, "sft")) + len(training_rows(recipe, "pairs")) == recipe_rows(recipe)
-    alone = load_recipe(run="alone", overrides={"data.sources": sources[1:]})
+    alone = load_recipe(run="alone", overrides={"data.sources": sources[1:], "data.for_pairs": 0})
     prepare(alone)
     with pytest.raises(UserError, match="no train row is for sft"):
         training_rows(alone, "sft")
