@@ -320,7 +320,7 @@ def report(
     from tunebook.evaluation.compare import compare_runs
     from tunebook.evaluation.report import write
 
-    folders = [_run_folder(name) for name in runs or []]
+    folders = list(map(_run_folder, runs or []))
     folders = folders or [of_a_run(load_recipe(recipe, run), run).run_dir]
     if len(folders) > 1:
         print(compare_runs(folders))

@@ -262,7 +262,7 @@ def _first_reject(sides: dict[str, Row], row_checks: list[Callable[[Row], Reject
 
 def _of_pair(reject: Reject, pair: Pair) -> Reject:
     """With both sides in place of the one that was looked at, so that it can be put back."""
-    reject.row = {name: pair[name] for name in ("prompt", "chosen", "rejected")}
+    reject.row = {"prompt": pair["prompt"], "chosen": pair["chosen"], "rejected": pair["rejected"]}
     return reject
 
 
