@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.text import Text
 
 from tunebook.checkers.check import Check
-from tunebook.data import sources
+from tunebook.data import recognise, sources
 from tunebook.data.rows import Reject, Row
 from tunebook.data.tokens import open_tokenizer
 from tunebook.models.builtin import EMBEDDED
@@ -83,13 +83,7 @@ def init(
         look = look_at(path, look.guess)
         print(f"{path}: {_taken_for(look.renames)}")
     if not look.form:
-        how = ""
-        if look.longest:
-            prompt, completion = look.longest
-            how = f"; here: --columns {_columns_option(prompt=prompt, completion=completion)}"
-        elif look.unreadable.keys() == {"unknown columns"}:
-            how = "; of a preference set three: --columns prompt=...,chosen=...,rejected=..."
-        raise UserError(f"{path}: {look.example or 'no rows'}{how}")
+        raise UserError(f"{path}: {look.example or 'no rows'}{_proposal(look)}")
     out = out or Path(f"{_stem(path)}.yaml")
     if out.exists() and not force:
         raise UserError(f"{out} is there already: give another --out, or --force to replace it")
@@ -114,6 +108,18 @@ def init(
     _show(recipe, examples)
     _say_next(recipe, goal)
     return out
+
+
+def _proposal(look: Look) -> str:
+    """What `--columns` may be where no form fits; nothing where it would not help."""
+    if names := recognise.longest(look.lengths):
+        return f"; here: --columns {_columns_option(prompt=names[0], completion=names[1])}"
+    if len(look.lengths) < 3 or look.unreadable.keys() != {"unknown columns"}:
+        return ""
+    sides = recognise.named_sides(look.lengths)
+    one = _columns_option(prompt=sides["prompt"], completion=recognise.NOT_NAMED)
+    three = _columns_option(**sides)
+    return f"; of a preference set three: --columns {three}; of one answer: --columns {one}"
 
 
 def _taken_for(renames: dict[str, str]) -> str:

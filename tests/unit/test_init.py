@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from tunebook import init
+from tunebook.data import recognise
 from tunebook.recipe import files
 from tunebook.recipe.errors import UserError
 from tunebook.recipe.loading import load_recipe
@@ -121,7 +122,7 @@ def test_columns_are_taken_by_parts_of_their_names_or_the_longest_are_proposed(h
         UserError, match=r"of a preference set three: --columns prompt=\.\.\.,chosen="
     ) as error:
         init.init(write("third.jsonl", [third]))
-    assert "completion: d" not in str(error.value) and "completion=" not in str(error.value)
+    assert "completion: d" not in str(error.value) and "completion=d" not in str(error.value)
     # A column that no row has is a mistake, and nothing is written.
     wrong = r"no column 'kundenfrage', did you mean Kundenfrage\?; there are: Datum, Kundenfrage, "
     with pytest.raises(UserError, match=wrong):
@@ -216,3 +217,37 @@ def test_the_worse_answer_of_a_preference_set_is_never_taken_for_the_answer(here
     said = capsys.readouterr().out
     assert "'better' for the chosen answer and 'worse' for the rejected one" in said
     assert "the other way round: --columns prompt=question,chosen=worse,rejected=better" in said
+
+
+@pytest.mark.parametrize(
+    ("better", "worse"),
+    [("good_answer", "badAnswer"), ("winner", "LOSER"), ("preferred", "less preferred"), ("chosen", "other")],
+)
+def test_two_answers_are_told_apart_by_words_in_their_names(better, worse):
+    columns = {"prompt": "Frage", "chosen": better, "rejected": worse}
+    for names in (("Frage", better, worse), (worse, better, "Frage")):
+        assert recognise.named_alike(dict.fromkeys(names, 10)) == columns
+
+
+def test_of_two_columns_of_answers_none_is_taken_unasked(here, embedded, capsys):
+    row = {"question": "Where is Lima?", "response_a": "Lima is in Peru, by the sea.", "response_b": "South."}
+    both = (
+        r"--columns prompt=question,chosen=\.\.\.,rejected=\.\.\.; of one answer: --columns prompt=question,"
+    )
+    with pytest.raises(UserError, match=both):
+        init.init(write("two.jsonl", [row] * 3))
+    # Two worse ones, and no question: a proposal says what the names say, and no worse answer is learnt.
+    assert recognise.named_alike({"question": 9, "bad1": 9, "bad2": 9, "good": 9}) == {}
+    with pytest.raises(UserError, match=r"columns prompt=\.\.\.,chosen=better,rejected=worse; ") as error:
+        init.init(write("no.jsonl", [{"id": "1", "better": "Lima is in Peru.", "worse": "Lima is south."}]))
+    assert "completion=worse" not in str(error.value) and "completion: worse" not in str(error.value)
+    # Ids beside the answers are none; `window` is no `win`, and `closed` none that loses.
+    assert recognise.named_alike({"Frage": 90, "Antwort": 300, "Antwort-ID": 9})["completion"] == "Antwort"
+    assert recognise.named_alike({"question": 9, "window": 9, "closed": 9}) == {}
+
+
+def test_an_empty_cell_in_the_last_row_changes_no_guess(here, embedded, capsys):
+    row = {"question": "Where is Lima?", "better": "Lima is in Peru.", "worse": "It is south."}
+    path = init.init(write("p.jsonl", [row, row, row | {"worse": None}]))
+    assert load_recipe(path).pairs.columns == {"prompt": "question", "chosen": "better", "rejected": "worse"}
+    assert "not readable: 1 empty cell (the first: rejected: empty)" in capsys.readouterr().out

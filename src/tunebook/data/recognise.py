@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from tunebook.data.fields import is_missing
@@ -28,9 +29,21 @@ ANSWER_PARTS = (
     *("respuesta", "risposta", "resposta", "sagot", "cevap", "odpowied"),
 )
 
-# Of a preference set. The worse side comes first: `dispreferred` holds `preferred`.
-WORSE_PARTS = ("worse", "worst", "bad", "dispreferred", "non_preferred", "loser", "declined", "negative")
-BETTER_PARTS = ("better", "best", "good", "preferred", "winner", "accepted", "positive")
+# Words in the names of a preference set's answers. The worse side comes first: `less_preferred` has both.
+WORSE_WORDS = {
+    *("worse", "worst", "bad", "dispreferred", "less", "non", "rejected", "loser", "lose", "losing"),
+    *("declined", "negative", "wrong", "incorrect", "other"),
+}
+BETTER_WORDS = {
+    *("better", "best", "good", "preferred", "chosen", "winner", "win", "winning", "accepted", "positive"),
+    *("right", "correct"),
+}
+
+# Where a word begins in `betterAnswer`.
+CAMEL = re.compile("([a-z])([A-Z])")
+
+NOT_NAMED = "..."
+"""In a proposal the place of a column that no name tells."""
 
 OUR_COLUMNS = ("prompt", "completion", "chosen", "rejected", "messages")
 """What is in its place already, and is proposed for nothing else."""
@@ -115,7 +128,8 @@ def recognised(raw: Raw) -> Form:
                 'wants a first line such as question,answer, JSON rows such as [{"question": "...", '
                 '"answer": "..."}]',
             )
-    prompt, completion = longest(raw) or ("...", "...")
+    lengths = {name: len(str(value or "")) for name, value in raw.items()}
+    prompt, completion = longest(lengths) or (NOT_NAMED, NOT_NAMED)
     raise Unusable(
         "unknown columns",
         f"no known form has the columns {columns}: name two of them in `columns`, as in "
@@ -123,43 +137,73 @@ def recognised(raw: Raw) -> Form:
     )
 
 
-def longest(raw: Raw) -> tuple[str, str] | None:
-    """The two columns of a row with the longest texts, in their order: most likely question and answer.
+def longest(lengths: dict[str, int]) -> tuple[str, str] | None:
+    """The two columns with the longest texts, in their order: most likely question and answer.
 
-    None where a third is about as long: it may be the answer as well, or the worse one of two.
+    None where there may be two answers: by their names, or because a third text is about as long.
+
+    Args:
+        lengths: Characters of each column's texts.
     """
-    lengths = {name: len(str(raw[name] or "")) for name in raw}
-    by_length = sorted(raw, key=lambda name: -lengths[name])
-    if len(raw) > 2 and 2 * lengths[by_length[2]] >= lengths[by_length[1]]:
+    by_length = sorted(lengths, key=lambda name: -lengths[name])
+    sides = named_sides(lengths)
+    is_preference = NOT_NAMED not in (sides["chosen"], sides["rejected"])
+    if len(lengths) < 2 or is_preference or len(_answers(lengths)) > 1:
         return None
-    names = [name for name in raw if name in by_length[:2]]
-    return names[0], names[-1]
+    if len(lengths) > 2 and 2 * lengths[by_length[2]] >= lengths[by_length[1]]:
+        return None
+    first, second = sorted(by_length[:2], key=list(lengths).index)
+    return first, second
 
 
-def named_alike(raw: Raw) -> dict[str, str]:
-    """What the text columns of a row are by parts of their names; empty where they do not say it.
+def named_alike(lengths: dict[str, int]) -> dict[str, str]:
+    """What columns of text are by parts of their names; empty where they do not say it, or two say the same.
 
     `Kundenfrage` holds a question, `Antwort Team` an answer; `better` and `worse` are two answers.
+
+    Args:
+        lengths: Characters of each column's texts.
 
     Returns:
         The columns of `prompt`, `chosen` and `rejected`, or else those of `prompt` and `completion`.
     """
-    prompt = _named(raw, QUESTION_PARTS, ())
-    rejected = _named(raw, WORSE_PARTS, (prompt,))
-    chosen = _named(raw, BETTER_PARTS, (prompt, rejected))
-    if prompt and chosen and rejected:
-        return {"prompt": prompt, "chosen": chosen, "rejected": rejected}
-    completion = _named(raw, ANSWER_PARTS, (prompt,))
-    return {"prompt": prompt, "completion": completion} if prompt and completion else {}
+    sides = named_sides(lengths)
+    if NOT_NAMED not in sides.values():
+        return sides
+    answers = _answers(lengths)
+    if sides["prompt"] == NOT_NAMED or len(answers) != 1:
+        return {}
+    return {"prompt": sides["prompt"], "completion": answers[0]}
 
 
-def _named(raw: Raw, parts: tuple[str, ...], taken: tuple[str, ...]) -> str:
-    """The first text column with one of these parts in its name; empty where there is none."""
-    for name, value in raw.items():
-        is_alike = any(part in name.casefold() for part in parts)
-        if is_alike and isinstance(value, str) and name not in taken:
-            return name
-    return ""
+def named_sides(names: Iterable[str]) -> dict[str, str]:
+    """The columns of `prompt`, `chosen` and `rejected` by their names, `...` for what they do not say."""
+    sides: dict[str, list[str]] = {"prompt": [], "chosen": [], "rejected": []}
+    for name in names:
+        words = set(re.findall(r"[^\W\d_]+", CAMEL.sub(r"\1_\2", name).casefold()))
+        if words & WORSE_WORDS:
+            sides["rejected"].append(name)
+        elif words & BETTER_WORDS:
+            sides["chosen"].append(name)
+        elif any(part in name.casefold() for part in QUESTION_PARTS):
+            sides["prompt"].append(name)
+    # Of several questions the first; of several better or worse answers none is the one.
+    one_each = {}
+    for side, columns in sides.items():
+        is_told = len(columns) == 1 or (columns and side == "prompt")
+        one_each[side] = columns[0] if is_told else NOT_NAMED
+    return one_each
+
+
+def _answers(lengths: dict[str, int]) -> list[str]:
+    """The columns that are named like an answer and are none of ids or dates, which are far shorter."""
+    prompt = named_sides(lengths)["prompt"]
+    names = []
+    for name in lengths:
+        if name != prompt and any(part in name.casefold() for part in ANSWER_PARTS):
+            names.append(name)
+    most = max((lengths[name] for name in names), default=0)
+    return [name for name in names if 10 * lengths[name] >= most]
 
 
 def why_missing(name: str, raw: Raw, columns: dict[str, str]) -> tuple[str, str]:

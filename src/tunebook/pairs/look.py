@@ -33,10 +33,10 @@ class Look:
     """Of the first of them, what is wrong."""
     renames: dict[str, str] = field(default_factory=dict)
     """The recipe's `columns`."""
+    lengths: Counter[str] = field(default_factory=Counter)
+    """Characters of each column of text in rows of unknown columns."""
     guess: dict[str, str] = field(default_factory=dict)
-    """What `columns` may be, of rows of unknown columns: of two, or named like a question and an answer."""
-    longest: tuple[str, str] | None = None
-    """Of rows of unknown columns the two with the longest texts."""
+    """What `columns` may be, of rows of unknown columns: of two, or by their names."""
 
 
 def parsed_columns(text: str | None) -> dict[str, str]:
@@ -74,9 +74,10 @@ def look_at(path: str, renames: dict[str, str] | None = None) -> Look:
         except Unusable as error:
             look.unreadable[error.reason] += 1
             look.example = look.example or str(error)
-            if error.reason == "unknown columns" and isinstance(raw, dict) and raw:
-                look.guess = _guess(raw)
-                look.longest = recognise.longest(raw)
+            if error.reason == "unknown columns" and isinstance(raw, dict):
+                for column, text in raw.items():
+                    if isinstance(text, str):
+                        look.lengths[column] += len(text)
             continue
         names[name] += 1
         look.is_preference |= is_preference
@@ -85,17 +86,13 @@ def look_at(path: str, renames: dict[str, str] | None = None) -> Look:
         if theirs not in columns:
             near = did_you_mean(theirs, columns)
             raise UserError(f"{path}: no column {theirs!r}{near}; there are: {', '.join(columns)}")
+    # Of all rows together: in a single one a cell may be empty, or the longer answer the shorter one.
+    look.guess = recognise.named_alike(look.lengths)
+    if not look.guess and len(columns) == len(look.lengths) == 2:
+        look.guess = dict(zip(("prompt", "completion"), look.lengths, strict=True))
     if names:
         look.form = names.most_common(1)[0][0]
     return look
-
-
-def _guess(raw: Any) -> dict[str, str]:
-    """What `columns` may be: by their names, or of two texts by their order; empty for other rows."""
-    by_name = recognise.named_alike(raw)
-    if by_name or len(raw) != 2 or not all(isinstance(value, str) for value in raw.values()):
-        return by_name
-    return dict(zip(("prompt", "completion"), raw, strict=True))
 
 
 def _form(raw: dict[str, Any]) -> tuple[str, bool]:
