@@ -7,7 +7,7 @@ from statistics import fmean
 
 from tunebook.data import aside
 from tunebook.evaluation import first_screen
-from tunebook.pairs.summary import remarks
+from tunebook.pairs.summary import FEW, TOO_HIGH, length_alone, remarks
 from tunebook.recipe.sections import Recipe
 from tunebook.runs.files import log_history, read_json
 from tunebook.runs.stages import Step, round_name
@@ -24,6 +24,8 @@ def outcome(step: Step, recipe: Recipe) -> list[str]:
         lines += aside.account(record)
     elif step.spec.name == "pairs" and record:
         lines.append(f"pairs: {record['rows']['train']} to train on, {record['rows']['val']} to watch")
+        if record.get("length_only_accuracy", 0) > TOO_HIGH and record["rows"]["train"] >= FEW:
+            lines.append(f"told apart by length alone: {length_alone(record)}")
         lines += remarks(record, folder.name)
     elif step.spec.name == "eval":
         summary = read_json(recipe.run_dir / "eval" / "summary.json")

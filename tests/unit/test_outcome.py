@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 
+import pytest
+
 from tunebook.outcome import outcome
+from tunebook.pairs import pairs
 from tunebook.pairs.summary import remarks
 from tunebook.recipe.loading import load_recipe
 from tunebook.runs.files import write_json
@@ -106,3 +109,36 @@ def test_few_pairs_are_said_with_what_brings_more():
     (seldom,) = remarks(pairs_of("on_policy", 19, pass_counts={"0": 5, "2": 15}), "pairs")
     assert seldom == "WARNING: DPO learns little from 19 pairs: raise pairs.prompts or pairs.samples"
     assert remarks(pairs_of("on_policy", 20, pass_counts={"0": 15, "2": 5}), "pairs") == []
+
+
+@pytest.mark.parametrize(
+    ("method", "mend"),
+    [
+        ("on_policy", "lower pairs.max_length_ratio"),
+        ("dataset", "DPO will learn the length: even it out in the set"),
+    ],
+)
+def test_pairs_that_length_tells_apart_are_said_after_the_step(method, mend):
+    recipe = load_recipe()
+    (recipe.run_dir / "pairs").mkdir(parents=True)
+
+    def lines(train: int, accuracy: float) -> list[str]:
+        record = pairs_of(method, train, quarantined={}, length_only_accuracy=accuracy)
+        write_json(recipe.run_dir / "pairs" / "stage.json", record)
+        return [line for line in outcome(steps(recipe)["pairs"], recipe) if "length" in line]
+
+    assert lines(40, 0.85) == [f"told apart by length alone: 85% (above 70%: {mend})"]
+    # Of a handful of pairs nearly everything tells the sides apart.
+    assert lines(40, 0.6) == lines(3, 1.0) == []
+
+
+def test_dpo_alone_says_what_became_of_the_pairs_that_it_makes(tmp_path, monkeypatch, capsys):
+    (tmp_path / "my.jsonl").write_text('{"prompt": "?", "chosen": "Yes.", "rejected": "No."}')
+    (tmp_path / "my.yaml").write_text("extends: smollm2\npairs: {dataset: my.jsonl}\ndpo:\n")
+    recipe = load_recipe(tmp_path / "my.yaml")
+    monkeypatch.setattr(pairs.backend, "backend", lambda: "cpu")
+    monkeypatch.setattr(pairs, "pairs", lambda *_: pairs_of("dataset", 1, quarantined={"tie": 1}))
+    pairs.existing_pairs(recipe)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "rows: 2 in, 1 out, 1 aside (in pairs/quarantine.jsonl)"
+    assert lines[-1] == "WARNING: DPO learns little from 1 pair: some hundreds are usual"

@@ -29,6 +29,7 @@ from tunebook.pairs.injected_error import injected_error
 from tunebook.pairs.on_policy import on_policy
 from tunebook.pairs.pair import COLUMNS, Pair, question_key
 from tunebook.pairs.shortcuts import format_only, shortcut_accuracy
+from tunebook.pairs.summary import remarks
 from tunebook.pairs.work import Source, Work, engine_of
 from tunebook.recipe.errors import UserError, shorten
 from tunebook.recipe.overrides import switch
@@ -173,7 +174,10 @@ def existing_pairs(recipe: Recipe, number: int = 1) -> None:
     stage = pairs_stage(recipe, number)
     if not stage.done and not stage.await_rank_0():
         backend.backend()  # what comes after it in this process wants it first
-        pairs(recipe, number)
+        record = pairs(recipe, number)
+        # `tunebook pairs` would say it, and nobody has called that.
+        for line in remarks(record, stage.name):
+            print(line)
 
 
 def pairs_stage(recipe: Recipe, number: int = 1) -> Stage:

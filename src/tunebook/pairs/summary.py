@@ -26,6 +26,10 @@ FEW = 20
 """Pairs below which DPO has hardly a step to learn from: at 16 pairs a step it would be one."""
 
 
+TOO_HIGH = 0.7
+"""The accuracy of a shortcut from which on the pairs teach it."""
+
+
 def summary(record: dict[str, Any]) -> Table:
     """The record of a `pairs` stage: pairs by strategy, outcomes of samples, the two shortcut checks."""
     table = Table("what", "value", title="pairs")
@@ -42,8 +46,7 @@ def summary(record: dict[str, Any]) -> Table:
         table.add_row("score margin: min / median / max", values)
     tokens = record["tokens"]
     table.add_row("mean tokens (chosen / rejected)", f"{tokens['chosen']:.0f} / {tokens['rejected']:.0f}")
-    length = _rated(record["length_only_accuracy"], "lower pairs.max_length_ratio")
-    table.add_row("told apart by length alone", length)
+    table.add_row("told apart by length alone", length_alone(record))
     trait, accuracy = next(iter(record["format_only_accuracy"].items()))
     layout = _rated(accuracy, "look at the pairs: one side is written differently")
     table.add_row(f"told apart by format ({trait}) alone", layout)
@@ -73,7 +76,7 @@ def show(stage: Stage) -> None:
 def remarks(record: dict[str, Any], folder: str) -> list[str]:
     """What of a finished `pairs` stage a user has to know: rows that were put aside, and too few pairs."""
     lines = []
-    if set(record["settings"]["pairs"]["methods"]) == {"dataset"}:
+    if _is_existing(record):
         lines += aside.account(record, folder, aside.PAIR_SETTINGS)
     count = record["rows"]["train"]
     if count >= FEW:
@@ -93,7 +96,19 @@ def remarks(record: dict[str, Any], folder: str) -> list[str]:
     return [*lines, f"{few}: {mend}"]
 
 
+def length_alone(record: dict[str, Any]) -> str:
+    """How well length alone tells the sides apart, and what helps where that is too well."""
+    mend = "lower pairs.max_length_ratio"
+    if _is_existing(record):  # whose pairs are taken as they are
+        mend = "DPO will learn the length: even it out in the set"
+    return _rated(record["length_only_accuracy"], mend)
+
+
+def _is_existing(record: dict[str, Any]) -> bool:
+    return set(record["settings"]["pairs"]["methods"]) == {"dataset"}
+
+
 def _rated(accuracy: float, mend: str) -> str:
     """A shortcut's accuracy, and whether it is too high."""
-    comment = f"above 70%: {mend}" if accuracy > 0.7 else "near 50% is healthy"
+    comment = f"above 70%: {mend}" if accuracy > TOO_HIGH else "near 50% is healthy"
     return f"{accuracy:.0%} ({comment})"
