@@ -15,7 +15,7 @@ from tunebook.pairs.on_policy import on_policy
 from tunebook.pairs.pairs import _rows, _split, _why_none, pairs
 from tunebook.pairs.shortcuts import format_only, shortcut_accuracy
 from tunebook.pairs.summary import summary
-from tunebook.pairs.work import Work
+from tunebook.pairs.work import Work, count_verdicts
 from tunebook.recipe.errors import UserError
 from tunebook.recipe.files import ROOT
 from tunebook.recipe.loading import load_recipe
@@ -113,6 +113,7 @@ def test_shortcuts_are_seen():
     shouting = made(PairsConfig(samples=2), [ROW], [sample(RIGHT), sample(WRONG.replace("1. ", "1. **"))])
     assert next(iter(format_only(shouting).items())) == ("punctuation", 1.0)
     record = {
+        "settings": {"pairs": {"methods": ["on_policy"]}},
         "rows": {"train": 1, "val": 0},
         "strategies": {},
         "tokens": {"chosen": 1, "rejected": 1},
@@ -189,9 +190,15 @@ def test_what_the_trainer_would_cut_is_in_no_pair(monkeypatch):
         "paired": 1,
         "too long": 1,
     }
-    assert _why_none({"samples": {"wrong": 6, "broken": 6}}) == (
-        ": of 12 samples 6 are wrong, 6 are cut off, or without a final answer; raise pairs.max_new_tokens, "
-        "or train SFT longer"
+    # What is cut off is said as such: of the others more tokens bring nothing.
+    samples = [sample(WRONG, True), sample(""), sample(WRONG, True), sample(RIGHT)]
+    assert count_verdicts(samples) == {"cut off": 2, "broken": 1, "right": 1}
+    assert _why_none({"samples": {"wrong": 6, "cut off": 4, "broken": 2}}) == (
+        ": of 12 samples 6 are wrong, 4 are cut off, 2 are broken (empty, an error text, or without a final "
+        "answer in the form of the rows); raise pairs.max_new_tokens, or train SFT longer"
+    )
+    assert _why_none({"samples": {"wrong": 6, "broken": 6}}).endswith(
+        "; train SFT longer: answers do not end as those of the rows do"
     )
     assert _why_none({"samples": work.record["errors"] | {"too long": 9}}).endswith(
         "9 are too long; raise model.max_seq_length"

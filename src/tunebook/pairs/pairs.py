@@ -148,18 +148,20 @@ def _why_none(record: dict[str, Any]) -> str:
     if not counts:
         return "; look at quarantine.jsonl"
     remedies = {
-        "broken": "raise pairs.max_new_tokens, or train SFT longer",
+        "cut off": "raise pairs.max_new_tokens, or train SFT longer",
+        "broken": "train SFT longer: answers do not end as those of the rows do",
         "too long": "raise model.max_seq_length",
         "no score": "the checker says nothing of them",
         "judged": "the judge prefers none of them, or pairs.max_length_ratio is too low",
     }
     samples = sum(counts.values())
     most = max(counts, key=lambda verdict: counts[verdict])
-    # A third of them is enough to look there first: more samples would be cut off too.
-    if 3 * counts.get("broken", 0) >= samples:
-        most = "broken"
+    # A third of them is enough to look there first: more samples would end no better.
+    for verdict in ("broken", "cut off"):
+        if 3 * counts.get(verdict, 0) >= samples:
+            most = verdict
     remedy = remedies.get(most, "raise pairs.temperature, pairs.samples or pairs.prompts")
-    names = {"broken": "cut off, or without a final answer"}
+    names = {"broken": "broken (empty, an error text, or without a final answer in the form of the rows)"}
     verdicts = ", ".join(f"{n} are {names.get(verdict, verdict)}" for verdict, n in counts.items())
     return f": of {samples} samples {verdicts}; {remedy}"
 

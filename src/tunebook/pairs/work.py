@@ -166,5 +166,10 @@ def engine_of(recipe: Recipe, number: int, rows: list[dict[str, Any]]) -> Engine
 
 
 def count_verdicts(samples: list[Sample]) -> dict[str, int]:
-    """How many samples have each verdict, the most frequent first."""
-    return dict(Counter(sample["verdict"] for sample in samples).most_common())
+    """How many samples have each verdict, the most frequent first; of broken ones those that are cut off."""
+    counts = Counter[str]()
+    for sample in samples:
+        # More tokens bring these to an end, and the others nothing.
+        is_cut_off = sample["verdict"] == "broken" and sample["truncated"]
+        counts["cut off" if is_cut_off else sample["verdict"]] += 1
+    return dict(counts.most_common())
