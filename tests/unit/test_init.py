@@ -251,3 +251,15 @@ def test_an_empty_cell_in_the_last_row_changes_no_guess(here, embedded, capsys):
     path = init.init(write("p.jsonl", [row, row, row | {"worse": None}]))
     assert load_recipe(path).pairs.columns == {"prompt": "question", "chosen": "better", "rejected": "worse"}
     assert "not readable: 1 empty cell (the first: rejected: empty)" in capsys.readouterr().out
+
+
+def test_half_a_pair_is_named_as_such_and_rejected_is_never_the_answer(here, embedded, capsys):
+    half = {"prompt": "Number 99?", "chosen": "It is 99."}
+    init.init(write("p.jsonl", [half, *PAIRS, half]))
+    half_said = "not readable: 2 missing column (the first: rejected: missing; the row has prompt, chosen)"
+    assert half_said in capsys.readouterr().out
+    # Of chosen alone it can be learnt.
+    path = init.init(write("chosen.jsonl", [half] * 3))
+    assert load_recipe(path).data.sources[0].columns == {"prompt": "prompt", "completion": "chosen"}
+    with pytest.raises(UserError, match=r"worse\.jsonl: chosen: missing; the row has prompt, rejected$"):
+        init.init(write("worse.jsonl", [{"prompt": "Number 99?", "rejected": "Cheese."}] * 3))

@@ -116,6 +116,9 @@ def recognised(raw: Raw) -> Form:
             f"the columns {columns} are those of a preference set: name it in pairs.dataset, or train on "
             "one side with `columns`, as in {completion: chosen}",
         )
+    for side, other in (("chosen", "rejected"), ("rejected", "chosen")):
+        if side in raw and other not in raw:
+            raise Unusable("missing column", f"{other}: missing; the row has {columns}")
     if list(raw) == ["text"]:
         raise Unusable(
             "no prompt", "rows of `text` alone have no prompt and no answer: split them into two columns"
@@ -146,9 +149,8 @@ def longest(lengths: dict[str, int]) -> tuple[str, str] | None:
         lengths: Characters of each column's texts.
     """
     by_length = sorted(lengths, key=lambda name: -lengths[name])
-    sides = named_sides(lengths)
-    is_preference = NOT_NAMED not in (sides["chosen"], sides["rejected"])
-    if len(lengths) < 2 or is_preference or len(_answers(lengths)) > 1:
+    has_worse = named_sides(lengths)["rejected"] != NOT_NAMED
+    if len(lengths) < 2 or has_worse or len(_answers(lengths)) > 1:
         return None
     if len(lengths) > 2 and 2 * lengths[by_length[2]] >= lengths[by_length[1]]:
         return None
@@ -187,12 +189,12 @@ def named_sides(names: Iterable[str]) -> dict[str, str]:
             sides["chosen"].append(name)
         elif any(part in name.casefold() for part in QUESTION_PARTS):
             sides["prompt"].append(name)
-    # Of several questions the first; of several better or worse answers none is the one.
-    one_each = {}
+    told = dict.fromkeys(sides, NOT_NAMED)
     for side, columns in sides.items():
-        is_told = len(columns) == 1 or (columns and side == "prompt")
-        one_each[side] = columns[0] if is_told else NOT_NAMED
-    return one_each
+        # Of several questions the first; of several better or worse answers none is the one.
+        if len(columns) == 1 or (columns and side == "prompt"):
+            told[side] = columns[0]
+    return told
 
 
 def _answers(lengths: dict[str, int]) -> list[str]:

@@ -74,7 +74,7 @@ def look_at(path: str, renames: dict[str, str] | None = None) -> Look:
         except Unusable as error:
             look.unreadable[error.reason] += 1
             look.example = look.example or str(error)
-            if error.reason == "unknown columns" and isinstance(raw, dict):
+            if error.reason in ("unknown columns", "missing column") and isinstance(raw, dict):
                 for column, text in raw.items():
                     if isinstance(text, str):
                         look.lengths[column] += len(text)
@@ -88,8 +88,9 @@ def look_at(path: str, renames: dict[str, str] | None = None) -> Look:
             raise UserError(f"{path}: no column {theirs!r}{near}; there are: {', '.join(columns)}")
     # Of all rows together: in a single one a cell may be empty, or the longer answer the shorter one.
     look.guess = recognise.named_alike(look.lengths)
-    if not look.guess and len(columns) == len(look.lengths) == 2:
-        look.guess = dict(zip(("prompt", "completion"), look.lengths, strict=True))
+    both = recognise.longest(look.lengths)
+    if both and not look.guess and len(columns) == 2:
+        look.guess = {"prompt": both[0], "completion": both[1]}
     if names:
         look.form = names.most_common(1)[0][0]
     return look
