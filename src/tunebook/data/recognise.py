@@ -204,7 +204,7 @@ def _answers(lengths: dict[str, int]) -> list[str]:
     for name in lengths:
         if name != prompt and any(part in name.casefold() for part in ANSWER_PARTS):
             names.append(name)
-    most = max((lengths[name] for name in names), default=0)
+    most = max(map(lengths.__getitem__, names), default=0)
     return [name for name in names if 10 * lengths[name] >= most]
 
 
