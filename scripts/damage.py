@@ -1,6 +1,6 @@
 """Scale one layer of a run's last adapter, evaluate the copy, and print what the gate says of it.
 
-    uv run python scripts/damage.py --layer 20 --scale 4
+    uv run python scripts/damage.py --layer 28 --scale 11 --margin -1
 
 The run `<run>-damaged` is a copy of a finished one; its base and SFT answers are kept. The task's rule asks
 whether the damaged model is still better than the base, the other one whether other skills are as after SFT.
