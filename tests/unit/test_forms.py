@@ -184,9 +184,22 @@ def test_numbers_are_their_text_and_lists_are_not(tmp_path):
     assert outputs(["a", "b"]) == ("wrong type", "output is a list, write it as text")
     assert outputs({"a": 1}) == ("wrong type", "output is an object, write it as text")
     assert outputs(float("nan")) == ("empty cell", "output: empty")
+    even = {"instruction": "Is it even?", "input": 0, "output": "yes"}
+    assert one(tmp_path, even) == [user("Is it even?\n\n0"), assistant("yes")]
     chat = {"prompt": "Q", "completion": ["a", "b"]}
     assert one(tmp_path, chat) == ("wrong type", "completion is a list, write it as text")
     assert one(tmp_path, {"prompt": 7, "completion": 8}) == [user("7"), assistant("8")]
+
+
+def test_pandas_nan_is_an_empty_cell_wherever_it_stands(tmp_path, pairs_of):
+    nan = float("nan")
+    empty = {"instruction": "Q", "input": nan, "system": nan, "history": nan, "image": nan, "output": "A"}
+    assert one(tmp_path, empty) == [user("Q"), assistant("A")]
+    bare = {"tool_calls": nan, "reasoning_content": nan, "weight": nan}
+    messages = [user("Q") | bare, assistant("A", **bare)]
+    assert one(tmp_path, {"messages": messages}) == [user("Q"), assistant("A")]
+    unscored = {"chosen": GOOD, "rejected": BAD, "score_chosen": nan, "score_rejected": nan}
+    assert pairs_of([{"prompt": ASKED, "system": nan, **unscored}]) == [PAIR]
 
 
 def test_the_advice_fits_the_error(tmp_path):

@@ -144,10 +144,11 @@ def _first_of(names: Sequence[str], raw: Raw) -> str:
 
 def below(prompt: str, raw: Raw) -> str:
     """A prompt with the row's `input` (or `context`) below it, where it has one."""
-    name = "input" if raw.get("input") else "context"
-    if not raw.get(name):
+    # An empty text or list is none; 0 is a number like any other.
+    filled = [name for name in ("input", "context") if raw.get(name) or raw.get(name) == 0]
+    if not filled:
         return prompt
-    further = text_of(raw, name)
+    further = text_of(raw, filled[0])
     # Only the beginning is looked at: the pattern is slow on a text of many thousand characters.
     if not further.strip() or NO_INPUT.fullmatch(further[:100]) or further == prompt:
         return prompt

@@ -6,6 +6,7 @@ import csv
 import heapq
 import itertools
 import json
+import math
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -46,7 +47,18 @@ def all_records(path: str, hub_split: str, key: str, hub_config: str | None = No
             source_id = f"{name}:{number}"
             if isinstance(record, Reject):
                 record.source_id = source_id
-            yield source_id, record
+                yield source_id, record
+            else:
+                yield source_id, _without_nan(record)
+
+
+def _without_nan(value: Any) -> Any:
+    """A value with none in place of each NaN: pandas writes one into every empty cell, of texts too."""
+    if isinstance(value, dict):
+        return {name: _without_nan(item) for name, item in value.items()}
+    if isinstance(value, list):
+        return [_without_nan(item) for item in value]
+    return None if isinstance(value, float) and math.isnan(value) else value
 
 
 def records(path: str, hub_split: str, key: str, hub_config: str | None = None) -> Numbered:
