@@ -441,6 +441,20 @@ def test_earlier_turns_inputs_and_system_messages_stay_in_the_prompt(pairs_of):
     assert pairs_of([{"input": ASKED, **sides}], columns={"prompt": "input"}) == [PAIR]
 
 
+@pytest.mark.parametrize(
+    ("prompt", "chosen", "rejected"),
+    [
+        ("Hi", "Hi! How can I help?", "Hi there."),
+        ("Good morning", "Good morning to you, Ann.", "Good morning is over."),
+        ("Count on from 2", "Count on from 2: 3, 4", "Count on from 2: 4, 5"),
+        ("2", "21", "22"),
+    ],
+)
+def test_an_answer_may_begin_with_the_words_of_its_prompt(pairs_of, prompt, chosen, rejected):
+    row = {"prompt": prompt, "chosen": chosen, "rejected": rejected}
+    assert pairs_of([row]) == [([user(prompt)], chosen, rejected, None)]
+
+
 def test_the_common_beginning_ends_where_a_sentence_does(pairs_of):
     def prompt(chosen, rejected):
         (found,) = pairs_of([{"chosen": chosen, "rejected": rejected}])

@@ -62,11 +62,22 @@ def _take_off(row: Raw, prompt: str) -> None:
     further = []
     for side in ("chosen", "rejected"):
         text = row.get(side)
-        if not prompt or not isinstance(text, str) or not text.strip().startswith(prompt):
+        if not prompt or not isinstance(text, str) or not _repeats(text.strip(), prompt):
             return
         further.append(text.strip().removeprefix(prompt).strip())
     if all(further):
         row["chosen"], row["rejected"] = further
+
+
+def _repeats(text: str, prompt: str) -> bool:
+    """Whether a text begins with the whole prompt, and not with a word or two that are its own.
+
+    `Hi! How can I help?` is all of an answer to `Hi`.
+    """
+    if not text.startswith(prompt):
+        return False
+    goes_on_apart = text[len(prompt) :][:1].isspace()
+    return prompt.endswith(("?", ":", "？", "：")) or (goes_on_apart and len(prompt.split()) > 2)
 
 
 def implicit(raw: Raw) -> Raw:
