@@ -286,6 +286,34 @@ def test_what_changes_a_rows_meaning_is_honoured_or_named(tmp_path):
     assert one(tmp_path, orca) == [system("Be exact."), user("Q"), assistant("A")]
 
 
+@pytest.mark.parametrize(
+    ("asks", "answers"), [("Human", "GPT"), ("USER", "Assistant"), ("human", "ai"), ("prompter", "assistant")]
+)
+def test_roles_are_known_by_any_of_their_names(tmp_path, asks, answers):
+    turns = [{"from": "System", "value": "S"}, {"from": asks, "value": "Q"}, {"from": answers, "value": "A"}]
+    assert one(tmp_path, {"conversations": turns}) == [system("S"), user("Q"), assistant("A")]
+    messages = [{"role": turn["from"], "content": turn["value"]} for turn in turns]
+    (row,) = rows_of(tmp_path, [{"messages": messages, "tools": [{"name": "tide"}]}])
+    assert json.loads(row.chat)["messages"] == [system("S"), user("Q"), assistant("A")]
+
+
+def test_a_call_is_kept_however_it_is_written(tmp_path):
+    function = {"name": "tide", "arguments": {"port": "Cebu"}}
+    result = {"role": "function", "name": "tide", "content": "14:05"}
+    for call in (
+        {"function_call": {"name": "tide", "arguments": '{"port": "Cebu"}'}},  # OpenAI's older form
+        {"tool_calls": json.dumps([{"function": function}])},
+        {"tool_calls": {"function": function}},
+    ):
+        for content in (None, "Let me look."):
+            turns = [user("When?"), assistant(content, **call), result, assistant("At 14:05.")]
+            for messages in (turns, turns[:2]):
+                (row,) = rows_of(tmp_path, [{"messages": messages, "functions": [{"name": "tide"}]}])
+                called = {"type": "function", "function": function}
+                kept = json.loads(row.chat)["messages"][1]
+                assert kept == assistant(content or "", tool_calls=[called])
+
+
 def test_rows_with_tools_or_reasoning_keep_their_whole_conversation(tmp_path):
     call = {"type": "function", "function": {"name": "tide", "arguments": "{}"}}
     as_object = {"type": "function", "function": {"name": "tide", "arguments": {}}}

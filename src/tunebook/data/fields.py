@@ -14,17 +14,19 @@ from typing import Any
 from tunebook.data.rows import Raw, Unusable
 from tunebook.models.chat_template import Messages
 
-# Who speaks, as a message's role; the names of OpenAI, ShareGPT and their kin.
+# Who speaks, as a message's role; the names of OpenAI, ShareGPT, LangChain, OpenAssistant and their kin.
 ROLES = {
     "system": "system",
     "developer": "system",
     "user": "user",
     "human": "user",
+    "prompter": "user",
     "assistant": "assistant",
     "gpt": "assistant",
     "chatgpt": "assistant",
     "model": "assistant",
     "bot": "assistant",
+    "ai": "assistant",
 }
 TOOL_ROLES = ("tool", "function", "function_call", "observation", "ipython")
 
@@ -110,10 +112,16 @@ def parsed(value: Any) -> Any:
     return value
 
 
+def role_of(message: Raw) -> Any:
+    """Who speaks, as `ROLES` and `TOOL_ROLES` write it: `Human` is `human`."""
+    role = message.get("role", message.get("from"))
+    return role.strip().lower() if isinstance(role, str) else role
+
+
 def _message(message: Raw, name: str) -> dict[str, str]:
     role_key = "role" if "role" in message else "from"
     content_key = "content" if "content" in message else "value"
-    role = message.get(role_key)
+    role = role_of(message)
     refuse_tools(message, name)
     if role in TOOL_ROLES:
         raise Unusable("tools", f"{name}: role {role!r}; tools are not trained yet")
@@ -166,7 +174,7 @@ def images_in(messages: Any) -> list[Any]:
     found = []
     questions = 0
     for message in _objects(parsed(messages)):
-        questions += message.get("role") == "user"
+        questions += ROLES.get(role_of(message)) == "user"
         for part in _objects(message.get("content")):
             image = _image_of_part(part) if part.get("type") in IMAGE_PARTS else None
             # A part without its image stands for the next one of the row's own column.

@@ -10,7 +10,16 @@ import json
 from collections.abc import Callable
 from typing import Any
 
-from tunebook.data.fields import REASONING, ROLES, TOOL_ROLES, as_text, is_missing, parsed, text_of_parts
+from tunebook.data.fields import (
+    REASONING,
+    ROLES,
+    TOOL_ROLES,
+    as_text,
+    is_missing,
+    parsed,
+    role_of,
+    text_of_parts,
+)
 from tunebook.data.rows import Raw, Unusable
 from tunebook.models.chat_template import Messages
 from tunebook.models.turns import Conversation
@@ -70,15 +79,20 @@ def _is_more_than_text(turn: Any) -> bool:
     weight = turn.get("weight")
     has_no_weight = not is_missing(weight) and not weight
     # Its role alone may say so: a tool's result, ShareGPT's call.
-    role = turn.get("role", turn.get("from"))
-    return role in TOOL_ROLES or bool(turn.get("tool_calls")) or has_reasoning or has_no_weight
+    return role_of(turn) in TOOL_ROLES or bool(_calls(turn)) or has_reasoning or has_no_weight
+
+
+def _calls(turn: Raw) -> list[Any]:
+    """The calls of tools in a message, perhaps as JSON in a text; OpenAI's older form has one alone."""
+    calls = parsed(turn.get("tool_calls") or turn.get("function_call")) or []
+    return calls if isinstance(calls, list) else [calls]
 
 
 def _message(turn: Any, name: str) -> dict[str, Any]:
     """A message in OpenAI's form, with the keys that chat templates read. Raises Unusable."""
     if not isinstance(turn, dict):
         raise Unusable("wrong type", f"{name}: not a message with role and content")
-    role = turn.get("role", turn.get("from"))
+    role = role_of(turn)
     content = turn.get("content", turn.get("value"))
     if isinstance(content, list):
         content = text_of_parts(content, f"{name}.content")
@@ -90,7 +104,7 @@ def _message(turn: Any, name: str) -> dict[str, Any]:
     if not isinstance(role, str) or role not in ROLES:
         raise Unusable("wrong role", f"{name}.role: {role!r} is none of {', '.join([*ROLES, *RESULTS])}")
     message: dict[str, Any] = {"role": ROLES[role]}
-    calls = turn.get("tool_calls")
+    calls = _calls(turn)
     if calls:
         message["content"] = "" if is_missing(content) else as_text(content, f"{name}.content")
         message["tool_calls"] = [_call(call, f"{name}.tool_calls") for call in calls]
