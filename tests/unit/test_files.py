@@ -169,6 +169,23 @@ def test_a_table_in_any_dialect(tmp_path, capsys, content, said):
 
 
 @pytest.mark.parametrize(
+    ("header", "names"),
+    [
+        ('"Question\n(short)";"Answer\n(team)"', ["Question\n(short)", "Answer\n(team)"]),
+        ("Question, short;Answer", ["Question, short", "Answer"]),
+        ("answer;answer;answer", ["answer", "answer.1"]),
+        ("question;answer;;", ["question", "answer"]),
+    ],
+)
+def test_a_header_may_have_line_breaks_commas_and_a_name_twice(tmp_path, capsys, header, names):
+    (tmp_path / "t.csv").write_text(f"{header}\nWho, me?;You.\n")
+    (row,) = rows_of(tmp_path / "t.csv").values()
+    assert {name: row[name] for name in names} == dict(zip(names, ["Who, me?", "You."], strict=True))
+    if "answer.1" in names:
+        assert "t.csv: a further column 'answer' is read as 'answer.1'" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
     ("encoding", "text"),
     [
         ("cp1252", "Où est la gare ? À côté… 5 €"),

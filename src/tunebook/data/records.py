@@ -137,6 +137,11 @@ def read_csv(path: Path) -> Numbered:
             separator = header.strip()[4:5]
             header = next(lines, "")
             lines_before = 1
+        head = [header]
+        # Excel's names of columns may have line breaks, in quotes.
+        while header.count('"') % 2 and len(head) < LONGEST_HEADER:
+            head.append(next(lines, ""))
+            header += head[-1]
         separator = separator or _separator(header)
         if separator != SEPARATORS[kind_of(path)]:
             say_once(f"{path.name}: columns are separated by {separator!r}")
@@ -144,9 +149,9 @@ def read_csv(path: Path) -> Numbered:
         has_spaces = f"{separator} " in header
         # Strict, because a quote that is never closed would take all further rows into one value.
         reader = csv.reader(
-            itertools.chain([header], lines), delimiter=separator, skipinitialspace=has_spaces, strict=True
+            itertools.chain(head, lines), delimiter=separator, skipinitialspace=has_spaces, strict=True
         )
-        names = [name.strip() for name in next(reader, [])]
+        names = _distinct([name.strip() for name in next(reader, [])], path)
         for number, cells in enumerate(_cells(reader, lines_before), 1):
             if any(_looks_like_rows(cell, len(names), separator) for cell in cells):
                 say_once(
@@ -154,6 +159,24 @@ def read_csv(path: Path) -> Numbered:
                     "is a quote before them not closed?"
                 )
             yield number, _row_of_cells(f"{path.name}:{number}", names, cells, separator)
+
+
+# Lines of the names of columns.
+LONGEST_HEADER = 10
+
+
+def _distinct(names: list[str], path: Path) -> list[str]:
+    """Names of columns; a further one of the same name is numbered as pandas does it: `answer.1`."""
+    distinct: list[str] = []
+    for i, name in enumerate(names):
+        number = names[:i].count(name)
+        # Without a name is what Excel's cells beside the table leave.
+        if name and number:
+            say_once(f"{path.name}: a further column {name!r} is read as '{name}.{number}'")
+            distinct.append(f"{name}.{number}")
+        else:
+            distinct.append(name)
+    return distinct
 
 
 def _cells(reader: Any, lines_before: int) -> Iterator[list[str]]:
@@ -185,17 +208,21 @@ SEPARATORS = {".csv": ",", ".tsv": "\t"}
 
 
 def _separator(header: str) -> str:
-    """The separator that gives a header the most columns."""
+    """The separator that gives a header the most columns; of two, one that no space follows.
+
+    In `Question, short;Answer` the comma belongs to a name.
+    """
     best = ","
-    most = 1
+    most = (1, True)
     for separator in (",", ";", "\t", "|"):
         try:
             (names,) = csv.reader([header.strip("\r\n")], delimiter=separator, strict=True)
         except (csv.Error, ValueError):  # a quote that the next character does not fit
             continue
-        if len(names) > most:
+        fit = (len(names), f"{separator} " not in header)
+        if fit > most:
             best = separator
-            most = len(names)
+            most = fit
     return best
 
 
