@@ -24,9 +24,9 @@ PACKAGE = Path(__file__).parents[1] / "src" / "tunebook"
 COLUMNS = 110
 
 # The limits of the package: at most, and for comments at least.
-LINES = 27_990
+LINES = 28_100
 LONGEST_FILE = 350
-LARGEST_FOLDER = 4_440
+LARGEST_FOLDER = 4_520
 COMPREHENSIONS_PER_100 = 3.0
 DOUBLE_COMPREHENSIONS = 2
 CONDITIONALS_PER_100 = 2.0
