@@ -175,6 +175,21 @@ def test_a_column_is_read_for_one_thing_alone(tmp_path):
     assert one(tmp_path, row, columns=away) == [user("6 * 7?"), assistant("42")]
 
 
+def test_columns_are_known_in_upper_case_too(tmp_path, pairs_of):
+    row = {"System": "Be brief.", "Question": "Sort", "Context": "3, 1", "Answer": "1, 3"}
+    assert one(tmp_path, row) == [system("Be brief."), user("Sort\n\n3, 1"), assistant("1, 3")]
+    assert one(tmp_path, {"Prompt": "Q", "COMPLETION": "A"}, format="chat") == [user("Q"), assistant("A")]
+    assert one(tmp_path, {"Prompt": "Q", "Completion": None}) == ("empty cell", "completion: empty")
+    # Names in `columns` are those of the file, and no column takes the place of another.
+    renamed = one(tmp_path, row, columns={"prompt": "Question", "completion": "Answer"})
+    assert renamed == [system("Be brief."), user("Sort\n\n3, 1"), assistant("1, 3")]
+    both = {"question": "Q", "answer": "A", "Answer": "other"}
+    assert one(tmp_path, both) == [user("Q"), assistant("A")]
+    assert "no known form has the columns Frage, Wert" in one(tmp_path, {"Frage": "Q", "Wert": "A"})[1]
+    labelled = [{"Prompt": ASKED, "Completion": text, "Label": text == GOOD} for text in (GOOD, BAD)]
+    assert pairs_of([{"Prompt": ASKED, "Chosen": GOOD, "Rejected": BAD}, *labelled]) == [PAIR, PAIR]
+
+
 def test_numbers_are_their_text_and_lists_are_not(tmp_path):
     def outputs(value):
         return one(tmp_path, {"instruction": "Q", "input": "", "output": value}, format="alpaca")

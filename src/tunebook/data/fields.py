@@ -51,6 +51,15 @@ def is_missing(value: Any) -> bool:
     return value is None or (isinstance(value, float) and math.isnan(value))
 
 
+def lower_cased(raw: Raw) -> Raw:
+    """A raw row with its columns under names in lower case, as all forms have them; none takes another's."""
+    row = dict(raw)
+    for name in raw:
+        if name.lower() not in row:
+            row[name.lower()] = row.pop(name)
+    return row
+
+
 def text_of(raw: Raw, name: str) -> str:
     """A column as text; a number, or true, is taken as it is written. Raises Unusable."""
     if is_missing(raw.get(name)):

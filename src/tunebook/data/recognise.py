@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from tunebook.data.fields import is_missing
+from tunebook.data.fields import is_missing, lower_cased
 from tunebook.data.formats import (
     alpaca,
     chat,
@@ -100,16 +100,17 @@ FORMATS: dict[str, Callable[[Raw], Raw]] = {form.name: form.function for form in
 def recognised(raw: Raw) -> Form:
     """The form of a row by its columns. Raises Unusable that says which it has and what can be done."""
     # A column may be there and empty, as all columns of a Parquet or CSV file are in every row.
-    for is_there in (lambda name: not is_missing(raw.get(name)), lambda name: name in raw):
+    row = lower_cased(raw)
+    for is_there in (lambda name: not is_missing(row.get(name)), lambda name: name in row):
         for form in FORMS:
-            if all(map(is_there, form.columns)) and form.fits(raw):
+            if all(map(is_there, form.columns)) and form.fits(row):
                 return form
     columns = shorten(", ".join(raw), 200)
     if not raw:
         raise Unusable("unknown columns", "an empty row")
-    if "chosen" in raw and "rejected" in raw:
+    if "chosen" in row and "rejected" in row:
         for side in ("chosen", "rejected"):
-            if is_missing(raw[side]):
+            if is_missing(row[side]):
                 raise Unusable("empty cell", f"{side}: empty")
         raise Unusable(
             "unknown columns",
@@ -117,9 +118,9 @@ def recognised(raw: Raw) -> Form:
             "one side with `columns`, as in {completion: chosen}",
         )
     for side, other in (("chosen", "rejected"), ("rejected", "chosen")):
-        if side in raw and other not in raw:
+        if side in row and other not in row:
             raise Unusable("missing column", f"{other}: missing; the row has {columns}")
-    if list(raw) == ["text"]:
+    if list(row) == ["text"]:
         raise Unusable(
             "no prompt", "rows of `text` alone have no prompt and no answer: split them into two columns"
         )
@@ -214,7 +215,7 @@ def why_missing(name: str, raw: Raw, columns: dict[str, str]) -> tuple[str, str]
     Of a missing column it says which ones the row has, and how one of them is named.
     """
     theirs = columns.get(name, name)
-    if theirs in raw:
+    if theirs in raw or theirs in lower_cased(raw):
         return "empty cell", f"{theirs}: empty"
     what = f"{name}: missing"
     names = shorten(", ".join(raw), 200) or "no columns"

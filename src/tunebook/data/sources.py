@@ -15,7 +15,7 @@ from tqdm.auto import tqdm
 from school_geometry import problems
 from tunebook.checkers.check import other_columns
 from tunebook.data import files, images, tools
-from tunebook.data.fields import MissingColumn, images_in
+from tunebook.data.fields import MissingColumn, images_in, lower_cased
 from tunebook.data.formats import conversation, gold_of, prompt_alone
 from tunebook.data.mm_math import read_mm_math
 from tunebook.data.prompts import Prompts
@@ -159,13 +159,13 @@ def _fields(raw: Raw, source: ChatSource, forms: set[Form]) -> Raw:
     """
     row = renamed(raw, source.columns)
     if source.format:
-        fields = FORMATS[source.format](row)
+        fields = FORMATS[source.format](lower_cased(row))
     else:
         form = recognised(row)
         if form not in forms:
             forms.add(form)
             tqdm.write(f"{source.path}: read as {form.name}, by the columns {', '.join(form.columns)}")
-        fields = form.function(row)
+        fields = form.function(lower_cased(row))
     parts = images_in(fields.get("messages"))
     return {**fields, "images": parts} if parts else fields
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from tunebook.checkers.judge import Comparison, Judge, Outcome, reliability, warn_of_bias
+from tunebook.data.fields import lower_cased
 from tunebook.data.files import located
 from tunebook.data.prompts import Prompts
 from tunebook.data.records import all_records
@@ -124,7 +125,7 @@ def _choice(raw: Any, prompts: Prompts) -> Comparison:
     """A row of human choices; the second answer is the chosen one. Raises Unusable."""
     if isinstance(raw, Reject):
         raise Unusable(raw.reason)
-    row = recognised(raw).function(raw)
+    row = recognised(raw).function(lower_cased(raw))
     prompt, chosen = side_of(row, "chosen", prompts)
     _, rejected = side_of(row, "rejected", prompts)
     return Comparison(prompt, _text(rejected), _text(chosen))

@@ -14,7 +14,7 @@ from tunebook.checkers.check import Check, Judgement, other_columns
 from tunebook.checkers.instructions import BadInstruction
 from tunebook.data import aside, checks, contamination, files, images
 from tunebook.data.checks import RowChecker
-from tunebook.data.fields import MissingColumn, images_in, messages_of
+from tunebook.data.fields import MissingColumn, images_in, lower_cased, messages_of
 from tunebook.data.formats import conversation, gold_of
 from tunebook.data.prompts import Prompts
 from tunebook.data.recognise import why_missing
@@ -106,12 +106,14 @@ def _plain_row(raw: Raw, path: str, forms: set[str]) -> Raw:
     Args:
         forms: The names of those recognised so far; each is said once.
     """
-    refuse_tie(raw)
+    row = lower_cased(raw)
+    refuse_tie(row)
     form = recognised(raw)
     if form.name not in forms:
         forms.add(form.name)
         tqdm.write(f"{path}: pairs of the form {form.name}, by the columns {', '.join(form.columns)}")
-    return with_scores(form.function(raw))
+    # Under its own names too: the recipe's `check` may ask for them.
+    return with_scores(form.function({**raw, **row}))
 
 
 def _to_pair(raw: Raw, prompts: Prompts, min_margin: float | None, check: Check, source_id: str) -> Pair:

@@ -14,7 +14,7 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
-from tunebook.data.fields import MissingColumn, is_missing, messages_of, refuse_tools
+from tunebook.data.fields import MissingColumn, is_missing, lower_cased, messages_of, refuse_tools
 from tunebook.data.rows import Raw, Reject, Unusable
 from tunebook.models.chat_template import Messages
 from tunebook.recipe.errors import shorten
@@ -250,12 +250,13 @@ LABELS = {True: True, False: False, "true": True, "false": False, "1": True, "0"
 def recognised(raw: Raw) -> Form:
     """The form of a row by its columns. Raises Unusable that says which it has and what can be done."""
     # A column may be there and empty, as all columns of a Parquet or CSV file are in every row.
+    row = lower_cased(raw)
     for form in FORMS:
-        if all(not is_missing(raw.get(name)) for name in form.columns) and form.fits(raw):
+        if all(not is_missing(row.get(name)) for name in form.columns) and form.fits(row):
             return form
-    if "chosen" in raw or "rejected" in raw:
+    if "chosen" in row or "rejected" in row:
         for name in ("chosen", "rejected"):
-            if is_missing(raw.get(name)):
+            if is_missing(row.get(name)):
                 raise MissingColumn(name)
     columns = ", ".join(raw) or "none"
     raise Unusable(
@@ -291,10 +292,11 @@ def pair_labels(named: Iterable[tuple[str, Raw | Reject]]) -> Iterator[tuple[str
     """
     # A pair needs both rows, which may lie far apart: all of them are in memory.
     prompts: dict[str, dict[bool, list[tuple[str, Raw]]]] = {}
-    for source_id, raw in named:
+    for source_id, given in named:
+        raw = given if isinstance(given, Reject) else lower_cased(given)
         is_labelled = not isinstance(raw, Reject) and all(name in raw for name in LABELLED)
         if isinstance(raw, Reject) or not is_labelled or not is_missing(raw.get("chosen")):
-            yield source_id, raw
+            yield source_id, given
             continue
         label = raw["label"]
         key = label.strip().lower() if isinstance(label, str) else label
