@@ -257,6 +257,7 @@ def test_the_advice_fits_the_error(tmp_path):
     assert reason == "unknown columns" and "name it in pairs.dataset" in detail
     labelled = {"prompt": "Q", "completion": "A", "label": False}
     assert one(tmp_path, labelled)[0] == "labelled false"
+    assert one(tmp_path, labelled | {"label": "False"})[0] == "labelled false"
     assert one(tmp_path, labelled | {"label": True}) == [user("Q"), assistant("A")]
     with pytest.raises(UserError, match=r"data\.sources\.0\.format: should be one of .*did you mean alpaca"):
         one(tmp_path, row, format="alpacca")

@@ -58,6 +58,13 @@ def test_a_preference_set_becomes_dpo_alone(here, embedded, capsys):
     assert not Path("other.yaml").exists()
 
 
+def test_labels_in_a_csv_are_those_of_a_preference_set(here, embedded, capsys):
+    rows = "".join(f"Q{i},good {i},True\nQ{i},bad {i},FALSE\n" for i in range(30))
+    Path("kto.csv").write_text("prompt,completion,label\n" + rows)
+    assert load_recipe(init.init("kto.csv")).stages == ["pairs", "dpo"]
+    assert "60 preference pairs of the form answers with a label" in capsys.readouterr().out
+
+
 def test_nothing_is_overwritten_and_nothing_unreadable_is_written(here, embedded, capsys):
     write("my.jsonl", QUESTIONS)
     Path("my.yaml").write_text("mine: true\n")

@@ -40,7 +40,7 @@ ANSWERS = ("completion", "response", "output", "answer", "solution", "assistant"
 
 def chat(raw: Raw) -> Raw:
     """`messages` as OpenAI and TRL have them, or `prompt` and `completion`, each as text or messages."""
-    if raw.get("label") is False:
+    if str(raw.get("label")).strip().lower() == "false":  # a .csv file has text
         raise Unusable("labelled false", "label: the completion is a bad one; pairs are made of such rows")
     return raw
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tunebook.data import recognise
+from tunebook.data.fields import lower_cased
 from tunebook.data.records import all_records, renamed
 from tunebook.data.rows import Reject, Unusable
 from tunebook.pairs import forms
@@ -99,7 +100,8 @@ def look_at(path: str, renames: dict[str, str] | None = None) -> Look:
 def _form(raw: dict[str, Any]) -> tuple[str, bool]:
     """The name of a row's form, and whether it is one of preference sets. Raises Unusable."""
     # KTO's rows: one answer each, with a label; two of one prompt make a pair.
-    if isinstance(raw.get("label"), bool) and "completion" in raw:
+    row = lower_cased(raw)
+    if "completion" in row and str(row.get("label")).strip().lower() in ("true", "false"):
         return "answers with a label", True
     with contextlib.suppress(Unusable):
         return forms.recognised(raw).name, True
