@@ -96,7 +96,8 @@ def init(
     try:
         recipe = load_recipe(out)
         _ = Check(recipe.check).inputs  # a file that it names is there
-        examples = list(itertools.islice(_examples(recipe, look), SHOWN))
+        rejects: list[Reject] = []
+        examples = list(itertools.islice(_examples(recipe, look, rejects), SHOWN))
     except UserError:
         # What cannot be read back is not left lying about.
         if before is None:
@@ -105,6 +106,8 @@ def init(
             out.write_bytes(before)
         raise
     _say(look, goal, recipe, out)
+    if not examples and rejects:
+        print(f"WARNING: no row can be used as it is (the first: {rejects[0].reason}, {rejects[0].detail})")
     _show(recipe, examples)
     _say_next(recipe, goal)
     return out
@@ -243,17 +246,17 @@ def _quoted(value: str | dict[str, str]) -> str:
     return dumped.removesuffix("\n...\n").strip()
 
 
-def _examples(recipe: Recipe, look: Look) -> Iterator[dict[str, Any]]:
-    """Rows as they are trained on, or pairs."""
+def _examples(recipe: Recipe, look: Look, rejects: list[Reject]) -> Iterator[dict[str, Any]]:
+    """Rows as they are trained on, or pairs; the first that cannot be used goes to `rejects`."""
     with tempfile.TemporaryDirectory() as folder:
+        found: Iterator[Any] = sources.read(recipe, Path(folder))
         if look.is_preference:
-            for item in existing.read(recipe, len, Path(folder)):
-                if not isinstance(item, Reject):
-                    yield item
-            return
-        for row in sources.read(recipe, Path(folder)):
-            if isinstance(row, Row):
-                yield vars(row)
+            found = existing.read(recipe, len, Path(folder))
+        for item in found:
+            if isinstance(item, Reject):
+                rejects[:] = rejects[:1] or [item]
+            else:
+                yield vars(item) if isinstance(item, Row) else item
 
 
 def _say(look: Look, goal: Goal, recipe: Recipe, out: Path) -> None:

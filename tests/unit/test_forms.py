@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import base64
 import json
+from datetime import date
+from decimal import Decimal
 from pathlib import Path
 
 import pytest
 
 from tunebook.data import sources
+from tunebook.data.fields import as_text
 from tunebook.data.rows import Reject
 from tunebook.pairs import existing
 from tunebook.recipe.errors import UserError
@@ -199,6 +202,7 @@ def test_numbers_are_their_text_and_lists_are_not(tmp_path):
     assert outputs(["a", "b"]) == ("wrong type", "output is a list, write it as text")
     assert outputs({"a": 1}) == ("wrong type", "output is an object, write it as text")
     assert outputs(float("nan")) == ("empty cell", "output: empty")
+    assert as_text(date(2024, 1, 2), "x") == "2024-01-02" and as_text(Decimal("12.50"), "x") == "12.50"
     even = {"instruction": "Is it even?", "input": 0, "output": "yes"}
     assert one(tmp_path, even) == [user("Is it even?\n\n0"), assistant("yes")]
     chat = {"prompt": "Q", "completion": ["a", "b"]}

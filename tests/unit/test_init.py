@@ -80,6 +80,8 @@ def test_nothing_is_overwritten_and_nothing_unreadable_is_written(here, embedded
     assert not Path("odd.yaml").exists() and not Path("nothing.yaml").exists()
     init.init(write("some.jsonl", [*QUESTIONS, {"left": "1"}]))
     assert "not readable: 1 unknown columns (the first: no known form" in capsys.readouterr().out
+    init.init(write("listed.jsonl", [{"question": "Q", "answer": ["A"]}]))
+    assert "no row can be used as it is (the first: wrong type, answer is a list" in capsys.readouterr().out
 
 
 def test_two_unknown_columns_are_taken_in_their_order_and_others_are_named(here, embedded, capsys):

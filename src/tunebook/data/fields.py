@@ -9,6 +9,8 @@ from __future__ import annotations
 import base64
 import json
 import math
+from datetime import date
+from decimal import Decimal
 from typing import Any
 
 from tunebook.data.rows import Raw, Unusable
@@ -61,7 +63,7 @@ def lower_cased(raw: Raw) -> Raw:
 
 
 def text_of(raw: Raw, name: str) -> str:
-    """A column as text; a number, or true, is taken as it is written. Raises Unusable."""
+    """A column as text; a number, a date, or true, is taken as it is written. Raises Unusable."""
     if is_missing(raw.get(name)):
         raise MissingColumn(name)
     return as_text(raw[name], name)
@@ -75,7 +77,7 @@ def as_text(value: Any, name: str) -> str:
         return value
     if isinstance(value, bool):
         return str(value).lower()  # as JSON writes it
-    if isinstance(value, int | float):
+    if isinstance(value, int | float | Decimal | date):  # the last two are Parquet's
         return str(value)
     kind = KINDS.get(type(value), type(value).__name__)
     raise Unusable("wrong type", f"{name} is {kind}, write it as text")
