@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from tunebook.data import sources
-from tunebook.data.fields import as_text
-from tunebook.data.rows import Reject
+from tunebook.data.fields import as_text, images_in, messages_of
+from tunebook.data.rows import Reject, Unusable
 from tunebook.pairs import existing
 from tunebook.recipe.errors import UserError
 from tunebook.recipe.loading import load_recipe
@@ -624,3 +624,10 @@ def test_pairs_that_cannot_be_read_say_why(pairs_of):
         ("different prompts", "chosen and rejected answer different prompts"),
         ([user("Q")], "2", "3", None),
     ]
+
+
+def test_a_role_that_is_no_text_is_a_wrong_role():
+    """A list could not even be looked up."""
+    assert images_in([{"from": [], "value": "x"}]) == []
+    with pytest.raises(Unusable, match=r"messages\[0\]\.from: '\[\]' is none of system, "):
+        messages_of([{"from": [], "value": "x"}], "messages")

@@ -123,10 +123,12 @@ def parsed(value: Any) -> Any:
     return value
 
 
-def role_of(message: Raw) -> Any:
-    """Who speaks, as `ROLES` and `TOOL_ROLES` write it: `Human` is `human`."""
+def role_of(message: Raw) -> str | None:
+    """Who speaks, as `ROLES` and `TOOL_ROLES` write it: `Human` is `human`. What is no text, as it looks."""
     role = message.get("role", message.get("from"))
-    return role.strip().lower() if isinstance(role, str) else role
+    if role is None:
+        return None
+    return role.strip().lower() if isinstance(role, str) else repr(role)
 
 
 def _message(message: Raw, name: str) -> dict[str, str]:
@@ -185,7 +187,7 @@ def images_in(messages: Any) -> list[Any]:
     found = []
     questions = 0
     for message in _objects(parsed(messages)):
-        questions += ROLES.get(role_of(message)) == "user"
+        questions += ROLES.get(role_of(message) or "") == "user"
         for part in _objects(message.get("content")):
             image = _image_of_part(part) if part.get("type") in IMAGE_PARTS else None
             # A part without its image stands for the next one of the row's own column.
