@@ -52,12 +52,18 @@ def all_records(path: str, hub_split: str, key: str, hub_config: str | None = No
                 yield source_id, _without_nan(record)
 
 
-def _without_nan(value: Any) -> Any:
-    """A value with none in place of each NaN: pandas writes one into every empty cell, of texts too."""
+def _without_nan(value: Any, depth: int = 4) -> Any:
+    """A value with none in place of each NaN: pandas writes one into every empty cell, of texts too.
+
+    Args:
+        depth: How far down is looked; the keys of a call in a message in a column are the fourth.
+    """
+    if depth == 0:
+        return value
     if isinstance(value, dict):
-        return {name: _without_nan(item) for name, item in value.items()}
+        return {name: _without_nan(item, depth - 1) for name, item in value.items()}
     if isinstance(value, list):
-        return [_without_nan(item) for item in value]
+        return [_without_nan(item, depth - 1) for item in value]
     return None if isinstance(value, float) and math.isnan(value) else value
 
 
